@@ -1,0 +1,145 @@
+"""Ready-made model configurations as functions: the paper's, torchvision's, and a small one for CPUs and small data.
+
+Each takes the categories (a count, names, or `Category` objects) and, for a skeleton, the keypoints (a count or names), and gives a `ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .config import (
+    BoxHeadConfig,
+    Category,
+    InputConfig,
+    KeypointHeadConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    NeckConfig,
+    RoiConfig,
+    RpnConfig,
+    TrunkConfig,
+)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def make_categories(categories: int | Sequence[str | Category], keypoints: int | Sequence[str] = ()) -> tuple[Category, ...]:
+    """Categories from a count, names, or ready-made ones; `keypoints` (a count or names) gives each of them that skeleton."""
+    names = tuple(f"keypoint {j}" for j in range(keypoints)) if isinstance(keypoints, int) else tuple(keypoints)
+    given = [str(i + 1) for i in range(categories)] if isinstance(categories, int) else list(categories)
+    return tuple(c if isinstance(c, Category) else Category(c, i + 1, keypoints=names) for i, c in enumerate(given))
+
+
+def _with_joints(config: ModelConfig, **settings: Any) -> ModelConfig:
+    """Adds the paper's keypoint head where a category has a skeleton."""
+    if config.num_keypoint_channels == 0:
+        return config
+    return replace(config, keypoint=KeypointHeadConfig(**settings))
+
+
+def maskrcnn_r50_fpn(num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+    """The paper's ResNet-50-FPN; with `keypoints`, or categories that have a skeleton, the joint box + mask + keypoint model.
+
+    Source: He et al. 2017, sections 3 and 4; Lin et al. 2017 for the pyramid.
+    """
+    return _with_joints(ModelConfig(make_categories(num_classes, keypoints)))
+
+
+def maskrcnn_r101_fpn(num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+    """The paper's ResNet-101-FPN."""
+    config = maskrcnn_r50_fpn(num_classes, keypoints)
+    return replace(config, trunk=replace(config.trunk, depth=101))
+
+
+def maskrcnn_r50_c4(num_classes: int | Sequence[str | Category] = 80) -> ModelConfig:
+    """The paper's ResNet-50-C4: one level of stride 16, res5 as the head of boxes and masks (14-pixel masks).
+
+    Source: He et al. 2017, figure 4, left.
+    """
+    return ModelConfig(
+        make_categories(num_classes),
+        trunk=TrunkConfig(stride_in_1x1=True),
+        input=InputConfig(size_divisor=1),
+        neck=NeckConfig(kind="c4"),
+        rpn=RpnConfig(sizes=((32, 64, 128, 256, 512),), convs=(1024,), pre_nms_train=12000, pre_nms_test=6000, post_nms_train=2000),
+        box=BoxHeadConfig(roi=RoiConfig(size=14, sampling_ratio=0), fcs=()),
+        mask=MaskHeadConfig(roi=RoiConfig(size=14, sampling_ratio=0), convs=()),
+    )
+
+
+def keypointrcnn_r50_fpn(num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17) -> ModelConfig:
+    """The paper's keypoint model: boxes and joints of persons, no masks.
+
+    Source: He et al. 2017, section 5.
+    """
+    return replace(maskrcnn_r50_fpn(num_classes, keypoints), mask=None)
+
+
+def joint_r50_fpn(num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17) -> ModelConfig:
+    """Boxes, masks and joints in one ResNet-50-FPN.
+
+    Source: He et al. 2017, table 5, last row.
+    """
+    return maskrcnn_r50_fpn(num_classes, keypoints)
+
+
+def _times_255(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    return (values[0] * 255, values[1] * 255, values[2] * 255)
+
+
+def _torchvision(config: ModelConfig) -> ModelConfig:
+    """The settings in which torchvision's models differ from the paper's."""
+    box_roi = RoiConfig(size=7, aligned=False, level_epsilon="log")
+    return replace(
+        config,
+        input=InputConfig(resize="torch", rounding="floor", mean=_times_255(IMAGENET_MEAN), std=_times_255(IMAGENET_STD)),
+        rpn=replace(config.rpn, order="ratio", rounded=True, stride="padded", min_size=1e-3, smooth_l1_beta=1 / 9, post_nms_train=2000),
+        box=replace(config.box, roi=box_roi, smooth_l1_beta=1 / 9, min_size=1e-2),
+        mask=config.mask and replace(config.mask, roi=replace(box_roi, size=14), paste="torchvision"),
+        keypoint=config.keypoint and replace(config.keypoint, roi=replace(box_roi, size=14), decode="bicubic", coco_offset=0.0, shared=True),
+    )
+
+
+def torchvision_v1(num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+    """torchvision's maskrcnn_resnet50_fpn (and, without masks and with keypoints, keypointrcnn_resnet50_fpn)."""
+    return _torchvision(maskrcnn_r50_fpn(num_classes, keypoints))
+
+
+def torchvision_v2(num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+    """torchvision's maskrcnn_resnet50_fpn_v2: BatchNorm in trunk, pyramid and heads, a convolutional box head, two RPN convolutions.
+
+    Source: Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it.
+    """
+    config = torchvision_v1(num_classes, keypoints)
+    return replace(
+        config,
+        trunk=replace(config.trunk, norm="batch"),
+        neck=replace(config.neck, norm="batch"),
+        rpn=replace(config.rpn, convs=(256, 256)),
+        box=replace(config.box, convs=(256,) * 4, fcs=(1024,), norm="batch"),
+        mask=config.mask and replace(config.mask, norm="batch"),
+    )
+
+
+def maskrcnn_r18_small(num_classes: int | Sequence[str | Category] = 1, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+    """ResNet-18-FPN with light heads, for CPUs and small data; trains from scratch at the picture's own scale."""
+    config = ModelConfig(
+        make_categories(num_classes, keypoints),
+        input=InputConfig(min_size=None, max_size=1024),
+        trunk=TrunkConfig(depth=18, res2_channels=64, norm="batch", frozen_stages=0),
+        neck=NeckConfig(channels=64, norm="batch"),
+        rpn=RpnConfig(
+            sizes=((16,), (32,), (64,), (128,), (256,)),
+            convs=(64,),
+            pre_nms_train=500,
+            pre_nms_test=500,
+            post_nms_train=500,
+            post_nms_test=500,
+            samples=128,
+        ),
+        box=BoxHeadConfig(fcs=(256,), samples=128, max_detections=300),
+        mask=MaskHeadConfig(convs=(64, 64, 64), upsample=(64,), norm="batch", max_positives=32, truth_size=56),
+    )
+    return _with_joints(config, convs=(64,) * 4, norm="batch", max_positives=32)

@@ -1,0 +1,115 @@
+"""Configurations to and from plain data (JSON, TOML) and overrides by dotted name: `override(config, {"box.max_detections": 300})`.
+
+An unknown name or a value of the wrong type is an error that lists the nearest valid ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists, numbers and strings, for JSON and TOML."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Builds a configuration from plain data and checks every name and type.
+
+    Raises:
+        ValueError: an unknown name (the nearest valid ones are listed) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # ty: ignore[invalid-argument-type]
+    for name in values:
+        if name not in known:
+            raise ValueError(_unknown(f"{where}{name}", name, known))
+    return kind(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
+
+
+def override(config: T, changes: Mapping[str, Any]) -> T:
+    """A copy with dotted names replaced: `override(config, {"augment.crop": 256, "learning_rate": 1e-3})`.
+
+    Strings are accepted for numbers, booleans and tuples, so that command-line words work as they are.
+
+    Raises:
+        ValueError: an unknown name, or a value of the wrong type.
+    """
+    for path, value in changes.items():
+        config = _override_one(config, path.split("."), value, path)
+    return config
+
+
+def load_toml(path: str | Path, kind: type[T]) -> T:
+    """Reads a configuration from a TOML file; absent names keep their defaults."""
+    return from_dict(kind, tomllib.loads(Path(path).read_text()))
+
+
+def _override_one(config: T, names: list[str], value: Any, path: str) -> T:
+    known = {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
+    name, *rest = names
+    if name not in known:
+        raise ValueError(_unknown(path, name, known))
+    hint = typing.get_type_hints(type(config))[name]
+    if rest:
+        part = getattr(config, name)
+        if not dataclasses.is_dataclass(part):
+            raise ValueError(f"{path}: {name} is {part!r} and has no parts to set")
+        return replace(config, **{name: _override_one(part, rest, value, path)})  # ty: ignore[invalid-argument-type]
+    return replace(config, **{name: _convert(hint, _parsed(value, hint), path)})  # ty: ignore[invalid-argument-type]
+
+
+def _parsed(value: Any, hint: Any) -> Any:
+    """A word from the command line as the JSON value that it spells; a plain word stays a string."""
+    if not isinstance(value, str) or hint is str:
+        return value
+    if value.lower() == "none":
+        return None
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value.lower() == "true" if value.lower() in ("true", "false") else value
+
+
+def _unknown(path: str, name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+    return f'unknown setting "{path}"; did you mean {", ".join(near)}?'
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or an error that says what was wanted."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        (hint,) = (a for a in args if a is not type(None))
+        return _convert(hint, value, where)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where + ".")  # ty: ignore[invalid-argument-type]
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"{where}: got {value!r}, must be one of {', '.join(map(repr, args))}")
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(f"{where}: got {value!r}, must be a list")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise ValueError(f"{where}: got {len(value)} values, must be {len(inner)}")
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where}: got {value!r}, must be {hint.__name__}")
+    return value
