@@ -27,9 +27,9 @@ _HOMES = {
     "model.maskrcnn": ("MaskRCNN",),
     "data.coco": ("CocoDataset",),
     "weights.load": ("load", "save"),
-    "predict.predictor": ("predict",),
-    "evaluate.coco": ("evaluate",),
-    "train.fit": ("train",),
+    "prediction.predictor": ("predict",),
+    "evaluation.coco": ("evaluate",),
+    "training.fit": ("train",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME]

@@ -96,7 +96,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (a for a in args if a is not type(None))
         return _convert(hint, value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where + ".")  # ty: ignore[invalid-argument-type]
+        return value if isinstance(value, hint) else from_dict(hint, value, where + ".")
     if origin is Literal:
         if value in args:
             return value
