@@ -1,0 +1,111 @@
+"""A resumable checkpoint: one file that is either the old one or the new one, never a torn one, and holds all that the next step depends on.
+
+In and out: named groups of tensors (model, optimizer, ema) and a plain-data state (step, total, best, ..). The file is safetensors with the state
+as JSON in its header, so reading one runs no code. No random state is stored: every step seeds its own (see `fit`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCHEMA = 1
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A path to write to; when the block ends well its file takes the place of `path` in one step, on the disk and not only in its cache.
+
+    Killed before that, the old file stays whole and a `.partial-` file may lie beside it, which the next write replaces.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    yield partial
+    _flush(partial)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Replaces the checkpoint at `path`. Groups of tensors are stored as "<group>:<name>"."""
+    from safetensors.torch import save_file
+
+    flat = {f"{group}:{name}": value.detach().cpu().contiguous() for group, named in tensors.items() for name, value in named.items()}
+    with replacing(path) as partial:
+        save_file(flat, partial, metadata={"state": json.dumps({"schema": SCHEMA, **state})})
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The groups of tensors and the state that `write_checkpoint` was given.
+
+    Raises:
+        ValueError: the file is no checkpoint, or of another version of the package.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {}).get("state", "{}"))
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                group, name = key.split(":", 1)
+                tensors.setdefault(group, {})[name] = file.get_tensor(key)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a training checkpoint ({error}). Delete it to start the run from the beginning") from error
+    if state.pop("schema", None) != SCHEMA:
+        raise ValueError(f"{path}: made by another version of this package; finish the run with that version, or start a new one in another folder")
+    return tensors, state
+
+
+def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies weights and running statistics into a model, keeping its device and memory layout."""
+    with torch.no_grad():
+        model.load_state_dict(dict(tensors))
+
+
+def fingerprint(data: Any) -> dict[str, Any]:
+    """What tells one data set from another: its counts and a hash over its annotations and the choice of its images."""
+    records = [data[i] for i in range(len(data))]
+    digest = hashlib.sha256(json.dumps([(r.image_id, str(r.file_name)) for r in records]).encode())
+    path = data.annotations_path
+    if path is not None and Path(path).is_file():
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        digest.update(json.dumps(data.truth(), sort_keys=True).encode())
+    return {
+        "images": len(records),
+        "annotations": sum(len(r.annotations) for r in records),
+        "categories": [c.name for c in data.categories],
+        "sha256": digest.hexdigest()[:16],
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that differs, by its dotted name, in plain data such as two configurations."""
+    old, new = dict(_flat(then)), dict(_flat(now))
+    return [f"{name}: was {old.get(name)!r}, now {new.get(name)!r}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
