@@ -1,0 +1,69 @@
+"""The arrows between the parts of the package point down only; the table is the one of the README."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
+
+LAYERS = (
+    ("config", "presets", "settings", "structures", "ops", "preprocess", "images"),
+    ("model", "data", "weights", "instances", "draw"),
+    ("prediction", "evaluation"),
+    ("training",),
+    ("demo", "cli", "__init__", "__main__"),
+)
+LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+# Neighbours of one layer that may know each other, besides all of the lowest and the highest one.
+NEIGHBOURS = {("weights", "model"), ("instances", "draw"), ("draw", "instances"), ("evaluation", "prediction")}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports, at its top or inside a function."""
+    package = ("maskrcnn", *path.relative_to(PACKAGE).parts[:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            found |= {f"{module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    parts = {name.split(".")[1] if "." in name else "__init__" for name in found if name.split(".")[0] == "maskrcnn"}
+    return {part if part in LAYER or (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists() else "__init__" for part in parts}
+
+
+def allowed(user: str, used: str) -> bool:
+    if user == used or LAYER[user] > LAYER[used]:
+        return True
+    return LAYER[user] == LAYER[used] and (LAYER[user] in (0, len(LAYERS) - 1) or (user, used) in NEIGHBOURS)
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(path) for path in PACKAGE.rglob("*.py")} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path):
+    wrong = [used for used in imported_parts(path) if not allowed(part_of(path), used)]
+    assert not wrong, f"{path.name} imports {wrong}, which stand above or beside it"
+
+
+def test_model_and_data_never_import_each_other():
+    assert not allowed("model", "data")
+    assert not allowed("data", "model")
+
+
+def test_a_relative_import_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "model").mkdir()
+    source = tmp_path / "model" / "net.py"
+    source.write_text("from ..config import ModelConfig\nfrom .. import training\ndef f():\n    import maskrcnn.data.coco\n    from . import rpn\n")
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    assert imported_parts(source) == {"config", "training", "data", "model"}
