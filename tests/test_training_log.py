@@ -1,0 +1,75 @@
+"""The rows of a run: as written, cut at a checkpoint, drawn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from maskrcnn.training.curves import draw_curves
+from maskrcnn.training.log import RunLog, read_rows
+
+COLUMNS = ("step", "time", "learning_rate", "images_per_second", "loss", "loss/box", "loss/mask", "val/bbox_AP")
+
+
+def row(step: int) -> dict[str, float]:
+    values = {"step": step, "time": 0.5 * step, "learning_rate": 1e-3, "images_per_second": 8.0, "loss": 2 / step, "loss/box": 1 / step}
+    values["loss/mask"] = 0.5 + math.exp(-step / 30) + 0.1 * math.sin(step)
+    return values | ({"val/bbox_AP": 1 - 1 / step} if step % 20 == 0 else {})
+
+
+def test_a_resumed_log_equals_one_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    whole = RunLog(tmp_path / "whole", COLUMNS, progress=False)
+    for step in range(1, 8):
+        whole.row(row(step), total=7)
+    whole.close()
+    killed = RunLog(tmp_path / "killed", COLUMNS, progress=False)
+    for step in range(1, 4):
+        killed.row(row(step), total=7)
+    checkpoint = killed.length()
+    for step in range(4, 6):
+        killed.row(row(step), total=7)
+    killed.close()
+    resumed = RunLog(tmp_path / "killed", COLUMNS, progress=False, resume_at=checkpoint, first_step=3)
+    for step in range(4, 8):
+        resumed.row(row(step), total=7)
+    resumed.close()
+    assert (tmp_path / "killed/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    assert any((tmp_path / "whole/tensorboard").iterdir())
+
+
+def test_rows_read_back_with_the_columns_they_have(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, COLUMNS, progress=False, tensorboard=False)
+    for step in (19, 20):
+        log.row(row(step), total=20)
+    log.close()
+    first, second = read_rows(tmp_path / "metrics.csv")
+    assert "val/bbox_AP" not in first
+    assert second["val/bbox_AP"] == 0.95
+    assert set(second) == set(COLUMNS)
+
+
+def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
+    log = RunLog(None, COLUMNS)
+    log.say("nothing")
+    log.row(row(1), total=1)
+    assert log.length() == 0
+    log.close()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
+
+
+def test_curves_are_drawn_where_the_numbers_are(tmp_path: Path) -> None:
+    draw_curves([row(step) for step in range(1, 201)], tmp_path / "curves.png")
+    pixels = np.asarray(Image.open(tmp_path / "curves.png"))
+    assert pixels.shape == (600, 1280, 3)
+    blue = (pixels == (0x1F, 0x77, 0xB4)).all(-1)
+    loss = blue[34:270, 64:510]
+    heights = [np.flatnonzero(loss[:, x]).mean() for x in (10, 100, 400)]
+    assert heights == sorted(heights), "a falling loss falls in the picture"
+    ap = blue[334:570, 64:510]
+    assert np.flatnonzero(ap[:, 430]).mean() < np.flatnonzero(ap[:, 60]).mean(), "a rising AP rises"
