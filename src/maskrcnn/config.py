@@ -230,7 +230,7 @@ class KeypointHeadConfig:
     shared: bool = False
     """True: all categories have one skeleton and share its channels (imported models). False: each category has channels of its own."""
     decode: Literal["subpixel", "bicubic"] = "subpixel"
-    """subpixel: peak of the heat map, refined by a parabola. bicubic: the map resized to the box's pixels, whole-pixel peak (torchvision,
+    """subpixel: peak of the heat map, refined by the mean around it. bicubic: the map resized to the box's pixels, whole-pixel peak (torchvision,
     Detectron2)."""
     coco_offset: float = 0.5
     """What was added to COCO's integer joints to make them continuous: 0.5 is a pixel's centre; torchvision's models add nothing."""

@@ -1,0 +1,56 @@
+"""3. The neck: P2..P6 from C2..C5 (FPN), or one level alone (C4, DC5).
+
+C2..C5, a list of [B, c, H/s, W/s]  ->  levels, a list of [B, C, H/s, W/s] with s = 4, 8, 16, 32, 64 (the last for the RPN alone).
+
+Source: Lin et al. 2017, "Feature Pyramid Networks", section 3.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config import NeckConfig
+from .layers import ConvNorm
+
+
+class Fpn(nn.Module):
+    """Top-down pathway: each level is its trunk feature plus the upsampled coarser level, smoothed by a 3x3 convolution."""
+
+    def __init__(self, channels_in: tuple[int, ...], config: NeckConfig) -> None:
+        super().__init__()
+        chosen = [channels_in[level - 2] for level in config.levels]
+        self.lateral = nn.ModuleList(ConvNorm(c, config.channels, 1, config.norm) for c in chosen)
+        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, config.norm) for _ in chosen)
+        self.levels = config.levels
+        self.average = config.fuse == "average"
+        self.strides = tuple(2**level for level in (*config.levels, config.levels[-1] + 1))
+        self.channels = config.channels
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_uniform_(part.weight, a=1)
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
+
+    def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
+        laterals = [lateral(features[level - 2]) for lateral, level in zip(self.lateral, self.levels, strict=True)]
+        for fine, coarse in zip(range(len(laterals) - 2, -1, -1), range(len(laterals) - 1, 0, -1), strict=True):
+            above = F.interpolate(laterals[coarse], size=laterals[fine].shape[-2:], mode="nearest")
+            laterals[fine] = laterals[fine] + above
+            if self.average:
+                laterals[fine] = laterals[fine] / 2
+        levels = [output(lateral) for output, lateral in zip(self.output, laterals, strict=True)]
+        return [*levels, F.max_pool2d(levels[-1], 1, 2)]
+
+
+class SingleLevel(nn.Module):
+    """The last trunk feature alone, of stride 16: res4 (C4) or the dilated res5 (DC5)."""
+
+    def __init__(self, channels_in: tuple[int, ...]) -> None:
+        super().__init__()
+        self.strides = (16,)
+        self.channels = channels_in[-1]
+
+    def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
+        return features[-1:]

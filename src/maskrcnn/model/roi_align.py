@@ -1,0 +1,122 @@
+"""7. RoIAlign over the pyramid: a small fixed grid of features for each box, whatever its size.
+
+Levels [B, C, H, W], boxes [K, 4] and the picture of each  ->  [K, C, S, S].
+
+Two forms of one definition. On a CPU a bin is a weighted bag of pixels: all levels are one table of feature vectors, each bin a weighted sum of
+a few rows, one call for all. On other devices, and as the reference, torchvision's kernel does it level by level.
+
+Source: He et al. 2017, section 3, "RoIAlign"; Lin et al. 2017, equation 1, for the level of a box.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from ..config import RoiConfig
+
+# A box of this size, ImageNet's pictures, is read from this level (Lin et al. 2017, equation 1).
+CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
+
+
+class RoiPooler(nn.Module):
+    """Reads RoIs from the levels that have the given strides, each RoI from the level of its size."""
+
+    def __init__(self, strides: tuple[int, ...], config: RoiConfig) -> None:
+        super().__init__()
+        self.strides = strides
+        self.config = config
+        self.use_torchvision_kernel = False
+        """Set by `fuse.reference`: the kernel of the peers on a CPU as well."""
+
+    def forward(
+        self, levels: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "K 4"], image_index: Int64[Tensor, "K"]
+    ) -> Float[Tensor, "K C S S"]:
+        levels = levels[: len(self.strides)]
+        boxes = boxes.detach().float()
+        level_index = self.level(boxes)
+        if self.use_torchvision_kernel or boxes.device.type != "cpu":
+            return self._by_kernel(levels, boxes, image_index, level_index)
+        return bag_of_pixels(levels, boxes, image_index, level_index, self.strides, self.config)
+
+    def level(self, boxes: Float[Tensor, "K 4"]) -> Int64[Tensor, "K"]:
+        """Index into the levels for each box: doubled size, next level.
+
+        Source: Lin et al. 2017, equation 1. The tie-breaking epsilon is the peers'.
+        """
+        if len(self.strides) == 1:
+            return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        ratio = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt() / CANONICAL_SIZE
+        log = torch.log2(ratio + 1e-8) if self.config.level_epsilon == "ratio" else torch.log2(ratio) + 1e-6
+        first = self.strides[0].bit_length() - 1
+        return (torch.floor(CANONICAL_LEVEL + log).clamp(first, first + len(self.strides) - 1) - first).long()
+
+    def _by_kernel(self, levels: list[Tensor], boxes: Tensor, image_index: Tensor, level_index: Tensor) -> Tensor:
+        rois = torch.cat([image_index[:, None].float(), boxes], dim=1)
+        size, ratio, aligned = self.config.size, self.config.sampling_ratio or -1, self.config.aligned
+        pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], size, size)
+        for i, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            chosen = (level_index == i).nonzero()[:, 0]
+            values = torchvision_roi_align(level, rois[chosen].to(level.dtype), size, 1 / stride, ratio, aligned)
+            pooled = pooled.index_copy(0, chosen, values)
+        return pooled
+
+
+def bag_of_pixels(
+    levels: list[Float[Tensor, "B C _ _"]],
+    boxes: Float[Tensor, "K 4"],
+    image_index: Int64[Tensor, "K"],
+    level_index: Int64[Tensor, "K"],
+    strides: tuple[int, ...],
+    config: RoiConfig,
+) -> Float[Tensor, "K C S S"]:
+    """RoIAlign as one weighted sum of feature vectors for each bin, over all levels and pictures at once."""
+    size, channels = config.size, levels[0].shape[1]
+    table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in levels])
+    heights, widths = (torch.tensor([x.shape[d] for x in levels])[level_index] for d in (2, 3))
+    starts = torch.tensor([0, *(len(x) * x.shape[2] * x.shape[3] for x in levels)]).cumsum(0)[level_index] + image_index * heights * widths
+    scaled = boxes / torch.tensor(strides)[level_index, None] - (0.5 if config.aligned else 0.0)
+    extent = scaled[:, 2:] - scaled[:, :2]
+    if not config.aligned:
+        extent = extent.clamp(min=1.0)  # as RoIAlign first had it: no RoI is smaller than a cell
+    if config.sampling_ratio:
+        counts = torch.full((len(boxes), 2), config.sampling_ratio)
+    else:
+        counts = (extent / size).ceil().clamp(min=1).long()
+
+    pooled = table.new_empty(len(boxes), size * size, channels)
+    most = counts.amax(dim=1)
+    for n in most.unique().tolist():  # RoIs that need as many samples a bin go together; fixed sampling is one group
+        group = (most == n).nonzero()[:, 0]
+        y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], heights[group], size, n)
+        x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], widths[group], size, n)
+        row = starts[group, None, None] + y * widths[group, None, None]
+        index = row[:, :, None, :, None] + x[:, None, :, None, :]  # [k, S, S, 2n, 2n]
+        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+        bins = F.embedding_bag(
+            index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum"
+        ).view(len(group), size * size, channels)
+        pooled = bins if len(group) == len(boxes) else pooled.index_copy(0, group, bins)
+    return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
+
+
+def _axis_taps(
+    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: Int64[Tensor, "K"], size: int, n: int
+) -> tuple[Int64[Tensor, "K S 2*n"], Float[Tensor, "K S 2*n"]]:
+    """Along one axis: the cells that each bin reads and their weights, two for each of the bin's samples.
+
+    Samples beyond `count` have weight 0. A sample more than a cell outside the map has weight 0, one less far reads the border.
+    """
+    sample = torch.arange(n)
+    place = (torch.arange(size)[None, :, None] + (sample + 0.5) / count[:, None, None]) * (extent / size)[:, None, None] + start[:, None, None]
+    last = (length - 1)[:, None, None]
+    used = (place >= -1) & (place <= length[:, None, None]) & (sample < count[:, None, None])
+    place = place.clamp(min=0).minimum(last.to(place.dtype))
+    low = place.floor().long()
+    fraction = place - low
+    share = used / count[:, None, None]
+    cells = torch.cat([low, (low + 1).minimum(last)], dim=-1)
+    return cells, torch.cat([(1 - fraction) * share, fraction * share], dim=-1)

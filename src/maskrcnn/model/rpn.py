@@ -1,0 +1,94 @@
+"""5. The region proposal network: where are objects, of whatever kind?
+
+Levels [B, C, H, W]  ->  objectness_logits [B, P, ..] and anchor_deltas  ->  Proposals [B, K], and in training two losses.
+
+Source: Ren et al. 2015; Lin et al. 2017, section 4.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config import RpnConfig
+from ..ops import boxes as box_ops
+from ..ops import nms
+from ..ops.noise import random_keys
+from ..ops.ranks import average_over_ranks
+from ..structures import Batch, Proposals, Truth
+from .anchors import make_anchors
+from .assign import balanced_sample, gather, match
+
+NOISE_STREAM = 1
+
+
+class Rpn(nn.Module):
+    """3x3 convolutions, then for each anchor one objectness logit and four box offsets; one head for all levels."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...], config: RpnConfig) -> None:
+        super().__init__()
+        anchors = {len(sizes) * len(config.ratios) for sizes in config.sizes}
+        if len(anchors) > 1:
+            raise ValueError(f"rpn.sizes: every level must have the same number of anchors a cell, got {config.sizes}")
+        (per_cell,) = anchors
+        widths = (channels, *config.convs)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, config.convs, strict=False))
+        self.objectness = nn.Conv2d(widths[-1], per_cell, 1)
+        self.deltas = nn.Conv2d(widths[-1], per_cell * 4, 1)
+        self.strides = strides
+        self.config = config
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.01)
+                nn.init.zeros_(part.bias)  # ty: ignore[invalid-argument-type]
+
+    def forward(self, levels: list[Float[Tensor, "B C _ _"]]) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
+        """Objectness logits and offsets of every anchor, a tensor for each level."""
+        logits, deltas = [], []
+        for x in levels:
+            for conv in self.convs:
+                x = F.relu(conv(x), inplace=True)
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+        return logits, deltas
+
+    def anchors(self, levels: list[Float[Tensor, "B C _ _"]], batch: Batch) -> list[Float[Tensor, "_ 4"]]:
+        """The anchors of all levels for pictures of this padded size."""
+        height, width = batch.images.shape[-2:]
+        return make_anchors([(x.shape[-2], x.shape[-1]) for x in levels], self.strides, (height, width), self.config, batch.images.device)
+
+    @torch.no_grad()
+    def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, *, pre_nms: int, post_nms: int) -> Proposals:
+        """The best anchors of each level, moved, clipped to the picture and thinned by NMS within their level."""
+        boxes, scores, level_index = [], [], []
+        for i, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            best, index = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
+            boxes.append(box_ops.decode(gather(delta, index), anchor[index], self.config.box_weights))
+            scores.append(best)
+            level_index.append(torch.full_like(index, i))
+        box, score, level = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1), torch.cat(level_index, 1)
+        sides = box[..., 2:] - box[..., :2]
+        valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
+        index, kept = nms.select(box, score, level, valid, self.config.nms_iou, post_nms)
+        return Proposals(boxes=gather(box, index), scores=gather(score, index), valid=kept)
+
+    def losses(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
+        """Cross-entropy of the sampled anchors' objectness; smooth L1 of the positive ones' offsets, over the number of samples."""
+        config, anchor = self.config, torch.cat(anchors)
+        logit, delta = torch.cat(logits, 1), torch.cat(deltas, 1)
+        found = match(anchor.expand(len(logit), -1, 4), truth, config.positive_iou, config.negative_iou, keep_best=True, boxless=False)
+        keys = random_keys(batch.seeds, logit.shape[1], NOISE_STREAM)
+        index, valid = balanced_sample(found.positive, found.negative, keys, config.samples, config.positive_fraction)
+        positive = gather(found.positive, index) & valid
+        count = average_over_ranks(valid.sum()).clamp(min=1)
+        objectness = F.binary_cross_entropy_with_logits(gather(logit, index), positive.float(), reduction="none")
+        chosen = anchor[index]
+        matched = gather(truth.boxes, gather(found.truth_index, index)) if truth.boxes.shape[1] else chosen
+        target = box_ops.encode(torch.where(positive[..., None], matched, chosen), chosen, config.box_weights)
+        distance = F.smooth_l1_loss(gather(delta, index), target, beta=config.smooth_l1_beta, reduction="none").sum(dim=-1)
+        return {
+            "rpn_objectness": config.loss_weight * torch.where(valid, objectness, 0.0).sum() / count,
+            "rpn_box": config.box_loss_weight * torch.where(positive, distance, 0.0).sum() / count,
+        }

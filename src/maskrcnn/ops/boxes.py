@@ -1,0 +1,68 @@
+"""Boxes (x0, y0, x1, y1) in continuous pixels: area, overlap, clipping, and the offsets that a network predicts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+# exp of a predicted logarithm is capped so that a 16-px anchor may grow to 1000 px and not to infinity (Detectron, torchvision).
+MAX_LOG_SCALE = math.log(1000 / 16)
+
+
+def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
+    """Width times height; negative sides count as they are."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
+    """Area that each box of `a` shares with each of `b`."""
+    width = torch.minimum(a[..., :, None, 2], b[..., None, :, 2]) - torch.maximum(a[..., :, None, 0], b[..., None, :, 0])
+    height = torch.minimum(a[..., :, None, 3], b[..., None, :, 3]) - torch.maximum(a[..., :, None, 1], b[..., None, :, 1])
+    return width.clamp_(min=0).mul_(height.clamp_(min=0))
+
+
+def iou(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
+    """Intersection over union of each box of `a` with each of `b`; 0 where both are without area."""
+    shared = intersection(a, b)
+    union = area(a)[..., :, None] + area(b)[..., None, :] - shared
+    return shared.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+
+
+def clip(boxes: Float[Tensor, "B *n 4"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B *n 4"]:
+    """Boxes cut at the borders of their pictures, whose (height, width) `sizes` gives."""
+    limit = sizes.flip(-1).to(boxes.dtype).repeat(1, 2).view(-1, *(1,) * (boxes.dim() - 2), 4)
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def encode(boxes: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
+    """The offsets that turn `anchors` into `boxes`: the targets of box regression.
+
+    Source: Girshick et al. 2014, appendix C, times `weights`, which give the targets about unit variance.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    target = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) * 0.5 / size
+    return torch.cat([shift, torch.log(target / size)], dim=-1) * anchors.new_tensor(weights)
+
+
+def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
+    """Move and scale anchors by predicted offsets.
+
+    Args:
+        deltas: (dx, dy, dw, dh); dx, dy in anchor sizes, dw, dh as logarithms, each times its weight.
+        anchors: xyxy, positive width and height.
+        weights: divisors that gave the training targets about unit variance.
+
+    Returns:
+        xyxy, not clipped to the picture.
+
+    Source: Girshick et al. 2014, appendix C. dw, dh are capped at log(1000 / 16).
+    """
+    deltas = deltas / deltas.new_tensor(weights)
+    size = anchors[..., 2:] - anchors[..., :2]
+    center = anchors[..., :2] + 0.5 * size + deltas[..., :2] * size
+    half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
+    return torch.cat([center - half, center + half], dim=-1)

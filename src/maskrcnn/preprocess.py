@@ -1,0 +1,56 @@
+"""From a picture to the model's input: one resize rule for training, prediction and export.
+
+uint8 [H, W, 3] RGB  ->  `prepare`  ->  tensor [3, h, w] 0..255, not normalised, and the matrix from the picture's pixels to the input's.
+Normalising and padding happen inside the model, so that nobody can forget them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from .config import InputConfig
+
+
+def input_size(height: int, width: int, config: InputConfig) -> tuple[int, int]:
+    """Height and width at which the model sees a picture.
+
+    The shorter side becomes `min_size` unless the longer would exceed `max_size`; without `min_size` the picture is magnified by `scale`.
+
+    Source: Detectron2's ResizeShortestEdge (rounding "nearest"); torchvision's GeneralizedRCNNTransform, single precision (rounding "floor").
+    """
+    short, long = min(height, width), max(height, width)
+    if config.rounding == "floor":
+        scale = np.float32(config.scale if config.min_size is None else np.float32(config.min_size) / np.float32(short))
+        if config.max_size is not None:
+            scale = min(scale, np.float32(config.max_size) / np.float32(long))
+        return max(1, int(height * float(scale))), max(1, int(width * float(scale)))
+    scale = config.scale if config.min_size is None else config.min_size / short
+    new_height, new_width = height * scale, width * scale
+    if config.min_size is not None:  # exact, where height * (min_size / height) might round
+        new_height, new_width = (config.min_size, scale * width) if height < width else (scale * height, config.min_size)
+    if config.max_size is not None and max(new_height, new_width) > config.max_size:
+        shrink = config.max_size / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], config: InputConfig) -> Tensor:
+    """The picture at another size, as a tensor [3, h, w]: uint8 by Pillow, float32 by torch, as `config.resize` says."""
+    if config.resize == "pillow":
+        if image.shape[:2] != size:
+            image = np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def prepare(image: UInt8[np.ndarray, "H W 3"], config: InputConfig) -> tuple[Tensor, Float[Tensor, "3 3"]]:
+    """The model's input for one picture, and the matrix from original to input pixels."""
+    height, width = image.shape[:2]
+    size = input_size(height, width, config)
+    return resize(image, size, config), torch.diag(torch.tensor([size[1] / width, size[0] / height, 1.0]))
