@@ -76,6 +76,8 @@ def bag_of_pixels(
     """RoIAlign as one weighted sum of feature vectors for each bin, over all levels and pictures at once."""
     size, channels = config.size, levels[0].shape[1]
     table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in levels])
+    if len(boxes) == 0:
+        return table[:0, :, None, None].expand(-1, -1, size, size)
     heights, widths = (torch.tensor([x.shape[d] for x in levels])[level_index] for d in (2, 3))
     starts = torch.tensor([0, *(len(x) * x.shape[2] * x.shape[3] for x in levels)]).cumsum(0)[level_index] + image_index * heights * widths
     scaled = boxes / torch.tensor(strides)[level_index, None] - (0.5 if config.aligned else 0.0)
@@ -85,10 +87,10 @@ def bag_of_pixels(
     if config.sampling_ratio:
         counts = torch.full((len(boxes), 2), config.sampling_ratio)
     else:
-        counts = (extent / size).ceil().clamp(min=1).long()
+        counts = (extent / size).ceil().clamp(min=0).long()  # a RoI without extent reads nothing, as in the kernel
 
     pooled = table.new_empty(len(boxes), size * size, channels)
-    most = counts.amax(dim=1)
+    most = counts.amax(dim=1).clamp(min=1)
     for n in most.unique().tolist():  # RoIs that need as many samples a bin go together; fixed sampling is one group
         group = (most == n).nonzero()[:, 0]
         y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], heights[group], size, n)
@@ -110,13 +112,13 @@ def _axis_taps(
 
     Samples beyond `count` have weight 0. A sample more than a cell outside the map has weight 0, one less far reads the border.
     """
-    sample = torch.arange(n)
-    place = (torch.arange(size)[None, :, None] + (sample + 0.5) / count[:, None, None]) * (extent / size)[:, None, None] + start[:, None, None]
+    sample, share = torch.arange(n), 1 / count.clamp(min=1)[:, None, None]
+    place = (torch.arange(size)[None, :, None] + (sample + 0.5) * share) * (extent / size)[:, None, None] + start[:, None, None]
     last = (length - 1)[:, None, None]
     used = (place >= -1) & (place <= length[:, None, None]) & (sample < count[:, None, None])
     place = place.clamp(min=0).minimum(last.to(place.dtype))
     low = place.floor().long()
     fraction = place - low
-    share = used / count[:, None, None]
+    weight = used * share
     cells = torch.cat([low, (low + 1).minimum(last)], dim=-1)
-    return cells, torch.cat([(1 - fraction) * share, fraction * share], dim=-1)
+    return cells, torch.cat([(1 - fraction) * weight, fraction * weight], dim=-1)
