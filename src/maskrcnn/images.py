@@ -9,6 +9,7 @@ Out: uint8 [H, W, 3], RGB, contiguous, upright. Alpha is dropped. Of a file with
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,48 @@ def read_values(path: str | Path) -> Shaped[np.ndarray, "H W *C"]:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(height, width) of a picture, upright, from the file's header alone."""
-    return _guarded(path, upright_size)
+    return read_header(path).size
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an opened picture after its EXIF orientation is applied; decodes nothing."""
-    width, height = image.size
-    return (width, height) if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else (height, width)
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture before anything is decoded."""
+
+    size: tuple[int, int]
+    """(height, width), upright."""
+    stored_size: tuple[int, int]
+    """(height, width) before the EXIF orientation is applied."""
+    deep: bool
+    """More than 8 bits a value."""
 
 
-def is_deep(image: Image.Image) -> bool:
-    """Whether an opened picture has more than 8 bits a value."""
+def read_header(path: str | Path) -> Header:
+    """Size and depth of a picture, from the file's header alone."""
+    return _guarded(path, _header)
+
+
+def _header(image: Image.Image) -> Header:
+    size = (image.height, image.width)
+    turned = _may_have_exif(image) and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return Header(size[::-1] if turned else size, size, _is_deep(image))
+
+
+def _may_have_exif(image: Image.Image) -> bool:
+    """False for a PNG without EXIF, found by stepping over its chunks: Pillow's `getexif` decodes all pixels to look behind them."""
+    if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
+        return True
+    file = image.fp  # ty: ignore[missing-attribute]
+    start = file.tell()
+    file.seek(8)  # behind the signature
+    found = False
+    while not found and len(header := file.read(8)) == 8:
+        found = header[4:] == b"eXIf"
+        file.seek(int.from_bytes(header[:4], "big") + 4, 1)  # the data and its checksum
+    file.seek(start)
+    return found
+
+
+def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith(("I", "F"))
 
 
@@ -84,7 +116,7 @@ def _guarded(path: str | Path, use: Any) -> Any:
 
 def _upright_values(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    if is_deep(image):
+    if _is_deep(image):
         return np.asarray(image)
     if image.mode not in _EIGHT_BIT or "transparency" in image.info:
         # through RGBA, for a palette with transparent entries; what lies under alpha is kept as stored

@@ -1,0 +1,204 @@
+"""One COCO annotation, read: `read_annotation(json object) -> Annotation`, telling a listener everything that is wrong with it.
+
+Reading is checking: `check` runs this same code over a whole file. The listener `report(kind, detail, cure, harmful)` hears of each fault; a harmful
+one makes the annotation unusable, any other is mended as its cure says. COCO itself has many of the second kind.
+
+Coordinates are continuous pixels of the original image; COCO's whole-number joints become the centres of their pixels (+ 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import Category
+from ..ops import rle as run_lengths
+
+Report = Callable[[str, str, str, bool], None]
+Box = tuple[float, float, float, float]
+
+JOINT_OFFSET = 0.5
+_FAR_PIXELS, _FAR_PART = 10.0, 0.1  # boxes farther than both from their mask are worth a note; COCO's own reach 10 px
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One annotated object. It may have any part of a box, a mask (polygons or RLE) and keypoints."""
+
+    id: int
+    label: int
+    """Index into the data set's categories."""
+    box: Box | None
+    """xyxy, inside the picture."""
+    polygons: tuple[np.ndarray, ...] | None
+    """Outlines [n, 2]; the object is their union."""
+    rle: dict[str, Any] | None
+    """{"size": [height, width], "counts": list or text}."""
+    keypoints: np.ndarray | None
+    """[joints, 3]: x, y, visibility (0 unlabelled, 1 hidden, 2 visible), in the order of the own category; None = no joint is labelled."""
+    ignore: bool
+    """A crowd or a region to ignore."""
+    area: float | None
+    """As the file says."""
+
+
+def read_annotation(
+    raw: Mapping[str, Any],
+    label: int,
+    category: Category,
+    joints: Sequence[int],
+    size: tuple[int, int],
+    report: Report,
+) -> Annotation:
+    """Reads one annotation.
+
+    Args:
+        raw: the JSON object.
+        label: of its category.
+        category: as it is in the file.
+        joints: for each joint wanted its place in the file's category, -1 where that has none.
+        size: (height, width) of the picture.
+        report: hears of every fault.
+    """
+    faults: list[bool] = []
+
+    def tell(kind: str, detail: str, cure: str, harmful: bool = True) -> None:
+        faults.append(harmful)
+        report(kind, detail, cure, harmful)
+
+    polygons, rle, around = _mask(raw.get("segmentation"), size, tell)
+    box = _box(raw.get("bbox"), size, around is not None, tell)
+    keypoints = _keypoints(raw, category, size, tell)
+    if box is None and around is None and keypoints is None and not any(faults):
+        tell("nothing annotated", "has no usable bbox, segmentation or keypoints", "annotate it, or drop it")
+    _compare(box, around, keypoints, tell)
+    if keypoints is not None:
+        keypoints[:, :2] += JOINT_OFFSET * (keypoints[:, 2:] > 0)
+        keypoints = np.concatenate([keypoints, np.zeros((1, 3))])[list(joints)]  # joint -1: the row of zeros
+    area = float(raw["area"]) if _is_number(raw.get("area")) else None
+    ignore = bool(raw.get("iscrowd", 0) or raw.get("ignore", 0))
+    return Annotation(raw.get("id", -1), label, box, polygons, rle, keypoints, ignore, area)
+
+
+def polygon_bounds(polygons: Sequence[np.ndarray]) -> Box:
+    """The box (xyxy) around some outlines."""
+    points = np.concatenate(list(polygons))
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def mask_bounds(annotation: Annotation) -> Box | None:
+    """The box (xyxy) around an annotation's mask, None without one."""
+    if annotation.polygons is not None:
+        return polygon_bounds(annotation.polygons)
+    if annotation.rle is None:
+        return None
+    x0, y0, x1, y1 = run_lengths.bbox(annotation.rle)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _box(given: Any, size: tuple[int, int], has_mask: bool, tell: Any) -> Box | None:
+    if given is None or given == []:
+        return None
+    if not isinstance(given, list | tuple) or len(given) != 4 or not all(_is_number(v) for v in given):
+        return tell("box is not four numbers", f"bbox is {given!r:.80}", "write bbox as [x, y, width, height] in pixels")
+    x, y, width, height = given
+    if width < 0 or height < 0 or (width * height == 0 and not has_mask):
+        return tell("box without area", f"bbox width is {width:g} and height {height:g}, must be > 0", "mend bbox, or drop the annotation")
+    if width * height == 0:
+        return tell("box without area, but a mask", f"bbox is {list(given)}", "the box of the mask is taken instead", False)
+    x1, y1 = min(x + width, size[1]), min(y + height, size[0])
+    x0, y0 = max(x, 0), max(y, 0)
+    if x0 >= x1 or y0 >= y1:
+        return tell("box outside the picture", f"bbox is {list(given)}, the picture {size[1]} x {size[0]}", "mend bbox (is it x, y, width, height?)")
+    if max(x0 - x, y0 - y, x + width - x1, y + height - y1) > 1:
+        tell("box reaches beyond the picture", f"bbox is {list(given)}, the picture {size[1]} x {size[0]}", "the box is clipped", False)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _mask(given: Any, size: tuple[int, int], tell: Any) -> tuple[tuple[np.ndarray, ...] | None, dict[str, Any] | None, Box | None]:
+    if isinstance(given, Mapping):
+        bounds = _rle_bounds(given, size, tell)
+        return None, None if bounds is None else {"size": list(size), "counts": given["counts"]}, bounds
+    if given is None or (isinstance(given, list) and not given):
+        return None, None, None
+    if not isinstance(given, list) or not all(isinstance(part, list) for part in given):
+        tell("segmentation of no known form", f"segmentation is {given!r:.80}", "write a list of polygons [[x, y, x, y, ..], ..] or an RLE object")
+        return None, None, None
+    parts = [part for part in (_polygon(part, tell) for part in given) if part is not None]
+    return (tuple(parts), None, polygon_bounds(parts)) if parts else (None, None, None)
+
+
+def _polygon(part: list[Any], tell: Any) -> np.ndarray | None:
+    try:
+        points = np.array(part, dtype=np.float64)
+        if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+            raise ValueError
+    except (ValueError, TypeError):
+        return tell("broken polygon", f"a polygon of {len(part)} values: {part!r:.60}", "write each polygon as [x, y, x, y, ..] with finite numbers")
+    points = points.reshape(-1, 2)
+    if len(points) < 3 or np.ptp(points[:, 0]) == 0 or np.ptp(points[:, 1]) == 0:
+        return tell("polygon without area", f"{len(points)} points: {part!r:.60}", "this part of the mask is left out", False)
+    return points
+
+
+def _rle_bounds(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> Box | None:
+    if "counts" not in given or list(given.get("size", ())) != list(size):
+        detail = f"size is {given.get('size')}, the picture has height, width = {list(size)}"
+        return tell("RLE of another size", detail, 'write {"size": [height, width], "counts": ..} for this picture')
+    try:
+        x0, y0, x1, y1 = run_lengths.bbox(given)
+    except (ValueError, TypeError) as error:
+        return tell("broken RLE", str(error), "encode the mask again, for example with pycocotools or maskrcnn.ops.rle.encode")
+    if x1 == x0:
+        return tell("empty mask", "the RLE holds no pixel", "the object is taken as one without a mask", False)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _keypoints(raw: Mapping[str, Any], category: Category, size: tuple[int, int], tell: Any) -> np.ndarray | None:
+    given = raw.get("keypoints")
+    if not given or not any(given):
+        return None
+    count = len(category.keypoints)
+    if count == 0:
+        where = f'category "{category.name}" names no keypoints'
+        return tell("keypoints without names", where, 'list the names of the joints as "keypoints" of the category')
+    if len(given) != 3 * count or not all(_is_number(v) for v in given):
+        detail = f'{len(given)} values for the {count} joints of category "{category.name}"'
+        return tell("keypoints of another length", detail, f"write {3 * count} finite numbers: x, y, visibility of each joint")
+    points = np.array(given, dtype=np.float64).reshape(-1, 3)
+    visibility = points[:, 2]
+    if not np.isin(visibility, (0, 1, 2)).all():
+        return tell("unknown visibility", f"values {sorted(set(visibility) - {0.0, 1.0, 2.0})}", "use 0 unlabelled, 1 hidden, 2 visible")
+    if "num_keypoints" in raw and raw["num_keypoints"] != (visibility > 0).sum():
+        detail = f"num_keypoints is {raw['num_keypoints']}, {(visibility > 0).sum()} are labelled"
+        tell("num_keypoints is wrong", detail, "the labelled joints count", False)
+    outside = (visibility > 0) & ((points[:, :2] < -JOINT_OFFSET) | (points[:, :2] > (size[1], size[0]))).any(axis=1)
+    if outside.any():
+        names = ", ".join(np.array(category.keypoints)[outside])
+        tell("keypoint outside the picture", names, "it is taken as unlabelled", False)
+        points[outside] = 0
+    return points if (points[:, 2] > 0).any() else None
+
+
+def _compare(box: Box | None, around: Box | None, keypoints: np.ndarray | None, tell: Any) -> None:
+    """Notes where the parts of one annotation disagree; each is used as it is."""
+    if box is None:
+        return
+    if around is not None:
+        off = np.abs(np.subtract(box, around)).max()
+        if off > max(_FAR_PIXELS, _FAR_PART * max(box[2] - box[0], box[3] - box[1])):
+            tell("box far from its mask", f"a side is off by {off:.0f} px", "the box is used as it is; look at the annotation", False)
+    if keypoints is not None:
+        x, y = keypoints[keypoints[:, 2] > 0, :2].T
+        away = np.maximum.reduce([box[0] - x, x + 1 - box[2], box[1] - y, y + 1 - box[3]])
+        if away.max() > 1:
+            tell("keypoint outside its box", f"by up to {away.max():.0f} px", "it is used as it is", False)

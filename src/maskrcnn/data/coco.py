@@ -1,0 +1,255 @@
+"""A data set in COCO's format: `CocoDataset("train.json", images="images/")`.
+
+In: a COCO annotation file (or its content as a dict) and a folder of pictures.
+Out: `dataset[i] -> Record` (a picture's name, size and annotations), `dataset.image(i) -> uint8 [H, W, 3]`, `dataset.truth()` for the evaluation.
+
+Polygons, both forms of RLE, keypoints, crowds, any category ids and pictures without objects are data. Everything is checked on opening; what is
+wrong is reported at once. `check.py` and `annotations.py` say what counts as wrong and what is mended.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ..config import Category
+from ..images import read_image, read_values
+from ..ops import rle as run_lengths
+from .annotations import JOINT_OFFSET, Annotation, mask_bounds, read_annotation
+from .categories import parse_categories
+from .check import DataError, DataWarning, Problem, check, describe
+
+__all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
+
+_FITTED_PICTURES, _FITTED_VALUES = 64, 20_000  # that the intensity range is fitted to; the second for each picture
+_FITTED_PERCENTILES = (0.1, 99.9)  # a hot or dead pixel does not set the range
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture and what is annotated in it."""
+
+    image_id: int
+    file_name: str
+    path: Path
+    height: int
+    width: int
+    annotations: tuple[Annotation, ...]
+
+
+class CocoDataset:
+    """Annotated pictures in COCO's format, checked when opened.
+
+    Args:
+        annotations: the JSON file, or its content.
+        images: folder of the pictures. None: the folder of the annotation file if the pictures lie there, else the data set has no pictures
+            (enough to evaluate results).
+        categories: the categories wanted and their order, for example `model.config.categories`; they are found in the file by name. None = all
+            that the file lists, by id.
+        on_error: what to do about unusable annotations and pictures: raise an error that lists them all, or drop them with a warning that does.
+
+    Attributes:
+        categories: with the ids of this file; a label is an index into them.
+        notes: what looks wrong but does no harm; `describe_notes()` is the text.
+        dropped: what was dropped, empty unless `on_error` is "drop".
+
+    Raises:
+        DataError: all problems at once, with file, annotation id and cure.
+    """
+
+    def __init__(
+        self,
+        annotations: str | Path | Mapping[str, Any],
+        images: str | Path | None = None,
+        *,
+        categories: Sequence[Category] | None = None,
+        on_error: Literal["raise", "drop"] = "raise",
+    ) -> None:
+        self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
+        self.name = self.annotations_path.name if self.annotations_path else "annotations"
+        content: Any = _load(self.annotations_path, self.name) if self.annotations_path else annotations
+        _check_structure(content, self.name)
+        self._content: Mapping[str, list[Any]] = content
+        try:
+            in_file = {c.id: c for c in parse_categories(content["categories"])}
+        except ValueError as error:
+            raise DataError("\n  ".join([f"{self.name}: the categories cannot be used:", *str(error).splitlines()])) from None
+        self.categories = tuple(in_file.values()) if categories is None else _chosen(categories, in_file, self.name)
+        self._in_file = in_file
+        self._labels = {c.id: label for label, c in enumerate(self.categories) if c.id in in_file}
+        self._joints = {c.id: _joint_places(c, in_file[c.id]) for c in self.categories if c.id in in_file}
+        self.image_folder = _image_folder(images, self.annotations_path, content["images"])
+        self._open(on_error)
+        self._range: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        objects = sum(len(self._annotations[p]) for p in self._places)
+        return f"CocoDataset({self.name}: {len(self):,} images, {objects:,} annotations, {len(self.categories)} of {len(self._in_file)} categories)"
+
+    def __getitem__(self, index: int) -> Record:
+        image = self._content["images"][self._places[index]]
+        size = (image["height"], image["width"])
+        read = tuple(self._read(raw, size) for raw in self._annotations[self._places[index]])
+        path = (self.image_folder or Path()) / image["file_name"]
+        return Record(image["id"], image["file_name"], path, *size, read)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of a picture; reads nothing."""
+        image = self._content["images"][self._places[index]]
+        return image["height"], image["width"]
+
+    def image(self, index: int, intensity_range: tuple[float, float] | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture as RGB; `intensity_range` are the values of a 16-bit one that become 0 and 255 (see `intensity_range()`)."""
+        return read_image(self._path(self._content["images"][self._places[index]]), intensity_range)
+
+    def intensity_range(self) -> tuple[float, float] | None:
+        """The range of values that fits the 16-bit and floating-point pictures: nearly all of them lie in it. None if all pictures have 8 bits."""
+        deep = [p for p in self._places if p in self._deep]
+        if deep and self._range is None:
+            chosen = [deep[i] for i in np.linspace(0, len(deep) - 1, min(len(deep), _FITTED_PICTURES)).astype(int)]
+            values = [read_values(self._path(self._content["images"][p])).reshape(-1) for p in chosen]
+            sample = np.concatenate([v[:: max(1, len(v) // _FITTED_VALUES)] for v in values])
+            low, high = np.percentile(sample[np.isfinite(sample)], _FITTED_PERCENTILES)
+            self._range = (float(low), float(high if high > low else low + 1))
+        return self._range
+
+    def subset(self, indices: Iterable[int]) -> CocoDataset:
+        """The same data set with these pictures only, in this order."""
+        part = copy.copy(self)
+        part._places = [self._places[i] for i in indices]
+        part._range = None
+        return part
+
+    def describe_notes(self) -> str:
+        """What looks wrong but does no harm, as text."""
+        return describe(self.name, self.notes)
+
+    def truth(self) -> dict[str, Any]:
+        """COCO's dict for the evaluation: ids as in the file, joints in the order of `categories`; ignore regions are crowds; no field is missing."""
+        images = [self._content["images"][p] for p in self._places]
+        annotations = [self._complete(raw, image) for p, image in zip(self._places, images, strict=True) for raw in self._annotations[p]]
+        categories = []
+        for category in self.categories:
+            entry: dict[str, Any] = {"id": category.id, "name": category.name}
+            if category.keypoints:
+                entry |= {"keypoints": list(category.keypoints), "skeleton": [[a + 1, b + 1] for a, b in category.skeleton]}
+            categories.append(entry)
+        kept = ("id", "file_name", "height", "width")
+        return {"images": [{k: i[k] for k in kept} for i in images], "annotations": annotations, "categories": categories}
+
+    def _path(self, image: Mapping[str, Any]) -> Path:
+        if self.image_folder is None:
+            raise DataError(f'{self.name}: no folder of pictures; open it as CocoDataset("{self.name}", images="FOLDER")')
+        return self.image_folder / image["file_name"]
+
+    def _open(self, on_error: str) -> None:
+        """Checks everything, then sorts the usable annotations by picture."""
+        if on_error not in ("raise", "drop"):
+            raise ValueError(f'on_error is {on_error!r}, must be "raise" or "drop"')
+        images, annotations = self._content["images"], self._content["annotations"]
+        checked = check(images, annotations, self._labels, self._in_file, self.image_folder)
+        harmful = [p for p in checked.problems if p.harmful]
+        if harmful:
+            text = describe(self.name, harmful)
+            if on_error == "raise":
+                raise DataError(f'{text}\nTo leave these out, open the data with on_error="drop".')
+            warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
+        self.notes = tuple(p for p in checked.problems if not p.harmful)
+        self.dropped: tuple[Problem, ...] = tuple(harmful)
+        self._deep = checked.deep
+        lost_images, lost = {p.image for p in harmful}, {p.annotation for p in harmful}
+        self._places = [place for place in range(len(images)) if place not in lost_images]
+        self._annotations: dict[int, list[Any]] = {place: [] for place in self._places}
+        place_of = {images[place]["id"]: place for place in self._places}
+        for place, raw in enumerate(annotations):
+            if place not in lost and raw["image_id"] in place_of:
+                self._annotations[place_of[raw["image_id"]]].append(raw)
+
+    def _read(self, raw: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
+        category = raw["category_id"]
+        return read_annotation(raw, self._labels[category], self._in_file[category], self._joints[category], size, lambda *_: None)
+
+    def _complete(self, raw: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+        """An annotation with every field that the metric reads."""
+        read = self._read(raw, (image["height"], image["width"]))
+        full = {"id": raw["id"], "image_id": raw["image_id"], "category_id": raw["category_id"], "iscrowd": int(read.ignore)}
+        if read.polygons is not None or read.rle is not None:
+            full["segmentation"] = read.rle or [part.reshape(-1).tolist() for part in read.polygons or ()]
+        joints = read.keypoints
+        if self.categories[read.label].keypoints:
+            shown = np.zeros((len(self._joints[raw["category_id"]]), 3)) if joints is None else joints
+            placed = shown[:, :2] - JOINT_OFFSET * (shown[:, 2:] > 0)
+            full["keypoints"] = np.concatenate([placed, shown[:, 2:]], axis=1).reshape(-1).tolist()
+            full["num_keypoints"] = int((shown[:, 2] > 0).sum())
+        box = mask_bounds(read) if read.box is None else None
+        if read.box is None and box is None and joints is not None:
+            seen = joints[joints[:, 2] > 0, :2]
+            box = (*seen.min(axis=0).tolist(), *seen.max(axis=0).tolist())
+        full["bbox"] = list(raw["bbox"]) if box is None else [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        full["area"] = read.area if read.area is not None else _area(read, full["bbox"])
+        return full
+
+
+def _area(read: Annotation, box_xywh: Sequence[float]) -> float:
+    """In pixels: of the mask, or else of the box."""
+    if read.rle is not None:
+        return float(run_lengths.area(read.rle))
+    if read.polygons is not None:
+        parts = [(p, np.roll(p, -1, axis=0)) for p in read.polygons]
+        return float(sum(abs((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / 2 for a, b in parts))
+    return float(box_xywh[2] * box_xywh[3])
+
+
+def _load(path: Path, name: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such annotation file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: is not JSON: {error}; is it a COCO annotation file?") from None
+
+
+def _check_structure(content: Any, name: str) -> None:
+    if not isinstance(content, Mapping):
+        raise DataError(f"{name}: holds a {type(content).__name__}, must be a COCO object with images, annotations and categories")
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
+    if missing:
+        keys = ", ".join(content) or "none"
+        raise DataError(f"{name}: has no list {' and no list '.join(missing)} (its keys: {keys}); it must be in COCO's format")
+
+
+def _chosen(wanted: Sequence[Category], in_file: Mapping[int, Category], name: str) -> tuple[Category, ...]:
+    """The wanted categories with the ids that they have in the file; one that is not there keeps an id that is free."""
+    by_name = {c.name: c for c in in_file.values()}
+    if not any(c.name in by_name for c in wanted):
+        names = [", ".join(c.name for c in some) for some in (wanted, in_file.values())]
+        raise DataError(f"{name}: none of the wanted categories is in the file. Wanted: {names[0]:.300}. In the file: {names[1]:.300}")
+    free = max([*in_file, *(c.id for c in wanted)]) + 1
+    return tuple(replace(c, id=by_name[c.name].id if c.name in by_name else free + k) for k, c in enumerate(wanted))
+
+
+def _joint_places(wanted: Category, in_file: Category) -> list[int]:
+    """For each wanted joint its place in the file's category, by name; -1 for one that is not there."""
+    return [in_file.keypoints.index(j) if j in in_file.keypoints else -1 for j in wanted.keypoints]
+
+
+def _image_folder(images: str | Path | None, annotations: Path | None, entries: Sequence[Any]) -> Path | None:
+    if images is not None:
+        if not Path(images).is_dir():
+            raise DataError(f"{images}: there is no such folder; images= must name the folder of the pictures")
+        return Path(images)
+    if annotations is None:
+        return None
+    names = (e["file_name"] for e in entries if isinstance(e, Mapping) and isinstance(e.get("file_name"), str))
+    return annotations.parent if any((annotations.parent / n).is_file() for n in names) else None
