@@ -97,11 +97,11 @@ def evaluate(
         _check_results(found, truth, categories, str(model) if isinstance(model, str | Path) else "results")
         tasks: list[Task] = [task for task, name in FIELD.items() if not found or any(r.get(name) is not None for r in found)]
         return evaluate_results(found, truth, categories, tasks, max_detections or 100)
-    from ..prediction.evaluating import results_on
+    from .answers import results_on
 
     network, dataset = _model(model), _dataset(data, images)
     truth, categories = _truth(dataset)
-    found = results_on(network, dataset, categories, batch_size=batch_size, device=device, progress=progress)
+    found = results_on(network, dataset, truth, categories, batch_size=batch_size, device=device, progress=progress)
     heads: dict[Task, Any] = {"bbox": True, "segm": network.config.mask, "keypoints": network.config.keypoint}
     cap = max_detections or max(100, network.config.box.max_detections)
     return evaluate_results(found, truth, categories, [task for task, head in heads.items() if head], cap)

@@ -1,0 +1,277 @@
+"""From pictures to their objects: `predict(model, "street.jpg")`.
+
+In:  a model; one picture (a file, an array [H, W, 3], a PIL picture) or several (a folder, a list, an iterator).
+Out: Instances in each picture's own pixels; one for one picture, an iterator in the order of the input for several.
+
+Pictures whose inputs pad to the same shape go through the model together, so a picture's answer does not depend on its neighbours. No more than
+a few batches are held at once: a folder of any size can be read through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..images import ImageError, read_image
+from ..instances import Instances
+from ..model.fuse import fast, reference
+from ..model.maskrcnn import MaskRCNN
+from ..preprocess import prepare
+from ..structures import Batch, Detections
+
+Form = Literal["fast", "reference"]
+Picture = str | Path | np.ndarray | Image.Image
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+LOOKAHEAD = 4
+"""Batches' worth of pictures that may wait for others of their shape."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture that is to be read, and what it is called."""
+
+    picture: Picture
+    image_id: int | None = None
+    file_name: str | None = None
+
+
+@dataclass
+class _Waiting:
+    """A picture at the model's input size, and its answer once there is one."""
+
+    source: Source
+    image: UInt8[np.ndarray, "H W 3"]
+    pixels: Tensor | None
+    to_model: Float[Tensor, "3 3"]
+    shape: tuple[int, ...]
+    answer: Instances | None = None
+
+
+def predict(
+    model: MaskRCNN | str | Path,
+    images: Picture | Iterable[Picture],
+    *,
+    min_score: float | None = None,
+    batch_size: int = 1,
+    form: Form = "fast",
+    device: torch.device | str | None = None,
+) -> Any:
+    """The objects in one picture (Instances), or in each of several (an iterator of Instances, in their order).
+
+    Args:
+        model: a model, or what `load` reads.
+        images: a file, an array [H, W, 3] RGB (also grey, 16-bit), a PIL picture; or a folder (all pictures under it, sorted), a list, an iterator.
+        min_score: objects scored lower are left out; by default the model's own threshold, below which it gives none.
+        batch_size: pictures of equal padded shape that go through the model together.
+        form: "fast" (folded BatchNorm, channels last; equal to 0.05 px) or "reference" (the plain network).
+        device: where to run; by default where the model is.
+
+    Raises:
+        ImageError: a picture cannot be read.
+        ValueError: `min_score` below the model's own threshold, an unknown form, a folder without pictures.
+    """
+    if isinstance(images, Tensor):
+        raise TypeError("pictures are uint8 arrays [H, W, 3]; for a tensor [3, H, W] give tensor.permute(1, 2, 0).numpy()")
+    answer = answering(model, form=form, device=device, min_score=min_score)
+    if isinstance(images, str | Path) and not Path(images).is_dir():
+        return next(stream(answer, [Source(images, 1, Path(images).name)], keep_images=True))
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
+        return next(stream(answer, [Source(images)], keep_images=True))
+    return stream(answer, _sources(images), batch_size=batch_size)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A model made ready to answer, and how much of its answers is wanted."""
+
+    network: MaskRCNN
+    min_score: float
+
+    def __call__(self, batch: Batch) -> Detections:
+        """What the network finds, on the CPU."""
+        with torch.inference_mode():
+            device = next(self.network.parameters()).device
+            return self.network(batch.to(device)).to("cpu")
+
+
+def answering(
+    model: MaskRCNN | str | Path, *, form: Form = "fast", device: torch.device | str | None = None, min_score: float | None = None
+) -> Answering:
+    """The model in the form in which it shall answer."""
+    if isinstance(model, str | Path):
+        from ..weights.load import load
+
+        model = load(model)
+    if form not in ("fast", "reference"):
+        raise ValueError(f'form "{form}" is unknown; choose "fast" or "reference"')
+    lowest = model.config.box.score_threshold
+    if min_score is not None and min_score < lowest:
+        raise ValueError(f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}")
+    network = _fast(model) if form == "fast" else reference(model)
+    if device is not None and torch.device(device) != next(network.parameters()).device:
+        network = fast(model).to(device) if form == "fast" else reference(model).to(device)
+    return Answering(network, lowest if min_score is None else min_score)
+
+
+def stream(
+    answer: Answering,
+    sources: Iterable[Source],
+    *,
+    batch_size: int = 1,
+    keep_images: bool = False,
+    on_error: Callable[[Source, ImageError], None] | None = None,
+) -> Iterator[Instances]:
+    """The answers in the order of the sources.
+
+    Args:
+        answer: the model.
+        sources: what to read; read a few batches ahead at most.
+        batch_size: pictures of equal padded shape that go together.
+        keep_images: let the answers carry the pixels of files, else their path.
+        on_error: told of a picture that cannot be read, which is then left out; by default that is an error.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+    config = answer.network.config
+    waiting: list[_Waiting] = []
+    for source in sources:
+        try:
+            waiting.append(_read(source, config, keep_images))
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(source, error)
+            continue
+        peers = _peers(waiting, waiting[-1])
+        if len(peers) == batch_size:
+            _answer_together(answer, peers)
+        elif len(waiting) >= LOOKAHEAD * batch_size:
+            _answer_together(answer, _peers(waiting, waiting[0]))
+        yield from _ready(waiting)
+    while waiting:
+        _answer_together(answer, _peers(waiting, waiting[0]))
+        yield from _ready(waiting)
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All pictures under a folder, by their names' endings, sorted; hidden folders are left out.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not _hidden(p.relative_to(folder)) and p.is_file())
+    if not files:
+        raise ValueError(f"{folder}: no pictures in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return files
+
+
+def to_instances(
+    detections: Detections, row: int, scale: tuple[float, float], size: tuple[int, int], config: ModelConfig, min_score: float
+) -> Instances:
+    """The objects of one picture of a batch in that picture's own pixels; boxes clipped to it, those without area dropped.
+
+    Args:
+        detections: of the batch, in model-input pixels.
+        row: which picture.
+        scale: original pixels per input pixel, in x and y.
+        size: the original height and width.
+        config: the model's.
+        min_score: objects scored lower are left out.
+    """
+    factor = torch.tensor(scale, dtype=torch.float32)
+    boxes = detections.boxes[row].float() * factor.repeat(2)
+    limit = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
+    boxes = boxes.clamp(min=0).minimum(limit)
+    keep = detections.valid[row] & (detections.scores[row] >= min_score) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    keypoints = None
+    if detections.keypoints is not None:
+        keypoints = detections.keypoints[row][keep].float()
+        keypoints = torch.cat([keypoints[..., :2] * factor, keypoints[..., 2:]], dim=-1)
+    return Instances(
+        size=size,
+        boxes=boxes[keep],
+        scores=detections.scores[row][keep].float(),
+        labels=detections.labels[row][keep],
+        categories=config.categories,
+        mask_grids=None if detections.masks is None else detections.masks[row][keep].float(),
+        keypoints=keypoints,
+        keypoint_logits=None if detections.keypoint_logits is None else detections.keypoint_logits[row][keep].float(),
+        paste=config.mask.paste if config.mask else "border",
+        mask_threshold=config.mask.threshold if config.mask else 0.5,
+        coco_offset=config.keypoint.coco_offset if config.keypoint else 0.5,
+        intensity_range=config.input.intensity_range,
+    )
+
+
+def _sources(images: Any) -> Iterator[Source]:
+    if isinstance(images, str | Path):
+        return (Source(path, n, path.relative_to(images).as_posix()) for n, path in enumerate(image_files(images), start=1))
+    return (Source(p, n, Path(p).name if isinstance(p, str | Path) else None) for n, p in enumerate(images, start=1))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _read(source: Source, config: ModelConfig, keep_image: bool) -> _Waiting:
+    image = read_image(source.picture, config.input.intensity_range)
+    pixels, to_model = prepare(image, config.input)
+    divisor = config.input.size_divisor
+    shape = tuple(-(-side // divisor) * divisor for side in pixels.shape[1:])
+    kept = Path(source.picture) if isinstance(source.picture, str | Path) and not keep_image else image
+    return _Waiting(replace(source, picture=kept), image, pixels, to_model, shape)
+
+
+def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
+    return [w for w in waiting if w.answer is None and w.shape == one.shape]
+
+
+def _answer_together(answer: Answering, group: list[_Waiting]) -> None:
+    config = answer.network.config
+    batch = Batch.collate([w.pixels for w in group if w.pixels is not None], config.input.size_divisor, [w.to_model for w in group], [0] * len(group))
+    detections = answer(batch)
+    for row, one in enumerate(group):
+        assert one.pixels is not None
+        (height, width), (input_height, input_width) = one.image.shape[:2], one.pixels.shape[1:]
+        instances = to_instances(detections, row, (width / input_width, height / input_height), (height, width), config, answer.min_score)
+        named = replace(instances, image_id=one.source.image_id, file_name=one.source.file_name, source=one.source.picture)
+        one.answer, one.pixels = named, None
+
+
+def _ready(waiting: list[_Waiting]) -> Iterator[Instances]:
+    """Takes the answered pictures from the front."""
+    while waiting and waiting[0].answer is not None:
+        yield waiting.pop(0).answer  # ty: ignore[invalid-yield]
+
+
+# The fast form of each model, and what the model was when it was made.
+_FAST: WeakKeyDictionary[MaskRCNN, tuple[Any, MaskRCNN]] = WeakKeyDictionary()
+
+
+def _fast(model: MaskRCNN) -> MaskRCNN:
+    """The fast form, made anew when the model's weights, settings or place have changed since (it may be in training)."""
+    state = _fingerprint(model)
+    if model not in _FAST or _FAST[model][0] != state:
+        _FAST[model] = (state, fast(model))
+    return _FAST[model][1]
+
+
+def _fingerprint(model: MaskRCNN) -> Any:
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
+    return (
+        torch.stack([t.float().norm() for t in tensors]).tolist(),
+        [t._version for t in tensors],
+        tensors[0].device,
+        [getattr(part, "config", None) for part in model.modules()],
+    )
