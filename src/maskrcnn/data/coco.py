@@ -196,8 +196,8 @@ class CocoDataset:
         if read.box is None and box is None and joints is not None:
             seen = joints[joints[:, 2] > 0, :2]
             box = (*seen.min(axis=0).tolist(), *seen.max(axis=0).tolist())
-        full["bbox"] = list(raw["bbox"]) if box is None else [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-        full["area"] = read.area if read.area is not None else _area(read, full["bbox"])
+        box_xywh = list(raw["bbox"]) if box is None else [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        full["bbox"], full["area"] = box_xywh, _area(read, box_xywh) if read.area is None else read.area
         return full
 
 

@@ -1,0 +1,268 @@
+"""Training examples: a picture as the model sees it and the truth that lies on it.
+
+`TrainingSet(..).example(index, seed)`:
+    picture uint8 [H, W, 3]  ->  view (augment.py)  ->  image [3, h, w], 0..255
+    boxes, masks, joints     ->  the view's matrix  ->  Truth of one picture, in model-input pixels
+
+An example is a function of (index, seed) alone; nothing else is random. `collate` joins examples to (Batch, Truth).
+
+What becomes of an object in a view:
+- Its box is the annotated one moved and clipped. Where a crop cuts it, or the picture is rotated, it is the box around what is seen of its mask.
+- Its mask is a crop in its own box, at `mask.truth_size`.
+- Less than a pixel wide or high: dropped. Less than a tenth of its box left by a crop: *ignore*, neither object nor background.
+- Joints outside the view are unlabelled. An object of joints alone has `has_box` False and the hull of its labelled joints for a box, each side at
+  least 8 px and a fifth of the other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import AugmentConfig, ModelConfig
+from ..preprocess import prepare
+from ..structures import Batch, Truth
+from . import geometry
+from .annotations import JOINT_OFFSET, mask_bounds
+from .augment import View, draw_view, warp
+from .check import DataError
+from .coco import CocoDataset
+from .masks import Mask, mask_of
+
+CACHE_BYTES = 2**30
+_SLIVER = 0.1  # of a box
+_HULL_SIDE, _HULL_PART = 8.0, 0.2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture, as the model sees it, and its truth."""
+
+    image: Tensor
+    """[3, h, w], 0..255, uint8 or float32."""
+    truth: Truth
+    """Of this one picture."""
+    to_model: Float[Tensor, "3 3"]
+    """From original to model-input pixels."""
+    image_id: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded picture and its objects, in its own pixels."""
+
+    image: np.ndarray
+    image_id: int
+    boxes: np.ndarray  # [n, 4]; of the mask, or the hull of the joints, where none is annotated
+    has_box: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    masks: list[Mask | None]
+    joints: np.ndarray  # [n, J, 3] at the heat-map channels
+
+    @property
+    def nbytes(self) -> int:
+        return self.image.nbytes + self.joints.nbytes + sum(m.nbytes + 500 for m in self.masks if m is not None)
+
+
+class TrainingSet:
+    """A data set as examples for one model.
+
+    Decoded pictures and masks stay in memory, the least recently used first to go, up to `cache_bytes`.
+
+    Args:
+        dataset: its categories are the model's.
+        model: says how large a picture is seen, how large mask truth is, and where joints stand.
+        augment: None = the whole picture as `predict` sees it.
+        cache_bytes: memory for decoded pictures, in each process.
+    """
+
+    def __init__(self, dataset: CocoDataset, model: ModelConfig, augment: AugmentConfig | None, cache_bytes: int = CACHE_BYTES) -> None:
+        _check_categories(dataset, model)
+        self.dataset, self.model, self.augment, self.cache_bytes = dataset, model, augment, cache_bytes
+        self._cache: OrderedDict[int, _Picture] = OrderedDict()
+        self._cached_bytes = 0
+        self._num_joints = model.num_keypoint_channels if model.keypoint is not None else 0
+        self._mirror = _mirrored_channels(model, self._num_joints)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> Example:
+        return self.example(*index_and_seed)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_cache": OrderedDict(), "_cached_bytes": 0}
+
+    def aspect_ratio(self, index: int) -> float:
+        """Height / width of a picture."""
+        height, width = self.dataset.size(index)
+        return height / width
+
+    def example(self, index: int, seed: int) -> Example:
+        """The example of a picture for a seed."""
+        picture = self._picture(index)
+        if self.augment is None:
+            image, to_model = prepare(picture.image, self.model.input)
+            view = View(to_model.double().numpy(), (image.shape[1], image.shape[2]))
+        else:
+            rng = np.random.default_rng(seed)
+            view = draw_view(self.augment, self.model.input, picture.image.shape[:2], picture.boxes[~picture.ignore], rng)
+            image = torch.from_numpy(np.ascontiguousarray(warp(picture.image, view, self.model.input).transpose(2, 0, 1)))
+            to_model = torch.from_numpy(view.matrix).float()
+        return Example(image, self._truth(picture, view), to_model, picture.image_id, seed)
+
+    def _picture(self, index: int) -> _Picture:
+        """From the cache, or from the disk."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        picture = self._load(index)
+        self._cache[index] = picture
+        self._cached_bytes += picture.nbytes
+        while self._cached_bytes > self.cache_bytes:
+            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return picture
+
+    def _load(self, index: int) -> _Picture:
+        record = self.dataset[index]
+        objects = record.annotations
+        joints = np.zeros((len(objects), self._num_joints, 3))
+        for row, annotation in zip(joints, objects, strict=True):
+            if self.model.keypoint is not None and annotation.keypoints is not None:
+                start, count = self.model.keypoint_slices[annotation.label]
+                row[start : start + count] = annotation.keypoints
+                # the model's own convention of where in its pixel a whole-number joint lies
+                row[:, :2] += (self.model.keypoint.coco_offset - JOINT_OFFSET) * (row[:, 2:] > 0)
+        boxes = [a.box or mask_bounds(a) for a in objects]
+        return _Picture(
+            image=self.dataset.image(index, self.model.input.intensity_range),
+            image_id=record.image_id,
+            boxes=np.array([b or _hull(a.keypoints) for b, a in zip(boxes, objects, strict=True)], dtype=np.float64).reshape(-1, 4),
+            has_box=np.array([b is not None for b in boxes], dtype=bool),
+            labels=np.array([a.label for a in objects], dtype=np.int64),
+            ignore=np.array([a.ignore for a in objects], dtype=bool),
+            masks=[mask_of(a) for a in objects],
+            joints=joints,
+        )
+
+    def _truth(self, picture: _Picture, view: View) -> Truth:
+        """All that is annotated, moved into the view."""
+        joints = self._joints(picture, view)
+        moved = geometry.move_boxes(view.matrix, picture.boxes)
+        boxes = _clip(moved, view.size)
+        sliver = np.zeros(len(boxes), bool)
+        if not view.whole:
+            clipped = boxes.copy()
+            self._refit(boxes, moved, joints, picture, view)
+            left = boxes if geometry.straight(view.matrix) else clipped  # a rotation widens what it moves
+            sliver = _areas(left) < _SLIVER * _areas(moved)
+        kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
+        masks, has_mask = self._masks(picture, view, boxes, kept)
+        return Truth(
+            boxes=_tensor(boxes[kept].astype(np.float32)),
+            labels=_tensor(picture.labels[kept]),
+            valid=torch.ones(1, len(kept), dtype=torch.bool),
+            ignore=_tensor((picture.ignore | sliver)[kept]),
+            has_box=_tensor(picture.has_box[kept]),
+            masks=_tensor(masks),
+            has_mask=_tensor(has_mask),
+            keypoints=_tensor(joints[kept].astype(np.float32)),
+            has_keypoints=_tensor(np.any(joints[kept, :, 2] > 0, axis=1)),
+        )
+
+    def _joints(self, picture: _Picture, view: View) -> np.ndarray:
+        """[n, J, 3] in the view; left and right change places in a mirror, those outside are zero."""
+        joints = picture.joints.copy()
+        joints[:, :, :2] = geometry.move_points(view.matrix, joints[:, :, :2])
+        if geometry.mirrored(view.matrix):
+            joints = np.take_along_axis(joints, self._mirror[picture.labels][:, :, None], axis=1)
+        inside = ((joints[:, :, :2] >= 0) & (joints[:, :, :2] <= (view.size[1], view.size[0]))).all(axis=2)
+        return joints * (inside & (joints[:, :, 2] > 0))[:, :, None]
+
+    def _refit(self, boxes: np.ndarray, moved: np.ndarray, joints: np.ndarray, picture: _Picture, view: View) -> None:
+        """Changes in place the boxes that a crop cut or a rotation widened to those around what is seen."""
+        rotated = not geometry.straight(view.matrix)
+        cut = (np.abs(boxes - moved) > 0.5).any(axis=1)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        for i in np.flatnonzero((cut | rotated) & inside):
+            mask = picture.masks[i]
+            if mask is not None:
+                boxes[i] = mask.seen(view.matrix, view.size) or 0
+            elif not picture.has_box[i]:
+                boxes[i] = _clip(np.array(_hull(joints[i])), view.size) if joints[i].any() else 0
+
+    def _masks(self, picture: _Picture, view: View, boxes: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Coverage [k, S, S] of the kept objects in their boxes, and which have any."""
+        size = self.model.mask.truth_size if self.model.mask is not None else 1
+        masks = np.zeros((len(kept), size, size), np.uint8)
+        for row, i in enumerate(kept):
+            mask = picture.masks[i]
+            if mask is not None and self.model.mask is not None:
+                masks[row] = mask.coverage(view.matrix, tuple(boxes[i]), size)
+        return masks, np.any(masks, axis=(1, 2))
+
+
+def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:
+    """A batch of examples, padded, and their truth."""
+    batch = Batch.collate(
+        [e.image for e in examples],
+        size_divisor,
+        to_model=[e.to_model for e in examples],
+        seeds=[e.seed for e in examples],
+        image_ids=[e.image_id for e in examples],
+    )
+    return batch, Truth.collate([e.truth for e in examples])
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(values)[None]
+
+
+def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.clip(boxes, 0, (size[1], size[0], size[1], size[0]))
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+
+
+def _hull(joints: np.ndarray | None) -> tuple[float, float, float, float]:
+    """The box around the labelled ones of some joints [j, 3], grown where it is too thin to be a region."""
+    if joints is None:
+        raise AssertionError("an annotation without box, mask and joints passed the checks")
+    points = joints[joints[:, 2] > 0, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    side = np.maximum(high - low, max(_HULL_SIDE, _HULL_PART * float((high - low).max())))
+    middle = (low + high) / 2
+    x0, y0, x1, y1 = *(middle - side / 2), *(middle + side / 2)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _mirrored_channels(model: ModelConfig, num_joints: int) -> np.ndarray:
+    """[categories, joints]: for each heat-map channel the one whose joint it shows in a mirror image."""
+    channels = np.tile(np.arange(num_joints), (model.num_classes, 1))
+    if model.keypoint is not None:
+        for row, category, (start, count) in zip(channels, model.categories, model.keypoint_slices, strict=True):
+            row[[start + j for j in category.mirrored]] = np.arange(start, start + count)
+    return channels
+
+
+def _check_categories(dataset: CocoDataset, model: ModelConfig) -> None:
+    """Raises DataError where labels or joints of the data are not the model's."""
+    theirs, ours = dataset.categories, model.categories
+    if len(theirs) != len(ours):
+        cure = "open the data with categories=model.categories, or make the model with categories=data.categories"
+        raise DataError(f"{dataset.name}: {len(theirs)} categories, the model has {len(ours)}; {cure}")
+    for label, (category, own) in enumerate(zip(theirs, ours, strict=True)):
+        if model.keypoint is not None and len(category.keypoints) != len(own.keypoints):
+            found = f'category "{category.name}" (label {label}) has {len(category.keypoints)} keypoints, the model {len(own.keypoints)}'
+            raise DataError(f"{dataset.name}: {found}; make the model with categories=data.categories")
