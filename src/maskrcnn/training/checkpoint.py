@@ -12,12 +12,17 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from .processes import Processes
+
 SCHEMA = 1
+# Settings that a resumed run may change, because no weight depends on them.
+FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard")
 
 
 @contextmanager
@@ -68,6 +73,34 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
     """Copies weights and running statistics into a model, keeping its device and memory layout."""
     with torch.no_grad():
         model.load_state_dict(dict(tensors))
+
+
+def claim_folder(
+    out: Path, settings: dict[str, Any], resume: bool, processes: Processes
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Makes `out` the folder of a run with these settings; the tensors and the state to go on from, None for a new run.
+
+    Raises:
+        ValueError: there is a run in the folder and it is not to be resumed, or it is another one.
+    """
+    checkpoint = out / "checkpoint.safetensors"
+    taken = processes.from_main([name for name in ("config.json", "metrics.csv", checkpoint.name) if (out / name).exists()])
+    if taken and not resume:
+        raise ValueError(f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder")
+    found = None
+    if checkpoint.name in taken:
+        tensors, content = read_checkpoint(checkpoint)
+        if changed := [d for d in differences(content["settings"], settings) if d.split(":")[0] not in FREE]:
+            cure = "resume with the settings and data of the run, or start a new one in another folder"
+            raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure} (from its last.safetensors, to keep what it has learnt)")
+        found = tensors, content["state"]
+    if processes.main:
+        out.mkdir(parents=True, exist_ok=True)
+        for torn in out.glob(".*.safetensors*"):  # what a killed process was writing
+            torn.unlink()
+        with replacing(out / "config.json") as partial:
+            partial.write_text(json.dumps(settings, indent=1))
+    return found
 
 
 def fingerprint(data: Any) -> dict[str, Any]:

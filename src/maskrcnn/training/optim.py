@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def images_per_step(config: TrainConfig, world: int = 1) -> int:
@@ -88,13 +91,13 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
         optimizer.state[parameter][kind] = like.copy_(value)
 
 
-class Ema:
+class Ema(Generic[M]):
     """A moving average of the weights and of the running statistics, which is what gets evaluated and saved.
 
     The decay starts low, min(decay, (1 + t) / (10 + t)), so that the untrained start is forgotten and short runs work too.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: M, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))

@@ -1,0 +1,41 @@
+"""How many steps fit into a given time: decided once, from the steps measured so far, and kept.
+
+In: seconds of each step, of an evaluation, of a checkpoint. Out: the number of steps of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+MEASURED_SHARE = 0.10  # of the time goes by before the length is fixed; the schedule is at or near its peak rate until then
+FIRST_STEPS = 3  # are not counted: loaders start, memory is allocated
+FEWEST_STEPS = 12  # measured, unless they would take more than a quarter of the time
+
+
+@dataclass
+class Pace:
+    """What has been measured since the process began."""
+
+    max_time: float
+    steps: list[float] = field(default_factory=list)
+    evaluation: float = 0.0
+    checkpoint: float = 0.0
+    """Seconds of the last one of each."""
+
+    def ready(self, seconds: float) -> bool:
+        """Whether enough is known, `seconds` after the first step began."""
+        return seconds > self.max_time * (MEASURED_SHARE if len(self.steps) >= FIRST_STEPS + FEWEST_STEPS else 0.25)
+
+    def step_seconds(self) -> float:
+        """A typical step: the mean of the later half without its fastest and slowest tenth, because a busy machine stalls now and then."""
+        counted = sorted(self.steps[max(FIRST_STEPS, len(self.steps) // 2) :] or self.steps[-1:])
+        cut = len(counted) // 10
+        return float(np.mean(counted[cut : len(counted) - cut]))
+
+    def total(self, step: int, seconds: float, steps_per_evaluation: float, checkpoint_every: float) -> int:
+        """Steps of the whole run, of which `step` are done in `seconds`; evaluations before the last and checkpoints are paid from the time."""
+        each = self.step_seconds() * (1 + self.checkpoint / max(checkpoint_every, 1e-9)) + self.evaluation / steps_per_evaluation
+        return step + max(0, math.floor((self.max_time - seconds) / each))

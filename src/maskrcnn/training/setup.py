@@ -1,0 +1,84 @@
+"""Before the first step: what cannot work is refused, the network is made, the run is announced.
+
+In: what `train` was given. Out: a network, the number of steps, a line for the reader.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..config import ModelConfig, TrainConfig
+from .optim import images_per_step, scaled_rate
+from .processes import Processes
+
+if TYPE_CHECKING:
+    from ..data.coco import CocoDataset
+    from ..model.maskrcnn import MaskRCNN
+
+
+def check_settings(config: TrainConfig, data: CocoDataset) -> None:
+    """Refuses settings that cannot work, all at once."""
+    whole, positive = ("batch_size", "accumulate", "reference_batch"), ("epochs", "steps", "max_time", "learning_rate", "evaluate_every")
+    wrong = [f"{name} is {value}, must be at least 1" for name in whole if (value := getattr(config, name)) < 1]
+    wrong += [f"{name} is {value}, must be above 0" for name in positive if (value := getattr(config, name)) is not None and value <= 0]
+    wrong += [] if 0 <= config.ema < 1 else [f"ema is {config.ema}, must be at least 0 and below 1"]
+    wrong += [] if len(data) else ["the data set has no images"]
+    if wrong:
+        raise ValueError("training cannot start: " + "; ".join(wrong))
+
+
+def make_network(model: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDataset | None, seed: int) -> MaskRCNN:
+    """A network of its own, with the categories of the data and the intensity range fitted on it."""
+    from ..model.maskrcnn import MaskRCNN
+
+    config = model if isinstance(model, ModelConfig) else model.config
+    wanted = [c.name for c in config.categories]
+    for name, part in (("training", data), ("validation", validation)):
+        if part is not None and (got := [c.name for c in part.categories]) != wanted:
+            raise ValueError(
+                f"the {name} data has the categories {', '.join(got)}, the model {', '.join(wanted)}. Make the model with those of the data "
+                "(data.categories), and open all data with the same ones (CocoDataset(.., categories=..))"
+            )
+    if config.input.intensity_range is None and (intensities := data.intensity_range()) is not None:
+        config = replace(config, input=replace(config.input, intensity_range=intensities))
+    torch.manual_seed(seed)
+    network = MaskRCNN.from_config(config) if isinstance(model, ModelConfig) else copy.deepcopy(model)
+    network.config = config
+    return network
+
+
+def run_length(config: TrainConfig, num_images: int, images: int) -> int | None:
+    """Steps of a run of `images` pictures each; None where `max_time` decides later."""
+    if config.max_time is not None:
+        return None
+    return config.steps or math.ceil(config.epochs * num_images / images)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of torch's generator at a step."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def first_line(total: int | None, data: CocoDataset, config: TrainConfig, processes: Processes, out: Path) -> str:
+    """What is going to happen."""
+    names, images = [c.name for c in data.categories], images_per_step(config, processes.world)
+    shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
+    length = f"{total} steps ({total * images / len(data):.3g} epochs)" if total else duration(config.max_time or 0)
+    rate = f"{scaled_rate(config, processes.world):.3g} ({config.learning_rate:g} at {config.reference_batch} images)"
+    machine = f"{processes.device}, {f'{processes.world} processes, ' if processes.world > 1 else ''}{torch.get_num_threads()} threads"
+    return (
+        f"{len(data)} images, {len(names)} categories ({shown}); {length}, {images} images a step; {config.optimizer}, learning rate {rate}; "
+        f"{machine}, {config.precision}; {out}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 12.3 s, 4.5 min."""
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

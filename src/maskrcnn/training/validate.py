@@ -1,0 +1,87 @@
+"""How good the model is in the middle of its training, on pictures it does not learn from.
+
+In: a model and a validation set, shared out over the processes. Out: numbers by the column of metrics.csv: `val_loss` and its terms; `val/AP`, the
+mean of the APs of boxes, masks and keypoints as far as there are truth and a head for them, which says what "better" means; and these APs themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import ModelConfig, TrainConfig
+from .processes import Processes
+from .sampler import BatchPlan
+
+if TYPE_CHECKING:
+    from ..data.coco import CocoDataset
+    from ..model.maskrcnn import MaskRCNN
+
+NUMBERS = ("AP", "AP50", "AP75")
+
+
+def loss_terms(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the terms of a model's loss."""
+    heads = (("mask", config.mask), ("keypoint", config.keypoint))
+    return ("rpn_objectness", "rpn_box", "classification", "box", *(name for name, head in heads if head))
+
+
+def validation_columns(config: ModelConfig) -> list[str]:
+    """The columns of metrics.csv that an evaluation fills."""
+    tasks = ("bbox", *(("segm",) if config.mask else ()), *(("keypoints",) if config.keypoint else ()))
+    return ["val_loss", *(f"val_loss/{term}" for term in loss_terms(config)), "val/AP", *(f"val/{task}_{n}" for task in tasks for n in NUMBERS)]
+
+
+def validate(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
+    """Loss and average precision of `model` in evaluation mode; all processes take part and get the same numbers."""
+    was_training = model.training
+    model.eval()
+    numbers = _losses(model, validation, config, processes) | _precision(model, validation, config, processes)
+    model.train(was_training)
+    return numbers
+
+
+@torch.no_grad()
+def _losses(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
+    """Mean terms over the pictures, unaugmented, with the same sampling of anchors and RoIs every time."""
+    from ..data.dataset import TrainingSet
+    from ..data.loader import TrainingLoader
+
+    pictures = TrainingSet(validation, model.config, None)
+    plan = BatchPlan(len(validation), config.batch_size, rank=processes.rank, world=processes.world, shuffle=False)
+    # Every process needs as many batches, because the losses' normalisers are averaged over them; the last ones may begin the set again.
+    steps = math.ceil(len(validation) / plan.global_batch)
+    terms = loss_terms(model.config)
+    sums = torch.zeros(len(terms), device=processes.device)
+    for batch, truth in TrainingLoader(pictures, plan.batches(stop=steps), config.workers, model.config.input.size_divisor):
+        losses = model.losses(batch.to(processes.device), truth.to(processes.device))
+        sums += torch.stack([losses[term].float() for term in terms])
+    means = dict(zip(terms, (processes.average(sums) / steps).tolist(), strict=True))
+    return {"val_loss": sum(means.values())} | {f"val_loss/{term}": value for term, value in means.items()}
+
+
+def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
+    """AP from the results of all processes, each for its share of the pictures."""
+    from ..evaluation.coco import evaluate
+    from ..prediction.evaluating import results_on
+
+    share = validation.subset(range(processes.rank, len(validation), processes.world)) if processes.world > 1 else validation
+    found = results_on(model, share, validation.categories, batch_size=1, device=str(processes.device), progress=False) if len(share) else []
+    results = list(chain.from_iterable(processes.gather(found)))
+    numbers: dict[str, float] = {}
+    if processes.main:
+        most = max(100, model.config.box.max_detections)
+        tasks = evaluate(results, validation, max_detections=most).tasks
+        numbers = {f"val/{task}_{name}": values[name] for task, values in tasks.items() for name in NUMBERS}
+        scores = [values["AP"] for values in tasks.values() if values["AP"] >= 0]
+        numbers["val/AP"] = sum(scores) / len(scores) if scores else 0.0
+    return processes.from_main(numbers)
+
+
+def evaluation_rows(rows: list[dict[str, float]]) -> Iterator[dict[str, float]]:
+    """The rows that an evaluation filled."""
+    return (row for row in rows if "val_loss" in row)

@@ -1,0 +1,186 @@
+"""What a run promises: files, refusals, the best model, an end in time, and that several processes do what one does."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_run
+from training_run import tiny_config, tiny_model
+
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.model.maskrcnn import MaskRCNN
+from maskrcnn.training.checkpoint import read_checkpoint
+from maskrcnn.training.fit import NonFiniteLossError, Run, train
+from maskrcnn.training.log import read_rows
+from maskrcnn.training.pace import Pace
+from maskrcnn.weights.load import load
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A network of eight channels has no work for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    return CocoDataset(training_run.draw(tmp_path_factory.mktemp("data"), 8))
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    return CocoDataset(training_run.draw(tmp_path_factory.mktemp("val"), 3, seed=1))
+
+
+def run(data: CocoDataset, out: Path, validation: CocoDataset | None = None, model: Any = None, resume: bool = False, **changes: Any) -> Run:
+    config = tiny_config(**({"steps": 4, "checkpoint_every": 60.0} | changes))
+    return train(model or tiny_model(data), data, validation, config, out, resume=resume, progress=False, device="cpu")
+
+
+def test_a_run_leaves_its_model_its_numbers_and_its_picture(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "run", validation, steps=8, evaluate_every=1.0, tensorboard=True)
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "metrics.csv", "tensorboard", "curves.png", "best.safetensors", "last.safetensors", "checkpoint.safetensors"}
+    rows = read_rows(tmp_path / "run/metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in result.history] == [4, 8]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert result.best is not None
+    assert result.best["val/AP"] == max(row["val/AP"] for row in result.history)
+    parts = [result.history[0][f"val/{task}_AP"] for task in ("bbox", "segm", "keypoints")]
+    assert result.history[0]["val/AP"] == pytest.approx(sum(parts) / 3, abs=1e-5)
+    best = load(tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(best.state_dict().values(), result.model.state_dict().values(), strict=True))
+
+
+def test_the_averaged_weights_are_the_saved_ones(data: CocoDataset, tmp_path: Path) -> None:
+    start = MaskRCNN.from_config(tiny_model(data))
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    result = run(data, tmp_path / "run", model=start)
+    tensors, _ = read_checkpoint(tmp_path / "run/checkpoint.safetensors")
+    saved = load(tmp_path / "run/last.safetensors").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in tensors["ema"].items())
+    assert any(not torch.equal(saved[name], value) for name, value in tensors["model"].items())
+    assert result.best is None
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in before.items()), "the given model stays as it was"
+
+
+def test_a_folder_with_a_run_is_not_overwritten(data: CocoDataset, tmp_path: Path) -> None:
+    run(data, tmp_path / "run", steps=2)
+    with pytest.raises(ValueError, match=r"already holds a run .*resume=True"):
+        run(data, tmp_path / "run", steps=2)
+
+
+def test_resuming_with_other_settings_or_data_is_refused_by_name(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+    run(data, tmp_path / "run", steps=2)
+    run(data, tmp_path / "run", steps=2, resume=True, workers=2, checkpoint_every=1.0)
+    with pytest.raises(ValueError, match=r"train\.batch_size: was 2, now 4; train\.seed: was 0, now 1"):
+        run(data, tmp_path / "run", steps=2, resume=True, batch_size=4, seed=1)
+    with pytest.raises(ValueError, match=r"data\.annotations: was 16, now 6; data\.images: was 8, now 3"):
+        run(validation, tmp_path / "run", steps=2, resume=True)
+
+
+def test_resuming_without_a_checkpoint_begins_and_says_so(data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(steps=2)
+    train(tiny_model(data), data, None, config, tmp_path / "run", resume=True, device="cpu")
+    printed = capsys.readouterr().out
+    assert "no checkpoint in" in printed
+    for part in ("8 images, 2 categories (card, stick)", "2 steps", "learning rate 0.000354 (0.0005 at 4 images)", "cpu", "threads", "fp32"):
+        assert part in printed.splitlines()[0]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_pictures(data: CocoDataset, tmp_path: Path) -> None:
+    model = MaskRCNN.from_config(tiny_model(data))
+    with torch.no_grad():
+        for p in model.mask_head.parameters():
+            p.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"step 1: mask nan, must be finite, for the images \d, \d, \d, \d\.") as error:
+        run(data, tmp_path / "run", model=model, accumulate=2)
+    assert len(set(error.value.image_ids)) == 4
+
+
+def test_other_categories_are_refused(data: CocoDataset, tmp_path: Path) -> None:
+    model = tiny_model(data)
+    other = replace(model, categories=(replace(model.categories[0], name="leaf"), model.categories[1]))
+    with pytest.raises(ValueError, match="categories card, stick, the model leaf, stick"):
+        run(data, tmp_path / "run", model=other)
+
+
+def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 0, .*; epochs is -1\.0, .*; ema is 1\.0"):
+        run(data, tmp_path / "run", batch_size=0, epochs=-1.0, ema=1.0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bf16"}, {"precision": "fp16"}, {"optimizer": "sgd", "schedule": "step", "clip_norm": 0.0, "ema": 0.0}]
+)
+def test_each_precision_and_optimizer_trains(data: CocoDataset, tmp_path: Path, changes: dict[str, Any]) -> None:
+    run(data, tmp_path / "run", **changes)
+    rows = read_rows(tmp_path / "run/metrics.csv")
+    assert len(rows) == 4
+    assert all(math.isfinite(row["loss"]) for row in rows)
+
+
+def test_training_stops_when_nothing_gets_better(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+    settings = {"steps": 50, "batch_size": 4, "learning_rate": 1e-12, "evaluate_every": 0.5, "patience": 2, "ema": 0.0}
+    result = run(data, tmp_path / "run", validation, **settings)
+    assert [row["step"] for row in result.history] == [1, 2, 3]
+    again = run(data, tmp_path / "run", validation, resume=True, **settings)
+    assert again.best == result.best, "a stopped run stays stopped"
+
+
+def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "run", validation, steps=None, max_time=4.0, evaluate_every=10.0)
+    rows = read_rows(tmp_path / "run/metrics.csv")
+    state = read_checkpoint(tmp_path / "run/checkpoint.safetensors")[1]["state"]
+    assert state["total"] == state["step"] == rows[-1]["step"]
+    assert 1.5 < rows[-1]["time"] < 10, "within the noise of a busy machine"
+    assert len(result.history) >= 1
+    assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows), "the schedule ends with the run"
+
+
+def test_the_pace_ignores_stalls_and_pays_for_evaluations() -> None:
+    pace = Pace(max_time=100.0, steps=[5.0, 1.0, 1.0, *[0.1] * 40])
+    assert not pace.ready(9.0)
+    assert pace.ready(11.0)
+    assert pace.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
+    pace.steps[-3] = 7.0
+    assert pace.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
+    pace.evaluation = 10.0
+    assert pace.total(43, 11.0, steps_per_evaluation=100, checkpoint_every=60.0) == pytest.approx(43 + 444, abs=2)
+    assert pace.total(43, 120.0, math.inf, 60.0) == 43
+    slow = Pace(max_time=100.0, steps=[20.0, 20.0])
+    assert slow.ready(40.0)
+    assert slow.total(2, 40.0, math.inf, 60.0) == 5
+
+
+@pytest.mark.parametrize("norm", ["frozen", "group"])
+def test_two_processes_have_the_losses_of_one_with_the_double_batch(data: CocoDataset, tmp_path: Path, norm: str) -> None:
+    source = Path(training_run.__file__)
+    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
+    shared = {"data": str(data.annotations_path), "validation": str(data.annotations_path), "norm": norm}
+    settings = {"steps": 4, "batch_size": 2, "accumulate": 2, "learning_rate": 0.002, "augment": augment, "evaluate_every": 100}
+    two = shared | {"out": str(tmp_path / "two"), "train": settings}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(source), json.dumps(two)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    training_run.main(shared | {"out": str(tmp_path / "one"), "train": settings | {"batch_size": 4}})
+    for one, both in zip(*(read_rows(tmp_path / name / "metrics.csv") for name in ("one", "two")), strict=True):
+        for name in one:
+            if name.startswith(("loss", "val")) or name in ("gradient_norm", "learning_rate"):
+                assert both[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (one["step"], name)

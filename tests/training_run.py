@@ -1,0 +1,118 @@
+"""A training small enough to be killed many times: drawn 64-px scenes, a network of a few channels.
+
+`python training_run.py '{"data": ..}'` runs one; `python training_run.py serve` runs one for each line that it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+
+from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.presets import maskrcnn_r18_small
+
+SIDE = 64
+
+
+def draw(folder: Path, count: int, seed: int = 0) -> Path:
+    """Writes `count` pictures, each with a rectangle (box and mask) and a stick (box and two joints); the annotation file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = torch.Generator().manual_seed(seed)
+    images, annotations = [], []
+    for i in range(count):
+        picture = Image.new("RGB", (SIDE, SIDE), (40, 60, 80))
+        pen = ImageDraw.Draw(picture)
+        x, y, w, h = (int(v) for v in torch.randint(8, 28, (4,), generator=random))
+        pen.rectangle([x, y, x + w - 1, y + h - 1], fill=(220, 90, 60))
+        u, v, length = (int(v) for v in torch.randint(16, 30, (3,), generator=random))
+        pen.line([(u, v), (u + length, v + length)], fill=(250, 240, 120), width=3)
+        picture.save(folder / f"{i}.png")
+        images.append({"id": i + 1, "file_name": f"{i}.png", "height": SIDE, "width": SIDE})
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        stick = {"bbox": [u, v, length, length], "area": length**2, "keypoints": [u, v, 2, u + length, v + length, 2], "num_keypoints": 2}
+        found = [{"category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]}, {"category_id": 2, **stick}]
+        annotations += [{"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a} for k, a in enumerate(found)]
+    categories = [{"id": 1, "name": "card"}, {"id": 2, "name": "stick", "keypoints": ["top", "end"], "skeleton": [[1, 2]]}]
+    path = folder / "annotations.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def tiny_model(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
+    """Mask, keypoint and box heads of a few channels: a step takes milliseconds."""
+    config = maskrcnn_r18_small(data.categories)
+    assert config.mask
+    assert config.keypoint
+    head = "none" if norm == "frozen" else norm
+    return replace(
+        config,
+        trunk=replace(config.trunk, stem_channels=8, res2_channels=8, norm=norm),
+        neck=replace(config.neck, channels=8, norm=head),
+        rpn=replace(
+            config.rpn, sizes=((8,), (16,), (32,), (64,), (128,)), convs=(8,), pre_nms_train=60, post_nms_train=30, post_nms_test=20, samples=32
+        ),
+        box=replace(config.box, fcs=(16,), samples=16, max_detections=10),
+        mask=replace(config.mask, convs=(8,), upsample=(8,), norm=head, max_positives=4, truth_size=28),
+        keypoint=replace(config.keypoint, convs=(8,), norm=head, max_positives=4),
+    )
+
+
+def tiny_config(**changes: Any) -> TrainConfig:
+    """A dozen steps that change every kind of state."""
+    augment = AugmentConfig(flip_horizontal=0.5, scale=(0.8, 1.2), brightness=0.2)
+    config = TrainConfig(steps=16, batch_size=2, warmup=4, checkpoint_every=1e-9, tensorboard=False, evaluate_every=2.0, augment=augment)
+    return replace(config, **changes)
+
+
+def weights_of(path: Path) -> str:
+    """A hash over the tensors of a safetensors file, not over its header."""
+    digest = hashlib.sha256()
+    with safe_open(path, framework="np") as file:
+        for key in sorted(file.keys()):
+            digest.update(key.encode() + file.get_tensor(key).tobytes())
+    return digest.hexdigest()
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Trains as `settings` say: data, validation, out, resume, norm, model_changes, and fields of the TrainConfig under train."""
+    from maskrcnn.training.fit import train
+
+    data = CocoDataset(settings["data"])
+    validation = CocoDataset(settings["validation"]) if settings.get("validation") else None
+    config = tiny_config(**{k: AugmentConfig(**v) if k == "augment" else v for k, v in settings.get("train", {}).items()})
+    model = tiny_model(data, settings.get("norm", "batch"))
+    train(model, data, validation, config, settings["out"], resume=settings.get("resume", False), progress=False, device="cpu")
+
+
+def serve() -> None:
+    """For each line of settings forks a process that trains, and prints its id and then how it ended: starting is free, and killing is real."""
+    from maskrcnn.data import loader  # noqa: F401 (loaded once, before the forks)
+    from maskrcnn.training import fit  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                main(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(child, flush=True)
+        print(os.waitpid(child, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    serve() if sys.argv[1] == "serve" else main(json.loads(sys.argv[1]))
