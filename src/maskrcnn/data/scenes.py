@@ -13,7 +13,7 @@ that is on top there, so that occlusion cuts the masks by itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def draw_scene(seed: int | Sequence[int], size: int = 160) -> tuple[UInt8[np.nda
     return noisy.clip(0, 255).astype(np.uint8), annotations
 
 
-def write_scenes(folder: str | Path, count: int, seed: int = 0, size: int = 160, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> Path:
+def write_scenes(folder: str | Path, count: int, seed: int = 0, size: int = 160, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Path:
     """Draws `count` pictures into `folder`/images and their annotations beside them.
 
     Args:
@@ -79,7 +79,7 @@ def write_scenes(folder: str | Path, count: int, seed: int = 0, size: int = 160,
     images_folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id in progress(iter(range(1, count + 1))):
+    for image_id in progress(range(1, count + 1)):
         name = f"{image_id:05d}.png"
         picture, objects = draw_scene((seed, image_id), size)
         Image.fromarray(picture).save(images_folder / name, compress_level=1)

@@ -69,6 +69,7 @@ def evaluate(
     data: CocoDataset | str | Path | Mapping[str, Any],
     images: str | Path | None = None,
     *,
+    out: str | Path | None = None,
     max_detections: int | None = None,
     batch_size: int = 1,
     device: str | None = None,
@@ -80,6 +81,7 @@ def evaluate(
         model: a model, whatever `load` reads, a COCO results.json, or its entries.
         data: annotated pictures, or the annotation file (or its dict).
         images: the folder of the pictures where `data` is a file; not needed for results.
+        out: folder for metrics.json (the numbers) and results.json (what was found); made if absent. Nothing is written without it.
         max_detections: detections per picture and category at which AP is taken, where above COCO's 100 (keypoints 20); by default what the model
             may give, or 100.
         batch_size: pictures that go through the model together.
@@ -96,7 +98,7 @@ def evaluate(
         truth, categories = _truth(data)
         _check_results(found, truth, categories, str(model) if isinstance(model, str | Path) else "results")
         tasks: list[Task] = [task for task, name in FIELD.items() if not found or any(r.get(name) is not None for r in found)]
-        return evaluate_results(found, truth, categories, tasks, max_detections or 100)
+        return _written(evaluate_results(found, truth, categories, tasks, max_detections or 100), found, out)
     from .answers import results_on
 
     network, dataset = _model(model), _dataset(data, images)
@@ -104,7 +106,7 @@ def evaluate(
     found = results_on(network, dataset, truth, categories, batch_size=batch_size, device=device, progress=progress)
     heads: dict[Task, Any] = {"bbox": True, "segm": network.config.mask, "keypoints": network.config.keypoint}
     cap = max_detections or max(100, network.config.box.max_detections)
-    return evaluate_results(found, truth, categories, [task for task, head in heads.items() if head], cap)
+    return _written(evaluate_results(found, truth, categories, [task for task, head in heads.items() if head], cap), found, out)
 
 
 def evaluate_results(
@@ -129,6 +131,14 @@ def evaluate_results(
         num_objects=len(truth["annotations"]),
         max_detections=max_detections,
     )
+
+
+def _written(evaluation: Evaluation, found: Results, out: str | Path | None) -> Evaluation:
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        (Path(out) / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
+        (Path(out) / "results.json").write_text(json.dumps(list(found)))
+    return evaluation
 
 
 def _results(model: Any) -> list[Mapping[str, Any]] | None:

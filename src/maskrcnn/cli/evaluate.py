@@ -1,0 +1,40 @@
+"""`maskrcnn evaluate`: how good a model is on annotated pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts.types import ExistingFile
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: ExistingFile,
+    images: Path | None = None,
+    out: Path | None = None,
+    max_detections: int | None = None,
+    batch_size: int = 1,
+    on_error: Literal["raise", "drop"] = "raise",
+    device: str | None = None,
+) -> None:
+    """Print COCO's average precision for boxes, masks and keypoints, over all categories and for each.
+
+    Args:
+        model: Name of published weights, run folder, checkpoint, or a results.json.
+        data: COCO annotation file.
+        images: Folder of its pictures; by default the annotation file's own.
+        out: Folder for metrics.json and results.json; nothing is written without it.
+        max_detections: Detections per picture that count, where 100 are too few.
+        batch_size: Pictures of equal shape that go through the model together.
+        on_error: Unusable annotations: list them and stop, or drop them with a warning.
+        device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
+    """
+    from ..data.coco import CocoDataset
+    from ..evaluation.coco import evaluate as run
+    from .device import chosen
+
+    pictures = CocoDataset(data, images, on_error=on_error)
+    print(run(model, pictures, out=out, max_detections=max_detections, batch_size=batch_size, device=chosen(device), progress=True))

@@ -1,0 +1,7 @@
+"""The demonstration: drawn scenes, a joint model trained on them from scratch, and a page that shows what it has learnt."""
+
+from __future__ import annotations
+
+from .run import DemoResult, run_demo
+
+__all__ = ["DemoResult", "run_demo"]

@@ -1,0 +1,113 @@
+"""The demonstration from end to end: draw scenes, train on them, judge the model on unseen ones, show it all on a page.
+
+In: a folder and the minutes for training. Out, in that folder: scenes/{train,val} with COCO annotations, run/ (the training run), overlays/,
+results.json, metrics.json and index.html.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from ..config import ModelConfig, TrainConfig
+from ..data.coco import CocoDataset
+from ..data.scenes import write_scenes
+from ..data.shapes import CATEGORIES
+from ..evaluation.coco import Evaluation, evaluate
+from ..instances import Instances
+from ..model.maskrcnn import MaskRCNN
+from ..prediction.predictor import predict
+from ..presets import maskrcnn_r18_small
+from ..training.fit import train
+from .page import write_page
+
+NUM_TRAIN, NUM_VAL = 1500, 100
+WATCHED = 40  # validation scenes that are evaluated now and then in the course of training; all of them are at the end
+OWN = ("scenes", "run", "overlays", "index.html", "results.json", "metrics.json")  # what a demo writes, and may replace
+MARK = ".maskrcnn-demo"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo gave."""
+
+    model: MaskRCNN
+    evaluation: Evaluation
+    page: Path
+    seconds: float
+    """From the first scene to the finished page."""
+
+
+def run_demo(out: str | Path = "demo", minutes: float = 3.0, seed: int = 0, scenes: tuple[int, int] = (NUM_TRAIN, NUM_VAL)) -> DemoResult:
+    """Trains the joint box + mask + keypoint model on drawn scenes and writes a page about it.
+
+    Args:
+        out: folder for the results; what an earlier demo wrote there is replaced.
+        minutes: time for training.
+        seed: other seeds draw other scenes and start from other weights.
+        scenes: how many scenes to draw for training and for validation.
+
+    Raises:
+        ValueError: `out` holds other files than a demo's, or `minutes` is not above 0.
+    """
+    if minutes <= 0:
+        raise ValueError(f"minutes: got {minutes}, must be above 0")
+    start, out, console = time.monotonic(), Path(out), Console(highlight=False)
+    _clear(out)
+    console.print(f"1/4  Drawing {scenes[0]} scenes to train on and {scenes[1]} to judge by")
+    data = _draw(out / "scenes" / "train", scenes[0], 2 * seed)
+    validation = _draw(out / "scenes" / "val", scenes[1], 2 * seed + 1)
+    console.print(f"2/4  Training boxes, masks and joints together, from scratch, for {minutes:g} minutes")
+    watched = validation.subset(range(min(WATCHED, len(validation))))
+    run = train(demo_model(), data, watched, config=demo_training(minutes, seed), out=out / "run")
+    console.print(f"3/4  Judging the model on {len(validation)} scenes that it has not seen")
+    found = _found(run.model, validation)
+    results = [entry for instances in found for entry in instances.to_coco()]
+    evaluation = evaluate(results, validation, out=out)
+    console.print("4/4  Drawing the page")
+    seconds = time.monotonic() - start
+    page = write_page(out, validation, found, evaluation, seconds=seconds, num_train=len(data))
+    console.print(f"\n{evaluation}\n\nDone in {seconds / 60:.1f} minutes. Open {page}")
+    return DemoResult(run.model, evaluation, page, seconds)
+
+
+def demo_model() -> ModelConfig:
+    """The small preset with anchors for objects of 20 to 90 pixels."""
+    return maskrcnn_r18_small(CATEGORIES)
+
+
+def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
+    """Settings for a few minutes on two CPU cores."""
+    return TrainConfig(max_time=minutes * 60, batch_size=8, learning_rate=1e-3, seed=seed)
+
+
+def _clear(out: Path) -> None:
+    """Makes the folder, or removes what an earlier demo wrote there; never anything else."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARK).is_file())):
+        raise ValueError(f"{out} exists and was not written by a demo; choose another folder: --out {out}-2")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in OWN:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (out / MARK).write_text("This folder was written by maskrcnn demo, which may replace what it wrote here.\n")
+
+
+def _draw(folder: Path, count: int, seed: int) -> CocoDataset:
+    def bar(numbers: Iterable[int]) -> Iterable[int]:
+        return track(numbers, description=f"     {folder.name}", total=count)
+
+    return CocoDataset(write_scenes(folder, count, seed, progress=bar), folder / "images")
+
+
+def _found(model: MaskRCNN, data: CocoDataset) -> list[Instances]:
+    """What the model finds in each picture of the data."""
+    records = [data[i] for i in range(len(data))]
+    found = predict(model, [record.path for record in records], min_score=model.config.box.score_threshold)
+    found = track(found, description="     predicting", total=len(records))
+    return [replace(instances, image_id=record.image_id) for instances, record in zip(found, records, strict=True)]

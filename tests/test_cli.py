@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import maskrcnn as mr
+from maskrcnn.cli import make_app, run
+from maskrcnn.cli.train import Preset, seconds
+from maskrcnn.data.scenes import write_scenes
+from maskrcnn.data.shapes import CATEGORIES
+
+COMMANDS = ("demo", "predict", "train", "evaluate", "weights")
+FROZEN = Path(__file__).with_name("help")
+
+
+def help_text(*words: str) -> str:
+    """What `--help` prints, without frames and line breaks, which belong to the terminal."""
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    make_app().help_print([*words], console=console)
+    lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in console.file.getvalue().splitlines())
+    return "\n".join(re.sub(r" {2,}", "  ", line) for line in lines if line) + "\n"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, 4, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(CATEGORIES)), path)
+    return path
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stands in for training and keeps what it was given."""
+    calls: list[dict[str, Any]] = []
+
+    def record(model: Any, data: Any, validation: Any, **settings: Any) -> None:
+        calls.append({"model": model, "data": data, "validation": validation, **settings})
+
+    monkeypatch.setattr("maskrcnn.training.fit.train", record)
+    return calls
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_what_it_was(command: str):
+    """To change it on purpose: python tests/test_cli.py rewrites tests/help/."""
+    assert help_text(*command.split()) == (FROZEN / f"{command or 'maskrcnn'}.txt").read_text()
+
+
+def test_help_needs_half_a_second_and_no_torch():
+    script = "import sys; from maskrcnn.cli import run; run(['--help']); print(sorted({'torch', 'numpy', 'PIL', 'timm'} & set(sys.modules)))"
+
+    def seconds_of_a_run() -> tuple[float, str]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, which other people's load does not lengthen
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+    runs = [seconds_of_a_run() for _ in range(2)]
+    assert runs[0][1].strip().endswith("[]")
+    assert min(time for time, _ in runs) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("trian", 'Did you mean "train"'),
+        ("train --out x", "--data"),
+        ("train --data absent.json --out x", "absent.json"),
+        ("train --data {json} --out x batchsize=4", "did you mean batch_size"),
+        ("train --data {json} --out x model.box.max_detection=4", "did you mean max_detections"),
+        ("train --data {json} --out x 7", "name=value"),
+        ("train --data {json} --out x batch_size=two", "batch_size: got 'two', must be int"),
+        ("train --data {json} --out x --max-time 5d", "25m"),
+        ("train --data {json} --out x --model resnet", "maskrcnn_r18_small"),
+        ("train --data {json} --images absent --out x", "absent"),
+        ("predict absent.safetensors {json} --out x", "absent.safetensors"),
+        ("predict maskrcnn_r50_fpn_koko {images} --out x", "maskrcnn_r50_fpn_coco"),
+        ("predict x {images} --out x --min-score 50", "from 0 to 1"),
+        ("predict {model} absent.jpg --out x", "absent.jpg"),
+        ("predict {model} {images} --out x --device cuda:77", "cuda:77"),
+        ("evaluate {model} --data {images}/00001.png", "not JSON"),
+    ],
+)
+def test_a_users_error_is_one_message_and_status_2(
+    words: str, told: str, scenes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    given = words.format(json=scenes / "annotations.json", images=scenes / "images", model=tiny_model).split()
+    assert run(given) == 2
+    message = re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
+    assert told in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("how", ["flag", "environment"])
+def test_debug_shows_where_an_error_arose(how: str, scenes: Path, monkeypatch: pytest.MonkeyPatch):
+    words = ["train", "--data", str(scenes / "annotations.json"), "--out", "x", "nonsense"]
+    if how == "environment":
+        monkeypatch.setenv("MASKRCNN_DEBUG", "1")
+    with pytest.raises(ValueError, match="name=value"):
+        run([*words, "--debug"] if how == "flag" else words)
+
+
+def test_train_passes_every_setting_on(scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture):
+    data, config = str(scenes / "annotations.json"), tmp_path / "run.toml"
+    config.write_text("epochs = 7\nbatch_size = 2\n[augment]\nrotation = 15\n[model.input]\nscale = 2\n")
+    words = ["train", "--data", data, "--images", str(scenes / "images"), "--val", data, "--out", str(tmp_path / "run"), "--config", str(config)]
+    assert run([*words, "--max-time", "1.5m", "batch_size=16", "model.box.max_detections=33", "augment.crop=96", "--resume", "model.mask=none"]) == 0
+    (given,) = fit
+    settings = given["config"]
+    assert (settings.epochs, settings.batch_size, settings.augment.rotation, settings.augment.crop, settings.max_time) == (7.0, 16, 15.0, 96, 90.0)
+    assert given["resume"] is True
+    assert (given["model"].input.scale, given["model"].box.max_detections, given["model"].mask) == (2.0, 33, None)
+    assert [c.name for c in given["model"].categories] == [c.name for c in CATEGORIES]
+    assert len(given["validation"]) == len(given["data"]) == 4
+    told = capsys.readouterr().out
+    for part in ("4 images", "ball, star, ring, figure", "1.5 minutes", "16 images a step", "boxes, keypoints", "maskrcnn_r18_small"):
+        assert part in told
+
+
+def test_train_from_a_model_keeps_its_weights(scenes: Path, tiny_model: Path, tmp_path: Path, fit: list):
+    assert (
+        run(["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x", "--from", str(tiny_model)]) == 0
+    )
+    old, new = mr.load(tiny_model).state_dict(), fit[0]["model"].state_dict()
+    assert all((old[name] == new[name]).all() for name in old)
+
+
+def test_an_interrupted_training_says_how_to_go_on(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maskrcnn.training.fit.train", interrupted)
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "my run"]
+    assert run(words) == 130
+    assert "--out 'my run' --resume" in capsys.readouterr().err
+
+
+def test_predict_does_the_rest_when_a_file_is_broken(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    picture = scenes / "images" / "00001.png"
+    assert run(["predict", str(tiny_model), str(picture), str(broken), "--out", str(tmp_path / "found"), "--min-score", "0.05"]) == 1
+    assert "broken.png" in capsys.readouterr().err
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert {entry["file_name"] for entry in results} <= {"00001.png"}
+    assert (tmp_path / "found" / "00001.png").is_file()
+    assert run(["predict", str(tiny_model), str(picture), "--out", str(tmp_path / "again")]) == 0
+
+
+def test_evaluate_writes_metrics_and_results_that_evaluate_to_the_same(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = ["--data", str(scenes / "annotations.json"), "--images", str(scenes / "images")]
+    assert run(["evaluate", str(tiny_model), *words, "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert "bbox" in printed
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    again = mr.evaluate(tmp_path / "report" / "results.json", scenes / "annotations.json", max_detections=metrics["max_detections"])
+    assert again.to_dict()["bbox"] == metrics["bbox"]
+
+
+def test_weights_lists_the_catalogue(capsys: pytest.CaptureFixture):
+    assert run(["weights"]) == 0
+    told = capsys.readouterr().out
+    assert "maskrcnn_r50_fpn_v2_coco" in told
+    assert "BSD-3-Clause" in told
+
+
+def test_every_preset_that_takes_categories_can_be_trained():
+    from maskrcnn import presets
+
+    assert all(callable(getattr(presets, name)) for name in Preset.__args__)
+
+
+@pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("25m", 1500), ("25 min", 1500), ("1.5h", 5400), (".5h", 1800)])
+def test_durations(text: str, value: float):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5m", "5d", "m", "1h30m", "inf", "nan"])
+def test_what_is_no_duration_is_refused(text: str):
+    with pytest.raises(ValueError, match="must be a duration"):
+        seconds(text)
+
+
+if __name__ == "__main__":
+    FROZEN.mkdir(exist_ok=True)
+    for name in ("", *COMMANDS):
+        (FROZEN / f"{name or 'maskrcnn'}.txt").write_text(help_text(*name.split()))
