@@ -19,6 +19,8 @@ from ..structures import Truth
 
 # A background box that lies in a crowd or ignore region by this share of its own area may show objects that nobody annotated.
 IGNORE_COVERAGE = 0.5
+# Pairs of an object and a box that are compared at once: few enough to stay in a processor's cache, and to keep crowded pictures in memory.
+PAIRS = 1 << 20
 
 
 class Match(NamedTuple):
@@ -50,27 +52,57 @@ def match(
     """
     objects = truth.valid & ~truth.ignore
     known = objects if boxless else objects & truth.has_box
+    regions = truth.valid & ~known
     if truth.boxes.shape[1] == 0:
         nothing = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         return Match(nothing.long(), nothing, ~nothing)
-    overlap = box_ops.iou(truth.boxes, boxes)  # [B, N, P]
-    best, truth_index = torch.where(known[..., None], overlap, -1.0).max(dim=1)
-    positive = best >= positive_iou
+    any_regions = bool(regions.any())
+    best, truth_index, ignored, tops = [], [], [], []
+    step = max(1, PAIRS // known.numel())
+    for start in range(0, boxes.shape[1], step):
+        part = boxes[:, start : start + step]
+        overlap = box_ops.iou(truth.boxes, part)  # [B, N, p]
+        if any_regions:
+            ignored.append(_ignored(part, overlap, truth, regions, negative_iou))
+        overlap = overlap.masked_fill_(~known[..., None], -1.0)
+        values, index = overlap.max(dim=1)
+        best.append(values)
+        truth_index.append(index)
+        if keep_best:
+            tops.append(_tops(overlap, start))
+    iou = torch.cat(best, dim=1)
+    positive = iou >= positive_iou
     if keep_best:
-        highest = torch.where(known[..., None], overlap, -1.0).amax(dim=2, keepdim=True)
-        positive = positive | ((overlap == highest) & (highest > 0) & known[..., None]).any(dim=1)
-    negative = (best < negative_iou) & ~positive & ~_ignored(boxes, overlap, truth, known, negative_iou)
-    return Match(truth_index, positive, negative)
+        positive = positive | _best_of_any_object(tops, boxes.shape[1])
+    negative = (iou < negative_iou) & ~positive
+    if any_regions:
+        negative = negative & ~torch.cat(ignored, dim=1)
+    return Match(torch.cat(truth_index, dim=1), positive, negative)
 
 
-def _ignored(boxes: Tensor, overlap: Tensor, truth: Truth, known: Tensor, negative_iou: float) -> Bool[Tensor, "B P"]:
+def _ignored(boxes: Tensor, overlap: Tensor, truth: Truth, regions: Tensor, negative_iou: float) -> Bool[Tensor, "B p"]:
     """Boxes that show something which is neither object nor background: crowds, ignore regions, and objects without a known box."""
-    regions = truth.valid & ~known
-    if not bool(regions.any()):  # the common case costs no [B, N, P] tensors
-        return torch.zeros_like(overlap[:, 0], dtype=torch.bool)
     covered = box_ops.intersection(truth.boxes, boxes) >= IGNORE_COVERAGE * box_ops.area(boxes)[:, None]
     near = (overlap >= negative_iou) & ~truth.ignore[..., None]
     return ((covered | near) & regions[..., None]).any(dim=1)
+
+
+def _tops(overlap: Float[Tensor, "B N p"], start: int) -> tuple[Float[Tensor, "B N"], Int64[Tensor, "t 3"]]:
+    """Each object's largest overlap with boxes `start`, .., and the (picture, object, box) places that have it, where it is above zero."""
+    highest = overlap.amax(dim=2)
+    places = ((overlap == highest[..., None]) & (highest > 0)[..., None]).nonzero()
+    return highest, places + places.new_tensor([0, 0, start])
+
+
+def _best_of_any_object(tops: list[tuple[Tensor, Tensor]], boxes: int) -> Bool[Tensor, "B P"]:
+    """The boxes that no other box overlaps some object more than, ties included."""
+    highest = torch.stack([value for value, _ in tops]).amax(dim=0)
+    chosen = torch.zeros(len(highest), boxes, dtype=torch.bool, device=highest.device)
+    for value, places in tops:
+        picture, item, box = places.unbind(dim=1)
+        wins = value[picture, item] == highest[picture, item]
+        chosen[picture[wins], box[wins]] = True
+    return chosen
 
 
 def balanced_sample(
