@@ -67,10 +67,10 @@ def _losses(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, proce
 def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
     """AP from the results of all processes, each for its share of the pictures."""
     from ..evaluation.coco import evaluate
-    from ..prediction.evaluating import results_on
+    from ..evaluation.answers import results_on
 
     share = validation.subset(range(processes.rank, len(validation), processes.world)) if processes.world > 1 else validation
-    found = results_on(model, share, validation.categories, batch_size=1, device=str(processes.device), progress=False) if len(share) else []
+    found = results_on(model, share, share.truth(), validation.categories, device=str(processes.device)) if len(share) else []
     results = list(chain.from_iterable(processes.gather(found)))
     numbers: dict[str, float] = {}
     if processes.main:
