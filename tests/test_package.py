@@ -99,19 +99,8 @@ def test_every_dependency_is_imported():
 
 
 def test_the_wheel_holds_the_whole_package_and_works_alone(tmp_path: Path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run([*command, str(ROOT)], check=True, capture_output=True, text=True)
+    build = "pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w".split()
+    subprocess.run([sys.executable, "-m", *build, str(tmp_path), str(ROOT)], check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("maskrcnn-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("maskrcnn/")}
@@ -119,7 +108,8 @@ def test_the_wheel_holds_the_whole_package_and_works_alone(tmp_path: Path):
         assert any(name.endswith("LICENSE") for name in archive.namelist())
     wanted = {p.relative_to(SOURCE.parent).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert held == wanted
-    script = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import maskrcnn; from maskrcnn.cli import run; run(['weights']); print(maskrcnn.__file__)"
+    site = str(tmp_path / "site")
+    script = f"import sys; sys.path.insert(0, {site!r}); from maskrcnn import cli; cli.run(['weights']); print(cli.__file__)"
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "maskrcnn_r50_fpn_coco" in done.stdout
-    assert str(tmp_path / "site") in done.stdout
+    assert site in done.stdout
