@@ -99,8 +99,8 @@ def test_every_dependency_is_imported():
 
 
 def test_the_wheel_holds_the_whole_package_and_works_alone(tmp_path: Path):
-    build = "pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w".split()
-    subprocess.run([sys.executable, "-m", *build, str(tmp_path), str(ROOT)], check=True, capture_output=True, text=True)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("maskrcnn-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("maskrcnn/")}
