@@ -74,7 +74,7 @@ def _parsed(value: Any, hint: Any) -> Any:
     """A word from the command line as the JSON value that it spells; a plain word stays a string."""
     if not isinstance(value, str) or hint is str:
         return value
-    if value.lower() == "none":
+    if value.lower() == "none" and type(None) in typing.get_args(hint):
         return None
     try:
         return json.loads(value)

@@ -30,7 +30,7 @@ class KeypointHead(nn.Module):
         self.slices = slices
         self.config = config
         initialise(self)
-        nn.init.normal_(self.heatmaps.weight, std=0.001)
+        nn.init.normal_(self.heatmaps.weight, std=(4 * width) ** -0.5)  # each output reads 2 x 2 places; as large as mask_head.py says why
 
     def forward(self, x: Float[Tensor, "K C S S"]) -> Float[Tensor, "K J 4*S 4*S"]:
         """Heat maps of all joints of all categories."""

@@ -30,7 +30,9 @@ class MaskHead(nn.Module):
         self.logits = nn.Conv2d(widths[-1], 1 if config.class_agnostic else num_classes, 1)
         self.config = config
         initialise(self)
-        nn.init.normal_(self.logits.weight, std=0.001)
+        # Small enough for probabilities near one half at first, large enough to pass gradients to the layers below: with the 0.001 that
+        # fine-tuning from pretrained trunks uses, training from scratch begins hundreds of steps late.
+        nn.init.normal_(self.logits.weight, std=widths[-1] ** -0.5)
 
     def forward(self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]) -> Float[Tensor, "K M M"]:
         """Mask logits of each RoI for its own class; the other classes' are never computed."""

@@ -1,0 +1,59 @@
+"""Configurations to plain data and back, and overrides by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from maskrcnn import presets
+from maskrcnn.config import Category, ModelConfig, TrainConfig
+from maskrcnn.settings import from_dict, load_toml, override, to_dict
+
+
+@pytest.mark.parametrize("preset", ["maskrcnn_r50_fpn", "maskrcnn_r50_c4", "keypointrcnn_r50_fpn", "torchvision_v2", "maskrcnn_r18_small"])
+def test_a_configuration_survives_plain_data(preset: str) -> None:
+    config: ModelConfig = getattr(presets, preset)()
+    assert from_dict(ModelConfig, to_dict(config)) == config
+
+
+def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
+    changed = override(TrainConfig(), {"augment.crop": "256", "learning_rate": "1e-3", "augment.right_angles": "true", "max_time": "none"})
+    assert changed == replace(TrainConfig(), augment=replace(TrainConfig().augment, crop=256, right_angles=True), learning_rate=1e-3)
+    model = override(presets.maskrcnn_r18_small(), {"mask.norm": "none", "mask": "none"} | {"box.fcs": "[64, 64]", "input.min_size": "320"})
+    assert model.mask is None
+    assert model.box.fcs == (64, 64)
+    assert override(presets.maskrcnn_r18_small(), {"mask.norm": "none"}).mask.norm == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("augment.crp", "256", "did you mean crop"),
+        ("learning_rat", "1", "did you mean learning_rate"),
+        ("batch_size", "two", "batch_size: got 'two', must be int"),
+        ("optimizer", "adam", "must be one of 'adamw', 'sgd'"),
+        ("augment.scale", "[1, 2, 3]", "got 3 values, must be 2"),
+        ("seed.deeper", "1", "has no parts"),
+    ],
+)
+def test_a_wrong_name_or_value_is_refused_with_the_cure(name: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        override(TrainConfig(), {name: value})
+
+
+def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("epochs = 3\n[augment]\nscale = [0.5, 2]\n")
+    assert load_toml(tmp_path / "run.toml", TrainConfig) == override(TrainConfig(), {"epochs": 3, "augment.scale": (0.5, 2.0)})
+
+
+def test_a_model_without_categories_or_with_a_headless_skeleton_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one category"):
+        presets.maskrcnn_r50_fpn([])
+    with pytest.raises(ValueError, match="joints outside"):
+        Category("a", 1, keypoints=("x",), skeleton=((0, 1),))
+    with pytest.raises(ValueError, match="each of the 2 joints once"):
+        Category("a", 1, keypoints=("x", "y"), flip=(0, 0))
+    with pytest.raises(ValueError, match="sigmas"):
+        Category("a", 1, keypoints=("x", "y"), sigmas=(0.1,))
