@@ -1,0 +1,160 @@
+"""What is wrong with a data set is said on opening, all at once, with annotation and cure; quirks that do no harm are notes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from coco_samples import HEIGHT, WIDTH, content, write
+from PIL import Image
+
+from maskrcnn.data.coco import CocoDataset, DataError, DataWarning
+from maskrcnn.ops import rle
+
+BROKEN = {
+    "box without area": {"bbox": [5, 5, -3, 4]},
+    "box is not four numbers": {"bbox": [5, 5, 4, None]},
+    "box outside the picture": {"bbox": [200, 5, 4, 4]},
+    "broken polygon": {"segmentation": [[1, 2, 3, 4, 5]]},
+    "segmentation of no known form": {"segmentation": [1, 2, 3, 4, 5, 6]},
+    "RLE of another size": {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}},
+    "broken RLE": {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [3, 4]}},
+    "keypoints without names": {"keypoints": [1, 1, 2]},
+    "keypoints of another length": {"category_id": 9, "keypoints": [1, 1, 2]},
+    "unknown visibility": {"category_id": 9, "keypoints": [1, 1, 7, 0, 0, 0, 0, 0, 0]},
+    "nothing annotated": {"bbox": None},
+    "annotation of an unknown image": {"image_id": 5},
+    "annotation of an unknown category": {"category_id": 5},
+    "annotation id used twice": {"id": 2},
+}
+
+
+def _with(*extra: dict) -> dict:
+    data = content()
+    for number, change in enumerate(extra):
+        data["annotations"].append({"id": 100 + number, "image_id": 71, "category_id": 4, "bbox": [1, 1, 5, 5]} | change)
+    return data
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_each_kind_of_broken_annotation_is_named(kind):
+    with pytest.raises(DataError, match=kind) as error:
+        CocoDataset(_with(BROKEN[kind]))
+    text = str(error.value)
+    assert f"annotation {BROKEN[kind].get('id', 100)}" in text
+    assert "1 problem" in text
+    assert 'on_error="drop"' in text
+
+
+def test_all_problems_are_listed_at_once_grouped_and_counted(tmp_path):
+    many = [{"bbox": [5, 5, 0, 4]}] * 25
+    path = write(tmp_path, _with(*BROKEN.values(), *many))
+    with pytest.raises(DataError) as error:
+        CocoDataset(path, tmp_path)
+    text = str(error.value)
+    for kind in BROKEN:
+        assert kind in text
+    assert text.startswith("train.json: ")
+    assert "box without area (26)" in text
+    assert ".. and 6 more" in text
+    assert "annotation 100 (1.png): bbox width is -3 and height 4, must be > 0" in text
+
+
+def test_dropping_leaves_the_rest_and_says_what_was_dropped():
+    with pytest.warns(DataWarning, match=r"annotation 100 .*(.|\n)*These were dropped"):
+        data = CocoDataset(_with(*BROKEN.values()), on_error="drop")
+    assert sum(len(data[i].annotations) for i in range(3)) == len(content()["annotations"])
+    assert {p.kind for p in data.dropped} == set(BROKEN)
+    assert len(data.truth()["annotations"]) == len(content()["annotations"])
+
+
+def test_quirks_that_do_no_harm_are_notes_and_are_mended():
+    wide = [[1, 1, 4, 1, 4, 4, 1, 4]]
+    data = CocoDataset(
+        _with(
+            {"bbox": [70, 50, 20, 20]},
+            {"bbox": [30, 30, 40, 20], "segmentation": wide},
+            {"bbox": [1, 1, 0, 3], "segmentation": wide},
+            {"segmentation": [*wide, [5, 5, 6, 6]]},
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
+            {"category_id": 9, "keypoints": [90, 5, 2, 2, 2, 2, 40, 40, 1], "num_keypoints": 1},
+            {"bbox": [5.5, 5.5, 20, 30]},
+        )
+    )
+    kinds = {p.kind: p for p in data.notes}
+    assert set(kinds) == {
+        "box reaches beyond the picture",
+        "box far from its mask",
+        "box without area, but a mask",
+        "polygon without area",
+        "empty mask",
+        "keypoint outside the picture",
+        "keypoint outside its box",
+        "num_keypoints is wrong",
+        "the same box twice",
+    }
+    assert "annotation 101" in data.describe_notes()
+    clipped, far, flat, parts, empty, joints, _ = data[1].annotations[3:]
+    assert clipped.box == (70, 50, 80, 60)
+    assert far.box == (30, 30, 70, 50)
+    assert flat.box is None
+    assert len(parts.polygons) == 1
+    assert (empty.rle, empty.box) == (None, (1, 1, 6, 6))
+    assert joints.keypoints[:, 2].tolist() == [0, 2, 1]
+    assert not data.dropped
+
+
+def test_pictures_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
+    data = content()
+    data["images"].append({"id": 73, "file_name": "none.png", "height": 5, "width": 5})
+    data["images"].append({"id": 70, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
+    data["images"].append({"id": "a", "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
+    data["images"].append({"id": 74, "file_name": "1.png", "height": HEIGHT})
+    path = write(tmp_path, data)
+    (tmp_path / "0.png").write_text("no picture")
+    Image.new("RGB", (9, 7)).save(tmp_path / "1.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "2.png", exif=exif)
+    with pytest.raises(DataError) as error:
+        CocoDataset(path, tmp_path)
+    text = str(error.value)
+    assert "there is no such file" in text
+    assert "image 70 (0.png)" in text
+    assert "the file is 9 x 7, annotated are 80 x 60 pixels" in text
+    assert "the annotations ignore the file's EXIF rotation" in text
+    assert "image id used twice" in text
+    assert "broken image entry" in text
+    assert "image without size" in text
+    with pytest.warns(DataWarning):
+        assert len(CocoDataset(path, tmp_path, on_error="drop")) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        ('{"images": []}', "no list annotations and no list categories"),
+        (None, "no such annotation file"),
+    ],
+)
+def test_a_file_that_is_no_coco_file_says_so(text, reason, tmp_path):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        CocoDataset(tmp_path / "a.json", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        CocoDataset(content(), tmp_path / "nowhere")
+
+
+def test_thousands_of_annotations_are_checked_in_a_second():
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[5:40, 10:50] = True
+    data = content()
+    form = {"segmentation": rle.encode(mask), "bbox": [10, 5, 40, 35]}
+    data["annotations"] = [{"id": i, "image_id": 70, "category_id": 4} | form for i in range(4000)]
+    start = time.process_time()
+    CocoDataset(data)
+    assert time.process_time() - start < 2

@@ -1,0 +1,95 @@
+"""Any number of workers gives the same batches, and none outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from coco_samples import write
+
+from maskrcnn.config import AugmentConfig
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.dataset import TrainingSet
+from maskrcnn.data.loader import TrainingLoader
+from maskrcnn.presets import maskrcnn_r18_small
+
+WILD = AugmentConfig(scale=(0.5, 1.5), rotation=20, crop=48, brightness=0.2)
+
+
+@pytest.fixture
+def training_set(tmp_path) -> TrainingSet:
+    data = CocoDataset(write(tmp_path), tmp_path)
+    return TrainingSet(data, maskrcnn_r18_small(data.categories), WILD)
+
+
+def test_workers_do_not_change_batches_nor_the_global_generator(training_set):
+    plan = [[(0, 5), (1, 2**62 - 1)], [(2, 7), (0, 8)], [(1, 9)]]
+    state = torch.random.get_rng_state()
+    runs = [list(TrainingLoader(training_set, plan, workers)) for workers in (0, 2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [b.image_ids for b, _ in runs[0]] == [(70, 71), (72, 70), (71,)]
+    for one, two in zip(*runs, strict=True):
+        for a, b in zip(one, two, strict=True):
+            for name, value in vars(a).items():
+                assert torch.equal(value, getattr(b, name)) if isinstance(value, torch.Tensor) else value == getattr(b, name), name
+
+
+def test_an_endless_plan_is_read_as_far_as_needed(training_set):
+    def endless():
+        step = 0
+        while True:
+            yield [(step % 3, step)]
+            step += 1
+
+    batches = iter(TrainingLoader(training_set, endless(), workers=1))
+    assert [next(batches)[0].seeds.item() for _ in range(5)] == [0, 1, 2, 3, 4]
+    batches.close()
+
+
+def test_an_unreadable_picture_names_its_file(training_set, tmp_path):
+    (tmp_path / "1.png").write_text("no picture any more")
+    with pytest.raises(ValueError, match=r"1\.png: cannot be read as a picture"):
+        list(TrainingLoader(training_set, [[(1, 0)]], workers=1))
+
+
+SCRIPT = """
+import multiprocessing, sys
+from maskrcnn.config import AugmentConfig
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.dataset import TrainingSet
+from maskrcnn.data.loader import TrainingLoader
+from maskrcnn.presets import maskrcnn_r18_small
+data = CocoDataset(sys.argv[1])
+plan = ([(i % 3, i)] for i in range(10**9))
+for batch in TrainingLoader(TrainingSet(data, maskrcnn_r18_small(data.categories), AugmentConfig()), plan, workers=2):
+    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(write(tmp_path))], stdout=subprocess.PIPE, text=True, env=env)
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(_runs(pid) for pid in workers)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
