@@ -21,14 +21,14 @@ def input_size(height: int, width: int, config: InputConfig) -> tuple[int, int]:
 
     The shorter side becomes `min_size` unless the longer would exceed `max_size`; without `min_size` the picture is magnified by `scale`.
 
-    Source: Detectron2's ResizeShortestEdge (rounding "nearest"); torchvision's GeneralizedRCNNTransform, single precision (rounding "floor").
+    Source: Detectron2's ResizeShortestEdge (rounding "nearest"); torchvision's GeneralizedRCNNTransform (rounding "floor").
     """
     short, long = min(height, width), max(height, width)
     if config.rounding == "floor":
-        scale = np.float32(config.scale if config.min_size is None else np.float32(config.min_size) / np.float32(short))
+        scale = config.scale if config.min_size is None else config.min_size / short
         if config.max_size is not None:
-            scale = min(scale, np.float32(config.max_size) / np.float32(long))
-        return max(1, int(height * float(scale))), max(1, int(width * float(scale)))
+            scale = min(scale, config.max_size / long)
+        return max(1, int(height * scale)), max(1, int(width * scale))
     scale = config.scale if config.min_size is None else config.min_size / short
     new_height, new_width = height * scale, width * scale
     if config.min_size is not None:  # exact, where height * (min_size / height) might round
