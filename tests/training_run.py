@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -96,21 +99,39 @@ def main(settings: dict[str, Any]) -> None:
 
 
 def serve() -> None:
-    """For each line of settings forks a process that trains, and prints its id and then how it ended: starting is free, and killing is real."""
-    from maskrcnn.data import loader  # noqa: F401 (loaded once, before the forks)
-    from maskrcnn.training import fit  # noqa: F401
+    """For each line of settings forks a process that trains, and prints its status.
 
+    With `kill_at` and `kill_after` the process is killed so many seconds after metrics.csv has so many rows.
+    """
+    for name in ("model.maskrcnn", "data.loader", "training.fit", "evaluation.answers", "evaluation.coco", "weights.load"):
+        importlib.import_module(f"maskrcnn.{name}")  # before the forks, once
+    importlib.import_module("hotcoco")
     for line in sys.stdin:
+        settings = json.loads(line)
         child = os.fork()
         if child == 0:
+            status = 1
             try:
-                main(json.loads(line))
+                main(settings)
+                status = 0
             except BaseException:
                 traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)
+            os._exit(status)
+        print(_wait(child, settings), flush=True)
+
+
+def _wait(child: int, settings: dict[str, Any]) -> int:
+    if "kill_at" not in settings:
+        return os.waitpid(child, 0)[1]
+    rows = Path(settings["out"]) / "metrics.csv"
+    while not rows.exists() or rows.read_bytes().count(b"\n") <= settings["kill_at"]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.001)
+    time.sleep(settings["kill_after"])
+    os.kill(child, signal.SIGKILL)  # ours until it is waited for: one that has ended is not harmed
+    return os.waitpid(child, 0)[1]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .sampler import BatchPlan
 
 if TYPE_CHECKING:
     from ..data.coco import CocoDataset
+    from ..evaluation.metric import Task
     from ..model.maskrcnn import MaskRCNN
 
 NUMBERS = ("AP", "AP50", "AP75")
@@ -30,10 +31,15 @@ def loss_terms(config: ModelConfig) -> tuple[str, ...]:
     return ("rpn_objectness", "rpn_box", "classification", "box", *(name for name, head in heads if head))
 
 
+def evaluated_tasks(config: ModelConfig) -> list[Task]:
+    """What a model with these heads can be judged by."""
+    return ["bbox", *(["segm"] if config.mask else []), *(["keypoints"] if config.keypoint else [])]
+
+
 def validation_columns(config: ModelConfig) -> list[str]:
     """The columns of metrics.csv that an evaluation fills."""
-    tasks = ("bbox", *(("segm",) if config.mask else ()), *(("keypoints",) if config.keypoint else ()))
-    return ["val_loss", *(f"val_loss/{term}" for term in loss_terms(config)), "val/AP", *(f"val/{task}_{n}" for task in tasks for n in NUMBERS)]
+    precisions = [f"val/{task}_{name}" for task in evaluated_tasks(config) for name in NUMBERS]
+    return ["val_loss", *(f"val_loss/{term}" for term in loss_terms(config)), "val/AP", *precisions]
 
 
 def validate(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
@@ -66,8 +72,8 @@ def _losses(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, proce
 
 def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
     """AP from the results of all processes, each for its share of the pictures."""
-    from ..evaluation.coco import evaluate
     from ..evaluation.answers import results_on
+    from ..evaluation.coco import evaluate_results
 
     share = validation.subset(range(processes.rank, len(validation), processes.world)) if processes.world > 1 else validation
     found = results_on(model, share, share.truth(), validation.categories, device=str(processes.device)) if len(share) else []
@@ -75,7 +81,7 @@ def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, pr
     numbers: dict[str, float] = {}
     if processes.main:
         most = max(100, model.config.box.max_detections)
-        tasks = evaluate(results, validation, max_detections=most).tasks
+        tasks = evaluate_results(results, validation.truth(), validation.categories, evaluated_tasks(model.config), most).tasks
         numbers = {f"val/{task}_{name}": values[name] for task, values in tasks.items() for name in NUMBERS}
         scores = [values["AP"] for values in tasks.values() if values["AP"] >= 0]
         numbers["val/AP"] = sum(scores) / len(scores) if scores else 0.0
