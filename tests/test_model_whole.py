@@ -10,7 +10,7 @@ from models import make_batch, make_truth, tiny_config
 
 from maskrcnn import presets
 from maskrcnn.config import Category, ModelConfig, NeckConfig, RpnConfig
-from maskrcnn.model.fuse import fast, reference
+from maskrcnn.model.fuse import optimize, reference
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.preprocess import input_size
 from maskrcnn.structures import Batch, Detections, Truth
@@ -202,7 +202,7 @@ def test_the_fast_and_the_reference_form_answer_as_the_model_does(norm: str) -> 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = make_batch()
     with torch.no_grad():
-        plain, folded, exact = (m(batch) for m in (model.eval(), fast(model), reference(model)))
+        plain, folded, exact = (m(batch) for m in (model.eval(), optimize(model), reference(model)))
     for other in (folded, exact):
         assert torch.equal(plain.valid, other.valid)
         for f in fields(plain):

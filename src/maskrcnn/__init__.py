@@ -25,6 +25,7 @@ _HOMES = {
     "structures": ("Batch", "Truth", "Proposals", "Detections"),
     "instances": ("Instances",),
     "model.maskrcnn": ("MaskRCNN",),
+    "model.fuse": ("optimize",),
     "data.coco": ("CocoDataset",),
     "weights.load": ("load", "save"),
     "prediction.predictor": ("predict",),

@@ -1,12 +1,14 @@
-"""The forms in which a trained model answers: fast, or exactly as its peers.
+"""The forms in which a trained model answers: optimised, or exactly as its peers.
 
-`fast` folds BatchNorm into the convolutions and lays the weights out channels last: the same answers to 0.05 px, in two thirds of the time on a
-CPU. `reference` is the plain network with torchvision's RoIAlign, for comparisons to 1e-3 px. Neither changes the model that it is given.
+`optimize` folds BatchNorm into the convolutions and lays the weights out channels last: the same answers to 0.05 px, in two thirds of the time on a
+CPU; in bfloat16, where the processor has it, in a third. `reference` is the plain network with torchvision's RoIAlign, for comparisons to 1e-3 px.
+Neither changes the model that it is given.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +19,40 @@ from .resnet import BasicBlock, Bottleneck, ResNet
 from .roi_align import RoiPooler
 
 
-def fast(model: MaskRCNN) -> MaskRCNN:
-    """A copy for prediction: BatchNorm folded into convolutions, weights channels last, no gradients."""
+def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "float32", compile: bool = False) -> MaskRCNN:
+    """A copy for prediction: BatchNorm folded into convolutions, weights channels last, no gradients.
+
+    Args:
+        model: stays as it is.
+        dtype: of the convolutions and layers; box arithmetic, scores and mask probabilities stay float32. auto: bfloat16 where the model's
+            device computes in it, else float32.
+        compile: compile trunk and pyramid with torch.compile: some seconds to minutes at the first picture of each padded shape, and a C++
+            compiler on a CPU, for a few per cent of speed.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    if dtype not in ("float32", "bfloat16", "auto"):
+        raise ValueError(f'dtype "{dtype}" is unknown; choose "float32", "bfloat16" or "auto"')
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for part in model.modules():
         for conv, norm in _pairs(part):
             _fold(part, conv, norm)
-    return model.to(memory_format=torch.channels_last)
+    if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(next(model.parameters()).device)):
+        model = model.to(torch.bfloat16)
+    model = model.to(memory_format=torch.channels_last)
+    if compile:
+        model.trunk.compile()
+        model.neck.compile()
+    model.optimized = True
+    return model
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware (AVX512-BF16, AMX, Ampere or later), not emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def reference(model: MaskRCNN) -> MaskRCNN:

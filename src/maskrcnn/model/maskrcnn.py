@@ -52,6 +52,8 @@ class MaskRCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.optimized = False
+        """Set by `fuse.optimize`: a form for prediction, not to be trained."""
         self.trunk = trunk
         self.neck = neck
         self.rpn = rpn
@@ -152,7 +154,8 @@ class MaskRCNN(nn.Module):
         height, width = batch.sizes[:, 0, None, None, None], batch.sizes[:, 1, None, None, None]
         inside_y = torch.arange(images.shape[2], device=images.device)[:, None] < height
         inside_x = torch.arange(images.shape[3], device=images.device) < width
-        return self.neck(self.trunk((images - mean) / std * (inside_y & inside_x)))
+        pixels = (images - mean) / std * (inside_y & inside_x)
+        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype)))  # an optimised model may be bfloat16
 
     def _roi_features(self, pool: RoiPooler, levels: list[Tensor], boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
         features = pool(levels, boxes, image)

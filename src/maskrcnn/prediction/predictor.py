@@ -9,6 +9,7 @@ a few batches are held at once: a folder of any size can be read through.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..images import ImageError, read_image
 from ..instances import Instances
-from ..model.fuse import fast, reference
+from ..model.fuse import optimize, reference
 from ..model.maskrcnn import MaskRCNN
 from ..preprocess import prepare
 from ..structures import Batch, Detections
@@ -117,9 +118,9 @@ def answering(
     lowest = model.config.box.score_threshold
     if min_score is not None and min_score < lowest:
         raise ValueError(f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}")
-    network = _fast(model) if form == "fast" else reference(model)
+    network = reference(model) if form == "reference" else model if model.optimized else _fast(model)
     if device is not None and torch.device(device) != next(network.parameters()).device:
-        network = fast(model).to(device) if form == "fast" else reference(model).to(device)
+        network = copy.deepcopy(network).to(device)  # a copy, for the model itself stays where it is
     return Answering(network, lowest if min_score is None else min_score)
 
 
@@ -263,7 +264,7 @@ def _fast(model: MaskRCNN) -> MaskRCNN:
     """The fast form, made anew when the model's weights, settings or place have changed since (it may be in training)."""
     state = _fingerprint(model)
     if model not in _FAST or _FAST[model][0] != state:
-        _FAST[model] = (state, fast(model))
+        _FAST[model] = (state, optimize(model))
     return _FAST[model][1]
 
 
