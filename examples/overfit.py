@@ -1,0 +1,40 @@
+"""Can the joint model learn a few pictures by heart? The first check of any new data set, and of the network itself.
+
+python examples/overfit.py coco_mini_kp/annotations/train.json coco_mini_kp/images --images 20 --minutes 30 --out runs/overfit
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import maskrcnn as mr
+
+
+def main() -> None:
+    """Trains on the first pictures of a data set and evaluates on the same ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("annotations")
+    parser.add_argument("folder")
+    parser.add_argument("--images", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--out", default="runs/overfit")
+    parser.add_argument("--resume", action="store_true")
+    chosen = parser.parse_args()
+
+    data = mr.CocoDataset(chosen.annotations, images=chosen.folder).subset(range(chosen.images))
+    config = mr.TrainConfig(
+        max_time=chosen.minutes * 60,
+        batch_size=2,
+        reference_batch=2,
+        learning_rate=1e-3,
+        weight_decay=0.0,  # nothing here is to generalise
+        evaluate_every=100_000,
+        precision="bf16",
+        augment=mr.AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0)),
+    )
+    run = mr.train(mr.maskrcnn_r18_small(data.categories), data, data, config, out=chosen.out, resume=chosen.resume)
+    print(mr.evaluate(run.model, data))
+
+
+if __name__ == "__main__":
+    main()
