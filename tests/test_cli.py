@@ -23,10 +23,11 @@ FROZEN = Path(__file__).with_name("help")
 
 
 def help_text(*words: str) -> str:
-    """What `--help` prints, without frames and line breaks, which belong to the terminal."""
-    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    """What `--help` says, without what belongs to the terminal and to the version of Cyclopts: frames, line breaks, names of types, the usage line."""
+    console = Console(file=io.StringIO(), width=400, force_terminal=False)
     make_app().help_print([*words], console=console)
     lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in console.file.getvalue().splitlines())
+    lines = (re.sub(r"(--[a-z-]+) (?:PATH|STR|INT|FLOAT|CHOICE)\b", r"\1", line) for line in lines if not line.startswith(("Usage:", "--help")))
     return "\n".join(re.sub(r" {2,}", "  ", line) for line in lines if line) + "\n"
 
 
