@@ -23,7 +23,7 @@ FROZEN = Path(__file__).with_name("help")
 
 
 def help_text(*words: str) -> str:
-    """What `--help` says, without what belongs to the terminal and to the version of Cyclopts: frames, line breaks, names of types, the usage line."""
+    """What `--help` says, without what belongs to the terminal and to the version of Cyclopts: frames, breaks, types, the usage line."""
     console = Console(file=io.StringIO(), width=400, force_terminal=False)
     make_app().help_print([*words], console=console)
     lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in console.file.getvalue().splitlines())
@@ -133,6 +133,13 @@ def test_train_passes_every_setting_on(scenes: Path, tmp_path: Path, fit: list, 
     told = capsys.readouterr().out
     for part in ("4 images", "ball, star, ring, figure", "1.5 minutes", "16 images a step", "boxes, keypoints", "maskrcnn_r18_small"):
         assert part in told
+
+
+def test_settings_that_must_agree_can_be_changed_together(scenes: Path, fit: list):
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x"]
+    assert run([*words, "model.neck.levels=[2,3]", "model.rpn.sizes=[[16],[32],[64]]"]) == 0
+    assert fit[0]["model"].neck.levels == (2, 3)
+    assert run([*words, "model.neck.levels=[2,3]"]) == 2
 
 
 def test_train_from_a_model_keeps_its_weights(scenes: Path, tiny_model: Path, tmp_path: Path, fit: list):

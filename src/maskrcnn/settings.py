@@ -46,9 +46,7 @@ def override(config: T, changes: Mapping[str, Any]) -> T:
     Raises:
         ValueError: an unknown name, or a value of the wrong type.
     """
-    for path, value in changes.items():
-        config = _override_one(config, path.split("."), value, path)
-    return config
+    return _overridden(config, [(path.split("."), value, path) for path, value in changes.items()])
 
 
 def load_toml(path: str | Path, kind: type[T]) -> T:
@@ -56,18 +54,24 @@ def load_toml(path: str | Path, kind: type[T]) -> T:
     return from_dict(kind, tomllib.loads(Path(path).read_text()))
 
 
-def _override_one(config: T, names: list[str], value: Any, path: str) -> T:
-    known = {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
-    name, *rest = names
-    if name not in known:
-        raise ValueError(_unknown(path, name, known))
-    hint = typing.get_type_hints(type(config))[name]
-    if rest:
-        part = getattr(config, name)
+def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
+    """With all changes at once: settings that must agree (`neck.levels`, `rpn.sizes`) are checked when all are in place."""
+    hints, known = typing.get_type_hints(type(config)), {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
+    new: dict[str, Any] = {}
+    inner: dict[str, list[tuple[list[str], Any, str]]] = {}
+    for (name, *rest), value, path in changes:
+        if name not in known:
+            raise ValueError(_unknown(path, name, known))
+        if rest:
+            inner.setdefault(name, []).append((rest, value, path))
+        else:
+            new[name] = _convert(hints[name], _parsed(value, hints[name]), path)
+    for name, parts in inner.items():
+        part = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(part):
-            raise ValueError(f"{path}: {name} is {part!r} and has no parts to set")
-        return replace(config, **{name: _override_one(part, rest, value, path)})  # ty: ignore[invalid-argument-type]
-    return replace(config, **{name: _convert(hint, _parsed(value, hint), path)})  # ty: ignore[invalid-argument-type]
+            raise ValueError(f"{parts[0][2]}: {name} is {part!r} and has no parts to set")
+        new[name] = _overridden(part, parts)
+    return replace(config, **new)  # ty: ignore[invalid-argument-type]
 
 
 def _parsed(value: Any, hint: Any) -> Any:
