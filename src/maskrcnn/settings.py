@@ -66,6 +66,7 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
             inner.setdefault(name, []).append((rest, value, path))
         else:
             new[name] = _convert(hints[name], _parsed(value, hints[name]), path)
+            inner.pop(name, None)  # what was set inside of it before is replaced with it
     for name, parts in inner.items():
         part = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(part):
