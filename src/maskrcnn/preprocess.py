@@ -54,3 +54,20 @@ def prepare(image: UInt8[np.ndarray, "H W 3"], config: InputConfig) -> tuple[Ten
     height, width = image.shape[:2]
     size = input_size(height, width, config)
     return resize(image, size, config), torch.diag(torch.tensor([size[1] / width, size[0] / height, 1.0]))
+
+
+def prepare_as_torchvision(image: UInt8[np.ndarray, "H W 3"], config: InputConfig) -> tuple[Tensor, Float[Tensor, "3 3"]]:
+    """The input of a model with torchvision's resize, normalised before it is resized, for a `Batch(normalised=True)`.
+
+    The same numbers as `prepare` and the model give, but equal to torchvision's to the last bit: a network with random weights makes a pixel of
+    a rounding error. The reference form is fed so.
+
+    Source: torchvision's to_tensor and GeneralizedRCNNTransform.
+    """
+    height, width = image.shape[:2]
+    size = input_size(height, width, config)
+    order = slice(None, None, -1 if config.channel_order == "bgr" else 1)
+    mean, std = (torch.tensor([v / 255 for v in values])[:, None, None] for values in (config.mean, config.std))
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[order])).float() / 255
+    resized = F.interpolate(((pixels - mean) / std)[None], size=size, mode="bilinear", align_corners=False)[0]
+    return resized, torch.diag(torch.tensor([size[1] / width, size[0] / height, 1.0]))

@@ -47,6 +47,8 @@ class Batch(_Tensors):
     seeds: Int64[Tensor, "B"]
     """One seed a picture for the random choice of anchors and RoIs: what is drawn depends on the picture, not on its place in the batch."""
     image_ids: tuple[int, ...] = ()
+    normalised: bool = False
+    """The pictures are normalised already (`preprocess.prepare_as_torchvision`), and the model leaves them as they are."""
 
     @classmethod
     def collate(
@@ -56,6 +58,7 @@ class Batch(_Tensors):
         to_model: Sequence[Tensor] | None = None,
         seeds: Sequence[int] | None = None,
         image_ids: Sequence[int] = (),
+        normalised: bool = False,
     ) -> Batch:
         """Pads pictures [3, h, w] of any number type to one tensor whose sides are multiples of `size_divisor`."""
         if not images:
@@ -71,6 +74,7 @@ class Batch(_Tensors):
             to_model=(eye if to_model is None else torch.stack(list(to_model))).to(padded.device, torch.float32),
             seeds=(torch.randint(2**62, (len(images),)) if seeds is None else torch.tensor(list(seeds))).to(padded.device),
             image_ids=tuple(image_ids),
+            normalised=normalised,
         )
 
 

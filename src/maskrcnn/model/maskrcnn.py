@@ -148,6 +148,8 @@ class MaskRCNN(nn.Module):
     def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
         """Feature levels of the normalised pictures; padding becomes exactly zero."""
         config, images = self.config.input, batch.images
+        if batch.normalised:
+            return self.neck(self.trunk(images))
         if config.channel_order == "bgr":
             images = images.flip(1)
         mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))

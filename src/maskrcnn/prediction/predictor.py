@@ -27,7 +27,7 @@ from ..images import ImageError, read_image
 from ..instances import Instances
 from ..model.fuse import optimize, reference
 from ..model.maskrcnn import MaskRCNN
-from ..preprocess import prepare
+from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
 
 Form = Literal["fast", "reference"]
@@ -97,6 +97,8 @@ class Answering:
 
     network: MaskRCNN
     min_score: float
+    normalise_first: bool = False
+    """Pictures are normalised before they are resized: torchvision's order, equal to it to the last bit."""
 
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
@@ -121,7 +123,8 @@ def answering(
     network = reference(model) if form == "reference" else model if model.optimized else _fast(model)
     if device is not None and torch.device(device) != next(network.parameters()).device:
         network = copy.deepcopy(network).to(device)  # a copy, for the model itself stays where it is
-    return Answering(network, lowest if min_score is None else min_score)
+    exact = form == "reference" and model.config.input.resize == "torch"
+    return Answering(network, lowest if min_score is None else min_score, exact)
 
 
 def stream(
@@ -143,11 +146,10 @@ def stream(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-    config = answer.network.config
     waiting: list[_Waiting] = []
     for source in sources:
         try:
-            waiting.append(_read(source, config, keep_images))
+            waiting.append(_read(source, answer, keep_images))
         except ImageError as error:
             if on_error is None:
                 raise
@@ -225,9 +227,10 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(source: Source, config: ModelConfig, keep_image: bool) -> _Waiting:
+def _read(source: Source, answer: Answering, keep_image: bool) -> _Waiting:
+    config = answer.network.config
     image = read_image(source.picture, config.input.intensity_range)
-    pixels, to_model = prepare(image, config.input)
+    pixels, to_model = (prepare_as_torchvision if answer.normalise_first else prepare)(image, config.input)
     divisor = config.input.size_divisor
     shape = tuple(-(-side // divisor) * divisor for side in pixels.shape[1:])
     kept = Path(source.picture) if isinstance(source.picture, str | Path) and not keep_image else image
@@ -240,7 +243,8 @@ def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
 
 def _answer_together(answer: Answering, group: list[_Waiting]) -> None:
     config = answer.network.config
-    batch = Batch.collate([w.pixels for w in group if w.pixels is not None], config.input.size_divisor, [w.to_model for w in group], [0] * len(group))
+    pictures, matrices = [w.pixels for w in group if w.pixels is not None], [w.to_model for w in group]
+    batch = Batch.collate(pictures, config.input.size_divisor, matrices, [0] * len(group), normalised=answer.normalise_first)
     detections = answer(batch)
     for row, one in enumerate(group):
         assert one.pixels is not None
