@@ -60,7 +60,7 @@ def prepare_as_torchvision(image: UInt8[np.ndarray, "H W 3"], config: InputConfi
     """The input of a model with torchvision's resize, normalised before it is resized, for a `Batch(normalised=True)`.
 
     The same numbers as `prepare` and the model give, but equal to torchvision's to the last bit: a network with random weights makes a pixel of
-    a rounding error. The reference form is fed so.
+    a rounding error.
 
     Source: torchvision's to_tensor and GeneralizedRCNNTransform.
     """

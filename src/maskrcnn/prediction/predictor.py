@@ -97,14 +97,17 @@ class Answering:
 
     network: MaskRCNN
     min_score: float
-    normalise_first: bool = False
-    """Pictures are normalised before they are resized: torchvision's order, equal to it to the last bit."""
 
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
         with torch.inference_mode():
             device = next(self.network.parameters()).device
             return self.network(batch.to(device)).to("cpu")
+
+    @property
+    def normalises_first(self) -> bool:
+        """Pictures are normalised before they are resized: torchvision's order, equal to it to the last bit."""
+        return self.network.config.input.resize == "torch"
 
 
 def answering(
@@ -123,8 +126,7 @@ def answering(
     network = reference(model) if form == "reference" else model if model.optimized else _fast(model)
     if device is not None and torch.device(device) != next(network.parameters()).device:
         network = copy.deepcopy(network).to(device)  # a copy, for the model itself stays where it is
-    exact = form == "reference" and model.config.input.resize == "torch"
-    return Answering(network, lowest if min_score is None else min_score, exact)
+    return Answering(network, lowest if min_score is None else min_score)
 
 
 def stream(
@@ -230,7 +232,7 @@ def _hidden(path: Path) -> bool:
 def _read(source: Source, answer: Answering, keep_image: bool) -> _Waiting:
     config = answer.network.config
     image = read_image(source.picture, config.input.intensity_range)
-    pixels, to_model = (prepare_as_torchvision if answer.normalise_first else prepare)(image, config.input)
+    pixels, to_model = (prepare_as_torchvision if answer.normalises_first else prepare)(image, config.input)
     divisor = config.input.size_divisor
     shape = tuple(-(-side // divisor) * divisor for side in pixels.shape[1:])
     kept = Path(source.picture) if isinstance(source.picture, str | Path) and not keep_image else image
@@ -244,7 +246,7 @@ def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
 def _answer_together(answer: Answering, group: list[_Waiting]) -> None:
     config = answer.network.config
     pictures, matrices = [w.pixels for w in group if w.pixels is not None], [w.to_model for w in group]
-    batch = Batch.collate(pictures, config.input.size_divisor, matrices, [0] * len(group), normalised=answer.normalise_first)
+    batch = Batch.collate(pictures, config.input.size_divisor, matrices, [0] * len(group), normalised=answer.normalises_first)
     detections = answer(batch)
     for row, one in enumerate(group):
         assert one.pixels is not None
