@@ -85,7 +85,7 @@ def test_names_do_not_cover_each_other_and_stay_inside() -> None:
 
 
 def test_neighbours_have_different_colours() -> None:
-    boxes = np.array([[x, y, x + 12, y + 12] for x in range(0, 100, 10) for y in range(0, 100, 10)], dtype=np.float32)
+    boxes = np.array([[x, y, x + 12, y + 12] for x in range(0, 100, 10) for y in range(0, 10 * len(PALETTE), 10)], dtype=np.float32)
     colors = _distinct(boxes)
     for n, box in enumerate(boxes):
         touching = (boxes[:, :2] < box[2:]).all(axis=1) & (boxes[:, 2:] > box[:2]).all(axis=1)
