@@ -146,18 +146,20 @@ class MaskRCNN(nn.Module):
         return losses
 
     def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
-        """Feature levels of the normalised pictures; padding becomes exactly zero."""
+        """Feature levels of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
+        pixels = batch.images if batch.normalised else self.normalise(batch)
+        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype)))
+
+    def normalise(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
+        """The pictures as the trunk learnt to see them, zero mean and unit variance; padding becomes exactly zero."""
         config, images = self.config.input, batch.images
-        if batch.normalised:
-            return self.neck(self.trunk(images))
         if config.channel_order == "bgr":
             images = images.flip(1)
         mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))
         height, width = batch.sizes[:, 0, None, None, None], batch.sizes[:, 1, None, None, None]
         inside_y = torch.arange(images.shape[2], device=images.device)[:, None] < height
         inside_x = torch.arange(images.shape[3], device=images.device) < width
-        pixels = (images - mean) / std * (inside_y & inside_x)
-        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype)))  # an optimised model may be bfloat16
+        return (images - mean) / std * (inside_y & inside_x)
 
     def _roi_features(self, pool: RoiPooler, levels: list[Tensor], boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
         features = pool(levels, boxes, image)
