@@ -1,6 +1,6 @@
 """A training small enough to be killed many times: drawn 64-px scenes, a network of a few channels.
 
-`python training_run.py '{"data": ..}'` runs one; `python training_run.py serve` runs one for each line that it reads.
+`python training_run.py '{"data": ..}' ..` runs one for each argument; `python training_run.py serve` runs one for each line that it reads.
 """
 
 from __future__ import annotations
@@ -136,4 +136,8 @@ def _wait(child: int, settings: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    serve() if sys.argv[1] == "serve" else main(json.loads(sys.argv[1]))
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        for argument in sys.argv[1:]:
+            main(json.loads(argument))

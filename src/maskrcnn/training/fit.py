@@ -282,10 +282,11 @@ class Trainer:
         state, between = self.state, self.config.evaluate_every * len(self.data) / self.images_per_step
 
         def fitting() -> int:
-            return self.processes.from_main(self.pace.total(state.step, state.seconds, between, self.config.checkpoint_every))
+            total = self.processes.from_main(self.pace.total(state.step, state.seconds, between, self.config.checkpoint_every))
+            return min(total, self.config.steps or total)
 
         row = self.evaluate() if self.validation is not None and fitting() > between else {}
-        state.total = min(fitting(), self.config.steps or fitting())
+        state.total = fitting()
         self.saved_at = -math.inf  # so that the number is on the disk before the next step
         self.log.say(f"{state.total} steps fit into {duration(self.pace.max_time)}, {self.pace.step_seconds():.3g} s each")
         return row

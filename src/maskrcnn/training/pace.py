@@ -37,5 +37,12 @@ class Pace:
 
     def total(self, step: int, seconds: float, steps_per_evaluation: float, checkpoint_every: float) -> int:
         """Steps of the whole run, of which `step` are done in `seconds`; evaluations before the last and checkpoints are paid from the time."""
-        each = self.step_seconds() * (1 + self.checkpoint / max(checkpoint_every, 1e-9)) + self.evaluation / steps_per_evaluation
-        return step + max(0, math.floor((self.max_time - seconds) / each))
+        each, left = self.step_seconds() * (1 + self.checkpoint / max(checkpoint_every, 1e-9)), self.max_time - seconds
+        total = step + max(0, math.floor(left / each))
+
+        def evaluations() -> int:
+            return max(0, math.floor((total - 1) / steps_per_evaluation) - math.floor(step / steps_per_evaluation))
+
+        while total > step and (total - step) * each + evaluations() * (self.evaluation + self.checkpoint) > left:
+            total -= 1
+        return total

@@ -6,6 +6,7 @@ In: the environment of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), absent for a s
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -53,6 +54,8 @@ class Processes:
         """The module whose gradients are averaged over the processes."""
         if self.world == 1:
             return module
+        # A 1x1 convolution's weight has two names for one layout, and torch takes them for two.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def average(self, values: Tensor) -> Tensor:

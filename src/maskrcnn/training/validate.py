@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,7 +33,8 @@ def loss_terms(config: ModelConfig) -> tuple[str, ...]:
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
     """What a model with these heads can be judged by."""
-    return ["bbox", *(["segm"] if config.mask else []), *(["keypoints"] if config.keypoint else [])]
+    heads: dict[Task, Any] = {"bbox": config.box, "segm": config.mask, "keypoints": config.keypoint}
+    return [task for task, head in heads.items() if head is not None]
 
 
 def validation_columns(config: ModelConfig) -> list[str]:
