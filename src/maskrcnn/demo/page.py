@@ -72,7 +72,7 @@ def write_page(out: Path, validation: CocoDataset, found: Sequence[Instances], e
         sigma=max((s for c in validation.categories for s in c.oks_sigmas), default=0),
         training_minutes=f"{rows[-1]['time'] / 60:.1f}",
         total_minutes=f"{seconds / 60:.1f}",
-        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else f"with {torch.get_num_threads()} threads on a CPU",
+        machine=torch.cuda.get_device_name() if torch.cuda.is_available() else f"on a CPU, threads: {torch.get_num_threads()}",
         folder=out.name,
         run=f"{out.name}/run",
         num_train=f"{num_train:,}",
@@ -133,21 +133,17 @@ def _table(evaluation: Evaluation, data: CocoDataset) -> list[dict[str, Any]]:
 
 
 def _charts(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
-    """The loss terms and the APs over the pictures of the run's log."""
+    """The APs and the loss terms over the minutes of the run."""
 
     def curve(name: str) -> Curve:
         points = [(row["time"] / 60, row[name]) for row in rows if name in row]
         return [x for x, _ in points], [y for _, y in points]
 
     losses = {text: smoothed(curve(f"loss/{term}")) for term, text in TERMS.items()}
+    joints = {text: losses.pop(text) for text in [TERMS["keypoint"]]}
     precisions = {f"{text} AP": curve(f"val/{task}_AP") for task, text in TASKS.items()}
     return [
         {"title": "Average precision on unseen scenes", "names": list(precisions), "svg": line_chart(precisions, "minutes", top=1.0, dots=True)},
-        {"title": "Terms of the training loss", "names": list(losses), "svg": line_chart(losses, "minutes", top=_readable_top(losses))},
+        {"title": "Training loss, all but the joints' term", "names": list(losses), "svg": line_chart(losses, "minutes")},
+        {"title": "Training loss of the joints (chance is 8)", "names": list(joints), "svg": line_chart(joints, "minutes", top=8.0)},
     ]
-
-
-def _readable_top(curves: Mapping[str, Curve]) -> float:
-    """End of the loss axis: the joints' term starts near log(56 * 56) = 8 and would press the others to the floor."""
-    settled = [y for _, ys in curves.values() for y in ys[len(ys) // 5 :]]
-    return round(max(settled, default=1.0) * 1.1, 1) or 1.0

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from maskrcnn import TrainConfig
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.scenes import write_scenes
+from maskrcnn.demo import run_demo
+from maskrcnn.demo.charts import line_chart, smoothed
+from maskrcnn.demo.page import truth_instances
+from maskrcnn.ops import rle
+
+
+def short_demo(out: Path, scenes: int) -> None:
+    """A demo of two steps: it learns nothing, but goes all the way."""
+    training = TrainConfig(steps=2, batch_size=2, evaluate_every=100, tensorboard=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maskrcnn.demo.run.demo_training", lambda *_: training)
+        run_demo(out, scenes=(4, scenes))
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    short_demo(out, scenes=3)
+    return out
+
+
+def test_the_demo_writes_all_that_its_page_shows(demo: Path):
+    page = (demo / "index.html").read_text()
+    linked = re.findall(r'(?:src|href)="([^"#]+)"', page)
+    assert linked
+    assert all((demo / link).is_file() for link in linked)
+    assert "{{" not in page
+    assert "nan" not in page
+    assert {"Box AP", "Mask AP", "Keypoint AP"} <= set(re.findall(r"(?:Box|Mask|Keypoint) AP", page))
+    for name in ("ball", "star", "ring", "figure"):
+        assert f"<td>{name}</td>" in page
+    assert page.count("<svg") == 3
+    assert json.loads((demo / "metrics.json").read_text())["num_images"] == 3
+    assert isinstance(json.loads((demo / "results.json").read_text()), list)
+    assert (demo / "run" / "last.safetensors").is_file()
+    assert len(list((demo / "overlays").iterdir())) == 3
+
+
+def test_running_again_replaces_the_demos_own_files_and_no_others(demo: Path):
+    (demo / "notes.txt").write_text("mine")
+    (demo / "overlays" / "old.jpg").write_text("from before")
+    short_demo(demo, scenes=2)
+    assert (demo / "notes.txt").read_text() == "mine"
+    assert len(list((demo / "overlays").iterdir())) == 2
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="choose another folder"):
+        run_demo(tmp_path, minutes=0.02, scenes=(2, 1))
+    assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
+
+
+def test_truth_is_drawn_with_the_annotated_masks_and_joints(tmp_path: Path):
+    data = CocoDataset(write_scenes(tmp_path, 3, seed=2), tmp_path / "images")
+    for i in range(3):
+        truth, annotations = truth_instances(data, i), data[i].annotations
+        for mask, a in zip(truth.masks().dense().numpy(), annotations, strict=True):
+            wanted = rle.decode(a.rle or {})
+            assert (mask & wanted).sum() / (mask | wanted).sum() > 0.97
+        joints = [a.keypoints[:, :2] for a in annotations if a.keypoints is not None]
+        drawn = truth.keypoints[torch.tensor([a.keypoints is not None for a in annotations])] if truth.keypoints is not None else []
+        for wanted, points in zip(joints, drawn, strict=True):
+            np.testing.assert_allclose(points[:, :2], wanted, atol=1e-4)
+
+
+def test_a_chart_places_points_on_its_axes():
+    svg = line_chart({"a": ([0, 10], [0, 1])}, "steps", top=1.0, dots=True)
+    xs, ys = zip(*(map(float, point) for point in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)), strict=True)
+    assert xs[0] == 48
+    assert ys == (226.0, 12.0)
+
+
+def test_smoothing_keeps_the_mean():
+    xs, ys = smoothed((range(1000), [i % 2 for i in range(1000)]), points=100)
+    assert len(xs) == 100
+    assert set(ys) == {0.5}
