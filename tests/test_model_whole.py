@@ -253,7 +253,8 @@ def test_nms_per_class_over_classes_and_soft(nms: str) -> None:
 def test_presets_build_predict_and_give_losses(preset: str) -> None:
     config: ModelConfig = getattr(presets, preset)()
     narrow = replace(config.trunk, stem_channels=8, res2_channels=16, width_per_group=4)
-    model, batch = MaskRCNN.from_config(replace(config, trunk=narrow)), make_batch(((64, 64),))
+    few = {"rpn": replace(config.rpn, post_nms_train=50, post_nms_test=50), "box": replace(config.box, samples=32, max_detections=20)}
+    model, batch = MaskRCNN.from_config(replace(config, trunk=narrow, **few)), make_batch(((64, 64),))
     with torch.no_grad():
         assert model.eval()(batch).boxes.shape[-1] == 4
         losses = model.losses(batch, make_truth(config, batch, objects=2))
