@@ -1,0 +1,103 @@
+"""Detectron2's own answers are reproduced, through the public `load` and `predict`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+import maskrcnn as mr
+from maskrcnn.images import read_image
+
+MODELS = ["r50_fpn_joint", "r50_fpn_keypoint", "r50_fpn_gn_rgb", "r50_fpn_class_agnostic", "r50_c4", "r101_dc5", "x50_fpn"]
+
+
+@pytest.fixture(scope="module")
+def golden(shared) -> Path:
+    return shared / "golden"
+
+
+@pytest.mark.parametrize("form", ["fast", "reference"])
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_are_detectron2s(golden, name, form):
+    folder = golden / "detectron2" / name
+    result = mr.predict(mr.load(folder / "model_final.pth"), golden / "image.png", form=form)
+    expected = np.load(folder / "expected.npz")
+    assert result.labels.tolist() == expected["classes"].tolist()
+    np.testing.assert_allclose(result.boxes, expected["boxes"], atol=0.01)
+    np.testing.assert_allclose(result.scores, expected["scores"], atol=1e-4)
+    if "keypoints" in expected:
+        np.testing.assert_allclose(result.keypoints, expected["keypoints"], atol=0.05)
+    if result.mask_grids is not None:
+        masks = json.loads((folder / "masks_rle.json").read_text())
+        for ours, theirs in zip(result.masks().rle(), masks, strict=True):
+            both_empty = coco_mask.area(ours) == coco_mask.area(theirs) == 0
+            assert both_empty or coco_mask.iou([ours], [theirs], [0])[0, 0] > 0.99
+        # At the threshold itself a pixel may fall either way.
+        np.testing.assert_allclose(result.masks().area(), expected["mask_area"], atol=3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_proposals_are_detectron2s(golden, name):
+    folder = golden / "detectron2" / name
+    expected, model = np.load(folder / "expected.npz"), mr.load(folder / "model_final.pth")
+    image = torch.from_numpy(np.asarray(read_image(golden / "image.png")).transpose(2, 0, 1).copy())
+    batch = mr.Batch.collate([image], model.config.input.size_divisor)
+    with torch.no_grad():
+        levels = model.levels(batch)
+        anchors = model.rpn.anchors(levels, batch)
+        proposals = model.rpn.propose(*model.rpn(levels), anchors, batch, pre_nms=model.config.rpn.pre_nms_test, post_nms=50)
+    means = [expected[key] for key in sorted(expected) if key.startswith("feature_mean_")]
+    for level, mean in zip(levels, means, strict=True):
+        np.testing.assert_allclose(level.mean((0, 2, 3)), mean, atol=1e-4 * np.abs(mean).max())
+    np.testing.assert_allclose(proposals.boxes[0], expected["proposals_unresized"], atol=0.02)
+    np.testing.assert_allclose(proposals.scores[0], expected["objectness_unresized"], atol=1e-3)
+
+
+def test_the_zoos_pickle_holds_the_same_model(golden):
+    folder = golden / "detectron2" / "r50_fpn_joint"
+    pth, pkl = (mr.load(folder / f"model_final.{suffix}").state_dict() for suffix in ("pth", "pkl"))
+    assert all(torch.equal(value, pkl[name]) for name, value in pth.items())
+
+
+def test_an_imported_model_survives_our_own_file(golden, tmp_path):
+    model = mr.load(golden / "detectron2" / "r50_fpn_joint" / "model_final.pth", categories=["a", "b", "c", "d"])
+    mr.save(model, tmp_path / "model.safetensors")
+    again = mr.load(tmp_path / "model.safetensors")
+    assert again.config == model.config
+    one, two = (mr.predict(m, golden / "image.png") for m in (model, again))
+    assert torch.equal(one.boxes, two.boxes)
+    assert set(one.names) <= {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("FORMAT: BGR", "FORMAT: RGB"),
+        ("STRIDE_IN_1X1: true", "STRIDE_IN_1X1: false"),
+        ("  - 1.0\n  - 1.0\n  - 1.0\n  PROPOSAL", "  - 57.0\n  - 57.0\n  - 58.0\n  PROPOSAL"),
+        ("OFFSET: 0.0", "OFFSET: 0.5"),
+        ("MIN_SIZE_TEST: 320", "MIN_SIZE_TEST: 319"),
+        ("FUSE_TYPE: sum", "FUSE_TYPE: avg"),
+        ("USE_SIGMOID_CE: false", "USE_SIGMOID_CE: true"),
+        ("POOLER_TYPE: ROIAlignV2", "POOLER_TYPE: ROIAlign"),
+        ("POOLER_SAMPLING_RATIO: 0", "POOLER_SAMPLING_RATIO: 1"),
+        ("NMS_THRESH: 0.7", "NMS_THRESH: 0.3"),
+        ("NMS_THRESH_TEST: 0.5", "NMS_THRESH_TEST: 0.1"),
+        ("- 10.0\n      - 10.0\n      - 5.0", "- 12.0\n      - 10.0\n      - 5.0"),
+    ],
+)
+def test_settings_that_change_no_shape_change_the_answer(golden, tmp_path, old, new):
+    folder = golden / "detectron2" / "r50_fpn_joint"
+    shutil.copy(folder / "model_final.pth", tmp_path)
+    text = (folder / "config.yaml").read_text()
+    assert old in text
+    (tmp_path / "config.yaml").write_text(text.replace(old, new))
+    result = mr.predict(mr.load(tmp_path / "model_final.pth"), golden / "image.png")
+    expected = np.load(folder / "expected.npz")["boxes"]
+    assert result.boxes.shape != expected.shape or np.abs(result.boxes.numpy() - expected).max() > 0.1
