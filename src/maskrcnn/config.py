@@ -141,6 +141,8 @@ class RpnConfig:
     """Proposals kept after NMS, per image over all levels."""
     post_nms_test: int = 1000
     nms_iou: float = 0.7
+    nms_score: Literal["logit", "probability"] = "logit"
+    """What NMS ranks by. Probabilities (torchvision) tie where logits are large, and then the finer level wins."""
     min_size: float = 0.0
     """Proposals narrower or lower than this are dropped (0 drops only those without area)."""
     positive_iou: float = 0.7

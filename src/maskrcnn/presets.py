@@ -95,7 +95,16 @@ def _torchvision(config: ModelConfig) -> ModelConfig:
     return replace(
         config,
         input=InputConfig(resize="torch", rounding="floor", mean=_times_255(IMAGENET_MEAN), std=_times_255(IMAGENET_STD)),
-        rpn=replace(config.rpn, order="ratio", rounded=True, stride="padded", min_size=1e-3, smooth_l1_beta=1 / 9, post_nms_train=2000),
+        rpn=replace(
+            config.rpn,
+            order="ratio",
+            rounded=True,
+            stride="padded",
+            nms_score="probability",
+            min_size=1e-3,
+            smooth_l1_beta=1 / 9,
+            post_nms_train=2000,
+        ),
         box=replace(config.box, roi=box_roi, smooth_l1_beta=1 / 9, min_size=1e-2),
         mask=config.mask and replace(config.mask, roi=replace(box_roi, size=14), paste="torchvision"),
         keypoint=config.keypoint and replace(config.keypoint, roi=replace(box_roi, size=14), decode="bicubic", coco_offset=0.0, shared=True),

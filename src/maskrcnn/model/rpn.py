@@ -71,7 +71,8 @@ class Rpn(nn.Module):
         box, score, level = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1), torch.cat(level_index, 1)
         sides = box[..., 2:] - box[..., :2]
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
-        index, kept = nms.select(box, score, level, valid, self.config.nms_iou, post_nms)
+        rank = score.sigmoid() if self.config.nms_score == "probability" else score
+        index, kept = nms.select(box, rank, level, valid, self.config.nms_iou, post_nms)
         return Proposals(boxes=gather(box, index), scores=gather(score, index), valid=kept)
 
     def losses(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
