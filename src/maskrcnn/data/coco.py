@@ -163,7 +163,7 @@ class CocoDataset:
         if harmful:
             text = describe(self.name, harmful)
             if on_error == "raise":
-                raise DataError(f'{text}\nTo leave these out, open the data with on_error="drop".')
+                raise DataError(f'{text}\nTo leave these out, open the data with on_error="drop" (--on-error drop).')
             warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
         self.notes = tuple(p for p in checked.problems if not p.harmful)
         self.dropped: tuple[Problem, ...] = tuple(harmful)
