@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
+install_import_hook(["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"], "shape_checks.check")
 
 torch.set_num_threads(2)
 

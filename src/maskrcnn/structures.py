@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 
+T = TypeVar("T", bound="_Tensors")
+
+
 class _Tensors:
     """Moves a dataclass of tensors as one."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
         """The same on another device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: T) -> T:
         """The same in page-locked memory, for asynchronous copies to a GPU."""
         return self._map(lambda t: t.pin_memory())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self: T, function: Callable[[Tensor], Tensor]) -> T:
         changed: dict[str, Any] = {}
         for f in fields(self):  # ty: ignore[invalid-argument-type]
             value = getattr(self, f.name)

@@ -107,7 +107,7 @@ def bag_of_pixels(
 
 def _axis_taps(
     start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: Int64[Tensor, "K"], size: int, n: int
-) -> tuple[Int64[Tensor, "K S 2*n"], Float[Tensor, "K S 2*n"]]:
+) -> tuple[Int64[Tensor, "K S {2*n}"], Float[Tensor, "K S {2*n}"]]:
     """Along one axis: the cells that each bin reads and their weights, two for each of the bin's samples.
 
     Samples beyond `count` have weight 0. A sample more than a cell outside the map has weight 0, one less far reads the border.

@@ -48,12 +48,12 @@ def encode(boxes: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights
     return torch.cat([shift, torch.log(target / size)], dim=-1) * anchors.new_tensor(weights)
 
 
-def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
+def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*#n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
     """Move and scale anchors by predicted offsets.
 
     Args:
         deltas: (dx, dy, dw, dh); dx, dy in anchor sizes, dw, dh as logarithms, each times its weight.
-        anchors: xyxy, positive width and height.
+        anchors: xyxy, positive width and height; broadcast against `deltas`.
         weights: divisors that gave the training targets about unit variance.
 
     Returns:
