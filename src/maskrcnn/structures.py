@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-
 T = TypeVar("T", bound="_Tensors")
 
 
