@@ -61,7 +61,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.convs = conv_tower(channels, config.convs, config.norm)
         width = config.convs[-1] if config.convs else channels
-        self.averages = not config.fcs
+        self.averages = not config.convs and not config.fcs
         inputs = width if self.averages else width * config.roi.size**2
         widths = (inputs, *config.fcs)
         self.fcs = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, config.fcs, strict=False))

@@ -56,6 +56,28 @@ _PARTS = {
     "RPN.HEAD_NAME": ("StandardRPNHead",),
     "ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads"),
 }
+# What the names of parts that we lack stand for.
+_LACKED = {
+    "CascadeROIHeads": "a cascade of box heads",
+    "RRPN": "rotated boxes",
+    "RotatedAnchorGenerator": "rotated boxes",
+    "RROIHeads": "rotated boxes",
+    "ROIAlignRotated": "rotated boxes",
+    "ROIPool": "RoIPool",
+    "PointRendROIHeads": "PointRend",
+    "PointRendMaskHead": "PointRend",
+    "ImplicitPointRendMaskHead": "PointRend",
+    "CoarseMaskHead": "PointRend",
+    "DensePoseROIHeads": "DensePose",
+    "RetinaNet": "a one-stage detector",
+    "TensorMask": "a one-stage detector",
+    "FCOS": "a one-stage detector",
+    "PanopticFPN": "panoptic segmentation",
+    "SemanticSegmentor": "semantic segmentation",
+    "ProposalNetwork": "proposals without RoI heads",
+    "PrecomputedProposals": "precomputed proposals",
+    "build_retinanet_resnet_fpn_backbone": "a pyramid with P7",
+}
 _NAMES = (
     (r"backbone\.(?:bottom_up\.)?stem\.conv1\.weight", "trunk.conv1.weight"),
     (r"backbone\.(?:bottom_up\.)?stem\.conv1\.norm\.(.+)", r"trunk.bn1.\1"),
@@ -319,7 +341,8 @@ def _choose(value: Any, choices: Mapping[Any, Any], key: str, path: Path) -> Any
     """Our word for a value, or a refusal that names it."""
     if value not in choices:
         known = ", ".join(repr(c) for c in choices)
-        raise WeightsError(f"{path}: {key} is {value!r}, which we lack; models with {known} can be loaded.")
+        what = f" ({_LACKED[value]})" if isinstance(value, str) and value in _LACKED else ""
+        raise WeightsError(f"{path}: {key} is {value!r}{what}, which we lack; models with {known} can be loaded.")
     return choices[value]
 
 
