@@ -124,7 +124,7 @@ def _place(rng: np.random.Generator, shape: Shape, owner: UInt8[np.ndarray, "h w
     side, index = owner.shape[0], len(areas)
     silhouette, corner = _silhouette(shape)
     high, wide = silhouette.shape
-    needed = np.maximum(0.45 * areas, 80 * FINE * FINE)[1:]  # what must stay in sight of each other object for a person to name it
+    needed = np.maximum(0.5 * areas, 80 * FINE * FINE)[1:]  # what must stay in sight of each other object for a person to name it
     in_sight = np.bincount(owner.ravel(), minlength=index)[1:]
     for _ in range(20):
         shift = np.floor(rng.uniform(0.08, 0.92, 2) * side)

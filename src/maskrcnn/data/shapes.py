@@ -57,7 +57,7 @@ def _ball(rng: np.random.Generator, side: int) -> Shape:
 def _star(rng: np.random.Generator, side: int) -> Shape:
     radius, tips = _log_uniform(rng, 13, 38) / 160 * side, 5 if rng.random() < 0.7 else 6
     angles = np.arange(2 * tips) * np.pi / tips
-    lengths = np.where(np.arange(2 * tips) % 2, rng.uniform(0.42, 0.6), 1.0) * radius
+    lengths = np.where(np.arange(2 * tips) % 2, rng.uniform(0.48, 0.64), 1.0) * radius
     outline = np.stack([lengths * np.cos(angles), lengths * np.sin(angles)], 1)
     colour = random_colour(rng)
     return Shape([(outline, colour), (outline * 0.55, _mixed(colour, random_colour(rng), 0.5))]).moved(rng.uniform(0, 2 * np.pi), np.zeros(2))
@@ -84,12 +84,12 @@ def _figure(rng: np.random.Generator, side: int) -> Shape:
     joints = _pose(rng, left=1 if front else -1)  # the figure's left hand is at the picture's right when it faces us
     parts: list[tuple[Points, Colour]] = []
     for hip, knee, foot in (joints[7::2], joints[8::2]):
-        parts += [(_capsule(hip, knee, 0.058), trousers), (_capsule(knee, foot, 0.05), _mixed(trousers, BLACK, 0.15)), (_ellipse(foot, 0.06), shoes)]
+        parts += [(_capsule(hip, knee, 0.066), trousers), (_capsule(knee, foot, 0.058), _mixed(trousers, BLACK, 0.15)), (_ellipse(foot, 0.066), shoes)]
     parts.append((np.array([[-0.15, -0.33], [0.15, -0.33], [0.11, 0.05], [-0.11, 0.05]]), shirt))
     if front:
         parts.append((np.array([[-0.09, -0.33], [0.09, -0.33], [0, -0.12]]), _mixed(skin, WHITE, 0.6)))
     for shoulder, elbow, hand in (joints[1:7:2], joints[2:7:2]):
-        parts += [(_capsule(shoulder, elbow, 0.05), shirt), (_capsule(elbow, hand, 0.042), _mixed(shirt, WHITE, 0.2)), (_ellipse(hand, 0.052), skin)]
+        parts += [(_capsule(shoulder, elbow, 0.058), shirt), (_capsule(elbow, hand, 0.05), _mixed(shirt, WHITE, 0.2)), (_ellipse(hand, 0.06), skin)]
     if not front:
         rucksack = np.array([[-0.095, -0.3], [0.095, -0.3], [0.095, -0.04], [-0.095, -0.04]])
         parts.append((rucksack, _mixed(hair, trousers, 0.35)))

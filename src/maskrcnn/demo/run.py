@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -21,6 +22,7 @@ from ..data.scenes import write_scenes
 from ..data.shapes import CATEGORIES
 from ..evaluation.coco import Evaluation, evaluate
 from ..instances import Instances
+from ..model.fuse import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import predict
 from ..presets import maskrcnn_r18_small
@@ -85,9 +87,10 @@ def demo_model() -> ModelConfig:
     return replace(
         config,
         trunk=replace(config.trunk, stem_channels=32, res2_channels=32),
+        rpn=replace(config.rpn, pre_nms_train=200, post_nms_train=200, pre_nms_test=200, post_nms_test=100),
         box=replace(config.box, samples=64, positive_fraction=0.3, max_detections=50),  # a scene has at most five objects
-        mask=replace(config.mask, max_positives=12),
-        keypoint=replace(config.keypoint, max_positives=8),
+        mask=replace(config.mask, max_positives=12, loss_weight=2.0),
+        keypoint=replace(config.keypoint, max_positives=6),
     )
 
 
@@ -101,7 +104,8 @@ def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
         warmup=50,
         ema=0.99,
         augment=AugmentConfig(scale=(1.0, 1.0)),  # fresh scenes vary enough; a mirror image is one more
-        evaluate_every=0.5,
+        precision="bf16" if computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32",  # nearly twice the steps
+        evaluate_every=1.0,
         tensorboard=False,
         seed=seed,
     )
