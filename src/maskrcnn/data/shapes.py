@@ -84,7 +84,8 @@ def _figure(rng: np.random.Generator, side: int) -> Shape:
     joints = _pose(rng, left=1 if front else -1)  # the figure's left hand is at the picture's right when it faces us
     parts: list[tuple[Points, Colour]] = []
     for hip, knee, foot in (joints[7::2], joints[8::2]):
-        parts += [(_capsule(hip, knee, 0.066), trousers), (_capsule(knee, foot, 0.058), _mixed(trousers, BLACK, 0.15)), (_ellipse(foot, 0.066), shoes)]
+        parts += [(_capsule(hip, knee, 0.066), trousers), (_capsule(knee, foot, 0.058), _mixed(trousers, BLACK, 0.15))]
+        parts.append((_ellipse(foot, 0.066), shoes))
     parts.append((np.array([[-0.15, -0.33], [0.15, -0.33], [0.11, 0.05], [-0.11, 0.05]]), shirt))
     if front:
         parts.append((np.array([[-0.09, -0.33], [0.09, -0.33], [0, -0.12]]), _mixed(skin, WHITE, 0.6)))
