@@ -153,7 +153,13 @@ def test_arrays_of_objects_records_and_strings_are_refused(tmp_path):
 def test_torch_file_with_the_reference_scripts_namespace_is_read(tmp_path):
     path = tmp_path / "model_25.pth"
     args = argparse.Namespace(lr=0.02, aspect_ratio_group_factor=3, device="cpu", lr_steps=[16, 22], resume=None)
-    torch.save({"model": OrderedDict(w=torch.ones(2)), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}, "args": args, "epoch": 25}, path)
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[16, 22])  # its state holds a collections.Counter
+    states = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
+    torch.save({"model": OrderedDict(w=torch.ones(2)), **states, "args": args, "epoch": 25}, path)
     read = read_torch(path)
     assert read["model"]["w"].tolist() == [1, 1]
     assert read["args"].lr == 0.02
