@@ -97,7 +97,7 @@ def bbox(rle: Mapping[str, Any]) -> tuple[int, int, int, int]:
     return _bounds(counts(rle), rle["size"][0])
 
 
-def polygon_coverage(polygons: Sequence[Float[np.ndarray, "points 2"]], box: Sequence[float], size: int) -> UInt8[np.ndarray, "S S"]:
+def polygon_coverage(polygons: Sequence[Float[np.ndarray, "_ 2"]], box: Sequence[float], size: int) -> UInt8[np.ndarray, "S S"]:
     """How much of each cell of a grid over a box lies inside the union of polygons.
 
     Each sample line sums, from the left, the signed crossings of the outline, each spread over the cell that it cuts. Where an outline winds around a
