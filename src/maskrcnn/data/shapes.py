@@ -55,16 +55,16 @@ def _ball(rng: np.random.Generator, side: int) -> Shape:
 
 
 def _star(rng: np.random.Generator, side: int) -> Shape:
-    radius, tips = _log_uniform(rng, 13, 38) / 160 * side, 5 if rng.random() < 0.7 else 6
+    radius, tips = _log_uniform(rng, 15, 38) / 160 * side, 5 if rng.random() < 0.7 else 6
     angles = np.arange(2 * tips) * np.pi / tips
-    lengths = np.where(np.arange(2 * tips) % 2, rng.uniform(0.48, 0.64), 1.0) * radius
+    lengths = np.where(np.arange(2 * tips) % 2, rng.uniform(0.5, 0.66), 1.0) * radius
     outline = np.stack([lengths * np.cos(angles), lengths * np.sin(angles)], 1)
     colour = random_colour(rng)
     return Shape([(outline, colour), (outline * 0.55, _mixed(colour, random_colour(rng), 0.5))]).moved(rng.uniform(0, 2 * np.pi), np.zeros(2))
 
 
 def _ring(rng: np.random.Generator, side: int) -> Shape:
-    radius, squash, hole = _log_uniform(rng, 12, 36) / 160 * side, rng.uniform(0.75, 1.0), rng.uniform(0.45, 0.68)
+    radius, squash, hole = _log_uniform(rng, 14, 36) / 160 * side, rng.uniform(0.75, 1.0), rng.uniform(0.35, 0.55)
     outer = _ellipse((0, 0), radius, radius * squash)
     return Shape([(np.concatenate([outer, outer[:1], outer[:1] * hole, outer[::-1] * hole]), random_colour(rng))]).moved(
         rng.uniform(0, np.pi), np.zeros(2)
@@ -72,7 +72,7 @@ def _ring(rng: np.random.Generator, side: int) -> Shape:
 
 
 def _figure(rng: np.random.Generator, side: int) -> Shape:
-    height = _log_uniform(rng, 48, 90) / 160 * side
+    height = _log_uniform(rng, 56, 90) / 160 * side
     front = rng.random() < 0.5
     skin, hair, shirt, trousers, shoes = (
         random_colour(rng, 0.2, 0.5, 0.75),

@@ -46,7 +46,7 @@ class DemoResult:
     """From the first scene to the finished page."""
 
 
-def run_demo(out: str | Path = "demo", minutes: float = 3.0, seed: int = 0, scenes: tuple[int, int] = (NUM_TRAIN, NUM_VAL)) -> DemoResult:
+def run_demo(out: str | Path = "demo", minutes: float = 3.2, seed: int = 0, scenes: tuple[int, int] = (NUM_TRAIN, NUM_VAL)) -> DemoResult:
     """Trains the joint box + mask + keypoint model on drawn scenes and writes a page about it.
 
     Args:
@@ -86,6 +86,7 @@ def demo_model() -> ModelConfig:
     assert config.keypoint is not None
     return replace(
         config,
+        input=replace(config.input, scale=1.5),  # finer features for outlines of a pixel
         trunk=replace(config.trunk, stem_channels=32, res2_channels=32),
         rpn=replace(config.rpn, pre_nms_train=200, post_nms_train=200, pre_nms_test=200, post_nms_test=100),
         box=replace(config.box, samples=64, positive_fraction=0.3, max_detections=50),  # a scene has at most five objects
@@ -98,8 +99,8 @@ def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
     """Settings for a few minutes on two CPU cores."""
     return TrainConfig(
         max_time=minutes * 60,
-        batch_size=8,
-        reference_batch=8,
+        batch_size=6,
+        reference_batch=6,
         learning_rate=1.5e-3,
         warmup=50,
         ema=0.99,
