@@ -88,7 +88,8 @@ def _samples(low: np.float32, high: np.float32, length: int, cells: int, rule: P
         else:
             start, stop = max(int(np.ceil(low - 0.5)), 0), min(int(np.ceil(high - 0.5)), length)
         pixels = np.arange(start, max(start, stop), dtype=np.float32) + np.float32(0.5)
-        position = (pixels - low) / (high - low) * cells - np.float32(0.5)
+        with np.errstate(over="ignore"):  # in a box of next to no height a pixel's centre is infinitely many cells away
+            position = (pixels - low) / (high - low) * cells - np.float32(0.5)
         if rule == "border":
             position = position.clip(0, cells - 1)
     distance = np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
