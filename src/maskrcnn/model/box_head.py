@@ -23,7 +23,7 @@ from ..ops.noise import random_keys
 from ..ops.ranks import average_over_ranks
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import balanced_sample, gather, match
-from .layers import conv_tower, initialise
+from .layers import connect, conv_tower, initialise
 
 NOISE_STREAM = 2
 
@@ -76,10 +76,10 @@ class BoxHead(nn.Module):
     def forward(self, x: Float[Tensor, "K C S S"]) -> tuple[Float[Tensor, "K C1"], Float[Tensor, "K C2 4"]]:
         """class_logits, background last, and box_deltas, one for each class or one for all."""
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = conv(x, relu=True)
         x = x.mean(dim=(2, 3)) if self.averages else x.flatten(1)
         for fc in self.fcs:
-            x = F.relu(fc(x))
+            x = connect(x, fc)  # ty: ignore[invalid-argument-type]
         return self.class_logits(x).float(), self.box_deltas(x).float().unflatten(1, (-1, 4))
 
     def losses(

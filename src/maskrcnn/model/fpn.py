@@ -34,13 +34,15 @@ class Fpn(nn.Module):
                     nn.init.zeros_(part.bias)
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
-        laterals = [lateral(features[level - 2]) for lateral, level in zip(self.lateral, self.levels, strict=True)]
-        for fine, coarse in zip(range(len(laterals) - 2, -1, -1), range(len(laterals) - 1, 0, -1), strict=True):
-            above = F.interpolate(laterals[coarse], size=laterals[fine].shape[-2:], mode="nearest")
-            laterals[fine] = laterals[fine] + above
-            if self.average:
-                laterals[fine] = laterals[fine] / 2
-        levels = [output(lateral) for output, lateral in zip(self.output, laterals, strict=True)]
+        levels: list[Tensor] = []
+        merged = None
+        for lateral, output, level in reversed([*zip(self.lateral, self.output, self.levels, strict=True)]):
+            feature = features[level - 2]
+            above = None if merged is None else F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
+            merged = lateral(feature, add=above)
+            if self.average and above is not None:
+                merged = merged / 2
+            levels.insert(0, output(merged))
         return [*levels, F.max_pool2d(levels[-1], 1, 2)]
 
 

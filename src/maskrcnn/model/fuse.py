@@ -62,6 +62,8 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     for part in view.modules():
         if isinstance(part, RoiPooler):
             part.use_torchvision_kernel = True
+        if isinstance(part, FrozenBatchNorm2d):
+            part.folds = False
     return view
 
 

@@ -35,7 +35,7 @@ class KeypointHead(nn.Module):
     def forward(self, x: Float[Tensor, "K C S S"]) -> Float[Tensor, "K J 4*S 4*S"]:
         """Heat maps of all joints of all categories."""
         for conv in self.convs:
-            x = F.relu(conv(x), inplace=True)
+            x = conv(x, relu=True)
         return keypoint_ops.upsample2(self.heatmaps(x).float())
 
     def loss(self, heatmaps: Float[Tensor, "K J S S"], keypoints: Float[Tensor, "K J 3"], rois: Float[Tensor, "K 4"]) -> Tensor:

@@ -1,10 +1,16 @@
-"""The bricks of all parts: normalisation by name, and a convolution with its normalisation."""
+"""The bricks of all parts: normalisation by name, a convolution with what follows it, a layer with its ReLU.
+
+On a CPU each brick is one pass over memory where nothing is to be learnt: the sum and the ReLU happen while the convolution writes its result. Large
+results are new memory each time, which costs a CPU as much as a 1x1 convolution itself.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,13 +31,19 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.folds = True
+        """Into the convolution before it; not so in the reference form."""
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             self.register_buffer(name, torch.full((channels,), value))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.affine()
         return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def affine(self) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
+        """What each channel is multiplied by, and what is then added to it."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 def make_norm(kind: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
@@ -53,12 +65,73 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=norm == "none")
         self.norm = make_norm(norm, channels)
 
-    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H W"]:
-        return self.norm(self.conv(x))
+    def forward(self, x: Float[Tensor, "B C H W"], *, add: Float[Tensor, "B C2 H W"] | None = None, relu: bool = False) -> Float[Tensor, "B C2 H W"]:
+        return convolve(x, self.conv, self.norm, add=add, relu=relu)
+
+
+def convolve(
+    x: Float[Tensor, "B C H W"],
+    conv: nn.Conv2d,
+    norm: nn.Module | None = None,
+    *,
+    add: Float[Tensor, "B C2 H2 W2"] | None = None,
+    relu: bool = False,
+) -> Float[Tensor, "B C2 H2 W2"]:
+    """The normalised convolution of x, plus `add`, its negative values cut off if `relu`.
+
+    Frozen BatchNorm is one convolution together with the one before it: weight * scale, and shift as the bias.
+
+    Args:
+        x: features.
+        conv: zero-padded.
+        norm: None or Identity where there is none.
+        add: of the result's shape; may be overwritten.
+        relu: whether a ReLU follows.
+    """
+    weight, bias = conv.weight, conv.bias
+    if isinstance(norm, FrozenBatchNorm2d) and norm.folds:
+        scale, shift = norm.affine()
+        weight = weight * scale[:, None, None, None].to(weight.dtype)
+        bias, norm = shift.to(weight.dtype), None
+    if isinstance(norm, nn.Identity | None) and _in_one_pass(x, weight, add):
+        place = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        if add is None:
+            return _onednn._convolution_pointwise(x, weight, bias, *place, "relu" if relu else "none", [], "")
+        return _onednn._convolution_pointwise_.binary(add, x, weight, bias, *place, "add", 1.0, "relu" if relu else None, [], None)
+    x = conv._conv_forward(x, weight, bias)
+    if norm is not None:
+        x = norm(x)
+    if add is not None:
+        x = x.add_(add)
+    return F.relu(x, inplace=True) if relu else x
+
+
+def connect(x: Float[Tensor, "K C"], layer: nn.Linear) -> Float[Tensor, "K C2"]:
+    """The ReLU of a fully connected layer."""
+    if _in_one_pass(x, layer.weight, None):
+        return _onednn._linear_pointwise(x, layer.weight, layer.bias, "relu", [], "")
+    return F.relu(layer(x))
+
+
+# The operations of PyTorch's compiler for oneDNN, without compiling: convolution + sum + ReLU at once. They have no gradient.
+_onednn: Any = torch.ops.mkldnn
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(_onednn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
+)
+
+
+def _in_one_pass(x: Tensor, weight: Tensor, add: Tensor | None) -> bool:
+    """Whether oneDNN's operations can be used: on a CPU, in its memory layout, where no gradient is asked for and no graph is recorded."""
+    plain = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, add) if t is not None):
+        return False
+    return x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
 
 
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:
-    """3x3 convolutions one after the other, as every head begins; the caller puts a ReLU after each."""
+    """3x3 convolutions one after the other, as every head begins; the caller says relu=True."""
     return nn.ModuleList(ConvNorm(c_in, c, 3, norm) for c_in, c in zip((channels_in, *channels), channels, strict=False))
 
 

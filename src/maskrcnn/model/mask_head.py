@@ -37,7 +37,7 @@ class MaskHead(nn.Module):
     def forward(self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]) -> Float[Tensor, "K M M"]:
         """Mask logits of each RoI for its own class; the other classes' are never computed."""
         for conv in self.convs:
-            x = F.relu(conv(x), inplace=True)
+            x = conv(x, relu=True)
         for up in self.upsample:
             x = F.relu(up(x), inplace=True)
         own = torch.zeros_like(labels) if self.config.class_agnostic else labels

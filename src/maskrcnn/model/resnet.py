@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import TrunkConfig
-from .layers import make_norm
+from .layers import convolve, make_norm
 
 # Blocks in res2, res3, res4, res5.
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -30,9 +30,9 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(channels_in, channels, stride, config)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        identity = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(x)).add_(identity), inplace=True)
+        identity = x if self.downsample is None else convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
+        x = convolve(x, self.conv1, self.bn1, relu=True)
+        return convolve(x, self.conv2, self.bn2, add=identity, relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -52,10 +52,10 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(channels_in, channels, stride, config)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        identity = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return F.relu(self.bn3(self.conv3(x)).add_(identity), inplace=True)
+        identity = x if self.downsample is None else convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
+        x = convolve(x, self.conv1, self.bn1, relu=True)
+        x = convolve(x, self.conv2, self.bn2, relu=True)
+        return convolve(x, self.conv3, self.bn3, add=identity, relu=True)
 
 
 def _projection(channels_in: int, channels: int, stride: int, config: TrunkConfig) -> nn.Sequential | None:
@@ -103,8 +103,7 @@ class ResNet(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.max_pool2d(x, 3, 2, padding=1)
+        x = F.max_pool2d(convolve(x, self.conv1, self.bn1, relu=True), 3, 2, padding=1)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             if stage is not None:

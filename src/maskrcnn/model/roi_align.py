@@ -2,8 +2,8 @@
 
 Levels [B, C, H, W], boxes [K, 4] and the picture of each  ->  [K, C, S, S].
 
-Two forms of one definition. On a CPU a bin is a weighted bag of pixels: all levels are one table of feature vectors, each bin a weighted sum of
-a few rows, one call for all. On other devices, and as the reference, torchvision's kernel does it level by level.
+Two forms of one definition. On a CPU a bin is a weighted bag of pixels: a level is a table of feature vectors, each bin a weighted sum of a few of
+its rows, one call for all RoIs of a level. On other devices, and as the reference, torchvision's kernel does it.
 
 Source: He et al. 2017, section 3, "RoIAlign"; Lin et al. 2017, equation 1, for the level of a box.
 """
@@ -73,13 +73,13 @@ def bag_of_pixels(
     strides: tuple[int, ...],
     config: RoiConfig,
 ) -> Float[Tensor, "K C S S"]:
-    """RoIAlign as one weighted sum of feature vectors for each bin, over all levels and pictures at once."""
+    """RoIAlign as one weighted sum of feature vectors for each bin, over all pictures at once.
+
+    Each level is a table of its own: joining the tables of all levels would copy the whole pyramid.
+    """
     size, channels = config.size, levels[0].shape[1]
-    table = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, channels) for x in levels])
     if len(boxes) == 0:
-        return table[:0, :, None, None].expand(-1, -1, size, size)
-    heights, widths = (torch.tensor([x.shape[d] for x in levels])[level_index] for d in (2, 3))
-    starts = torch.tensor([0, *(len(x) * x.shape[2] * x.shape[3] for x in levels)]).cumsum(0)[level_index] + image_index * heights * widths
+        return _table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
     scaled = boxes / torch.tensor(strides)[level_index, None] - (0.5 if config.aligned else 0.0)
     extent = scaled[:, 2:] - scaled[:, :2]
     if not config.aligned:
@@ -89,24 +89,32 @@ def bag_of_pixels(
     else:
         counts = (extent / size).ceil().clamp(min=0).long()  # a RoI without extent reads nothing, as in the kernel
 
-    pooled = table.new_empty(len(boxes), size * size, channels)
-    most = counts.amax(dim=1).clamp(min=1)
-    for n in most.unique().tolist():  # RoIs that need as many samples a bin go together; fixed sampling is one group
-        group = (most == n).nonzero()[:, 0]
-        y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], heights[group], size, n)
-        x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], widths[group], size, n)
-        row = starts[group, None, None] + y * widths[group, None, None]
+    pooled = levels[0].new_empty(len(boxes), size * size, channels)
+    # RoIs of one level that need as many samples a bin go together; with fixed sampling, all of a level.
+    kinds = torch.stack([level_index, counts.amax(dim=1).clamp(min=1)], dim=1)
+    for kind in kinds.unique(dim=0):
+        group = (kinds == kind).all(dim=1).nonzero()[:, 0]
+        level, samples = levels[kind[0]], int(kind[1])
+        height, width = level.shape[2:]
+        y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height, size, samples)
+        x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width, size, samples)
+        row = (image_index[group, None, None] * height + y) * width
         index = row[:, :, None, :, None] + x[:, None, :, None, :]  # [k, S, S, 2n, 2n]
         weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
         bins = F.embedding_bag(
-            index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum"
+            index.flatten(0, 2).flatten(1), _table(level), per_sample_weights=weight.flatten(0, 2).flatten(1).to(level.dtype), mode="sum"
         ).view(len(group), size * size, channels)
-        pooled = bins if len(group) == len(boxes) else pooled.index_copy(0, group, bins)
+        pooled = bins if len(group) == len(boxes) else pooled.index_copy_(0, group, bins)
     return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
 
 
+def _table(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B*H*W C"]:
+    """The feature vectors of all places, one a row; a view where the level is channels last."""
+    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
+
+
 def _axis_taps(
-    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: Int64[Tensor, "K"], size: int, n: int
+    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: int, size: int, n: int
 ) -> tuple[Int64[Tensor, "K S {2*n}"], Float[Tensor, "K S {2*n}"]]:
     """Along one axis: the cells that each bin reads and their weights, two for each of the bin's samples.
 
@@ -114,11 +122,10 @@ def _axis_taps(
     """
     sample, share = torch.arange(n), 1 / count.clamp(min=1)[:, None, None]
     place = (torch.arange(size)[None, :, None] + (sample + 0.5) * share) * (extent / size)[:, None, None] + start[:, None, None]
-    last = (length - 1)[:, None, None]
-    used = (place >= -1) & (place <= length[:, None, None]) & (sample < count[:, None, None])
-    place = place.clamp(min=0).minimum(last.to(place.dtype))
+    used = (place >= -1) & (place <= length) & (sample < count[:, None, None])
+    place = place.clamp(0, length - 1)
     low = place.floor().long()
     fraction = place - low
     weight = used * share
-    cells = torch.cat([low, (low + 1).minimum(last)], dim=-1)
+    cells = torch.cat([low, (low + 1).clamp(max=length - 1)], dim=-1)
     return cells, torch.cat([(1 - fraction) * weight, fraction * weight], dim=-1)

@@ -20,6 +20,7 @@ from ..ops.ranks import average_over_ranks
 from ..structures import Batch, Proposals, Truth
 from .anchors import make_anchors
 from .assign import balanced_sample, gather, match
+from .layers import convolve
 
 NOISE_STREAM = 1
 
@@ -49,7 +50,7 @@ class Rpn(nn.Module):
         logits, deltas = [], []
         for x in levels:
             for conv in self.convs:
-                x = F.relu(conv(x), inplace=True)
+                x = convolve(x, conv, relu=True)  # ty: ignore[invalid-argument-type]
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         return logits, deltas

@@ -1,0 +1,57 @@
+"""What the machine could do: its best measured rate of arithmetic and of memory, and how many operations a model needs.
+
+The rates are the best that PyTorch reaches here over several products and convolutions, so a bound that this program could meet, not a data sheet's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+Rates = dict[str, float]
+
+
+def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
+    """Best GFLOP/s in float32 and bfloat16, and GB/s of a copy (read and write counted)."""
+    found: Rates = {}
+    size = 1024 if device == "cpu" else 8192
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.randn(size, size, device=device, dtype=dtype)
+        table = torch.randn(100, 256, 14, 14, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        tries = [
+            (2.0 * size**3, lambda square=square: square @ square),
+            (2.0 * table.numel() * 256 * 9, lambda table=table, kernel=kernel: F.conv2d(table, kernel, padding=1)),
+        ]
+        with torch.inference_mode():
+            best = max(work / _best(function, seconds / 4, device) for work, function in tries)
+        found[f"{str(dtype).removeprefix('torch.')} GFLOP/s"] = best / 1e9
+    source = torch.ones(64_000_000, device=device)
+    target = torch.empty_like(source)
+    found["copy GB/s"] = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 4, device) / 1e9
+    return found
+
+
+def operations(function: Callable[[], Any]) -> float:
+    """Floating-point operations of the convolutions and matrix products that a call makes (a multiplication and an addition are two)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return float(counter.get_total_flops())
+
+
+def _best(function: Callable[[], Any], seconds: float, device: str) -> float:
+    """The shortest of the runs that fit into the time, and of three at least."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 4 or time.perf_counter() < end:
+        start = time.perf_counter()
+        function()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
