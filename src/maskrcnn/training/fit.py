@@ -111,10 +111,8 @@ def train(
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of the run to resume; categories differ.
         NonFiniteLossError: the training diverged, or a picture breaks it.
     """
-    with (
-        Processes.start(device) as processes,
-        contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress)) as trainer,
-    ):
+    processes = Processes.start(device)
+    with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress)) as trainer:
         while not trainer.finished:
             row = trainer.step()
             if trainer.length_due():

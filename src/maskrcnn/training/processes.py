@@ -5,10 +5,13 @@ In: the environment of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), absent for a s
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,33 +20,30 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all; a context manager that leaves the group it joined."""
+    """This process among all."""
 
     rank: int
     world: int
     device: torch.device
-    joined: bool = False
-    """Whether the group was opened here, and so is closed here."""
 
     @classmethod
     def start(cls, device: str | torch.device | None = None) -> Processes:
-        """Joins the group that torchrun describes; alone without one. The device is a GPU where there is one, unless named."""
+        """Joins the group that torchrun describes; alone without one. The device is a GPU where there is one, unless named.
+
+        The group stays open until the process ends: a second one would read the addresses that the first left in torchrun's store, and now and
+        then wait for them for ever.
+        """
         world, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if place.type == "cuda":
             place = torch.device("cuda", local if place.index is None else place.index)
             torch.cuda.set_device(place)
-        join = world > 1 and not dist.is_initialized()
-        if join:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-        return cls(rank, world, place, join)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.joined:
-            dist.destroy_process_group()
+        if world > 1 and not dist.is_initialized():
+            # Every group has entries of its own in the store: a second training would wait for the addresses of the first one's processes.
+            store = dist.PrefixStore(f"training {next(_GROUPS)}", _store())
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+            atexit.register(dist.destroy_process_group)
+        return cls(rank, world, place)
 
     @property
     def main(self) -> bool:
@@ -76,3 +76,12 @@ class Processes:
     def from_main(self, value: Any) -> Any:
         """The main process's value, in all."""
         return self.gather(value)[0]
+
+
+_GROUPS = itertools.count()
+
+
+@cache
+def _store() -> dist.Store:
+    """Where the processes of torchrun find each other, opened once."""
+    return next(dist.rendezvous("env://"))[0]
