@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def demo(*, out: Path = Path("demo"), minutes: float = 3.2, seed: int = 0) -> None:
+def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> None:
     """Draw scenes, train a joint box + mask + keypoint model on them from scratch, evaluate it, and write a page of pictures and numbers.
 
     Needs no network and no data; about four minutes on two CPU cores.

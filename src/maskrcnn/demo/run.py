@@ -46,7 +46,7 @@ class DemoResult:
     """From the first scene to the finished page."""
 
 
-def run_demo(out: str | Path = "demo", minutes: float = 3.2, seed: int = 0, scenes: tuple[int, int] = (NUM_TRAIN, NUM_VAL)) -> DemoResult:
+def run_demo(out: str | Path = "demo", minutes: float = 3.3, seed: int = 0, scenes: tuple[int, int] = (NUM_TRAIN, NUM_VAL)) -> DemoResult:
     """Trains the joint box + mask + keypoint model on drawn scenes and writes a page about it.
 
     Args:
@@ -106,7 +106,7 @@ def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
         ema=0.99,
         augment=AugmentConfig(scale=(1.0, 1.0)),  # fresh scenes vary enough; a mirror image is one more
         precision="bf16" if computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32",  # nearly twice the steps
-        evaluate_every=1.0,
+        evaluate_every=1.5,
         tensorboard=False,
         seed=seed,
     )

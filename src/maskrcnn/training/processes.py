@@ -6,11 +6,9 @@ In: the environment of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), absent for a s
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -39,9 +37,7 @@ class Processes:
             place = torch.device("cuda", local if place.index is None else place.index)
             torch.cuda.set_device(place)
         if world > 1 and not dist.is_initialized():
-            # Every group has entries of its own in the store: a second training would wait for the addresses of the first one's processes.
-            store = dist.PrefixStore(f"training {next(_GROUPS)}", _store())
-            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
         return cls(rank, world, place)
 
@@ -76,12 +72,3 @@ class Processes:
     def from_main(self, value: Any) -> Any:
         """The main process's value, in all."""
         return self.gather(value)[0]
-
-
-_GROUPS = itertools.count()
-
-
-@cache
-def _store() -> dist.Store:
-    """Where the processes of torchrun find each other, opened once."""
-    return next(dist.rendezvous("env://"))[0]
