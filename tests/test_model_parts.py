@@ -28,7 +28,7 @@ from maskrcnn.structures import Truth
 def random_boxes(*shape: int, side: float = 200, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     low = torch.rand(*shape, 2, generator=generator) * side
-    return torch.cat([low, low + 1 + torch.rand(*shape, 2, generator=generator) * side / 3], dim=-1)
+    return torch.cat([low, low + 2 + torch.rand(*shape, 2, generator=generator) * side / 3], dim=-1)
 
 
 def truth_of(boxes: torch.Tensor) -> Truth:
