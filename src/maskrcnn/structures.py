@@ -99,6 +99,8 @@ class Truth(_Tensors):
     keypoints: Float[Tensor, "B N J 3"]
     """x, y, visibility (0 unlabelled, 1 hidden, 2 visible), in the model's heat-map channels: a category's joints at its slice."""
     has_keypoints: Bool[Tensor, "B N"]
+    labelled: Bool[Tensor, "B C"] | None = None
+    """Whether every object of a category is annotated in a picture; where not, what nobody marked may still be one. None = all of them."""
 
     @classmethod
     def empty(cls, images: int = 1, objects: int = 0, mask_size: int = 112, joints: int = 0) -> Truth:
@@ -122,7 +124,15 @@ class Truth(_Tensors):
             parts = [getattr(t, name) for t in truths]
             return torch.cat([torch.cat([p, p.new_zeros(p.shape[0], most - p.shape[1], *p.shape[2:])], dim=1) for p in parts])
 
-        return cls(**{f.name: joined(f.name) for f in fields(cls)})
+        return cls(**{f.name: joined(f.name) for f in fields(cls) if f.name != "labelled"}, labelled=cls._labelled(truths))
+
+    @staticmethod
+    def _labelled(truths: Sequence[Truth]) -> Bool[Tensor, "B C"] | None:
+        partial = [t.labelled for t in truths if t.labelled is not None]
+        if not partial:
+            return None
+        rows = [partial[0].new_ones(len(t.boxes), partial[0].shape[1]) if t.labelled is None else t.labelled for t in truths]
+        return torch.cat(rows)
 
 
 @dataclass(frozen=True)

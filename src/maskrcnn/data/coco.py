@@ -26,6 +26,7 @@ from ..ops import rle as run_lengths
 from .annotations import JOINT_OFFSET, Annotation, mask_bounds, read_annotation
 from .categories import parse_categories
 from .check import DataError, DataWarning, Problem, check, describe
+from .partial import labelled_ids
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
@@ -43,6 +44,8 @@ class Record:
     height: int
     width: int
     annotations: tuple[Annotation, ...]
+    labelled: frozenset[int] | None = None
+    """Labels of the categories whose every object in the picture is annotated; None = all of them (see partial.py)."""
 
 
 class CocoDataset:
@@ -102,7 +105,14 @@ class CocoDataset:
         size = (image["height"], image["width"])
         read = tuple(self._read(raw, size) for raw in self._annotations[self._places[index]])
         path = (self.image_folder or Path()) / image["file_name"]
-        return Record(image["id"], image["file_name"], path, *size, read)
+        return Record(image["id"], image["file_name"], path, *size, read, self.labelled(index))
+
+    def labelled(self, index: int) -> frozenset[int] | None:
+        """Labels of the categories whose every object in a picture is annotated; None = all. A category that the file does not have never is."""
+        place = self._places[index]
+        ids = labelled_ids(self._content["images"][place], {raw["category_id"] for raw in self._annotations[place]}, self._labels)
+        found = frozenset(self._labels.values() if ids is None else (self._labels[i] for i in ids))
+        return None if len(found) == len(self.categories) else found
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a picture; reads nothing."""
@@ -146,7 +156,11 @@ class CocoDataset:
                 entry |= {"keypoints": list(category.keypoints), "skeleton": [[a + 1, b + 1] for a, b in category.skeleton]}
             categories.append(entry)
         kept = ("id", "file_name", "height", "width")
-        return {"images": [{k: i[k] for k in kept} for i in images], "annotations": annotations, "categories": categories}
+        entries = [{k: i[k] for k in kept} for i in images]
+        for n, entry in enumerate(entries):
+            if (labels := self.labelled(n)) is not None:
+                entry["labelled_categories"] = [self.categories[label].id for label in sorted(labels)]
+        return {"images": entries, "annotations": annotations, "categories": categories}
 
     def _path(self, image: Mapping[str, Any]) -> Path:
         if self.image_folder is None:

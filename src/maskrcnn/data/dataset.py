@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,10 +34,14 @@ from .augment import View, draw_view, warp
 from .check import DataError
 from .coco import CocoDataset
 from .masks import Mask, mask_of
+from .objects import Objects, Shape
+from .paste import draw_place, paste
 
 CACHE_BYTES = 2**30
 _SLIVER = 0.1  # of a box
 _HULL_SIDE, _HULL_PART = 8.0, 0.2
+_COLOUR_STEP = 4  # every so many pixels are looked at for the mean colour
+_NEAR_COLOUR = 32.0  # of 255, mean over the channels: pictures of one kind, not black ones and white ones
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class _Picture:
     ignore: np.ndarray
     masks: list[Mask | None]
     joints: np.ndarray  # [n, J, 3] at the heat-map channels
+    labelled: np.ndarray | None  # [C], None = all categories
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +96,9 @@ class TrainingSet:
         self._cached_bytes = 0
         self._num_joints = model.num_keypoint_channels if model.keypoint is not None else 0
         self._mirror = _mirrored_channels(model, self._num_joints)
+        self._colours: dict[int, np.ndarray] = {}
+        if augment is not None and augment.copy_paste:
+            _check_copy_paste(dataset, augment)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -113,12 +120,37 @@ class TrainingSet:
         if self.augment is None:
             image, to_model = prepare(picture.image, self.model.input)
             view = View(to_model.double().numpy(), (image.shape[1], image.shape[2]))
-        else:
-            rng = np.random.default_rng(seed)
-            view = draw_view(self.augment, self.model.input, picture.image.shape[:2], picture.boxes[~picture.ignore], rng)
-            image = torch.from_numpy(np.ascontiguousarray(warp(picture.image, view, self.model.input).transpose(2, 0, 1)))
-            to_model = torch.from_numpy(view.matrix).float()
-        return Example(image, self._truth(picture, view), to_model, picture.image_id, seed)
+            return Example(image, self._truth(picture, view), to_model, picture.image_id, seed)
+        rng = np.random.default_rng(seed)
+        view = self._draw_view(picture, rng)
+        pixels, objects = warp(picture.image, view, self.model.input), self._objects(picture, view)
+        if self.augment.copy_paste and rng.random() < self.augment.copy_paste:
+            other = self._picture(self._partner(index, rng))
+            part, corner = draw_place(replace(self._draw_view(other, rng), colour=view.colour), view.size, rng)
+            pasted = warp(other.image, part, self.model.input), self._objects(other, part, tight=True)
+            pixels, objects = paste(pixels, objects, *pasted, corner, rng)
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return Example(image, self._to_truth(objects, picture), torch.from_numpy(view.matrix).float(), picture.image_id, seed)
+
+    def _draw_view(self, picture: _Picture, rng: np.random.Generator) -> View:
+        assert self.augment is not None
+        return draw_view(self.augment, self.model.input, picture.image.shape[:2], picture.boxes[~picture.ignore], rng)
+
+    def _partner(self, index: int, rng: np.random.Generator) -> int:
+        """The picture that gives its objects: the nearest in mean colour of some drawn at random, itself where none will do."""
+        assert self.augment is not None
+        drawn = rng.integers(len(self), size=self.augment.copy_paste_choices).tolist()
+        drawn = [i for i in drawn if self.dataset.labelled(i) == self.dataset.labelled(index)]
+        if len(drawn) == 0 or self.augment.copy_paste_choices == 1:
+            return drawn[0] if drawn else index
+        distances = [np.abs(self._mean_colour(i) - self._mean_colour(index)).mean() for i in drawn]
+        nearest = int(np.argmin(distances))
+        return drawn[nearest] if distances[nearest] <= _NEAR_COLOUR else index
+
+    def _mean_colour(self, index: int) -> np.ndarray:
+        if index not in self._colours:
+            self._colours[index] = self._picture(index).image[::_COLOUR_STEP, ::_COLOUR_STEP].mean(axis=(0, 1))
+        return self._colours[index]
 
     def _picture(self, index: int) -> _Picture:
         """From the cache, or from the disk."""
@@ -152,32 +184,29 @@ class TrainingSet:
             ignore=np.array([a.ignore for a in objects], dtype=bool),
             masks=[mask_of(a) for a in objects],
             joints=joints,
+            labelled=None if record.labelled is None else np.isin(np.arange(self.model.num_classes), list(record.labelled)),
         )
 
     def _truth(self, picture: _Picture, view: View) -> Truth:
         """All that is annotated, moved into the view."""
+        return self._to_truth(self._objects(picture, view), picture)
+
+    def _to_truth(self, objects: Objects, picture: _Picture) -> Truth:
+        return objects.truth(None if self.model.mask is None else self.model.mask.truth_size, picture.labelled)
+
+    def _objects(self, picture: _Picture, view: View, tight: bool = False) -> Objects:
+        """What is annotated in a picture, in a view; `tight`: with the boxes around the masks, whatever boxes are annotated."""
         joints = self._joints(picture, view)
         moved = geometry.move_boxes(view.matrix, picture.boxes)
         boxes = _clip(moved, view.size)
         sliver = np.zeros(len(boxes), bool)
-        if not view.whole:
+        if tight or not view.whole:
             clipped = boxes.copy()
-            self._refit(boxes, moved, joints, picture, view)
+            self._refit(boxes, moved, joints, picture, view, tight)
             left = boxes if geometry.straight(view.matrix) else clipped  # a rotation widens what it moves
             sliver = _areas(left) < _SLIVER * _areas(moved)
-        kept = np.flatnonzero((boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1))
-        masks, has_mask = self._masks(picture, view, boxes, kept)
-        return Truth(
-            boxes=_tensor(boxes[kept].astype(np.float32)),
-            labels=_tensor(picture.labels[kept]),
-            valid=torch.ones(1, len(kept), dtype=torch.bool),
-            ignore=_tensor((picture.ignore | sliver)[kept]),
-            has_box=_tensor(picture.has_box[kept]),
-            masks=_tensor(masks),
-            has_mask=_tensor(has_mask),
-            keypoints=_tensor(joints[kept].astype(np.float32)),
-            has_keypoints=_tensor(np.any(joints[kept, :, 2] > 0, axis=1)),
-        )
+        shapes = [mask and Shape(mask, view.matrix) for mask in picture.masks]
+        return Objects(boxes, picture.has_box, picture.labels, picture.ignore | sliver, shapes, joints)
 
     def _joints(self, picture: _Picture, view: View) -> np.ndarray:
         """[n, J, 3] in the view; left and right change places in a mirror, those outside are zero."""
@@ -188,27 +217,17 @@ class TrainingSet:
         inside = ((joints[:, :, :2] >= 0) & (joints[:, :, :2] <= (view.size[1], view.size[0]))).all(axis=2)
         return joints * (inside & (joints[:, :, 2] > 0))[:, :, None]
 
-    def _refit(self, boxes: np.ndarray, moved: np.ndarray, joints: np.ndarray, picture: _Picture, view: View) -> None:
-        """Changes in place the boxes that a crop cut or a rotation widened to those around what is seen."""
+    def _refit(self, boxes: np.ndarray, moved: np.ndarray, joints: np.ndarray, picture: _Picture, view: View, tight: bool) -> None:
+        """Changes in place the boxes that a crop cut or a rotation widened (or all) to those around what is seen."""
         rotated = not geometry.straight(view.matrix)
         cut = (np.abs(boxes - moved) > 0.5).any(axis=1)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        for i in np.flatnonzero((cut | rotated) & inside):
+        for i in np.flatnonzero((cut | rotated | tight) & inside):
             mask = picture.masks[i]
             if mask is not None:
                 boxes[i] = mask.seen(view.matrix, view.size) or 0
             elif not picture.has_box[i]:
                 boxes[i] = _clip(np.array(_hull(joints[i])), view.size) if joints[i].any() else 0
-
-    def _masks(self, picture: _Picture, view: View, boxes: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Coverage [k, S, S] of the kept objects in their boxes, and which have any."""
-        size = self.model.mask.truth_size if self.model.mask is not None else 1
-        masks = np.zeros((len(kept), size, size), np.uint8)
-        for row, i in enumerate(kept):
-            mask = picture.masks[i]
-            if mask is not None and self.model.mask is not None:
-                masks[row] = mask.coverage(view.matrix, tuple(boxes[i]), size)
-        return masks, np.any(masks, axis=(1, 2))
 
 
 def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:
@@ -221,10 +240,6 @@ def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Trut
         image_ids=[e.image_id for e in examples],
     )
     return batch, Truth.collate([e.truth for e in examples])
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.from_numpy(values)[None]
 
 
 def _clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -266,3 +281,11 @@ def _check_categories(dataset: CocoDataset, model: ModelConfig) -> None:
         if model.keypoint is not None and len(category.keypoints) != len(own.keypoints):
             found = f'category "{category.name}" (label {label}) has {len(category.keypoints)} keypoints, the model {len(own.keypoints)}'
             raise DataError(f"{dataset.name}: {found}; make the model with categories=data.categories")
+
+
+def _check_copy_paste(dataset: CocoDataset, augment: AugmentConfig) -> None:
+    """Raises where there is nothing to paste, or nothing to choose from."""
+    if augment.copy_paste_choices < 1:
+        raise ValueError(f"augment.copy_paste_choices is {augment.copy_paste_choices}, must be at least 1")
+    if not any(mask_bounds(a) for record in map(dataset.__getitem__, range(len(dataset))) for a in record.annotations if not a.ignore):
+        raise DataError(f"{dataset.name}: augment.copy_paste is {augment.copy_paste:g}, but no object has a mask to cut it out by; set it to 0")
