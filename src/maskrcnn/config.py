@@ -302,6 +302,33 @@ class AugmentConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    copy_paste: float = 0.0
+    """Probability that objects with masks, cut out of another picture, are laid onto this one (Ghiasi et al. 2021)."""
+    copy_paste_choices: int = 1
+    """Pictures drawn at random, the nearest of which in mean colour gives its objects, or where none is near the picture itself. For data of several
+    kinds, such as microscopes; 1 takes any picture, as the paper does."""
+
+
+@dataclass(frozen=True)
+class UnlabelledConfig:
+    """How pictures without annotations are learnt from: the averaged model answers, what it is sure of is taught."""
+
+    ratio: float = 1.0
+    """Unlabelled pictures for each annotated one of a batch; they have a pass of their own, so that memory does not grow."""
+    burn_in: float = 0.25
+    """Part of the run before they are used: a teacher that knows nothing teaches errors."""
+    ramp: float = 0.1
+    """Part of the run in which their weight then grows to `weight`."""
+    weight: float = 1.0
+    """Of their losses beside those of the annotated pictures."""
+    threshold: float = 0.8
+    """Detections scored at least this are taught as objects."""
+    doubt: float = 0.2
+    """Detections scored between this and `threshold` are neither taught as objects nor as background."""
+    mask_threshold: float = 0.8
+    """An object's mask is taught where its cells' mean probability of being foreground is at least this."""
+    joint_threshold: float = 0.1
+    """A joint is taught where its heat map's peak is at least this."""
 
 
 @dataclass(frozen=True)
@@ -347,3 +374,5 @@ class TrainConfig:
     """Stop after this many evaluations without a better AP."""
     tensorboard: bool = True
     augment: AugmentConfig = AugmentConfig()
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
+    """Takes effect where `train` is given unlabelled pictures."""
