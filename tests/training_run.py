@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 
-from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
+from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig, UnlabelledConfig
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.presets import maskrcnn_r18_small
 
@@ -88,14 +88,16 @@ def weights_of(path: Path) -> str:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Trains as `settings` say: data, validation, out, resume, norm, model_changes, and fields of the TrainConfig under train."""
+    """Trains as `settings` say: data, validation, out, resume, norm, unlabelled (a folder), unlabelled_config; the fields of TrainConfig under train."""
     from maskrcnn.training.fit import train
 
     data = CocoDataset(settings["data"])
     validation = CocoDataset(settings["validation"]) if settings.get("validation") else None
     config = tiny_config(**{k: AugmentConfig(**v) if k == "augment" else v for k, v in settings.get("train", {}).items()})
+    config = replace(config, unlabelled=UnlabelledConfig(**settings.get("unlabelled_config", {})))
     model = tiny_model(data, settings.get("norm", "batch"))
-    train(model, data, validation, config, settings["out"], resume=settings.get("resume", False), progress=False, device="cpu")
+    told = {"resume": settings.get("resume", False), "progress": False, "device": "cpu", "unlabelled": settings.get("unlabelled")}
+    train(model, data, validation, config, settings["out"], **told)
 
 
 def serve() -> None:

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..config import ModelConfig, TrainConfig
+from ..settings import from_dict, to_dict
+
 if TYPE_CHECKING:
     from .processes import Processes
 
@@ -90,7 +93,7 @@ def claim_folder(
     found = None
     if checkpoint.name in taken:
         tensors, content = read_checkpoint(checkpoint)
-        if changed := [d for d in differences(content["settings"], settings) if d.split(":")[0] not in FREE]:
+        if changed := [d for d in differences(_complete(content["settings"]), settings) if d.split(":")[0] not in FREE]:
             cure = "resume with the settings and data of the run, or start a new one in another folder"
             raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure} (from its last.safetensors, to keep what it has learnt)")
         found = tensors, content["state"]
@@ -101,6 +104,12 @@ def claim_folder(
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
     return found
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run with the defaults of those that the package did not have yet when it began: they do what was done then."""
+    kinds = {"model": ModelConfig, "train": TrainConfig}
+    return {**settings, **{name: to_dict(from_dict(kind, settings[name])) for name, kind in kinds.items() if name in settings}}
 
 
 def fingerprint(data: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..data.coco import CocoDataset
     from ..model.maskrcnn import MaskRCNN
     from ..structures import Batch, Truth
+    from .teacher import Teacher
 
 MOST_TIME_SAVING = 0.05  # of the run: large checkpoints are written less often than `checkpoint_every` says
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,6 +95,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     device: str | None = None,
+    unlabelled: str | Path | Iterable[str | Path] | CocoDataset | None = None,
 ) -> Run:
     """Trains a model and keeps its best and its last state in a folder.
 
@@ -106,13 +108,18 @@ def train(
             from the beginning where there is none.
         progress: show what is going on.
         device: such as "cpu" or "cuda"; a GPU where there is one by default.
+        unlabelled: pictures without annotations to learn from as well (a folder, files): what the averaged model is sure of is taught. Those that
+            `data` and `validation` hold are left out. See `config.unlabelled`, and teacher.py for what is done.
 
     Raises:
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of the run to resume; categories differ.
         NonFiniteLossError: the training diverged, or a picture breaks it.
     """
+    from .unlabelled import open_unlabelled
+
     processes = Processes.start(device)
-    with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress)) as trainer:
+    pictures = open_unlabelled(unlabelled, data, validation) if unlabelled is not None else None
+    with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress, pictures)) as trainer:
         while not trainer.finished:
             row = trainer.step()
             if trainer.length_due():
@@ -150,8 +157,9 @@ class Trainer:
         processes: Processes,
         resume: bool,
         progress: bool,
+        unlabelled: CocoDataset | None = None,
     ) -> None:
-        check_settings(config, data)
+        check_settings(config, data, unlabelled)
         self.config, self.data, self.validation, self.out, self.processes = config, data, validation, out, processes
         self.model = make_network(model, data, validation, config.seed).to(processes.device).to(memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model, config)
@@ -159,10 +167,12 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.terms = loss_terms(self.model.config)
+        self.teacher = self._teacher(unlabelled) if unlabelled is not None else None
         self.images_per_step, self.rate = images_per_step(config, processes.world), scaled_rate(config, processes.world)
         self.state = State(total=run_length(config, len(data), self.images_per_step))
         self.settings = {"model": to_dict(self.model.config), "train": to_dict(config), "processes": processes.world}
-        self.settings |= {name: fingerprint(part) for name, part in (("data", data), ("validation", validation)) if part is not None}
+        parts = {"data": data, "validation": validation, "unlabelled": unlabelled}
+        self.settings |= {name: fingerprint(part) for name, part in parts.items() if part is not None}
         found = claim_folder(out, self.settings, resume, processes)
         if found:
             self._restore(*found)
@@ -172,6 +182,8 @@ class Trainer:
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
         self.log = self._log(progress, resumed=bool(found))
         self.log.say(first_line(self.state.total, data, config, processes, out))
+        if self.teacher:
+            self.log.say(self.teacher.plan(self.state.total))
         if resume:
             self.log.say(f"resumed after step {self.state.step}" if found else f"no checkpoint in {out}: starting from the beginning")
 
@@ -184,10 +196,12 @@ class Trainer:
         set_rate(self.optimizer, rate)
         torch.manual_seed(step_seed(config.seed, state.step, self.processes.rank))
 
-        losses, image_ids, waited = self._backward()
+        weight = self.teacher.weight(state.step, state.total) if self.teacher else 0.0
+        losses, image_ids, waited = self._backward(weight)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_norm or math.inf)
         *means, norm = self.processes.average(torch.cat([losses, norm[None]])).tolist()  # the only wait for the device
+        means, taught = means[: len(self.terms)], means[len(self.terms) :]
         self._stop_if_not_finite(means, norm, image_ids, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -202,27 +216,50 @@ class Trainer:
         row = {"step": state.step, "epoch": state.step * self.images_per_step / len(self.data), "time": state.seconds, "learning_rate": rate}
         row |= {"loss": sum(means)} | {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
         row |= {"gradient_norm": norm, "data_wait": waited, "images_per_second": self.images_per_step / seconds} | self.asides
+        row |= self.teacher.row(weight, taught) if self.teacher and taught else {}
         self.asides = {}
         return row
 
-    def _backward(self) -> tuple[Tensor, list[int], float]:
-        """Gradients of all batches of a step: mean loss terms, the pictures' ids, seconds spent waiting for data."""
-        config, device, count = self.config, self.processes.device, self.config.accumulate
-        sums, image_ids, waited = torch.zeros(len(self.terms), device=device), [], 0.0
+    def _backward(self, unlabelled_weight: float) -> tuple[Tensor, list[int], float]:
+        """Gradients of all batches of a step: mean loss terms and, if they have a weight, the numbers of the unlabelled pictures; the annotated
+        pictures' ids; seconds spent waiting for data."""
+        count = self.config.accumulate
+        teacher = self.teacher if unlabelled_weight else None
+        sums, numbers, image_ids, waited = torch.zeros(len(self.terms), device=self.processes.device), [], [], 0.0
         for micro_step in range(count):
             start = time.monotonic()
             batch, truth = self._next_batch()
             waited += time.monotonic() - start
             image_ids += batch.image_ids
-            # Gradients travel between the processes once a step, with the last batch.
-            apart = isinstance(self.forward, nn.parallel.DistributedDataParallel) and micro_step < count - 1
-            with self.forward.no_sync() if apart else contextlib.nullcontext():
-                with torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32"):
-                    losses = self.forward(batch.to(device, non_blocking=True), truth.to(device, non_blocking=True))
-                terms = torch.stack([losses[term].float() for term in self.terms])
-                self.scaler.scale(terms.sum() / count).backward()
-            sums += terms.detach() / count
-        return sums, image_ids, waited
+            # Gradients travel between the processes once a step, with the last pass.
+            last = micro_step == count - 1
+            sums += self._learn(batch, truth, 1.0, last and teacher is None) / count
+            if teacher:
+                with self._precision():
+                    lesson = teacher.lesson(self.state.step, micro_step)
+                terms = self._learn(lesson.batch, lesson.truth, teacher.taught * unlabelled_weight, last)
+                numbers.append(teacher.numbers(lesson, terms))
+        return torch.cat([sums, *([torch.stack(numbers).sum(dim=0)] if numbers else [])]), image_ids, waited
+
+    def _learn(self, batch: Batch, truth: Truth, weights: Tensor | float, shared: bool) -> Tensor:
+        """Adds the gradients of one of a step's forward passes, its terms weighted; the terms. The processes share all gradients if `shared`."""
+        device = self.processes.device
+        apart = isinstance(self.forward, nn.parallel.DistributedDataParallel) and not shared
+        with self.forward.no_sync() if apart else contextlib.nullcontext():
+            with self._precision():
+                losses = self.forward(batch.to(device, non_blocking=True), truth.to(device, non_blocking=True))
+            terms = torch.stack([losses[term].float() for term in self.terms])
+            self.scaler.scale((terms * weights).sum() / self.config.accumulate).backward()
+        return terms.detach()
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.processes.device.type, DTYPES[self.config.precision], enabled=self.config.precision != "fp32")
+
+    def _teacher(self, unlabelled: CocoDataset) -> Teacher:
+        from .teacher import Teacher
+
+        assert self.ema is not None  # checked with the settings
+        return Teacher(self.ema.model, unlabelled, self.config, self.processes, self.terms)
 
     def _next_batch(self) -> tuple[Batch, Truth]:
         if self.batches is None:
@@ -279,6 +316,9 @@ class Trainer:
         """Decides how many steps fit into `max_time`; where evaluations lie ahead, after doing one to see how long it takes."""
         state, between = self.state, self.config.evaluate_every * len(self.data) / self.images_per_step
 
+        if self.teacher:
+            self.pace.burn_in, self.pace.lesson = self.config.unlabelled.burn_in, self._lesson_seconds()
+
         def fitting() -> int:
             total = self.processes.from_main(self.pace.total(state.step, state.seconds, between, self.config.checkpoint_every))
             return min(total, self.config.steps or total)
@@ -288,6 +328,22 @@ class Trainer:
         self.saved_at = -math.inf  # so that the number is on the disk before the next step
         self.log.say(f"{state.total} steps fit into {duration(self.pace.max_time)}, {self.pace.step_seconds():.3g} s each")
         return row
+
+    def _lesson_seconds(self) -> float:
+        """How much longer a step with unlabelled pictures takes: two are made without a trace; the first is not counted, for memory is allocated."""
+        assert self.teacher is not None
+        seconds = [0.0, 0.0]
+        self.model.eval()  # the statistics stay
+        for i in range(2):
+            start = time.monotonic()
+            with self._precision():
+                lesson = self.teacher.sample()
+            self._learn(lesson.batch, lesson.truth, self.teacher.taught, shared=True).tolist()  # waits for the device
+            seconds[i] = time.monotonic() - start
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        self.state.seconds += sum(seconds)
+        return seconds[1] * self.config.accumulate
 
     def evaluate(self) -> dict[str, float]:
         """Judges the averaged weights, keeps them if they are the best so far; the numbers by column."""
@@ -359,11 +415,14 @@ class Trainer:
     def close(self) -> None:
         """Ends the loader's processes and closes the log."""
         self.batches = None
+        if self.teacher:
+            self.teacher.close()
         self.log.close()
 
     def _log(self, progress: bool, resumed: bool) -> RunLog:
         columns = ["step", "epoch", "time", "learning_rate", "loss", *(f"loss/{term}" for term in self.terms)]
         columns += ["gradient_norm", "data_wait", "images_per_second", "checkpoint_seconds"]
+        columns += self.teacher.columns if self.teacher else []
         columns += [*validation_columns(self.model.config), "evaluation_seconds"] if self.validation else []
         return RunLog(
             self.out if self.processes.main else None,

@@ -24,6 +24,9 @@ class Pace:
     evaluation: float = 0.0
     checkpoint: float = 0.0
     """Seconds of the last one of each."""
+    lesson: float = 0.0
+    burn_in: float = 0.0
+    """Seconds that a step takes longer from this part of the run on, for pictures without annotations."""
 
     def ready(self, seconds: float) -> bool:
         """Whether enough is known, `seconds` after the first step began."""
@@ -43,6 +46,9 @@ class Pace:
         def evaluations() -> int:
             return max(0, math.floor((total - 1) / steps_per_evaluation) - math.floor(step / steps_per_evaluation))
 
-        while total > step and (total - step) * each + evaluations() * (self.evaluation + self.checkpoint) > left:
+        def lessons() -> int:
+            return total - max(step, math.ceil(self.burn_in * total))
+
+        while total > step and (total - step) * each + lessons() * self.lesson + evaluations() * (self.evaluation + self.checkpoint) > left:
             total -= 1
         return total

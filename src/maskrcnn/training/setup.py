@@ -23,15 +23,25 @@ if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
 
 
-def check_settings(config: TrainConfig, data: CocoDataset) -> None:
+def check_settings(config: TrainConfig, data: CocoDataset, unlabelled: CocoDataset | None = None) -> None:
     """Refuses settings that cannot work, all at once."""
     whole, positive = ("batch_size", "accumulate", "reference_batch"), ("epochs", "steps", "max_time", "learning_rate", "evaluate_every")
     wrong = [f"{name} is {value}, must be at least 1" for name in whole if (value := getattr(config, name)) < 1]
     wrong += [f"{name} is {value}, must be above 0" for name in positive if (value := getattr(config, name)) is not None and value <= 0]
     wrong += [] if 0 <= config.ema < 1 else [f"ema is {config.ema}, must be at least 0 and below 1"]
     wrong += [] if len(data) else ["the data set has no images"]
+    wrong += _wrong_for_unlabelled(config) if unlabelled is not None else []
     if wrong:
         raise ValueError("training cannot start: " + "; ".join(wrong))
+
+
+def _wrong_for_unlabelled(config: TrainConfig) -> list[str]:
+    own = config.unlabelled
+    wrong = [] if config.ema else ["ema is 0, must be above 0 with unlabelled pictures: the averaged model is their teacher"]
+    wrong += [f"unlabelled.{name} is {value}, must be above 0" for name in ("ratio", "weight") if (value := getattr(own, name)) <= 0]
+    parts = ("burn_in", "ramp", "threshold", "doubt", "mask_threshold", "joint_threshold")
+    wrong += [f"unlabelled.{name} is {value}, must be from 0 to 1" for name in parts if not 0 <= (value := getattr(own, name)) <= 1]
+    return wrong + ([f"unlabelled.doubt is {own.doubt}, must not be above threshold, {own.threshold}"] if own.doubt > own.threshold else [])
 
 
 def make_network(model: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDataset | None, seed: int) -> MaskRCNN:
