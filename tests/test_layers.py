@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
 
 LAYERS = (
     ("config", "presets", "settings", "structures", "ops", "preprocess", "images"),
-    ("model", "data", "weights", "instances", "draw"),
+    ("model", "data", "weights", "instances", "draw", "formats"),
     ("prediction", "evaluation"),
     ("training",),
     ("demo", "cli", "__init__", "__main__"),
 )
 LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Neighbours of one layer that may know each other, besides all of the lowest and the highest one.
-NEIGHBOURS = {("weights", "model"), ("instances", "draw"), ("draw", "instances"), ("evaluation", "prediction")}
+NEIGHBOURS = {("weights", "model"), ("instances", "draw"), ("draw", "instances"), ("evaluation", "prediction"), ("formats", "data")}
 
 
 def part_of(path: Path) -> str:

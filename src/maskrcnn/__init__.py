@@ -27,6 +27,7 @@ _HOMES = {
     "model.maskrcnn": ("MaskRCNN",),
     "model.fuse": ("optimize",),
     "data.coco": ("CocoDataset",),
+    "formats.open": ("open_data",),
     "weights.load": ("load", "save"),
     "prediction.predictor": ("predict",),
     "evaluation.coco": ("evaluate",),

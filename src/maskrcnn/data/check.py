@@ -177,7 +177,7 @@ def _listener(problems: list[Problem], place: int, raw: Any, images: Sequence[An
     def tell(kind: str, detail: str, cure: str, harmful: bool) -> None:
         where = f"annotations[{place}]"
         if isinstance(raw, Mapping) and _is_whole(raw.get("id")):
-            where = f"annotation {raw['id']}"
+            where = raw.get("where") or f"annotation {raw['id']}"  # the place in a file of another format
             if _is_whole(raw.get("image_id")) and raw["image_id"] in places:
                 where += f" ({images[places[raw['image_id']]]['file_name']})"
         problems.append(Problem(kind, where, detail, cure, harmful, annotation=place))

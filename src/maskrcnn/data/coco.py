@@ -58,6 +58,8 @@ class CocoDataset:
         categories: the categories wanted and their order, for example `model.config.categories`; they are found in the file by name. None = all
             that the file lists, by id.
         on_error: what to do about unusable annotations and pictures: raise an error that lists them all, or drop them with a warning that does.
+        name: for messages, where `annotations` is no file.
+        problems: what the reader of another format found wrong before (see `open_data`).
 
     Attributes:
         categories: with the ids of this file; a label is an index into them.
@@ -75,9 +77,11 @@ class CocoDataset:
         *,
         categories: Sequence[Category] | None = None,
         on_error: Literal["raise", "drop"] = "raise",
+        name: str = "annotations",
+        problems: Sequence[Problem] = (),
     ) -> None:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
-        self.name = self.annotations_path.name if self.annotations_path else "annotations"
+        self.name = self.annotations_path.name if self.annotations_path else name
         content: Any = _load(self.annotations_path, self.name) if self.annotations_path else annotations
         _check_structure(content, self.name)
         self._content: Mapping[str, list[Any]] = content
@@ -90,7 +94,7 @@ class CocoDataset:
         self._labels = {c.id: label for label, c in enumerate(self.categories) if c.id in in_file}
         self._joints = {c.id: _joint_places(c, in_file[c.id]) for c in self.categories if c.id in in_file}
         self.image_folder = _image_folder(images, self.annotations_path, content["images"])
-        self._open(on_error)
+        self._open(on_error, problems)
         self._range: tuple[float, float] | None = None
 
     def __len__(self) -> int:
@@ -167,19 +171,25 @@ class CocoDataset:
             raise DataError(f'{self.name}: no folder of pictures; open it as CocoDataset("{self.name}", images="FOLDER")')
         return self.image_folder / image["file_name"]
 
-    def _open(self, on_error: str) -> None:
+    def content(self) -> dict[str, Any]:
+        """COCO's dict of the pictures and annotations in use, as the file has them, with all that it says besides."""
+        annotations = [raw for place in self._places for raw in self._annotations[place]]
+        return {**self._content, "images": [self._content["images"][p] for p in self._places], "annotations": annotations}
+
+    def _open(self, on_error: str, problems: Sequence[Problem]) -> None:
         """Checks everything, then sorts the usable annotations by picture."""
         if on_error not in ("raise", "drop"):
             raise ValueError(f'on_error is {on_error!r}, must be "raise" or "drop"')
         images, annotations = self._content["images"], self._content["annotations"]
         checked = check(images, annotations, self._labels, self._in_file, self.image_folder)
-        harmful = [p for p in checked.problems if p.harmful]
+        found = [*problems, *checked.problems]
+        harmful = [p for p in found if p.harmful]
         if harmful:
             text = describe(self.name, harmful)
             if on_error == "raise":
                 raise DataError(f'{text}\nTo leave these out, open the data with on_error="drop" (--on-error drop).')
             warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
-        self.notes = tuple(p for p in checked.problems if not p.harmful)
+        self.notes = tuple(p for p in found if not p.harmful)
         self.dropped: tuple[Problem, ...] = tuple(harmful)
         self._deep = checked.deep
         lost_images, lost = {p.image for p in harmful}, {p.annotation for p in harmful}

@@ -1,0 +1,67 @@
+"""COCO: one JSON file with images, annotations and categories; or a folder of such files, one for each split (`annotations/train.json`).
+
+Everything that `CocoDataset` knows survives. Source: cocodataset.org, "data format".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .content import Annotated, picture_folder
+from .parts import Losses, Target
+from .source import Source
+
+NAME = "coco"
+LOOKS_LIKE = "a JSON file with images, annotations and categories, or a folder of them (annotations/train.json)"
+SUFFIX = ".json"
+_MOST_FILES = 20  # in a folder of COCO files; more are another format's, a file for each picture
+
+
+def recognise(source: Source) -> bool:
+    """Whether it is COCO's."""
+    return _is_coco(source.json) if source.path.is_file() else bool(_files(source))
+
+
+def splits(source: Source) -> list[str]:
+    """Names of the files."""
+    return list(_files(source)) if source.path.is_dir() else []
+
+
+def read(source: Source, images: str | Path | None, split: str) -> Annotated:
+    """Reads a file; `images` by default the folder beside or above it in which the pictures are."""
+    path = _files(source)[split] if split else source.path
+    content = Source(path).json
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, must be a COCO object with images, annotations and categories")
+    entries = content.get("images") if isinstance(content.get("images"), list) else []
+    names = [e["file_name"] for e in entries if isinstance(e, dict) and isinstance(e.get("file_name"), str)]
+    folder, stem = path.parent, path.stem
+    places = [base / part for base in (folder, folder.parent) for part in (".", "images", stem, f"images/{stem}", stem.split("_")[-1])]
+    found = picture_folder(images, places, names)
+    return Annotated(content, found if images is not None or any((found / n).is_file() for n in names[:20]) else None, path.name)
+
+
+def write(annotated: Annotated, target: Target, losses: Losses) -> None:
+    """Writes one JSON file; nothing is lost."""
+    content = dict(annotated.content)
+    content["images"] = [{**image, "file_name": target.refer(image, target.file.parent)} for image in content["images"]]
+    content["annotations"] = [{key: value for key, value in raw.items() if key != "where"} for raw in content["annotations"]]
+    target.write(target.file, json.dumps(content))
+
+
+def _is_coco(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and isinstance(content.get("annotations"), list)
+
+
+def _files(source: Source) -> dict[str, Path]:
+    """The COCO files of a folder, by name."""
+    candidates = sorted([*source.path.glob("*.json"), *source.path.glob("annotations/*.json")])
+    return {p.stem: p for p in candidates if _mentions_coco(p)} if len(candidates) <= _MOST_FILES else {}
+
+
+def _mentions_coco(path: Path) -> bool:
+    """A look that parses nothing: such files can be large."""
+    data = path.read_bytes()
+    return all(f'"{key}"'.encode() in data for key in ("images", "annotations", "categories"))

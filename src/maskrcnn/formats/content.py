@@ -1,0 +1,182 @@
+"""What readers give and writers take: annotations as a COCO dict, and where their pictures are.
+
+A reader hands its shapes to a `Builder`, which makes ids and categories. What cannot be read becomes a `Problem`, beside those that `CocoDataset`
+finds itself; every annotation carries its place in the file as "where", so that a problem found later names it. parts.py serves the writers.
+
+Coordinates are COCO's: continuous pixels, but whole-number joints are the indices of pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import Category
+from ..data.check import Problem
+from ..data.coco import CocoDataset
+from ..images import ImageError, image_size
+from ..ops.outlines import Outline, fill, union
+
+Box = tuple[float, float, float, float]
+PICTURES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"))
+_SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO_PERSON = ("nose", *(f"{side}_{name}" for name in _SIDES for side in ("left", "right")))
+
+
+@dataclass
+class Annotated:
+    """Annotations in memory."""
+
+    content: dict[str, Any]
+    """COCO's images, annotations and categories."""
+    images: Path | None
+    """The folder that the pictures' file names start from."""
+    name: str
+    """Of the file or folder, for messages."""
+    problems: list[Problem] = field(default_factory=list)
+    """What could not be read."""
+
+    def dataset(self, categories: Sequence[Category] | None = None, on_error: Literal["raise", "drop"] = "raise") -> CocoDataset:
+        """The same, checked."""
+        return CocoDataset(self.content, self.images, categories=categories, on_error=on_error, name=self.name, problems=self.problems)
+
+
+@dataclass
+class Drawn:
+    """Shapes that together are one object."""
+
+    category: str
+    where: str
+    """File and place in it."""
+    boxes: list[Box] = field(default_factory=list)
+    """xyxy."""
+    polygons: list[Outline] = field(default_factory=list)
+    rles: list[dict[str, Any]] = field(default_factory=list)
+    joints: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    """Name -> x, y, visibility."""
+    ignore: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, size: tuple[int, int]) -> dict[str, Any]:
+        """bbox, segmentation, iscrowd of a COCO annotation."""
+        entry: dict[str, Any] = {"where": self.where, "iscrowd": int(self.ignore), **self.extra}
+        if self.boxes:
+            x0, y0 = np.min(self.boxes, axis=0)[:2].tolist()
+            x1, y1 = np.max(self.boxes, axis=0)[2:].tolist()
+            entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        if self.rles:
+            entry["segmentation"] = union([*self.rles, *([fill(self.polygons, size)] if self.polygons else [])], size)
+        elif self.polygons:
+            entry["segmentation"] = [np.asarray(p, dtype=float).reshape(-1).tolist() for p in self.polygons]
+        return entry
+
+
+class Builder:
+    """Collects pictures and objects into an `Annotated`.
+
+    Args:
+        name: of the file or folder.
+        images: the folder that file names start from.
+    """
+
+    def __init__(self, name: str, images: Path | None) -> None:
+        self.name, self.folder = name, images
+        self.problems: list[Problem] = []
+        self._images: list[dict[str, Any]] = []
+        self._objects: list[tuple[int, Drawn]] = []
+        self._categories: dict[str, dict[str, Any]] = {}
+
+    def category(self, name: str, keypoints: Iterable[str] = (), **more: Any) -> None:
+        """Declares a category; the order of declaring is that of the ids. Others are added as objects name them, sorted by name."""
+        entry = self._categories.setdefault(name, {"name": name})
+        entry |= {key: value for key, value in {"keypoints": list(keypoints), **more}.items() if value}
+
+    def image(self, file_name: str, size: tuple[int, int] | None = None, where: str = "") -> int | None:
+        """Adds a picture; its size is read from the file if not given. None, and a problem, if that fails."""
+        if size is None:
+            try:
+                size = image_size((self.folder or Path()) / file_name)
+            except ImageError as error:
+                cure = "is images= (--images) the right folder? Else restore the file"
+                self.problem("unreadable picture", where or file_name, str(error), cure)
+                return None
+        self._images.append({"id": len(self._images) + 1, "file_name": file_name, "height": size[0], "width": size[1]})
+        return len(self._images)
+
+    def size(self, image: int) -> tuple[int, int]:
+        """(height, width) of a picture added."""
+        entry = self._images[image - 1]
+        return entry["height"], entry["width"]
+
+    def joints(self, category: str) -> list[str]:
+        """Those declared for a category."""
+        return self._categories[category].get("keypoints", [])
+
+    def add(self, image: int, drawn: Drawn) -> None:
+        """Adds an object."""
+        self._objects.append((image, drawn))
+
+    def problem(self, kind: str, where: str, detail: str, cure: str, harmful: bool = True) -> None:
+        """Notes what is wrong; harmful = something is left out."""
+        self.problems.append(Problem(kind, where, detail, cure, harmful))
+
+    def done(self) -> Annotated:
+        """Everything, with ids."""
+        found: dict[str, list[list[str]]] = {}
+        for _, drawn in self._objects:
+            found.setdefault(drawn.category, []).append(list(drawn.joints))
+        for name in sorted(found.keys() - self._categories.keys()):
+            self.category(name)
+        for name, lists in found.items():
+            if any(lists) and not self._categories[name].get("keypoints"):
+                self._categories[name]["keypoints"] = _joint_order(lists)
+        categories = {name: {"id": n, **entry} for n, (name, entry) in enumerate(self._categories.items(), start=1)}
+        annotations = [self._entry(n, image, drawn, categories[drawn.category]) for n, (image, drawn) in enumerate(self._objects, start=1)]
+        content = {"images": self._images, "annotations": annotations, "categories": list(categories.values())}
+        return Annotated(content, self.folder, self.name, self.problems)
+
+    def _entry(self, number: int, image: int, drawn: Drawn, category: Mapping[str, Any]) -> dict[str, Any]:
+        entry = {"id": number, "image_id": image, "category_id": category["id"], **drawn.parts(self.size(image))}
+        if drawn.joints:
+            names = category.get("keypoints", [])
+            for joint in drawn.joints.keys() - set(names):
+                cure = f"its joints are {', '.join(names) or 'none'}: rename it, or declare it"
+                self.problem("unknown joint", drawn.where, f'"{joint}" is no joint of category "{category["name"]}"', cure)
+            entry["keypoints"] = [v for name in names for v in drawn.joints.get(name, (0, 0, 0))]
+        return entry
+
+
+def _joint_order(lists: list[list[str]]) -> list[str]:
+    """COCO's order for its joints; else as in the object with the most, the others behind."""
+    names = {joint: None for found in sorted(lists, key=len, reverse=True) for joint in found}
+    return [j for j in COCO_PERSON if j in names] if names.keys() <= set(COCO_PERSON) else list(names)
+
+
+def picture_folder(images: str | Path | None, candidates: Iterable[Path], names: Sequence[str]) -> Path:
+    """The folder given, or the first candidate in which one of the pictures is; else the first."""
+    if images is not None:
+        return Path(images)
+    folders = list(candidates)
+    return next((f for f in folders if any((f / name).is_file() for name in names[:20])), folders[0])
+
+
+def pictures_in(folder: Path, deep: bool = True) -> list[Path]:
+    """The pictures of a folder, sorted."""
+    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if p.suffix.lower() in PICTURES and p.is_file())
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as it is written in a file of another folder, with slashes."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """The same items, with a progress bar where there are many."""
+    from rich.progress import track
+
+    return track(items, what, transient=True, disable=len(items) < 500)

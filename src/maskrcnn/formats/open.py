@@ -1,0 +1,94 @@
+"""Opening annotations of any format: `open_data("annotations/")`.
+
+In:  a file or a folder, whose format is recognised by its content, and perhaps the folder of the pictures.
+Out: a `CocoDataset`, checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import Category
+from ..data.check import DataError
+from ..data.coco import CocoDataset
+from . import coco, yolo
+from .content import Annotated
+from .source import Source
+
+FORMATS = (coco, yolo)
+
+
+def open_data(
+    path: str | Path,
+    images: str | Path | None = None,
+    *,
+    categories: Sequence[Category] | None = None,
+    on_error: Literal["raise", "drop"] = "raise",
+) -> CocoDataset:
+    """Annotated pictures of any known format, checked.
+
+    The format is recognised by the content: COCO, YOLO (detection, segmentation, pose), LabelMe, VIA, CVAT, Pascal VOC, folders of PNG masks.
+
+    Args:
+        path: the annotation file, or the folder of the data set. Where it has several splits, one is named behind a colon, "data.yaml:val"; without
+            one it is "train", or the only one.
+        images: folder of the pictures; by default where the format has them.
+        categories: the categories wanted and their order, for example `model.config.categories`; they are found by name. None = all.
+        on_error: what to do about unusable annotations and pictures: raise an error that lists them all, or drop them with a warning that does.
+
+    Raises:
+        DataError: no known format, no such split, or unusable annotations: all problems at once, with file, place and cure.
+    """
+    source, split = located(path)
+    reader = recognised(source, images)
+    return read(reader, source, images, split).dataset(categories, on_error)
+
+
+def located(path: str | Path) -> tuple[Source, str]:
+    """The file or folder, and the split named behind a colon, or "".
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if Path(path).exists():
+        return Source(path), ""
+    before, _, split = str(path).rpartition(":")
+    if before and Path(before).exists():
+        return Source(before), split
+    raise DataError(f"{path}: there is no such file or folder")
+
+
+def recognised(source: Source, images: str | Path | None = None) -> Any:
+    """The module of this package that reads it.
+
+    Raises:
+        DataError: none does.
+    """
+    for reader in FORMATS:
+        if reader.recognise(source):
+            return reader
+    looked = "\n".join(f"  {reader.LOOKS_LIKE}" for reader in FORMATS)
+    what = "folder" if source.path.is_dir() else "file"
+    cure = "; unpack it first" if source.path.suffix.lower() in (".zip", ".tar", ".gz") else ""
+    raise DataError(f"{source.path}: the {what} holds no annotations of a known format{cure}. Looked for:\n{looked}")
+
+
+def read(reader: Any, source: Source, images: str | Path | None, split: str) -> Annotated:
+    """Reads one split; "" = the train split, or the only one.
+
+    Raises:
+        DataError: no such split.
+    """
+    known = reader.splits(source)
+    if split and split not in known:
+        near = get_close_matches(split, known, 1)
+        listed = f"it has {', '.join(known)}" if known else "it has no splits"
+        raise DataError(f'{source.name}: no split "{split}"; {listed}' + (f'. Did you mean "{near[0]}"?' if near else ""))
+    if not split and len(known) > 1:
+        split = next((s for s in known if s == "train" or s.endswith("_train") or s.startswith("train")), "")
+        if not split:
+            raise DataError(f'{source.name}: has the splits {", ".join(known)}; name one, as "{source.path}:{known[0]}"')
+    return reader.read(source, images, split or (known[0] if known else ""))

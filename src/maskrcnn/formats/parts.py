@@ -1,0 +1,241 @@
+"""What writers stand on: the parts of an annotation, where files go, and what a format could not hold.
+
+In:  COCO annotations as plain dicts.
+Out: `outlines`, `rle_of`, `box_of`, `joints_of` ..: one part each. `Target`: writes files and brings pictures. `Losses`: what was lost, as text.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+import numpy as np
+
+from ..ops import rle as run_lengths
+from ..ops.outlines import Outline, fill, join, simplify, trace, union
+from .content import Annotated, Box, relative
+
+Pictures = Literal["copy", "link", "reference"]
+
+
+class Losses:
+    """What a format could not hold, counted; `str` tells it, empty if nothing was lost."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[str]] = {}
+
+    def add(self, what: str, where: str) -> None:
+        """One more thing lost, and where."""
+        self.found.setdefault(what, []).append(where)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{what} ({len(places)}): {', '.join(places[:3])}{', ..' * (len(places) > 3)}" for what, places in self.found.items())
+
+
+@dataclass
+class Target:
+    """Where a writer's files go.
+
+    All is written into `folder`, which takes the place of `home` when it is complete.
+    """
+
+    format: str
+    annotated: Annotated
+    folder: Path
+    home: Path
+    """Paths that are written into files start from here."""
+    file: Path
+    """Of formats that are one file."""
+    split: str = ""
+    pictures: Pictures = "reference"
+    tolerance: float = 0.0
+    """Pixels by which traced outlines may be simplified; 0 = exact."""
+    progress: bool = False
+
+    def each(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Each picture with its annotations."""
+        from rich.progress import track
+
+        count = len(self.annotated.content["images"])
+        return iter(track(by_picture(self.annotated.content), f"writing {self.split or self.format}", total=count, disable=not self.progress))
+
+    def write(self, path: Path, data: str | bytes) -> None:
+        """Writes a new file.
+
+        Raises:
+            ValueError: two pictures lead to one file.
+        """
+        if path.exists():
+            raise ValueError(f"two pictures give one file, {path.relative_to(self.folder)}: give them names that differ in more than the ending")
+        self.rewrite(path, data)
+
+    def rewrite(self, path: Path, data: str | bytes) -> None:
+        """Writes a file, new or not."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+    def source(self, image: Mapping[str, Any]) -> Path:
+        """The picture's file.
+
+        Raises:
+            ValueError: nobody knows the folder of the pictures, or the file is not there.
+        """
+        if self.annotated.images is None:
+            raise ValueError(f"{self.annotated.name}: no pictures found for {self.format}; give their folder: images= (--images)")
+        path = self.annotated.images / image["file_name"]
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such picture; is images= (--images) the right folder?")
+        return path
+
+    def name(self, image: Mapping[str, Any]) -> PurePath:
+        """The picture's path below the folder that all have in common."""
+        return PurePath(os.path.relpath(os.path.normpath(image["file_name"]), self._common))
+
+    @cached_property
+    def _common(self) -> str:
+        folders = [os.path.dirname(os.path.normpath(image["file_name"])) for image in self.annotated.content["images"]]
+        return os.path.commonpath(folders) or "." if folders else "."
+
+    def place(self, image: Mapping[str, Any], folder: Path) -> Path:
+        """Copies or links a picture into a folder; gives its new path."""
+        source, path = self.source(image), folder / self.name(image)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise ValueError(f"{path.relative_to(self.folder)}: two pictures have this name")
+        if self.pictures == "link":
+            try:
+                path.symlink_to(source.resolve())
+            except OSError as error:
+                raise ValueError(f'{source.name}: cannot be linked ({error}); copy the pictures: pictures="copy" (--pictures copy)') from None
+        else:
+            shutil.copyfile(source, path)
+        return path
+
+    def refer(self, image: Mapping[str, Any], folder: Path) -> str:
+        """How a file in `folder` names a picture: where it is, or where it was copied or linked to."""
+        if self.pictures != "reference":
+            return relative(self.place(image, self.folder / "images"), folder)
+        if self.annotated.images is None:
+            return image["file_name"]
+        return relative((self.annotated.images / image["file_name"]).resolve(), (self.home / folder.relative_to(self.folder)).resolve())
+
+
+def by_picture(content: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each picture with its annotations."""
+    found: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for raw in content["annotations"]:
+        found[raw["image_id"]].append(raw)
+    for image in content["images"]:
+        yield image, found[image["id"]]
+
+
+def names_of(content: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Category id -> entry, sorted by id."""
+    return {c["id"]: c for c in sorted(content["categories"], key=lambda c: c["id"])}
+
+
+def size_of(image: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width)."""
+    return image["height"], image["width"]
+
+
+def label_of(raw: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """How a message names an annotation."""
+    return f"{raw.get('where') or 'annotation {}'.format(raw['id'])} ({image['file_name']})"
+
+
+def ignored(raw: Mapping[str, Any]) -> bool:
+    """A crowd or a region to ignore."""
+    return bool(raw.get("iscrowd") or raw.get("ignore"))
+
+
+def rle_of(raw: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """The mask as compressed RLE; None without one."""
+    mask = raw.get("segmentation")
+    if not mask:
+        return None
+    return union([{**mask, "size": list(size)}], size) if isinstance(mask, Mapping) else fill(_areal(mask), size)
+
+
+def outlines(raw: Mapping[str, Any], size: tuple[int, int], tolerance: float = 0.0) -> list[Outline]:
+    """Polygons whose union is the mask: as they are, or traced along the pixels' edges; holes are joined to the outline by cuts.
+
+    `tolerance` > 0 simplifies what is traced, in pixels.
+    """
+    mask = raw.get("segmentation")
+    if not mask:
+        return []
+    return traced(mask, tolerance) if isinstance(mask, Mapping) else _areal(mask)
+
+
+def traced(rle: Mapping[str, Any], tolerance: float = 0.0) -> list[Outline]:
+    """The outlines of an RLE; one with holes becomes one outline."""
+    crop, x0, y0 = run_lengths.decode_crop(rle)
+    rings: list[Outline] = [ring + np.array([x0, y0], dtype=float) for ring in trace(crop)]
+    holes = any(_area(ring) < 0 for ring in rings)
+    if tolerance:
+        rings = [simplify(ring, tolerance) for ring in rings]
+    return [join(rings)] if holes else rings
+
+
+def one_outline(raw: Mapping[str, Any], size: tuple[int, int], tolerance: float = 0.0) -> Outline | None:
+    """The mask as one polygon, its parts joined by cuts; None without a mask."""
+    parts = outlines(raw, size, tolerance)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    joined = join(parts)
+    # parts that overlap would cancel each other
+    return joined if tolerance or fill([joined], size) == (whole := fill(parts, size)) else join(traced(whole))
+
+
+def _areal(mask: Sequence[Sequence[float]]) -> list[Outline]:
+    """Polygons that are more than a line."""
+    return [p for part in mask if len(p := np.array(part, dtype=float).reshape(-1, 2)) > 2]
+
+
+def _area(ring: np.ndarray) -> float:
+    after = np.roll(ring, -1, axis=0)
+    return float((ring[:, 0] * after[:, 1] - after[:, 0] * ring[:, 1]).sum())
+
+
+def box_of(raw: Mapping[str, Any]) -> Box | None:
+    """The annotated box, xyxy; None without one."""
+    if not raw.get("bbox"):
+        return None
+    x, y, width, height = raw["bbox"]
+    return (x, y, x + width, y + height) if width > 0 and height > 0 else None
+
+
+def mask_box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
+    """The box around the mask, xyxy; None without one."""
+    mask = raw.get("segmentation")
+    if not mask:
+        return None
+    if isinstance(mask, Mapping):
+        x0, y0, x1, y1 = run_lengths.bbox({**mask, "size": list(size)})
+        return (float(x0), float(y0), float(x1), float(y1)) if x1 > x0 else None
+    points = np.concatenate(_areal(mask) or [np.zeros((0, 2))])
+    return tuple(np.concatenate([points.min(axis=0), points.max(axis=0)]).tolist()) if len(points) else None
+
+
+def joints_of(raw: Mapping[str, Any], category: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
+    """Name, x, y, visibility of the labelled joints."""
+    values = raw.get("keypoints") or []
+    rows = zip(category.get("keypoints") or (), values[0::3], values[1::3], values[2::3], strict=False)
+    return [(name, x, y, int(v)) for name, x, y, v in rows if v > 0]
+
+
+def around(joints: Sequence[tuple[str, float, float, int]]) -> Box | None:
+    """The box around joints, xyxy, their pixels included."""
+    if not joints:
+        return None
+    x, y = [j[1] for j in joints], [j[2] for j in joints]
+    return min(x), min(y), max(x) + 1, max(y) + 1

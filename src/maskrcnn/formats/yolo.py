@@ -1,0 +1,264 @@
+"""YOLO (Ultralytics): data.yaml, a folder of pictures for each split, and a text file of labels for each picture, a line an object.
+
+Segmentation: class x y x y ..    Detection: class cx cy w h    Pose: class cx cy w h x y [v] ..    all as parts of the picture's width and height.
+A line holds one polygon: several parts, and holes, are joined to one outline by cuts without width, which changes no pixel.
+Numbers have ten digits, so that a coordinate comes back exact to a millionth of a pixel.
+
+Source: docs.ultralytics.com, "instance segmentation datasets" and "pose estimation datasets".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.categories import mirrored_joints, parse_categories
+from ..data.check import DataError
+from .content import COCO_PERSON, Annotated, Builder, Drawn, pictures_in, tracked
+from .parts import Losses, Target, around, box_of, ignored, joints_of, label_of, mask_box, names_of, one_outline, size_of
+from .source import Source
+
+NAMES = ("yolo-seg", "yolo-pose")
+LOOKS_LIKE = "a data.yaml with names and train/val (YOLO), or its folder, or a folder with images/ and labels/*.txt"
+SPLITS = ("train", "val", "test")
+_BEYOND = 0.01  # parts of the side that labels may reach beyond the picture, as Ultralytics allows
+
+
+def recognise(source: Source) -> bool:
+    """Whether it is YOLO's."""
+    yaml = _yaml(source)
+    return yaml is not None or (source.first("labels/**/*.txt") is not None and (source.path / "images").is_dir())
+
+
+def splits(source: Source) -> list[str]:
+    """Those that data.yaml lists."""
+    yaml = _yaml(source)
+    return [] if yaml is None else [s for s in SPLITS if _load(yaml).get(s)]
+
+
+def read(source: Source, images: str | Path | None, split: str) -> Annotated:
+    """Reads a split; where there is no data.yaml, all pictures."""
+    yaml = _yaml(source)
+    settings = {} if yaml is None else _load(yaml)
+    root = (yaml.parent / str(settings.get("path") or "")) if yaml else source.path
+    root = root.resolve() if root.is_dir() else (yaml or source.path).parent.resolve()
+    pictures = pictures_in(root / "images") if yaml is None else _pictures(settings[split], root, yaml, images)
+    builder = Builder(f"{source.name}:{split}" if split else source.name, root)
+    names = _names(settings, source)
+    for index, name in enumerate(names):
+        builder.category(name, **_skeleton(settings, index, yaml or source.path))
+    dims = int(settings["kpt_shape"][1]) if settings.get("kpt_shape") else 0
+    for picture in tracked(pictures, "reading labels"):
+        labels = _labels(picture)
+        image = builder.image(Path(os.path.relpath(picture, root)).as_posix())
+        if image is not None and labels.is_file():
+            for number, line in enumerate(labels.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+                if line.strip():
+                    _line(builder, image, line.split(), f"{labels.name}, line {number}", names, dims)
+    return builder.done()
+
+
+def _line(builder: Builder, image: int, words: list[str], where: str, names: Sequence[str], dims: int) -> None:
+    try:
+        label, values = int(float(words[0])), np.array(words[1:], dtype=np.float64)
+    except ValueError:
+        builder.problem("broken line", where, f"{' '.join(words):.60}", "write numbers: class x y x y .., or class cx cy w h")
+        return
+    if not 0 <= label < len(names):
+        builder.problem("unknown class", where, f"class {label}, names in data.yaml has {len(names)}", "add its name, or mend the line")
+        return
+    joints = builder.joints(names[label])
+    outline = not dims and len(values) >= 6 and len(values) % 2 == 0
+    if not outline and len(values) not in (4, 4 + len(joints) * dims):
+        wanted = f"4 + {len(joints)} x {dims} (kpt_shape)" if dims else "4 (a box) or 6, 8, .. (a polygon)"
+        builder.problem("line of another length", where, f"{len(values)} numbers behind the class", f"write {wanted}")
+        return
+    points = values[4:].reshape(-1, dims) if dims else np.zeros((0, 2))
+    placed = values if outline or not dims else np.concatenate([values[:4], points[:, :2].ravel()])
+    if not np.isfinite(placed).all() or placed.min() < -_BEYOND or placed.max() > 1 + _BEYOND:
+        cure = "divide x by the picture's width and y by its height"
+        builder.problem("not in parts of the picture", where, f"values from {placed.min():g} to {placed.max():g}, must be 0..1", cure)
+        return
+    drawn = Drawn(names[label], where)
+    height, width = builder.size(image)
+    if outline:
+        drawn.polygons.append((values.reshape(-1, 2) * (width, height)).round(6))
+    else:
+        cx, cy, w, h = (values[:4] * (width, height, width, height)).tolist()
+        x0, y0, x1, y1 = np.round([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 6).tolist()
+        drawn.boxes.append((x0, y0, x1, y1))
+        drawn.joints = {name: _joint(p, width, height) for name, p in zip(joints, points, strict=False)}
+    builder.add(image, drawn)
+
+
+def _joint(point: np.ndarray, width: int, height: int) -> tuple[float, float, int]:
+    """x, y, visibility; without a visibility, (0, 0) is an unlabelled joint."""
+    x, y = (point[:2] * (width, height)).round(6).tolist()
+    visibility = int(point[2]) if len(point) > 2 else 2 * int(x != 0 or y != 0)
+    return (x, y, visibility) if visibility else (0.0, 0.0, 0)
+
+
+def _yaml(source: Source) -> Path | None:
+    """The data.yaml that a path is, or that its folder has."""
+    if source.path.is_file():
+        return source.path if source.path.suffix.lower() in (".yaml", ".yml") else None
+    found = [p for pattern in ("*.yaml", "*.yml") for p in sorted(source.path.glob(pattern))]
+    return next((p for p in found if {"names", "nc"} & _load(p).keys() and set(SPLITS) & _load(p).keys()), None)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name}: is not YAML: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _names(settings: Mapping[str, Any], source: Source) -> list[str]:
+    given = settings.get("names")
+    if isinstance(given, dict):
+        given = [given.get(i, i) for i in range(max(map(int, given), default=-1) + 1)]
+    if given is None:
+        files = [f for f in (source.folder / "classes.txt", source.folder / "labels" / "classes.txt") if f.is_file()]
+        given = files[0].read_text(encoding="utf-8").split("\n") if files else range(int(settings.get("nc", 0)))
+        given = [name for name in given if name != ""]
+    if not given:
+        raise DataError(f"{source.name}: no class names; write them as names: in data.yaml, or a line each in classes.txt")
+    return [str(name).strip() for name in given]
+
+
+def _skeleton(settings: Mapping[str, Any], index: int, path: Path) -> dict[str, Any]:
+    """Joints of a class: kpt_names, else COCO's where count and flip_idx are COCO's, else numbers."""
+    shape, flip = settings.get("kpt_shape"), list(settings.get("flip_idx") or ())
+    if not shape:
+        return {}
+    if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3):
+        raise DataError(f"{path.name}: kpt_shape is {shape}, must be [joints, 2] (x, y) or [joints, 3] (x, y, visibility)")
+    if flip and sorted(flip) != list(range(shape[0])):
+        raise DataError(f"{path.name}: flip_idx must name each of the {shape[0]} joints of kpt_shape once, counted from 0; got {flip}")
+    given = settings.get("kpt_names") or {}
+    names = given.get(index) if isinstance(given, dict) else given
+    if not names:
+        is_person = shape[0] == len(COCO_PERSON) and flip == list(mirrored_joints(COCO_PERSON))
+        names = COCO_PERSON if is_person else [f"keypoint {j}" for j in range(shape[0])]
+    if len(names) != shape[0]:
+        raise DataError(f"{path.name}: kpt_names has {len(names)} names, kpt_shape says {shape[0]} joints")
+    return {"keypoints": [str(n) for n in names], "flip": flip}
+
+
+def _pictures(entry: Any, root: Path, yaml: Path, images: str | Path | None) -> list[Path]:
+    """The pictures of a split: folders, text files of paths, or lists of either."""
+    found: list[Path] = []
+    for given in entry if isinstance(entry, list) else [entry]:
+        given = str(given)
+        bases = [*([Path(images)] if images is not None else []), root, yaml.parent.resolve()]
+        # Roboflow writes ../train/images for train/images
+        places = [base / part for base in bases for part in (given, given.removeprefix("../"))]
+        place = next((p for p in places if p.exists()), None)
+        if place is None:
+            raise DataError(
+                f"{yaml.name}: no folder or file {given}; looked at {', '.join(map(str, dict.fromkeys(places)))}; mend path: or {given!r}"
+            )
+        if place.is_dir():
+            found += pictures_in(place)
+        else:
+            lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found += [next((b / line for b in (place.parent, root) if (b / line).is_file()), root / line) for line in lines]
+    return [Path(os.path.normpath(p)) for p in found]
+
+
+def _labels(picture: Path) -> Path:
+    """Where the labels of a picture are: in labels/ for the last images/ of its path, else beside it."""
+    parts = list(picture.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def write(annotated: Annotated, target: Target, losses: Losses) -> None:
+    """Writes data.yaml, images/SPLIT and labels/SPLIT."""
+    categories = names_of(annotated.content)
+    index = {number: place for place, number in enumerate(categories)}
+    pose = target.format == "yolo-pose"
+    joints = _common_joints(categories) if pose else 0
+    boxes_only = not any(raw.get("segmentation") for raw in annotated.content["annotations"])
+    split = target.split or "train"
+    for image, raws in target.each():
+        lines = []
+        for raw in raws:
+            category, where = categories[raw["category_id"]], label_of(raw, image)
+            if ignored(raw):
+                losses.add("crowds and regions to ignore, left out", where)
+                continue
+            numbers = _pose(raw, image, category, joints, losses, where) if pose else _segment(raw, image, boxes_only, target, losses, where)
+            if numbers is not None:
+                lines.append(" ".join([str(index[raw["category_id"]]), *(f"{v:.10g}" for v in numbers)]))
+        picture = target.place(image, target.folder / "images" / split)
+        labels = target.folder / "labels" / split / picture.relative_to(target.folder / "images" / split).with_suffix(".txt")
+        target.write(labels, "".join(line + "\n" for line in lines))
+    _write_yaml(target, split, categories, joints, losses)
+
+
+def _segment(raw: dict, image: dict, boxes_only: bool, target: Target, losses: Losses, where: str) -> list[float] | None:
+    height, width = size_of(image)
+    if any(v > 0 for v in (raw.get("keypoints") or ())[2::3]):
+        losses.add("keypoints", where)
+    outline, box = one_outline(raw, (height, width), target.tolerance), box_of(raw)
+    if outline is not None:
+        return (outline / (width, height)).ravel().tolist()
+    if box is None:
+        losses.add("objects with neither mask nor box, left out", where)
+        return None
+    x0, y0, x1, y1 = box
+    if boxes_only:
+        return [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+    losses.add("boxes without a mask, written as rectangles", where)
+    return (np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) / (width, height)).ravel().tolist()
+
+
+def _pose(raw: dict, image: dict, category: dict, count: int, losses: Losses, where: str) -> list[float] | None:
+    height, width = size_of(image)
+    if raw.get("segmentation"):
+        losses.add("masks", where)
+    box = box_of(raw) or mask_box(raw, (height, width))
+    if box is None:
+        losses.add("objects without a box get the one around their joints", where)
+        box = around(joints_of(raw, category))
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
+    values = list(raw.get("keypoints") or ()) or [0] * 3 * count
+    joints = np.array(values, dtype=float).reshape(-1, 3) * (np.array(values[2::3])[:, None] > 0) / (width, height, 1)
+    return [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height, *joints.ravel().tolist()]
+
+
+def _common_joints(categories: Mapping[int, Mapping[str, Any]]) -> int:
+    counts = {len(c.get("keypoints") or ()) for c in categories.values()} - {0}
+    if len(counts) != 1:
+        found = ", ".join(f"{c['name']}: {len(c.get('keypoints') or ())}" for c in categories.values())
+        raise ValueError(f"yolo-pose has one number of joints for all categories; here are {found}. Choose coco, cvat or labelme")
+    return counts.pop()
+
+
+def _write_yaml(target: Target, split: str, categories: Mapping[int, Mapping[str, Any]], joints: int, losses: Losses) -> None:
+    import yaml
+
+    path = target.folder / "data.yaml"
+    settings: dict[str, Any] = dict(_load(path)) if path.exists() else {"path": "."}
+    settings[split] = f"images/{split}"
+    settings["names"] = {n: c["name"] for n, c in enumerate(categories.values())}
+    if joints:
+        parsed = parse_categories(list(categories.values()))
+        first = next(c for c in parsed if c.keypoints)
+        settings |= {"kpt_shape": [joints, 3], "flip_idx": list(first.mirrored)}
+        settings["kpt_names"] = {n: list(c.keypoints or first.keypoints) for n, c in enumerate(parsed)}
+    for category in categories.values():
+        if category.get("skeleton"):
+            losses.add("limbs of skeletons", category["name"])
+    target.rewrite(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
