@@ -205,7 +205,7 @@ class TrainingSet:
             self._refit(boxes, moved, joints, picture, view, tight)
             left = boxes if geometry.straight(view.matrix) else clipped  # a rotation widens what it moves
             sliver = _areas(left) < _SLIVER * _areas(moved)
-        shapes = [mask and Shape(mask, view.matrix) for mask in picture.masks]
+        shapes = [None if mask is None else Shape(mask, view.matrix) for mask in picture.masks]
         return Objects(boxes, picture.has_box, picture.labels, picture.ignore | sliver, shapes, joints)
 
     def _joints(self, picture: _Picture, view: View) -> np.ndarray:

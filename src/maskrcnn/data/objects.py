@@ -92,9 +92,17 @@ class Objects:
         for row, shape, box in zip(masks, kept.shapes, kept.boxes, strict=True):
             if shape is not None and mask_size is not None:
                 row[:] = shape.coverage(tuple(box), size)
-        arrays = {"boxes": kept.boxes.astype(np.float32), "labels": kept.labels, "ignore": kept.ignore, "has_box": kept.has_box, "masks": masks}
-        arrays |= {"has_mask": masks.any(axis=(1, 2)), "valid": np.ones(len(masks), bool)}
-        arrays |= {"keypoints": kept.joints.astype(np.float32), "has_keypoints": (kept.joints[:, :, 2] > 0).any(axis=1)}
+        arrays = {
+            "boxes": kept.boxes.astype(np.float32),
+            "labels": kept.labels,
+            "valid": np.ones(len(masks), bool),
+            "ignore": kept.ignore,
+            "has_box": kept.has_box,
+            "masks": masks,
+            "has_mask": np.any(masks, axis=(1, 2)),
+            "keypoints": kept.joints.astype(np.float32),
+            "has_keypoints": np.any(kept.joints[:, :, 2] > 0, axis=1),
+        }
         tensors = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
         return Truth(**tensors, labelled=None if labelled is None else torch.from_numpy(labelled)[None])
 

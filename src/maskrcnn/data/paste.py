@@ -10,7 +10,7 @@ What becomes of an object that something is pasted over:
 - Its visible joints under the paste are hidden ones (visibility 1): labelled, as COCO labels what stands behind something.
 - Without a mask its box stands for it: with less than half of that left it is *ignore*, for what is left may be background. The hull of an object of
   joints alone stays as it is.
-- Regions to ignore stay as they are: what is pasted into them is an object all the same.
+- A region to ignore shrinks in the same way to what is seen of it, and stays one. What is pasted into it is an object all the same.
 
 Edges are hard: the paper found that blending them makes no difference.
 
@@ -42,8 +42,8 @@ def draw_place(view: View, size: tuple[int, int], rng: np.random.Generator) -> t
     free = np.array([size[1] - view.size[1], size[0] - view.size[0]])
     shift = rng.integers(np.minimum(free, 0), np.maximum(free, 0) + 1)
     cut, corner = np.maximum(-shift, 0), np.maximum(shift, 0)
-    height, width = min(view.size[0], size[0]), min(view.size[1], size[1])
-    part = replace(view, matrix=translate(*-cut) @ view.matrix, size=(height, width), whole=view.whole and not cut.any())
+    common = (min(view.size[0], size[0]), min(view.size[1], size[1]))
+    part = replace(view, matrix=translate(*-cut) @ view.matrix, size=common, whole=view.whole and common == view.size)
     return part, (int(corner[0]), int(corner[1]))
 
 
@@ -89,7 +89,7 @@ def hide(objects: Objects, over: Bool[np.ndarray, "H W"]) -> Objects:
     for i in objects.seen:
         left, top, right, bottom = pixels_of(boxes[i])
         covered = over[top:bottom, left:right]
-        if objects.ignore[i] or not covered.any():
+        if not covered.any():
             continue
         shape = objects.shapes[i]
         before = np.full(covered.shape, 255, np.uint8) if shape is None else shape.raster(boxes[i])
@@ -100,7 +100,7 @@ def hide(objects: Objects, over: Bool[np.ndarray, "H W"]) -> Objects:
             shapes[i] = replace(shape, hidden=Pixels(covered, left, top))
         if shape is not None or objects.has_box[i] or not after.any():
             boxes[i] = _refit(boxes[i], before, after)
-        ignore[i] = after.sum() < before.sum() * (_LEFT_OF_BOX if shape is None else _LEFT_OF_MASK)
+        ignore[i] |= after.sum() < before.sum() * (_LEFT_OF_BOX if shape is None else _LEFT_OF_MASK)
     cell = np.minimum(joints[..., :2].astype(int), (over.shape[1] - 1, over.shape[0] - 1))
     joints[..., 2] -= (joints[..., 2] == 2) & over[cell[..., 1], cell[..., 0]]
     return replace(objects, boxes=boxes, ignore=ignore, shapes=shapes, joints=joints)
