@@ -93,6 +93,7 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
         "keypoint outside its box",
         "num_keypoints is wrong",
         "the same box twice",
+        "annotation given twice",
     }
     assert "annotation 101" in data.describe_notes()
     clipped, far, flat, parts, empty, joints, _ = data[1].annotations[3:]
@@ -103,6 +104,41 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
     assert (empty.rle, empty.box) == (None, (1, 1, 6, 6))
     assert joints.keypoints[:, 2].tolist() == [0, 2, 1]
     assert not data.dropped
+
+
+def test_an_object_of_no_size_is_left_out_with_a_note_as_in_coco_train2017():
+    flat = {"bbox": [9.98, 8.56, 15.52, 0.0], "segmentation": [[9.98, 8.56, 25.5, 8.56, 25.5, 8.56, 9.98, 8.56]], "area": 0.0}
+    nothing = {"bbox": None, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}
+    data = CocoDataset(_with(flat, nothing))
+    assert len(data[1].annotations) == 3
+    assert len(data.truth()["annotations"]) == len(content()["annotations"])
+    assert [p.where for p in data.notes if p.kind == "object without area"] == ["annotation 100 (1.png)", "annotation 101 (1.png)"]
+
+
+def test_the_same_object_with_joints_is_kept_though_it_has_no_area():
+    data = CocoDataset(
+        _with({"category_id": 9, "bbox": [9, 8, 5, 0], "segmentation": [[9, 8, 14, 8, 9, 8]], "keypoints": [10, 8, 2, 0, 0, 0, 0, 0, 0]})
+    )
+    assert data[1].annotations[-1].keypoints[0].tolist() == [10.5, 8.5, 2]
+
+
+def test_suspicious_entries_are_notes():
+    bow_tie = [10, 10, 40, 40, 40, 10, 10, 40]
+    data = _with(
+        {"bbox": [10, 5, 50, 35], "segmentation": [bow_tie, [50, 5, 60, 5, 60, 15]]},
+        {"bbox": [2, 2, 40, 40], "segmentation": [[2, 2, 42, 2, 42, 42, 2, 42]], "area": 500},
+        {"bbox": [3, 3, 9, 9], "area": "much"},
+        {"id": 0, "bbox": [4, 4, 9, 9]},
+    )
+    data["images"].append({"id": 99, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
+    notes = {(p.kind, p.where, p.detail) for p in CocoDataset(data).notes}
+    assert notes == {
+        ("polygon crosses itself", "annotation 100 (1.png)", "1 outline of the mask"),
+        ("area is wrong", "annotation 101 (1.png)", "area is 500, that of the mask 1600 px"),
+        ("area is wrong", "annotation 102 (1.png)", "area is 'much'"),
+        ("annotation with id 0", "annotation 0 (1.png)", "pycocotools takes a match with it for none"),
+        ("picture listed twice", "images[3]", "1.png is also images[1]"),
+    }
 
 
 def test_pictures_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):

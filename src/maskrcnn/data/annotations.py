@@ -23,6 +23,7 @@ Box = tuple[float, float, float, float]
 
 JOINT_OFFSET = 0.5
 _FAR_PIXELS, _FAR_PART = 10.0, 0.1  # boxes farther than both from their mask are worth a note; COCO's own reach 10 px
+_AREA_PIXELS, _AREA_PART = 25.0, 0.3  # areas farther than both from that of the mask; those of COCO's crowds are off by up to 0.22
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Annotation:
     """A crowd or a region to ignore."""
     area: float | None
     """As the file says."""
+    mask_area: float | None = None
+    """Of the mask, in pixels; None without one. Parts that overlap count twice."""
+
+    @property
+    def empty(self) -> bool:
+        """Has neither box nor mask nor joints."""
+        return self.box is None and self.mask_area is None and self.keypoints is None
 
 
 def read_annotation(
@@ -70,18 +78,22 @@ def read_annotation(
         faults.append(harmful)
         report(kind, detail, cure, harmful)
 
-    polygons, rle, around = _mask(raw.get("segmentation"), size, tell)
-    box = _box(raw.get("bbox"), size, around is not None, tell)
+    shape = _mask(raw.get("segmentation"), size, tell)
+    flat = shape.around is None and bool(raw.get("segmentation")) and not any(faults)
+    box = _box(raw.get("bbox"), size, shape.around is not None, flat, tell)
     keypoints = _keypoints(raw, category, size, tell)
-    if box is None and around is None and keypoints is None and not any(faults):
-        tell("nothing annotated", "has no usable bbox, segmentation or keypoints", "annotate it, or drop it")
-    _compare(box, around, keypoints, tell)
+    if box is None and shape.around is None and keypoints is None and not any(faults):
+        if flat:
+            tell("object without area", f"bbox is {raw.get('bbox')}, and the mask is as flat or empty", "the object is left out", False)
+        else:
+            tell("nothing annotated", "has no usable bbox, segmentation or keypoints", "annotate it, or drop it")
+    _compare(box, shape.around, keypoints, tell)
     if keypoints is not None:
         keypoints[:, :2] += JOINT_OFFSET * (keypoints[:, 2:] > 0)
         keypoints = np.concatenate([keypoints, np.zeros((1, 3))])[list(joints)]  # joint -1: the row of zeros
-    area = float(raw["area"]) if _is_number(raw.get("area")) else None
     ignore = bool(raw.get("iscrowd", 0) or raw.get("ignore", 0))
-    return Annotation(raw.get("id", -1), label, box, polygons, rle, keypoints, ignore, area)
+    area = _area(raw.get("area"), shape.area, tell)
+    return Annotation(raw.get("id", -1), label, box, shape.polygons, shape.rle, keypoints, ignore, area, shape.area)
 
 
 def polygon_bounds(polygons: Sequence[np.ndarray]) -> Box:
@@ -89,6 +101,12 @@ def polygon_bounds(polygons: Sequence[np.ndarray]) -> Box:
     points = np.concatenate(list(polygons))
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     return float(x0), float(y0), float(x1), float(y1)
+
+
+def polygon_area(points: np.ndarray) -> float:
+    """What an outline [n, 2] encloses (the shoelace formula)."""
+    x, y = (points - points[0]).T  # large coordinates would cost digits
+    return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2  # the edge back to the start adds nothing: it begins at 0, 0
 
 
 def mask_bounds(annotation: Annotation) -> Box | None:
@@ -101,16 +119,29 @@ def mask_bounds(annotation: Annotation) -> Box | None:
     return float(x0), float(y0), float(x1), float(y1)
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """A mask as it is annotated: outlines or run lengths, the box (xyxy) around it, its area."""
+
+    polygons: tuple[np.ndarray, ...] | None = None
+    rle: dict[str, Any] | None = None
+    around: Box | None = None
+    area: float | None = None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _box(given: Any, size: tuple[int, int], has_mask: bool, tell: Any) -> Box | None:
+def _box(given: Any, size: tuple[int, int], has_mask: bool, flat: bool, tell: Any) -> Box | None:
+    """`flat`: there was a mask, but without area. A box without area beside it is no mistake but an object of no size (COCO has two)."""
     if given is None or given == []:
         return None
-    if not isinstance(given, list | tuple) or len(given) != 4 or not all(_is_number(v) for v in given):
+    if not isinstance(given, list | tuple) or len(given) != 4 or not all(map(_is_number, given)):
         return tell("box is not four numbers", f"bbox is {given!r:.80}", "write bbox as [x, y, width, height] in pixels")
     x, y, width, height = given
+    if flat and width >= 0 and height >= 0 and width * height == 0:
+        return None
     if width < 0 or height < 0 or (width * height == 0 and not has_mask):
         return tell("box without area", f"bbox width is {width:g} and height {height:g}, must be > 0", "mend bbox, or drop the annotation")
     if width * height == 0:
@@ -124,17 +155,16 @@ def _box(given: Any, size: tuple[int, int], has_mask: bool, tell: Any) -> Box | 
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def _mask(given: Any, size: tuple[int, int], tell: Any) -> tuple[tuple[np.ndarray, ...] | None, dict[str, Any] | None, Box | None]:
+def _mask(given: Any, size: tuple[int, int], tell: Any) -> _Shape:
     if isinstance(given, Mapping):
-        bounds = _rle_bounds(given, size, tell)
-        return None, None if bounds is None else {"size": list(size), "counts": given["counts"]}, bounds
+        return _run_lengths(given, size, tell)
     if given is None or (isinstance(given, list) and not given):
-        return None, None, None
+        return _Shape()
     if not isinstance(given, list) or not all(isinstance(part, list) for part in given):
         tell("segmentation of no known form", f"segmentation is {given!r:.80}", "write a list of polygons [[x, y, x, y, ..], ..] or an RLE object")
-        return None, None, None
+        return _Shape()
     parts = [part for part in (_polygon(part, tell) for part in given) if part is not None]
-    return (tuple(parts), None, polygon_bounds(parts)) if parts else (None, None, None)
+    return _Shape(tuple(parts), None, polygon_bounds(parts), sum(map(polygon_area, parts))) if parts else _Shape()
 
 
 def _polygon(part: list[Any], tell: Any) -> np.ndarray | None:
@@ -145,22 +175,39 @@ def _polygon(part: list[Any], tell: Any) -> np.ndarray | None:
     except (ValueError, TypeError):
         return tell("broken polygon", f"a polygon of {len(part)} values: {part!r:.60}", "write each polygon as [x, y, x, y, ..] with finite numbers")
     points = points.reshape(-1, 2)
-    if len(points) < 3 or np.ptp(points[:, 0]) == 0 or np.ptp(points[:, 1]) == 0:
+    if len(points) < 3 or not (points.max(axis=0) > points.min(axis=0)).all():
         return tell("polygon without area", f"{len(points)} points: {part!r:.60}", "this part of the mask is left out", False)
     return points
 
 
-def _rle_bounds(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> Box | None:
+def _run_lengths(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> _Shape:
     if "counts" not in given or list(given.get("size", ())) != list(size):
         detail = f"size is {given.get('size')}, the picture has height, width = {list(size)}"
-        return tell("RLE of another size", detail, 'write {"size": [height, width], "counts": ..} for this picture')
+        tell("RLE of another size", detail, 'write {"size": [height, width], "counts": ..} for this picture')
+        return _Shape()
     try:
-        x0, y0, x1, y1 = run_lengths.bbox(given)
+        runs = run_lengths.counts(given)
     except (ValueError, TypeError) as error:
-        return tell("broken RLE", str(error), "encode the mask again, for example with pycocotools or maskrcnn.ops.rle.encode")
-    if x1 == x0:
-        return tell("empty mask", "the RLE holds no pixel", "the object is taken as one without a mask", False)
-    return float(x0), float(y0), float(x1), float(y1)
+        tell("broken RLE", str(error), "encode the mask again, for example with pycocotools or maskrcnn.ops.rle.encode")
+        return _Shape()
+    area = float(runs[1::2].sum())
+    if area == 0:
+        tell("empty mask", "the RLE holds no pixel", "the object is taken as one without a mask", False)
+        return _Shape()
+    x0, y0, x1, y1 = run_lengths.bounds(runs, size[0])
+    return _Shape(None, {"size": list(size), "counts": given["counts"]}, (float(x0), float(y0), float(x1), float(y1)), area)
+
+
+def _area(given: Any, mask: float | None, tell: Any) -> float | None:
+    """The area as the file has it; a note where it cannot be that of the mask."""
+    area = float(given) if _is_number(given) else None
+    wrong = area is None if given is not None else False
+    if area is not None:
+        wrong = area < 0 or (mask is not None and abs(area - mask) > max(_AREA_PIXELS, _AREA_PART * mask))
+    if wrong:
+        true = "" if mask is None else f", that of the mask {mask:.0f} px"
+        tell("area is wrong", f"area is {given!r:.40}{true}", "it is used as it is, to sort objects by size in the evaluation", False)
+    return area
 
 
 def _keypoints(raw: Mapping[str, Any], category: Category, size: tuple[int, int], tell: Any) -> np.ndarray | None:

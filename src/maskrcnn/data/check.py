@@ -6,6 +6,7 @@ readable. Harmful ones make an annotation or a picture unusable; the others are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 
 from ..config import Category
 from ..images import ImageError, read_header
+from ..ops.polygons import self_crossing
 from .annotations import Report, read_annotation
 
 _SHOWN = 20  # of each kind
+_TOGETHER = 2000  # annotations whose outlines are searched for crossings at once
 
 
 class DataError(ValueError):
@@ -50,6 +53,8 @@ class Checked:
     problems: list[Problem]
     deep: frozenset[int]
     """Places of the pictures with more than 8 bits."""
+    empty: frozenset[int]
+    """Places of the annotations of which nothing is left to use, though nothing harmful is wrong with them."""
 
 
 def describe(name: str, problems: Sequence[Problem]) -> str:
@@ -64,6 +69,12 @@ def describe(name: str, problems: Sequence[Problem]) -> str:
         if len(found) > _SHOWN:
             lines.append(f"    .. and {len(found) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def summary(name: str, problems: Sequence[Problem]) -> str:
+    """The problems in one line: how many of each kind."""
+    kinds = Counter(p.kind for p in problems)
+    return f"{name}: {len(problems)} note{'s' * (len(problems) != 1)}: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common())}"
 
 
 def check(
@@ -82,22 +93,24 @@ def check(
         categories: category id -> category as the file has it.
         folder: of the pictures; None = their files are not looked at.
     """
-    problems, sizes = _check_images(images)
+    problems, places = _check_images(images)
     deep: set[int] = set()
     if folder is not None:
         problems += _check_files(images, {p.image for p in problems if p.harmful}, folder, deep)
-    problems += _check_annotations(images, annotations, sizes, labels, categories)
-    return Checked(problems, frozenset(deep))
+    pass_over = _Annotations(images, annotations, places, labels, categories)
+    pass_over.run()
+    return Checked(problems + pass_over.problems, frozenset(deep), frozenset(pass_over.empty))
 
 
 def _check_images(images: Sequence[Any]) -> tuple[list[Problem], dict[int, int]]:
     """Problems of the entries themselves, and image id -> place of the usable ones."""
     problems: list[Problem] = []
     places: dict[int, int] = {}
+    files: dict[str, int] = {}
     for place, image in enumerate(images):
 
-        def tell(kind: str, detail: str, cure: str, place: int = place) -> None:
-            problems.append(Problem(kind, f"images[{place}]", detail, cure, True, image=place))
+        def tell(kind: str, detail: str, cure: str, harmful: bool = True, place: int = place) -> None:
+            problems.append(Problem(kind, f"images[{place}]", detail, cure, harmful, image=place))
 
         if not isinstance(image, Mapping) or not _is_whole(image.get("id")) or not isinstance(image.get("file_name"), str):
             tell("broken image entry", f"{image!r:.80}", 'write {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}')
@@ -107,6 +120,8 @@ def _check_images(images: Sequence[Any]) -> tuple[list[Problem], dict[int, int]]
             tell("image id used twice", f"id {image['id']} is also that of images[{places[image['id']]}]", "give each image its own id")
         else:
             places[image["id"]] = place
+            if files.setdefault(image["file_name"], place) != place:
+                tell("picture listed twice", f"{image['file_name']} is also images[{files[image['file_name']]}]", "list each picture once", False)
     return problems, places
 
 
@@ -136,53 +151,91 @@ def _check_files(images: Sequence[Any], broken: set[int | None], folder: Path, d
     return problems
 
 
-def _check_annotations(
-    images: Sequence[Any],
-    annotations: Sequence[Any],
-    places: Mapping[int, int],
-    labels: Mapping[int, int],
-    categories: Mapping[int, Category],
-) -> list[Problem]:
-    problems: list[Problem] = []
-    ids: dict[int, int] = {}
-    seen: dict[tuple[Any, ...], int] = {}
-    for place, raw in enumerate(annotations):
-        tell = _listener(problems, place, raw, images, places)
+class _Annotations:
+    """One pass over the annotations of a file; gathers `problems` and the places of the `empty` ones."""
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        annotations: Sequence[Any],
+        places: Mapping[int, int],
+        labels: Mapping[int, int],
+        categories: Mapping[int, Category],
+    ) -> None:
+        self.images, self.annotations, self.places = images, annotations, places
+        self.labels, self.categories = labels, categories
+        self.problems: list[Problem] = []
+        self.empty: list[int] = []
+        self.ids: dict[int, int] = {}
+        self.seen: dict[tuple[Any, ...], int] = {}
+        self.outlines: list[tuple[int, np.ndarray]] = []
+
+    def run(self) -> None:
+        for start in range(0, len(self.annotations), _TOGETHER):
+            for place in range(start, min(start + _TOGETHER, len(self.annotations))):
+                self.look_at(place)
+            self.look_at_outlines()
+
+    def look_at(self, place: int) -> None:
+        raw = self.annotations[place]
+        tell = self.listener(place)
         if not isinstance(raw, Mapping) or not _is_whole(raw.get("id")):
             tell("annotation without id", f"{raw!r:.80}", "give each annotation a whole-number id of its own", True)
-            continue
-        if raw["id"] in ids:
-            tell("annotation id used twice", f"also that of annotations[{ids[raw['id']]}]", "give each annotation its own id", True)
-        ids.setdefault(raw["id"], place)
-        if not _is_whole(raw.get("image_id")) or raw["image_id"] not in places:
+            return
+        if self.ids.setdefault(raw["id"], place) != place:
+            tell("annotation id used twice", f"also that of annotations[{self.ids[raw['id']]}]", "give each annotation its own id", True)
+        if raw["id"] == 0:
+            tell("annotation with id 0", "pycocotools takes a match with it for none", "number annotations from 1", False)
+        if not _is_whole(raw.get("image_id")) or raw["image_id"] not in self.places:
             tell("annotation of an unknown image", f"image_id is {raw.get('image_id')!r}", "add the image to the list, or drop the annotation", True)
-            continue
-        if not _is_whole(raw.get("category_id")) or raw["category_id"] not in labels:
-            known = categories.get(raw["category_id"]) if _is_whole(raw.get("category_id")) else None
+            return
+        if not _is_whole(raw.get("category_id")) or raw["category_id"] not in self.labels:
+            known = self.categories.get(raw["category_id"]) if _is_whole(raw.get("category_id")) else None
             detail = f"category_id is {raw.get('category_id')!r}" + (f' ("{known.name}")' if known else "")
             tell("annotation of an unknown category", detail, "add the category to the list (or to categories=), or drop the annotation", True)
-            continue
-        image = images[places[raw["image_id"]]]
-        category = categories[raw["category_id"]]
-        read_annotation(raw, 0, category, range(len(category.keypoints)), (image["height"], image["width"]), tell)
+            return
+        image = self.images[self.places[raw["image_id"]]]
+        category = self.categories[raw["category_id"]]
+        before = len(self.problems)
+        read = read_annotation(raw, 0, category, range(len(category.keypoints)), (image["height"], image["width"]), tell)
+        if read.empty and not any(p.harmful for p in self.problems[before:]):
+            self.empty.append(place)
+        self.outlines += [(place, points) for points in read.polygons or ()]
+        self.look_for_copies(place, raw, tell)
+
+    def look_for_copies(self, place: int, raw: Mapping[str, Any], tell: Report) -> None:
         key = (raw["image_id"], raw["category_id"], str(raw.get("bbox")), str(raw.get("keypoints")))
-        if raw.get("bbox") and seen.setdefault(key, place) != place:
-            tell("the same box twice", f"also annotation {annotations[seen[key]]['id']}", "both are used; is one a copy?", False)
-    return problems
+        first = self.seen.setdefault(key, place) if raw.get("bbox") else place
+        if first == place:
+            return
+        other = self.annotations[first]
+        if all(raw.get(name) == other.get(name) for name in ("segmentation", "iscrowd", "ignore")):
+            tell("annotation given twice", f"the same as annotation {other['id']}", "both are used; drop the copy", False)
+        else:
+            tell("the same box twice", f"also annotation {other['id']}", "both are used; is one a copy?", False)
 
+    def look_at_outlines(self) -> None:
+        """Which of the outlines read since the last time cross themselves."""
+        crossing = self_crossing([points for _, points in self.outlines])
+        parts = Counter(place for (place, _), crosses in zip(self.outlines, crossing, strict=True) if crosses)
+        self.outlines = []
+        for place, count in parts.items():
+            detail = f"{count} outline{'s' * (count != 1)} of the mask"
+            self.listener(place)("polygon crosses itself", detail, "all that it winds around is taken as inside; draw it again", False)
 
-def _listener(problems: list[Problem], place: int, raw: Any, images: Sequence[Any], places: Mapping[int, int]) -> Report:
-    """Writes down what is told about one annotation."""
+    def listener(self, place: int) -> Report:
+        """Writes down what is told about one annotation."""
+        raw = self.annotations[place]
 
-    def tell(kind: str, detail: str, cure: str, harmful: bool) -> None:
-        where = f"annotations[{place}]"
-        if isinstance(raw, Mapping) and _is_whole(raw.get("id")):
-            where = raw.get("where") or f"annotation {raw['id']}"  # the place in a file of another format
-            if _is_whole(raw.get("image_id")) and raw["image_id"] in places:
-                where += f" ({images[places[raw['image_id']]]['file_name']})"
-        problems.append(Problem(kind, where, detail, cure, harmful, annotation=place))
+        def tell(kind: str, detail: str, cure: str, harmful: bool) -> None:
+            where = f"annotations[{place}]"
+            if isinstance(raw, Mapping) and _is_whole(raw.get("id")):
+                where = raw.get("where") or f"annotation {raw['id']}"  # the place in a file of another format
+                if _is_whole(raw.get("image_id")) and raw["image_id"] in self.places:
+                    where += f" ({self.images[self.places[raw['image_id']]]['file_name']})"
+            self.problems.append(Problem(kind, where, detail, cure, harmful, annotation=place))
 
-    return tell
+        return tell
 
 
 def _is_whole(value: Any) -> bool:

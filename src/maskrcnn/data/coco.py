@@ -22,7 +22,6 @@ from jaxtyping import UInt8
 
 from ..config import Category
 from ..images import read_image, read_values
-from ..ops import rle as run_lengths
 from .annotations import JOINT_OFFSET, Annotation, mask_bounds, read_annotation
 from .categories import parse_categories
 from .check import DataError, DataWarning, Problem, check, describe
@@ -192,7 +191,7 @@ class CocoDataset:
         self.notes = tuple(p for p in found if not p.harmful)
         self.dropped: tuple[Problem, ...] = tuple(harmful)
         self._deep = checked.deep
-        lost_images, lost = {p.image for p in harmful}, {p.annotation for p in harmful}
+        lost_images, lost = {p.image for p in harmful}, {p.annotation for p in harmful} | checked.empty
         self._places = [place for place in range(len(images)) if place not in lost_images]
         self._annotations: dict[int, list[Any]] = {place: [] for place in self._places}
         place_of = {images[place]["id"]: place for place in self._places}
@@ -221,18 +220,9 @@ class CocoDataset:
             seen = joints[joints[:, 2] > 0, :2]
             box = (*seen.min(axis=0).tolist(), *seen.max(axis=0).tolist())
         box_xywh = list(raw["bbox"]) if box is None else [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-        full["bbox"], full["area"] = box_xywh, _area(read, box_xywh) if read.area is None else read.area
+        measured = float(box_xywh[2] * box_xywh[3]) if read.mask_area is None else read.mask_area
+        full["bbox"], full["area"] = box_xywh, measured if read.area is None else read.area
         return full
-
-
-def _area(read: Annotation, box_xywh: Sequence[float]) -> float:
-    """In pixels: of the mask, or else of the box."""
-    if read.rle is not None:
-        return float(run_lengths.area(read.rle))
-    if read.polygons is not None:
-        parts = [(p, np.roll(p, -1, axis=0)) for p in read.polygons]
-        return float(sum(abs((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()) / 2 for a, b in parts))
-    return float(box_xywh[2] * box_xywh[3])
 
 
 def _load(path: Path, name: str) -> Any:

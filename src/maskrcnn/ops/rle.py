@@ -81,7 +81,7 @@ def decode_crop(rle: Mapping[str, Any]) -> tuple[Bool[np.ndarray, "h w"], int, i
     """The mask inside its own bounding box, and the column and row at which that starts; memory grows with the object, not with the picture."""
     height = rle["size"][0]
     runs = counts(rle)
-    x0, y0, x1, y1 = _bounds(runs, height)
+    x0, y0, x1, y1 = bounds(runs, height)
     edges = np.clip(np.cumsum(runs) - x0 * height, 0, (x1 - x0) * height)
     columns = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(edges, prepend=0)).reshape(x1 - x0, height)
     return np.ascontiguousarray(columns[:, y0:y1].T), x0, y0
@@ -94,7 +94,20 @@ def area(rle: Mapping[str, Any]) -> int:
 
 def bbox(rle: Mapping[str, Any]) -> tuple[int, int, int, int]:
     """The smallest box (x0, y0, x1, y1) around the pixels inside; zeros if there is none."""
-    return _bounds(counts(rle), rle["size"][0])
+    return bounds(counts(rle), rle["size"][0])
+
+
+def bounds(runs: Int64[np.ndarray, "runs"], height: int) -> tuple[int, int, int, int]:
+    """The smallest box (x0, y0, x1, y1) around the pixels inside of a picture of some height, from its runs; zeros if there is none."""
+    ends = np.cumsum(runs)[1::2]
+    starts = ends - runs[1::2]
+    starts, ends = starts[ends > starts], ends[ends > starts]
+    if len(starts) == 0:
+        return 0, 0, 0, 0
+    (left, top), (right, bottom) = np.divmod(starts, height), np.divmod(ends - 1, height)
+    if (left != right).any():  # a run over several columns touches the top and the bottom
+        return int(left.min()), 0, int(right.max()) + 1, height
+    return int(left.min()), int(top.min()), int(right.max()) + 1, int(bottom.max()) + 1
 
 
 def polygon_coverage(polygons: Sequence[Float[np.ndarray, "_ 2"]], box: Sequence[float], size: int) -> UInt8[np.ndarray, "S S"]:
@@ -136,18 +149,6 @@ def _winding_coverage(points: np.ndarray, size: int) -> np.ndarray:
     change = np.bincount(np.concatenate([where, where + 1]), np.concatenate([inside, sign - inside]), minlength=lines * (size + 2))
     winding = np.abs(np.cumsum(change.reshape(lines, size + 2), axis=1)[:, :size])
     return np.minimum(winding, 1).reshape(size, _SUBROWS, size).mean(axis=1, dtype=np.float32)
-
-
-def _bounds(runs: np.ndarray, height: int) -> tuple[int, int, int, int]:
-    ends = np.cumsum(runs)[1::2]
-    starts = ends - runs[1::2]
-    starts, ends = starts[ends > starts], ends[ends > starts]
-    if len(starts) == 0:
-        return 0, 0, 0, 0
-    (left, top), (right, bottom) = np.divmod(starts, height), np.divmod(ends - 1, height)
-    if (left != right).any():  # a run over several columns touches the top and the bottom
-        return int(left.min()), 0, int(right.max()) + 1, height
-    return int(left.min()), int(top.min()), int(right.max()) + 1, int(bottom.max()) + 1
 
 
 def _to_text(runs: np.ndarray) -> str:
