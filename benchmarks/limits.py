@@ -1,4 +1,4 @@
-"""What the machine could do: its best measured rate of arithmetic and of memory, and how many operations a model needs.
+"""What the machine could do: its best measured rate of arithmetic and of memory.
 
 The rates are the best that PyTorch reaches here over several products and convolutions, so a bound that this program could meet, not a data sheet's.
 """
@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 Rates = dict[str, float]
 
@@ -19,7 +17,7 @@ Rates = dict[str, float]
 def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
     """Best GFLOP/s in float32 and bfloat16, and GB/s of a copy (read and write counted)."""
     found: Rates = {}
-    size = 1024 if device == "cpu" else 8192
+    size = 2048 if device == "cpu" else 8192
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.randn(size, size, device=device, dtype=dtype)
         table = torch.randn(100, 256, 14, 14, device=device, dtype=dtype).to(memory_format=torch.channels_last)
@@ -35,13 +33,6 @@ def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
     target = torch.empty_like(source)
     found["copy GB/s"] = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 4, device) / 1e9
     return found
-
-
-def operations(function: Callable[[], Any]) -> float:
-    """Floating-point operations of the convolutions and matrix products that a call makes (a multiplication and an addition are two)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        function()
-    return float(counter.get_total_flops())
 
 
 def _best(function: Callable[[], Any], seconds: float, device: str) -> float:

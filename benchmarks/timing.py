@@ -5,13 +5,14 @@ In: functions without arguments. Out: `Times`, the seconds of each round; median
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,19 @@ class Times:
         return [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
 
     def rows(self, reference: str | None = None) -> list[dict[str, Any]]:
-        """A row for each thing: its times and, round by round, how many times as fast as the reference it was."""
+        """A row for each thing: its seconds and, round by round, how many times as fast as the reference it was; each as [median, least, most]."""
         rows = []
         for name, seconds in self.seconds.items():
-            row = {"what": name, "median s": self.median(name), "min s": min(seconds), "max s": max(seconds)}
+            row: dict[str, Any] = {"what": name, "s": spread(seconds)}
             if reference:
-                ratios = self.ratios(reference, name)
-                row |= {"times as fast": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+                row["times as fast"] = spread(self.ratios(reference, name))
             rows.append(row)
         return rows
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Median, least and most."""
+    return [statistics.median(values), min(values), max(values)]
 
 
 def in_turns(work: Mapping[str, Work], rounds: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter) -> Times:
@@ -74,20 +79,41 @@ def machine() -> dict[str, Any]:
     return info | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
-def in_new_process(module: str, *words: object) -> str:
-    """The last line that `python -m module words..` prints; for peak memory and first calls, which need a fresh process."""
-    command = [sys.executable, "-m", module, *map(str, words)]
+def in_new_process(*words: object) -> str:
+    """The last line that `python words..` prints; for peak memory and first calls, which need a fresh process."""
+    command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return done.stdout.strip().splitlines()[-1]
+    return (done.stdout.strip().splitlines() or [""])[-1]
 
 
-def peak_memory() -> int:
-    """The most bytes of memory that this process has held so far."""
-    import resource
+class PeakMemory:
+    """`with PeakMemory() as peak: ..`: then `peak.bytes` is the most memory that the process held inside, above what it held before.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    Exact on Linux; elsewhere only what exceeds the highest level that the process has ever had. Memory that was freed before and is used again
+    does not count, so measure in a fresh process.
+    """
+
+    bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        gc.collect()
+        if sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # the highest level becomes the present one
+        self._before = self._highest()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = self._highest() - self._before
+
+    @staticmethod
+    def _highest() -> int:
+        if sys.platform == "linux":
+            return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _cpu() -> str:

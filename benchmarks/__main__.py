@@ -1,0 +1,65 @@
+"""`python -m benchmarks [name ...] [--quick]`: runs benchmarks, prints their tables, keeps their results and writes them into docs/performance.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from . import page
+from .timing import machine
+
+NAMES = ("startup", "inference", "scaling", "training", "evaluation", "gpu")
+# Not part of `make bench`.
+MORE = ("check",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(NAMES)} (all of these by default), {', '.join(MORE)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, nothing is kept: to see that it works")
+    given = parser.parse_args()
+    if unknown := set(given.names) - {*NAMES, *MORE}:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join((*NAMES, *MORE))}")
+    if not given.quick and os.getloadavg()[0] > 0.5:
+        print(f"The load of this machine is {os.getloadavg()[0]:.2f}: ratios stay fair, seconds do not.", file=sys.stderr)
+    for name in given.names or NAMES:
+        before, start = machine(), time.time()
+        result = import_module(f"{__package__}.{name}").run(given.quick)
+        if "skipped" in result:
+            print(f"{name}: skipped, {result['skipped']}")
+            continue
+        command = f"python -m benchmarks {name}{' --quick' if given.quick else ''}"
+        result = {"command": command, "taken s": round(time.time() - start), "machine": before, "load after": machine()["load"], **result}
+        show(name, result)
+        if not given.quick:
+            page.RESULTS.mkdir(exist_ok=True)
+            (page.RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            page.refresh()
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """Prints a result: its tables, then its other numbers."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(f"[bold]{name}[/bold], {result['taken s']} s, {page.where(result['machine'])}", highlight=False)
+    for title, rows in page.tables(result):
+        table = Table(title=title or None, title_justify="left")
+        for column in page.columns(rows):
+            left = isinstance(next(row[column] for row in rows if column in row), str)
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(page.cell(row.get(column, "")) for column in page.columns(rows)))
+        console.print(table)
+    for key, value in page.facts(result):
+        console.print(f"{key}: {page.cell(value)}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Where the time of a prediction goes: seconds, operations and bytes of each part, in torchvision's model and in ours.
+
+A part is a few methods, watched while the whole runs. The limit of a part is the longer of two times: its operations at the machine's best rate, and
+the bytes of its weights, inputs and outputs, each moved once, at the rate of a copy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import maskrcnn as mr
+from maskrcnn.instances import Masks
+
+Parts = Mapping[str, Sequence[tuple[Any, str]]]
+
+
+def of_torchvision(model: nn.Module) -> Parts:
+    rpn, heads = model.rpn, model.roi_heads
+    return {
+        "trunk + FPN": [(model.backbone, "forward")],
+        "RPN head": [(rpn.head, "forward")],
+        "proposals": [(rpn.anchor_generator, "forward"), (rpn.box_coder, "decode"), (rpn, "filter_proposals")],
+        "RoIAlign, boxes": [(heads.box_roi_pool, "forward")],
+        "box head": [(heads.box_head, "forward"), (heads.box_predictor, "forward")],
+        "detections": [(heads, "postprocess_detections")],
+        "RoIAlign, masks": [(heads.mask_roi_pool, "forward")],
+        "mask head": [(heads.mask_head, "forward"), (heads.mask_predictor, "forward")],
+        "masks drawn": [(model.transform, "postprocess")],
+    }
+
+
+def of_ours(model: mr.MaskRCNN) -> Parts:
+    return {
+        "trunk + FPN": [(model.trunk, "forward"), (model.neck, "forward")],
+        "RPN head": [(model.rpn, "forward")],
+        "proposals": [(model.rpn, "anchors"), (model.rpn, "propose")],
+        "RoIAlign, boxes": [(model.box_pool, "forward")],
+        "box head": [(model.box_head, "forward")],
+        "detections": [(model.box_head, "detect")],
+        "RoIAlign, masks": [(model.mask_pool, "forward")],
+        "mask head": [(model.mask_head, "forward")],
+        "masks drawn": [(Masks, "dense")],
+    }
+
+
+@contextmanager
+def watched(parts: Parts, clock: Callable[[], float] = time.perf_counter) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
+    """What the clock (seconds, or operations) goes on in each part while the body runs, and how many bytes go in and out."""
+    spent: dict[str, float] = defaultdict(float)
+    moved: dict[str, int] = defaultdict(int)
+
+    def watch(name: str, owner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            start = clock()
+            result = method(*args, **options)
+            spent[name] += clock() - start
+            weights = list(owner.parameters()) if isinstance(owner, nn.Module) else []
+            moved[name] += sum(t.nbytes for t in (*tree_leaves((args, options, result)), *weights) if isinstance(t, Tensor))
+            return result
+
+        return call
+
+    methods = [(owner, method, getattr(owner, method), method in vars(owner)) for part in parts.values() for owner, method in part]
+    names = [name for name, part in parts.items() for _ in part]
+    for name, (owner, method, original, _) in zip(names, methods, strict=True):
+        setattr(owner, method, watch(name, owner, original))
+    try:
+        yield spent, moved
+    finally:
+        for owner, method, original, own in methods:
+            if own:
+                setattr(owner, method, original)
+            else:
+                delattr(owner, method)

@@ -1,0 +1,70 @@
+"""Item 6, waiting: the help of the command line, the import, and the first prediction after loading beside the next ones.
+
+Everything is timed in fresh processes. What torch and torchvision cost alone is subtracted from the import.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .timing import in_new_process, in_turns, spread
+
+
+def run(quick: bool) -> dict[str, Any]:
+    rounds = 2 if quick else 7
+    work = {
+        "python": ["-c", "pass"],
+        "maskrcnn --help": ["-m", "maskrcnn", "--help"],
+        "import torch, torchvision": ["-c", "import torch, torchvision"],
+        "the same and maskrcnn": ["-c", "import torch, torchvision, maskrcnn"],
+        "the same and all its names": ["-c", "import torch, torchvision, maskrcnn; [getattr(maskrcnn, name) for name in maskrcnn.__all__]"],
+    }
+    times = in_turns({name: partial(in_new_process, *words) for name, words in work.items()}, rounds)
+    rows = times.rows()
+    plain = times.seconds["import torch, torchvision"]
+    for row in rows[-2:]:
+        row["beyond torch and torchvision"] = spread([a - b for a, b in zip(times.seconds[row["what"]], plain, strict=True)])
+    first = [first_prediction(preset, side, 2 if quick else 5) for preset, side in (("maskrcnn_r50_fpn", 800), ("maskrcnn_r18_small", 256))]
+    return {"rows": rows, "first prediction after loading": first, "torch imported by --help": torch_in_help(), "seconds": times.seconds}
+
+
+def first_prediction(preset: str, side: int, rounds: int) -> dict[str, Any]:
+    """Seconds of the first and the following predictions after loading, each round in a new process."""
+    found = [json.loads(in_new_process("-m", __name__, preset, side)) for _ in range(rounds)]
+    ratios = [seconds[0] / statistics.median(seconds[1:]) for seconds in found]
+    first, following = [seconds[0] for seconds in found], [statistics.median(seconds[1:]) for seconds in found]
+    return {"model": f"{preset}, {side} px", "first, s": spread(first), "next, s": spread(following), "first / next": spread(ratios)}
+
+
+def torch_in_help() -> bool:
+    """Whether printing the help imports torch."""
+    return in_new_process("-c", "import sys; from maskrcnn.cli import run; run(['--help']); print('torch' in sys.modules)") == "True"
+
+
+def _predict_after_loading(preset: str, side: int) -> None:
+    """Prints the seconds of five predictions after loading a model from its file."""
+    import maskrcnn as mr
+
+    from .models import picture
+
+    image = picture(side, side * 4 // 3)
+    with tempfile.TemporaryDirectory() as folder:
+        path = mr.save(mr.MaskRCNN.from_config(getattr(mr, preset)()), Path(folder) / "model.safetensors")
+        model = mr.load(path)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        mr.predict(model, image)
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    _predict_after_loading(sys.argv[1], int(sys.argv[2]))
