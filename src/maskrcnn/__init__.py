@@ -32,6 +32,7 @@ _HOMES = {
     "prediction.predictor": ("predict",),
     "evaluation.coco": ("evaluate",),
     "training.fit": ("train",),
+    "training.examples": ("draw_examples",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME]

@@ -5,7 +5,7 @@ In: a `ModelConfig` (random weights) or a `MaskRCNN` (its weights), annotated pi
     out/config.json            model, training and data settings        out/best.safetensors   the model with the best validation AP
     out/metrics.csv            a row a step                             out/last.safetensors   the newest model (averaged weights where ema > 0)
     out/tensorboard/           the same as events                       out/checkpoint.safetensors   all that a resumed run continues from
-    out/curves.png             the same as a picture
+    out/curves.png             the same as a picture        out/examples.png   the first pictures as the model sees them, with their truth
 
 Exact resume: what a step does depends on the weights, the optimiser's state and the step's number alone. Pictures and their augmentation come from a
 stateless plan, anchors and RoIs are drawn from the pictures' seeds, and torch's generator is seeded anew at every step.
@@ -120,6 +120,7 @@ def train(
     processes = Processes.start(device)
     pictures = open_unlabelled(unlabelled, data, validation) if unlabelled is not None else None
     with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress, pictures)) as trainer:
+        trainer.draw_examples()
         while not trainer.finished:
             row = trainer.step()
             if trainer.length_due():
@@ -186,6 +187,13 @@ class Trainer:
             self.log.say(self.teacher.plan(self.state.total))
         if resume:
             self.log.say(f"resumed after step {self.state.step}" if found else f"no checkpoint in {out}: starting from the beginning")
+
+    def draw_examples(self) -> None:
+        """Writes examples.png before the first step of a run."""
+        if self.processes.main and self.state.step == 0:
+            from .examples import draw_examples
+
+            draw_examples(self.data, self.model.config, self.config).save(self.out / "examples.png")
 
     # One step
 
