@@ -363,6 +363,9 @@ class TrainConfig:
     ema: float = 0.998
     """Decay of the averaged weights that are evaluated and saved as the model; 0 = none."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    """Keep only what the stages of the trunk give and compute their inside again for the gradients: less memory, about a fifth more time. The same
+    gradients."""
     workers: int = 0
     """Loader processes."""
     seed: int = 0

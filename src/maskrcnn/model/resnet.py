@@ -7,9 +7,14 @@ Source: He et al. 2016, table 1; Xie et al. 2017 for groups. Parameter names are
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import TrunkConfig
 from .layers import convolve, make_norm
@@ -98,6 +103,8 @@ class ResNet(nn.Module):
         self.layer4 = make_stage(config, 5) if last_stage == 5 else None
         self.channels = tuple(stage_channels(config, s) for s in range(2, last_stage + 1))
         self.frozen_stages = config.frozen_stages
+        self.activation_checkpointing = False
+        """Training keeps only what the stages give, and computes what is inside them again on the way back: less memory, a third more time."""
         initialise_trunk(self)
         for part in self._frozen():
             part.requires_grad_(False)
@@ -107,7 +114,7 @@ class ResNet(nn.Module):
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             if stage is not None:
-                x = stage(x)
+                x = _recomputed(stage, x) if self.activation_checkpointing and torch.is_grad_enabled() else stage(x)
                 features.append(x)
         return features
 
@@ -121,6 +128,28 @@ class ResNet(nn.Module):
     def _frozen(self) -> list[nn.Module]:
         stages = [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
         return [s for s in stages[: self.frozen_stages] if s is not None]
+
+
+def _recomputed(stage: nn.Sequential, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+    """What a stage gives, keeping nothing of its inside for the gradients.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    """
+    contexts = lambda: (contextlib.nullcontext(), _statistics_kept(stage))  # noqa: E731
+    return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@contextlib.contextmanager
+def _statistics_kept(module: nn.Module) -> Generator[None]:
+    """BatchNorm's running statistics stay as they are while a forward pass is computed a second time."""
+    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm, *_ in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in norms:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def initialise_trunk(module: nn.Module) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # Settings that a resumed run may change, because no weight depends on them.
-FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard")
+FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def claim_folder(
     found = None
     if checkpoint.name in taken:
         tensors, content = read_checkpoint(checkpoint)
-        if changed := [d for d in differences(_complete(content["settings"]), settings) if d.split(":")[0] not in FREE]:
+        if changed := [d for d in differences(_complete(content["settings"], settings), settings) if d.split(":")[0] not in FREE]:
             cure = "resume with the settings and data of the run, or start a new one in another folder"
             raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure} (from its last.safetensors, to keep what it has learnt)")
         found = tensors, content["state"]
@@ -106,10 +106,14 @@ def claim_folder(
     return found
 
 
-def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run with the defaults of those that the package did not have yet when it began: they do what was done then."""
+def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run with the defaults of those that the package did not have yet when it began: they do what was done then.
+
+    What a run started from was not always recorded; where it was not, what is said now is believed.
+    """
     kinds = {"model": ModelConfig, "train": TrainConfig}
-    return {**settings, **{name: to_dict(from_dict(kind, settings[name])) for name, kind in kinds.items() if name in settings}}
+    start = {"pretrained": now["pretrained"]} if "pretrained" in now else {}
+    return {**start, **settings, **{name: to_dict(from_dict(kind, settings[name])) for name, kind in kinds.items() if name in settings}}
 
 
 def fingerprint(data: Any) -> dict[str, Any]:

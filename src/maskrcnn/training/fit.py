@@ -1,6 +1,6 @@
 """The training loop. `train` is the whole of it; `Trainer.step` is one optimiser step.
 
-In: a `ModelConfig` (random weights) or a `MaskRCNN` (its weights), annotated pictures, a `TrainConfig`. Out: a run folder and a `Run`.
+In: a `ModelConfig` (with random or pretrained weights) or a `MaskRCNN` (its weights), annotated pictures, a `TrainConfig`. Out: a run folder and a `Run`.
 
     out/config.json            model, training and data settings        out/best.safetensors   the model with the best validation AP
     out/metrics.csv            a row a step                             out/last.safetensors   the newest model (averaged weights where ema > 0)
@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,11 +96,13 @@ def train(
     progress: bool = True,
     device: str | None = None,
     unlabelled: str | Path | Iterable[str | Path] | CocoDataset | None = None,
+    pretrained: str | Path | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Run:
     """Trains a model and keeps its best and its last state in a folder.
 
     Args:
-        model: a configuration to begin with random weights, or a model to continue from its own; it stays as it is.
+        model: a configuration, or a model to continue from its own weights; it stays as it is.
         data: pictures to learn from; their categories are the model's.
         validation: pictures to judge by, every `config.evaluate_every` epochs and at the end.
         out: folder of the run, which all processes see.
@@ -110,6 +112,9 @@ def train(
         device: such as "cpu" or "cuda"; a GPU where there is one by default.
         unlabelled: pictures without annotations to learn from as well (a folder, files): what the averaged model is sure of is taught. Those that
             `data` and `validation` hold are left out. See `config.unlabelled`, and teacher.py for what is done.
+        pretrained: what a configuration starts from: the name of an ImageNet trunk, or name, file or run folder of a detector, of which all that fits
+            is kept; None = random weights. It is recorded in the run's config.json, with what did not fit.
+        clock: what measures time, in seconds: `time.process_time` counts this process's work, whatever else the machine does.
 
     Raises:
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of the run to resume; categories differ.
@@ -119,7 +124,7 @@ def train(
 
     processes = Processes.start(device)
     pictures = open_unlabelled(unlabelled, data, validation) if unlabelled is not None else None
-    with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress, pictures)) as trainer:
+    with contextlib.closing(Trainer(model, data, validation, config, Path(out), processes, resume, progress, pictures, pretrained, clock)) as trainer:
         trainer.draw_examples()
         while not trainer.finished:
             row = trainer.step()
@@ -159,10 +164,14 @@ class Trainer:
         resume: bool,
         progress: bool,
         unlabelled: CocoDataset | None = None,
+        pretrained: str | Path | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         check_settings(config, data, unlabelled)
         self.config, self.data, self.validation, self.out, self.processes = config, data, validation, out, processes
-        self.model = make_network(model, data, validation, config.seed).to(processes.device).to(memory_format=torch.channels_last).train()
+        self.clock = clock or time.monotonic
+        start = make_network(model, data, validation, config, pretrained)
+        self.model = start.network.to(processes.device).to(memory_format=torch.channels_last).train()
         self.optimizer = make_optimizer(self.model, config)
         self.ema = Ema(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
@@ -172,6 +181,7 @@ class Trainer:
         self.images_per_step, self.rate = images_per_step(config, processes.world), scaled_rate(config, processes.world)
         self.state = State(total=run_length(config, len(data), self.images_per_step))
         self.settings = {"model": to_dict(self.model.config), "train": to_dict(config), "processes": processes.world}
+        self.settings["pretrained"] = start.record
         parts = {"data": data, "validation": validation, "unlabelled": unlabelled}
         self.settings |= {name: fingerprint(part) for name, part in parts.items() if part is not None}
         found = claim_folder(out, self.settings, resume, processes)
@@ -179,10 +189,11 @@ class Trainer:
             self._restore(*found)
         self.forward = processes.wrap(TrainStep(self.model))
         self.pace = Pace(config.max_time or math.inf)
-        self.saved_at, self.asides = time.monotonic(), {}
+        self.saved_at, self.asides = self.clock(), {}
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
         self.log = self._log(progress, resumed=bool(found))
         self.log.say(first_line(self.state.total, data, config, processes, out))
+        self.log.say(f"starts from {start}")
         if self.teacher:
             self.log.say(self.teacher.plan(self.state.total))
         if resume:
@@ -199,7 +210,7 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One optimiser step; its numbers by column."""
-        start, state, config = time.monotonic(), self.state, self.config
+        start, state, config = self.clock(), self.state, self.config
         rate = self.rate * rate_factor(state.step, state.total, config)
         set_rate(self.optimizer, rate)
         torch.manual_seed(step_seed(config.seed, state.step, self.processes.rank))
@@ -217,7 +228,7 @@ class Trainer:
         if self.ema:
             self.ema.update(state.step)
 
-        seconds = time.monotonic() - start
+        seconds = self.clock() - start
         self.pace.steps.append(seconds)
         state.step += 1
         state.seconds += seconds
@@ -235,9 +246,9 @@ class Trainer:
         teacher = self.teacher if unlabelled_weight else None
         sums, numbers, image_ids, waited = torch.zeros(len(self.terms), device=self.processes.device), [], [], 0.0
         for micro_step in range(count):
-            start = time.monotonic()
+            start = self.clock()
             batch, truth = self._next_batch()
-            waited += time.monotonic() - start
+            waited += self.clock() - start
             image_ids += batch.image_ids
             # Gradients travel between the processes once a step, with the last pass.
             last = micro_step == count - 1
@@ -314,7 +325,7 @@ class Trainer:
     def checkpoint_due(self) -> bool:
         """Whether the run is at its end or enough time has passed."""
         every = max(self.config.checkpoint_every, self.pace.checkpoint / MOST_TIME_SAVING)
-        return self.finished or time.monotonic() - self.saved_at > every
+        return self.finished or self.clock() - self.saved_at > every
 
     def length_due(self) -> bool:
         """Whether the number of steps of a run with `max_time` can be fixed now."""
@@ -343,11 +354,11 @@ class Trainer:
         seconds = [0.0, 0.0]
         self.model.eval()  # the statistics stay
         for i in range(2):
-            start = time.monotonic()
+            start = self.clock()
             with self._precision():
                 lesson = self.teacher.sample()
             self._learn(lesson.batch, lesson.truth, self.teacher.taught, shared=True).tolist()  # waits for the device
-            seconds[i] = time.monotonic() - start
+            seconds[i] = self.clock() - start
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         self.state.seconds += sum(seconds)
@@ -356,7 +367,7 @@ class Trainer:
     def evaluate(self) -> dict[str, float]:
         """Judges the averaged weights, keeps them if they are the best so far; the numbers by column."""
         assert self.validation is not None
-        start, state = time.monotonic(), self.state
+        start, state = self.clock(), self.state
         numbers = validate(self.averaged, self.validation, self.config, self.processes)
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best, state.evaluations_since_best = {"step": state.step, **numbers}, 0
@@ -364,7 +375,7 @@ class Trainer:
         else:
             state.evaluations_since_best += 1
         state.stopped = self.config.patience is not None and state.evaluations_since_best >= self.config.patience
-        self.pace.evaluation = time.monotonic() - start
+        self.pace.evaluation = self.clock() - start
         state.seconds += self.pace.evaluation
         parts = ", ".join(f"{name.removeprefix('val/')} {value:.3f}" for name, value in numbers.items() if name.startswith("val/"))
         self.log.say(f"step {state.step}, validation: loss {numbers['val_loss']:.3f}, {parts} ({duration(self.pace.evaluation)})")
@@ -374,14 +385,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the newest model and the checkpoint."""
-        start = time.monotonic()
+        start = self.clock()
         if self.processes.main:
             self._keep("last.safetensors")
             self.state.log_bytes, self.state.scaler = self.log.length(), self.scaler.state_dict()
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.model, self.optimizer)}
             tensors |= {"ema": self.ema.model.state_dict()} if self.ema else {}
             write_checkpoint(self.out / "checkpoint.safetensors", tensors, {"state": asdict(self.state), "settings": self.settings})
-        self.saved_at = time.monotonic()
+        self.saved_at = self.clock()
         self.pace.checkpoint = self.saved_at - start
         self.state.seconds += self.pace.checkpoint
         self.asides["checkpoint_seconds"] = self.pace.checkpoint

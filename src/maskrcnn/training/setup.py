@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from ..config import ModelConfig, TrainConfig
+from ..model.resnet import ResNet
 from .optim import images_per_step, scaled_rate
 from .processes import Processes
 
 if TYPE_CHECKING:
     from ..data.coco import CocoDataset
     from ..model.maskrcnn import MaskRCNN
+    from ..weights.pretrained import Start
 
 
 def check_settings(config: TrainConfig, data: CocoDataset, unlabelled: CocoDataset | None = None) -> None:
@@ -44,24 +46,47 @@ def _wrong_for_unlabelled(config: TrainConfig) -> list[str]:
     return wrong + ([f"unlabelled.doubt is {own.doubt}, must not be above threshold, {own.threshold}"] if own.doubt > own.threshold else [])
 
 
-def make_network(model: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDataset | None, seed: int) -> MaskRCNN:
-    """A network of its own, with the categories of the data and the intensity range fitted on it."""
-    from ..model.maskrcnn import MaskRCNN
+def make_network(
+    model: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDataset | None, config: TrainConfig, pretrained: str | Path | None
+) -> Start:
+    """A network of its own, with the categories of the data and the intensity range fitted on it, and where its weights come from."""
+    from ..weights.pretrained import Start, start
 
-    config = model if isinstance(model, ModelConfig) else model.config
-    wanted = [c.name for c in config.categories]
+    description = model if isinstance(model, ModelConfig) else model.config
+    wanted = [c.name for c in description.categories]
     for name, part in (("training", data), ("validation", validation)):
         if part is not None and (got := [c.name for c in part.categories]) != wanted:
             raise ValueError(
                 f"the {name} data has the categories {', '.join(got)}, the model {', '.join(wanted)}. Make the model with those of the data "
                 "(data.categories), and open all data with the same ones (CocoDataset(.., categories=..))"
             )
-    if config.input.intensity_range is None and (intensities := data.intensity_range()) is not None:
-        config = replace(config, input=replace(config.input, intensity_range=intensities))
-    torch.manual_seed(seed)
-    network = MaskRCNN.from_config(config) if isinstance(model, ModelConfig) else copy.deepcopy(model)
-    network.config = config
-    return network
+    if description.input.intensity_range is None and (intensities := data.intensity_range()) is not None:
+        description = replace(description, input=replace(description.input, intensity_range=intensities))
+    torch.manual_seed(config.seed)
+    if isinstance(model, ModelConfig):
+        made = start(description, pretrained)
+    elif pretrained is None:
+        made = Start(copy.deepcopy(model), "given", "a network")
+    else:
+        raise ValueError(f"pretrained={pretrained} and a network with weights of its own: which are meant? Give the network's configuration instead")
+    made.network.config = description
+    if config.activation_checkpointing:
+        checkpoint_activations(made.network)
+    return made
+
+
+def checkpoint_activations(network: MaskRCNN) -> None:
+    """From now on training keeps only what the trunk's stages give, and computes their inside again on the way back.
+
+    Raises:
+        ValueError: a timm trunk.
+    """
+    if not isinstance(network.trunk, ResNet):
+        raise ValueError(
+            f'activation_checkpointing needs the ResNet trunk, got trunk.timm = "{network.config.trunk.timm}"; '
+            "set activation_checkpointing=false, and a smaller batch_size with more accumulate where memory is short"
+        )
+    network.trunk.activation_checkpointing = True
 
 
 def run_length(config: TrainConfig, num_images: int, images: int) -> int | None:

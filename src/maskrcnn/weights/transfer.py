@@ -1,13 +1,13 @@
 """A trained model as the start for other categories: all that fits is kept, and the last layers begin anew but for the categories that stay.
 
-In: a model and the categories of new data. Out: another model, with the old weights. In the last layers the rows of categories of equal name (for
-heat maps: and equal joints) move to their new places; so does the background's.
+In: a model and the categories of new data. Out: another model, with the old weights, and what did not fit, by name. In the last layers the rows of
+categories of equal name, and of joints of equal name, move to their new places; so does the background's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,12 +24,36 @@ def for_categories(config: ModelConfig, categories: Sequence[Category]) -> Model
     return replace(config, categories=tuple(categories), keypoint=config.keypoint if joints else None)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Transfer:
+    """What became of the weights of a model from which another one starts."""
+
+    kept: int
+    """Tensors that were taken over, in whole or in part."""
+    total: int
+    """Tensors of the new model."""
+    anew: tuple[str, ...]
+    """Parts that begin with random weights, and of the last layers the categories and joints that do."""
+    unused: tuple[str, ...]
+    """Parts of the old model that have no place in the new one."""
+
+    def __str__(self) -> str:
+        lines = [f"kept {self.kept} of {self.total} tensors"]
+        lines += [f"{said}: {'; '.join(parts)}" for said, parts in (("begins anew", self.anew), ("not used", self.unused)) if parts]
+        return ". ".join(line[:1].upper() + line[1:] if i else line for i, line in enumerate(lines))
+
+
 def transfer(model: MaskRCNN, config: ModelConfig) -> MaskRCNN:
-    """A new model of this configuration that starts from the weights of `model`, which stays as it is.
+    """A new model of this configuration that starts from the weights of `model`, which stays as it is (see `transferred`)."""
+    return transferred(model, config)[0]
+
+
+@torch.no_grad()
+def transferred(model: MaskRCNN, config: ModelConfig) -> tuple[MaskRCNN, Transfer]:
+    """A new model of this configuration that starts from the weights of `model`, which stays as it is, and what was kept.
 
     Args:
-        model: trained, perhaps for other categories.
+        model: trained, perhaps for other categories or skeletons.
         config: of the new model, such as `for_categories(model.config, data.categories)`.
 
     Raises:
@@ -43,10 +67,34 @@ def transfer(model: MaskRCNN, config: ModelConfig) -> MaskRCNN:
         raise ValueError("no weight of the trunk fits the new configuration; start from a model with the same trunk, or from scratch")
     for name in fitting:
         state[name].copy_(old[name])
-    for name, (places, axis) in last.items():
-        if name in state and name in old:
-            _move(state[name], old[name], places, axis)
-    return new.to(next(model.parameters()).device)
+    moved = [name for name, (places, axis) in last.items() if name in state and name in old and _move(state[name], old[name], places, axis)]
+    kept = {*fitting, *moved}
+    anew = (*_parts(state.keys() - kept - last.keys(), state), *_fresh_rows(model.config, config, moved))
+    report = Transfer(len(kept), len(state), anew, _parts(old.keys() - kept - (last.keys() & state.keys()), old))
+    return new.to(next(model.parameters()).device), report
+
+
+def _parts(names: Set[str], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Weights as the modules that hold them, and as the head where it is all of one."""
+    whole = {head for head in {name.split(".")[0] for name in names} if all(n in names for n in state if n.startswith(f"{head}."))}
+    return tuple(sorted({head if (head := name.split(".")[0]) in whole else name.rsplit(".", 1)[0] for name in names}))
+
+
+def _fresh_rows(old: ModelConfig, new: ModelConfig, moved: Sequence[str]) -> list[str]:
+    """The categories and joints whose rows of the last layers begin anew; all of them in a layer that fits nowhere."""
+    known = {c.name for c in old.categories}
+    fresh = ", ".join(c.name for c in new.categories if c.name not in known)
+    every = ", ".join(c.name for c in new.categories)
+    layers = {"box_head.class_logits": (new.num_classes, fresh), "box_head.box_deltas": (not new.box.class_agnostic, fresh)}
+    layers["mask_head.logits"] = (new.mask is not None and not new.mask.class_agnostic, fresh)
+    said = [f"{name} of {text}" for name, (there, some) in layers.items() if there and (text := some if f"{name}.weight" in moved else every)]
+    if new.keypoint is None:
+        return said
+    taken = {b for _, b in _joint_places(old, new)} if "keypoint_head.heatmaps.weight" in moved else set()
+    for category, (start, count) in zip(new.categories, new.keypoint_slices, strict=True):
+        joints = [category.keypoints[i] for i in range(count) if start + i not in taken]
+        said += [f"keypoint_head.heatmaps of {category.name}: {', '.join(joints)}"] if joints else []
+    return said
 
 
 def _last_layers(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Places, int]]:
@@ -62,20 +110,28 @@ def _last_layers(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Places, 
     if old.mask and new.mask and old.mask.class_agnostic == new.mask.class_agnostic:
         layers["mask_head.logits"] = (one if new.mask.class_agnostic else kept, 0)
     if old.keypoint and new.keypoint:
-        layers["keypoint_head.heatmaps"] = (_joint_places(old, new, kept), 1)
+        layers["keypoint_head.heatmaps"] = (_joint_places(old, new), 1)
     return {f"{layer}.{kind}": (places, axis if kind == "weight" else 0) for layer, (places, axis) in layers.items() for kind in ("weight", "bias")}
 
 
-def _joint_places(old: ModelConfig, new: ModelConfig, kept: Places) -> Places:
+def _joint_places(old: ModelConfig, new: ModelConfig) -> Places:
+    """The heat maps of joints of equal name, in the category of equal name or else in one with the same skeleton."""
+    if old.keypoint is None:
+        return []
+    by_name, by_joints = ({key(c): label for label, c in enumerate(old.categories)} for key in (lambda c: c.name, lambda c: c.keypoints))
     places: dict[int, int] = {}
-    for a, b in kept:
-        (start, count), (place, _) = old.keypoint_slices[a], new.keypoint_slices[b]
-        if old.categories[a].keypoints == new.categories[b].keypoints:
-            places |= {place + i: start + i for i in range(count)}
+    for category, (place, _) in zip(new.categories, new.keypoint_slices, strict=True):
+        label = by_name.get(category.name, by_joints.get(category.keypoints))
+        if label is not None:
+            joints, (start, _) = old.categories[label].keypoints, old.keypoint_slices[label]
+            places |= {place + i: start + joints.index(joint) for i, joint in enumerate(category.keypoints) if joint in joints}
     return [(a, b) for b, a in places.items()]
 
 
-def _move(new: Tensor, old: Tensor, places: Places, axis: int) -> None:
-    if places and new.select(axis, 0).shape == old.select(axis, 0).shape:
-        rows, targets = (torch.tensor(list(numbers)) for numbers in zip(*places, strict=True))
-        new.index_copy_(axis, targets, old.cpu().index_select(axis, rows))
+def _move(new: Tensor, old: Tensor, places: Places, axis: int) -> bool:
+    """Copies rows to their new places; whether there were any that fit."""
+    if not places or new.select(axis, 0).shape != old.select(axis, 0).shape:
+        return False
+    rows, targets = (torch.tensor(list(numbers)) for numbers in zip(*places, strict=True))
+    new.index_copy_(axis, targets, old.cpu().index_select(axis, rows))
+    return True
