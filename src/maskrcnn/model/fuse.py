@@ -34,13 +34,13 @@ def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "f
     """
     if dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype "{dtype}" is unknown; choose "float32", "bfloat16" or "auto"')
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    copies = {id(p): nn.Parameter(_channels_last(p), requires_grad=False) for p in model.parameters()}
+    model = copy.deepcopy(model, memo=copies).eval()
     for part in model.modules():
         for conv, norm in _pairs(part):
             _fold(part, conv, norm)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(next(model.parameters()).device)):
         model = model.to(torch.bfloat16)
-    model = model.to(memory_format=torch.channels_last)
     if compile:
         model.trunk.compile()
         model.neck.compile()
@@ -67,6 +67,11 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     return view
 
 
+def _channels_last(weight: Tensor) -> Tensor:
+    """A copy, laid out for convolutions where it has four dimensions."""
+    return weight.detach().clone(memory_format=torch.channels_last if weight.dim() == 4 else torch.preserve_format)
+
+
 def _pairs(part: nn.Module) -> list[tuple[str, str]]:
     """Names of the (convolution, normalisation) pairs that a module applies one right after the other."""
     if isinstance(part, ConvNorm):
@@ -85,7 +90,7 @@ def _downsample(block: nn.Module) -> list[tuple[str, str]]:
 
 
 def _fold(owner: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Multiplies the normalisation's scale into the convolution's weight and makes its shift the bias."""
+    """Multiplies the normalisation's scale into the convolution's weight, in its place, and makes its shift the bias."""
     conv, norm = owner.get_submodule(conv_name), owner.get_submodule(norm_name)
     if not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)) or not isinstance(conv, nn.Conv2d):
         return
@@ -93,8 +98,7 @@ def _fold(owner: nn.Module, conv_name: str, norm_name: str) -> None:
     assert isinstance(norm.running_mean, Tensor)
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
-    dtype = conv.weight.dtype
     bias = shift if conv.bias is None else shift + conv.bias.double() * scale
-    conv.weight = nn.Parameter((conv.weight.double() * scale[:, None, None, None]).to(dtype), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    conv.weight.mul_(scale.to(conv.weight.dtype)[:, None, None, None])
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
     owner.set_submodule(norm_name, nn.Identity())
