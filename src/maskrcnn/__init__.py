@@ -28,10 +28,11 @@ _HOMES = {
     "model.fuse": ("optimize",),
     "data.coco": ("CocoDataset",),
     "formats.open": ("open_data",),
-    "weights.load": ("load", "save"),
+    "weights.load": ("load", "load_trunk", "save"),
     "prediction.predictor": ("predict",),
     "evaluation.coco": ("evaluate",),
     "training.fit": ("train",),
+    "training.recipe": ("recipe",),
     "training.examples": ("draw_examples",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,6 +1,6 @@
 """The training loop. `train` is the whole of it; `Trainer.step` is one optimiser step.
 
-In: a `ModelConfig` (with random or pretrained weights) or a `MaskRCNN` (its weights), annotated pictures, a `TrainConfig`. Out: a run folder and a `Run`.
+In: a `ModelConfig` (random or pretrained weights) or a `MaskRCNN` (its weights), annotated pictures, a `TrainConfig`. Out: a run folder and a `Run`.
 
     out/config.json            model, training and data settings        out/best.safetensors   the model with the best validation AP
     out/metrics.csv            a row a step                             out/last.safetensors   the newest model (averaged weights where ema > 0)
@@ -34,7 +34,7 @@ from .log import RunLog, read_rows
 from .optim import Ema, images_per_step, load_optimizer_tensors, make_optimizer, optimizer_tensors, rate_factor, scaled_rate, set_rate
 from .pace import Pace
 from .processes import Processes
-from .sampler import BatchPlan
+from .sampler import training_plan
 from .setup import check_settings, duration, first_line, make_network, run_length, step_seed
 from .validate import evaluation_rows, loss_terms, validate, validation_columns
 
@@ -287,8 +287,7 @@ class Trainer:
 
             config, processes, model = self.config, self.processes, self.model.config
             pictures = TrainingSet(self.data, model, config.augment)
-            ratios = [pictures.aspect_ratio(i) for i in range(len(self.data))]
-            plan = BatchPlan(len(self.data), config.batch_size, ratios, config.seed, processes.rank, processes.world)
+            plan = training_plan(self.data, config, processes.rank, processes.world)
             batches = plan.batches(start=self.state.step * config.accumulate)
             self.batches = iter(
                 TrainingLoader(pictures, batches, config.workers, model.input.size_divisor, pin_memory=processes.device.type == "cuda")
