@@ -336,7 +336,7 @@ class TrainConfig:
     """How a model is trained."""
 
     epochs: float = 24.0
-    """Passes over the data; `steps` or `max_time`, where given, decide instead."""
+    """Passes over the data, counted in as many pictures as it has; `steps` or `max_time`, where given, decide instead."""
     steps: int | None = None
     """Optimiser steps."""
     max_time: float | None = None
@@ -366,6 +366,8 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Keep only what the stages of the trunk give and compute their inside again for the gradients: less memory, about a fifth more time. The same
     gradients."""
+    repeat_threshold: float = 0.0
+    """Pictures with a category that is in less than this share of all are seen more often: sqrt(threshold / share) times (LVIS has 0.001). 0 = off."""
     workers: int = 0
     """Loader processes."""
     seed: int = 0

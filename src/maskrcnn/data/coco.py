@@ -117,6 +117,11 @@ class CocoDataset:
         found = frozenset(self._labels.values() if ids is None else (self._labels[i] for i in ids))
         return None if len(found) == len(self.categories) else found
 
+    def labels(self, index: int) -> frozenset[int]:
+        """Labels of the objects in a picture, but for regions to ignore; reads nothing."""
+        objects = (raw for raw in self._annotations[self._places[index]] if not (raw.get("iscrowd", 0) or raw.get("ignore", 0)))
+        return frozenset(self._labels[raw["category_id"]] for raw in objects)
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of a picture; reads nothing."""
         image = self._content["images"][self._places[index]]

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import ModelConfig, TrainConfig
 from ..draw import draw
 from ..instances import Instances
-from .sampler import BatchPlan
+from .sampler import training_plan
 
 if TYPE_CHECKING:
     from ..data.coco import CocoDataset
@@ -41,7 +41,7 @@ def draw_examples(data: CocoDataset, model: ModelConfig, config: TrainConfig = T
     from ..data.dataset import TrainingSet
 
     pictures = TrainingSet(data, model, config.augment)
-    plan = BatchPlan(len(data), config.batch_size, [pictures.aspect_ratio(i) for i in range(len(data))], config.seed)
+    plan = training_plan(data, config)
     seen = list(chain.from_iterable(plan.batches(stop=-(-count // config.batch_size))))[:count]
     columns = min(4, len(seen))
     rows = -(-len(seen) // columns)

@@ -31,6 +31,7 @@ def check_settings(config: TrainConfig, data: CocoDataset, unlabelled: CocoDatas
     wrong = [f"{name} is {value}, must be at least 1" for name in whole if (value := getattr(config, name)) < 1]
     wrong += [f"{name} is {value}, must be above 0" for name in positive if (value := getattr(config, name)) is not None and value <= 0]
     wrong += [] if 0 <= config.ema < 1 else [f"ema is {config.ema}, must be at least 0 and below 1"]
+    wrong += [] if 0 <= config.repeat_threshold <= 1 else [f"repeat_threshold is {config.repeat_threshold}, must be from 0 to 1"]
     wrong += [] if len(data) else ["the data set has no images"]
     wrong += _wrong_for_unlabelled(config) if unlabelled is not None else []
     if wrong:
