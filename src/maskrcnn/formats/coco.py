@@ -19,7 +19,7 @@ SUFFIX = ".json"
 _MOST_FILES = 20  # in a folder of COCO files; more are another format's, a file for each picture
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: Source, images: str | Path | None = None) -> bool:
     """Whether it is COCO's."""
     return _is_coco(source.json) if source.path.is_file() else bool(_files(source))
 

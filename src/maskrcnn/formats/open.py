@@ -14,11 +14,11 @@ from typing import Any, Literal
 from ..config import Category
 from ..data.check import DataError
 from ..data.coco import CocoDataset
-from . import coco, yolo
+from . import coco, cvat, labelme, png, via, voc, yolo
 from .content import Annotated
 from .source import Source
 
-FORMATS = (coco, yolo)
+FORMATS = (coco, yolo, labelme, via, cvat, voc, png)
 
 
 def open_data(
@@ -68,7 +68,7 @@ def recognised(source: Source, images: str | Path | None = None) -> Any:
         DataError: none does.
     """
     for reader in FORMATS:
-        if reader.recognise(source):
+        if reader.recognise(source, images):
             return reader
     looked = "\n".join(f"  {reader.LOOKS_LIKE}" for reader in FORMATS)
     what = "folder" if source.path.is_dir() else "file"
@@ -88,7 +88,7 @@ def read(reader: Any, source: Source, images: str | Path | None, split: str) -> 
         listed = f"it has {', '.join(known)}" if known else "it has no splits"
         raise DataError(f'{source.name}: no split "{split}"; {listed}' + (f'. Did you mean "{near[0]}"?' if near else ""))
     if not split and len(known) > 1:
-        split = next((s for s in known if s == "train" or s.endswith("_train") or s.startswith("train")), "")
+        split = next((s for s in sorted(known) if "train" in s.lower()), "")
         if not split:
             raise DataError(f'{source.name}: has the splits {", ".join(known)}; name one, as "{source.path}:{known[0]}"')
     return reader.read(source, images, split or (known[0] if known else ""))

@@ -239,3 +239,23 @@ def around(joints: Sequence[tuple[str, float, float, int]]) -> Box | None:
         return None
     x, y = [j[1] for j in joints], [j[2] for j in joints]
     return min(x), min(y), max(x) + 1, max(y) + 1
+
+
+def own_box(raw: Mapping[str, Any], size: tuple[int, int]) -> Box | None:
+    """The annotated box where it is not simply that around the mask, within half a pixel."""
+    box, found = box_of(raw), mask_box(raw, size)
+    return box if box and (found is None or max(abs(a - b) for a, b in zip(box, found, strict=True)) > 0.5) else None
+
+
+def drawable(raw: Mapping[str, Any], tolerance: float) -> list[Outline]:
+    """Polygons for a format that has masks of pixels besides: the annotated ones, and simplified outlines of an RLE without holes; else none."""
+    mask = raw.get("segmentation")
+    if not isinstance(mask, Mapping):
+        return _areal(mask or [])
+    return traced(mask, tolerance) if tolerance and all(_area(ring) > 0 for ring in trace(run_lengths.decode_crop(mask)[0])) else []
+
+
+def number(value: float) -> float | int:
+    """As a file shows it: whole where it is, else to a millionth."""
+    rounded = round(value, 6)
+    return int(rounded) if rounded == int(rounded) else rounded

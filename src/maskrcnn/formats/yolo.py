@@ -28,7 +28,7 @@ SPLITS = ("train", "val", "test")
 _BEYOND = 0.01  # parts of the side that labels may reach beyond the picture, as Ultralytics allows
 
 
-def recognise(source: Source) -> bool:
+def recognise(source: Source, images: str | Path | None = None) -> bool:
     """Whether it is YOLO's."""
     yaml = _yaml(source)
     return yaml is not None or (source.first("labels/**/*.txt") is not None and (source.path / "images").is_dir())

@@ -1,0 +1,142 @@
+"""From any annotation format to any other: `convert("annotations/", "labels", "yolo-seg")`.
+
+In:  whatever `open_data` reads, all of its splits.
+Out: a new file or folder, and `Losses`: what the other format cannot hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from . import coco, cvat, labelme, png, via, voc, yolo
+from .content import Annotated
+from .open import located, read, recognised
+from .parts import Losses, Pictures, Target
+
+Format = Literal["coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each"]
+WRITERS: dict[str, Any] = {
+    "coco": coco,
+    "yolo-seg": yolo,
+    "yolo-pose": yolo,
+    "labelme": labelme,
+    "via": via,
+    "cvat": cvat,
+    "voc": voc,
+    "png": png,
+    "png-each": png,
+}
+_WITH_SPLITS = (yolo, voc)  # in one folder
+_WITH_PICTURES = (yolo, voc, png)  # that have to be in the folder
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    format: Format,
+    *,
+    images: str | Path | None = None,
+    val: str | Path | None = None,
+    val_images: str | Path | None = None,
+    pictures: Pictures | None = None,
+    simplify: float = 0.0,
+    on_error: Literal["raise", "drop"] = "raise",
+    progress: bool = False,
+) -> Losses:
+    """Writes annotations in another format; what it cannot hold is counted in the answer, and never left out silently.
+
+    Args:
+        source: what `open_data` reads. All splits are written unless one is named ("data.yaml:val").
+        out: the new folder; for coco, via and cvat also a file (.json, .xml). It must not exist yet.
+        format: coco, yolo-seg, yolo-pose, labelme, via, cvat, voc, png (one id an object), png-each (one file an object).
+        images: folder of the pictures, where the format does not say.
+        val: a second source, written as the split "val".
+        val_images: its pictures; by default `images`.
+        pictures: copy or link them into `out`, or reference them where they are. By default they are referenced; for yolo, voc and png copied,
+            because there they must lie beside the annotations.
+        simplify: pixels by which masks may be changed to give polygons with few points, easy to correct by hand; 0 changes nothing.
+        on_error: unusable annotations: raise an error that lists them, or leave them out with a warning.
+        progress: show progress bars.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        ValueError: unusable annotations (DataError), an unknown format, or pictures that cannot be referenced.
+    """
+    parts = _all(source, images, on_error)
+    if val is not None:
+        second = _all(val, val_images or images, on_error)
+        for given, found in ((source, parts), (val, second)):
+            if len(found) > 1:
+                raise ValueError(f"{given}: has the splits {', '.join(found)}; beside a second source name one, as {given}:{next(iter(found))}")
+        parts = {"train": parts.popitem()[1], "val": second.popitem()[1]}
+    return write_all(parts, out, format, pictures=pictures, simplify=simplify, progress=progress)
+
+
+def _all(path: str | Path, images: str | Path | None, on_error: Literal["raise", "drop"]) -> dict[str, Annotated]:
+    """Every split of a source, checked, by name."""
+    source, split = located(path)
+    reader = recognised(source, images)
+    names = [split] if split else reader.splits(source)
+    names = [n for n in names if n != "trainval" or split or not {"train", "val"} <= set(names)]  # VOC's union of the two
+    parts = {}
+    for name in names or [""]:
+        annotated = read(reader, source, images, name)
+        dataset = annotated.dataset(on_error=on_error)
+        parts[name] = Annotated(dataset.content(), dataset.image_folder, annotated.name)
+    return parts
+
+
+def write_all(
+    parts: dict[str, Annotated], out: str | Path, format: str, *, pictures: Pictures | None = None, simplify: float = 0.0, progress: bool = False
+) -> Losses:
+    """Writes one or more splits, by name, into a new file or folder, which appears when it is complete.
+
+    Raises:
+        FileExistsError: `out` is there already.
+        ValueError: an unknown format, or one that needs the pictures beside it.
+    """
+    out = Path(out)
+    writer = writer_of(format)
+    pictures = pictures or ("copy" if writer in _WITH_PICTURES else "reference")
+    if pictures not in get_args(Pictures):
+        raise ValueError(f"pictures is {pictures!r}, must be {', '.join(get_args(Pictures))}")
+    if writer in _WITH_PICTURES and pictures == "reference":
+        raise ValueError(f"{format}: the pictures have to lie beside the annotations; choose copy or link for them")
+    if simplify < 0:
+        raise ValueError(f"simplify is {simplify}, must be 0 or more pixels")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; nothing was written. Choose another name, or remove it")
+    suffix = getattr(writer, "SUFFIX", None)
+    single = bool(suffix) and out.suffix.lower() == suffix
+    if single and (len(parts) > 1 or pictures != "reference"):
+        raise ValueError(f"{out}: is one file; give a folder for {'several splits' if len(parts) > 1 else 'the pictures'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    losses, staging = Losses(), out.parent / f".{out.name}.part"
+    staging.mkdir()
+    try:
+        for split, annotated in parts.items():
+            folder, home = staging, out.parent if single else out
+            if len(parts) > 1 and not suffix and writer not in _WITH_SPLITS:
+                folder, home = folder / split, home / split
+            file = folder / (out.name if single else f"{split or 'annotations'}{suffix or ''}")
+            writer.write(annotated, Target(format, annotated, folder, home, file, split, pictures, simplify, progress), losses)
+        if out.is_dir():
+            out.rmdir()
+        (staging / out.name if single else staging).rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return losses
+
+
+def writer_of(format: str) -> Any:
+    """The module that writes a format.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    if format not in WRITERS:
+        near = get_close_matches(format, WRITERS, 1)
+        raise ValueError(f'unknown format "{format}"' + (f', did you mean "{near[0]}"?' if near else "") + f" There are {', '.join(WRITERS)}")
+    return WRITERS[format]

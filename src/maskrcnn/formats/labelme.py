@@ -1,0 +1,206 @@
+"""LabelMe: a JSON file for each picture, with shapes.
+
+polygon, circle, mask -> mask; rectangle -> box; point -> keypoint. Shapes of one group_id and label are one object; points belong to the object of
+their group, their label is the joint's name. The flag "occluded" makes a joint hidden, the flag "ignore" an object a region to ignore. labels.txt
+beside the files gives the order of the categories and, indented, of their joints (LabelMe itself ignores the indentation).
+
+LabelMe's coordinates are continuous: the middle of pixel 7 is 7.5. Source: github.com/wkentaro/labelme, labelme/utils/shape.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.annotations import JOINT_OFFSET
+from ..ops import rle as run_lengths
+from ..ops.outlines import ellipse
+from .content import Annotated, Builder, Drawn, picture_folder, pictures_in, relative, tracked
+from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, own_box, rle_of, size_of
+from .source import Source, read_json
+
+NAME = "labelme"
+LOOKS_LIKE = "LabelMe's JSON files, with shapes and imagePath, one for each picture"
+_AREAS = ("polygon", "rectangle", "circle", "mask")
+_LABELS = "labels.txt"
+
+
+def recognise(source: Source, images: str | Path | None = None) -> bool:
+    """Whether it is LabelMe's."""
+    first = source.path if source.path.is_file() else source.first("*.json") or source.first("**/*.json")
+    content = Source(first).json if first else None
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+
+
+def splits(source: Source) -> list[str]:
+    """None: a folder is one split."""
+    return []
+
+
+def read(source: Source, images: str | Path | None, split: str) -> Annotated:
+    """Reads all files; pictures without one are not annotated, and left out."""
+    files = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.json"))
+    contents = {path: _load(path) for path in tracked(files, "reading LabelMe files")}
+    paths = [relative(p.parent / str(c["imagePath"]).replace("\\", "/"), source.folder) for p, c in contents.items() if c]
+    by_name = images is not None and not any((Path(images) / p).is_file() for p in paths)
+    builder = Builder(source.name, picture_folder(images, [source.folder, source.folder.parent, source.folder / "images"], paths))
+    joints: set[str] = set()
+    for path, content in contents.items():
+        if content is None:
+            builder.problem("no LabelMe file", path.name, "has no shapes and imagePath", "move it elsewhere")
+            continue
+        picture = relative(path.parent / str(content["imagePath"]).replace("\\", "/"), source.folder)
+        size = (content.get("imageHeight"), content.get("imageWidth"))
+        image = builder.image(Path(picture).name if by_name else picture, size if all(size) else None, path.name)  # ty: ignore[invalid-argument-type]
+        if image is not None:
+            joints |= _shapes(builder, image, path.name, content["shapes"])
+    _declare(builder, source.folder / _LABELS, joints)
+    if source.path.is_dir() and (left := len(pictures_in(source.path)) - len(files)) > 0:
+        builder.problem("picture without annotations", source.name, f"{left} pictures have no JSON file", "they are left out", False)
+    return builder.done()
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    content = read_json(path)
+    return content if isinstance(content, dict) and isinstance(content.get("shapes"), list) and content.get("imagePath") else None
+
+
+def _shapes(builder: Builder, image: int, file: str, shapes: list[Any]) -> set[str]:
+    """Adds the objects of a picture; gives the labels of points."""
+    objects: dict[Any, Drawn] = {}
+    points: list[tuple[dict[str, Any], str]] = []
+    for place, shape in enumerate(shapes):
+        where = f"{file}, shapes[{place}]"
+        kind = shape.get("shape_type") or "polygon"
+        if kind == "point":
+            points.append((shape, where))
+        elif kind not in _AREAS:
+            builder.problem("shape without area", where, f"shape_type is {kind!r}", f"draw it as {', '.join(_AREAS)} or point")
+        else:
+            group = shape.get("group_id")
+            drawn = objects.setdefault((place,) if group is None else (shape["label"], group), Drawn(str(shape["label"]), where))
+            drawn.ignore |= bool((shape.get("flags") or {}).get("ignore"))
+            drawn.extra |= {"score": shape["score"]} if isinstance(shape.get("score"), int | float) else {}
+            try:
+                _area(drawn, shape, kind, builder.size(image))
+            except (ValueError, TypeError, KeyError, OSError, binascii.Error) as error:
+                builder.problem("broken shape", where, str(error) or type(error).__name__, "draw it again")
+    for shape, where in points:
+        _point(builder, objects, shape, where)
+    for drawn in objects.values():
+        if drawn.category and (drawn.boxes or drawn.polygons or drawn.rles or drawn.joints):
+            builder.add(image, drawn)
+    return {str(shape["label"]) for shape, _ in points}
+
+
+def _area(drawn: Drawn, shape: Mapping[str, Any], kind: str, size: tuple[int, int]) -> None:
+    points = np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
+    if kind != "polygon" and len(points) != 2:
+        raise ValueError(f"a {kind} has 2 points, got {len(points)}")
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    if kind == "polygon":
+        drawn.polygons.append(points)
+    elif kind == "circle":  # its middle, and a point of the circle
+        radius = float(np.hypot(*(points[1] - points[0])))
+        drawn.polygons.append(ellipse((points[0, 0], points[0, 1]), (radius, radius)))
+    elif kind == "rectangle":
+        drawn.boxes.append((float(x0), float(y0), float(x1), float(y1)))
+    else:  # the second point is the last pixel inside
+        crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+        crop = (crop if crop.ndim == 2 else crop.max(axis=2)) > 0
+        wanted = (int(y1) - int(y0) + 1, int(x1) - int(x0) + 1)
+        if crop.shape != wanted:
+            raise ValueError(f"mask has height, width {crop.shape}, its points say {wanted}")
+        drawn.rles.append(run_lengths.encode_crop(crop, int(x0), int(y0), size))
+
+
+def _point(builder: Builder, objects: dict[Any, Drawn], shape: Mapping[str, Any], where: str) -> None:
+    """Gives a joint to the object of its group; of a group of points alone, the description names the category."""
+    group = shape.get("group_id")
+    found = [drawn for key, drawn in objects.items() if len(key) == 2 and key[1] == group] if group is not None else []
+    if not found and group is not None and shape.get("description"):
+        found = [objects.setdefault((None, group), Drawn(str(shape["description"]), where))]
+    if len(found) != 1:
+        detail = "without group_id" if group is None else f"its group {group} has {len(found) or 'no'} objects"
+        cure = "give it the group_id of one polygon or rectangle, or write the category as its description"
+        builder.problem("point of no object", where, f'point "{shape.get("label")}" {detail}', cure)
+        return
+    try:
+        ((x, y),) = shape["points"]
+        visibility = 1 if (shape.get("flags") or {}).get("occluded") else 2
+        found[0].joints[str(shape["label"])] = (float(x) - JOINT_OFFSET, float(y) - JOINT_OFFSET, visibility)
+    except (ValueError, TypeError, KeyError):
+        builder.problem("broken shape", where, f"points of a point: {shape.get('points')!r:.60}", "write [[x, y]]")
+
+
+def _declare(builder: Builder, labels: Path, joints: set[str]) -> None:
+    """Declares what labels.txt lists, in its order."""
+    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    category, listed = "", {}
+    for line in (line.rstrip() for line in lines if line.strip()):
+        if line[0].isspace() and category:
+            listed[category].append(line.strip())
+        elif line not in joints and line not in ("__ignore__", "_background_"):
+            category = line
+            listed[category] = []
+    for name, names in listed.items():
+        builder.category(name, names)
+
+
+def write(annotated: Annotated, target: Target, losses: Losses) -> None:
+    """Writes a file for each picture, and labels.txt."""
+    categories = names_of(annotated.content)
+    for image, raws in target.each():
+        path = target.folder / target.name(image).with_suffix(".json")
+        shapes: list[dict[str, Any]] = []
+        for group, raw in enumerate(raws, start=1):
+            shapes += _written(raw, image, categories[raw["category_id"]], group, target, losses)
+        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": target.refer(image, path.parent), "imageData": None}
+        target.write(path, json.dumps(content | {"imageHeight": image["height"], "imageWidth": image["width"]}, indent=1))
+    lines, seen = [], set()
+    for category in categories.values():
+        for indent, name in (("", category["name"]), *(("  ", joint) for joint in category.get("keypoints") or ())):
+            if name not in seen:  # LabelMe refuses a label listed twice
+                lines.append(indent + name)
+                seen.add(name)
+        if category.get("skeleton"):
+            losses.add("limbs of skeletons", category["name"])
+    target.write(target.folder / _LABELS, "\n".join(lines) + "\n")
+
+
+def _written(raw: dict, image: dict, category: dict, group: int, target: Target, losses: Losses) -> list[dict[str, Any]]:
+    shapes: list[dict[str, Any]] = []
+    size = size_of(image)
+
+    def add(kind: str, points: Any, more: dict[str, Any], label: str = category["name"]) -> None:
+        points = [[number(x), number(y)] for x, y in np.asarray(points, dtype=float).reshape(-1, 2).tolist()]
+        shape = {"label": label, "points": points, "group_id": None, "description": "", "shape_type": kind, "flags": {}, "mask": None}
+        shapes.append(shape | more)
+
+    more = ({"flags": {"ignore": True}} if ignored(raw) else {}) | ({"score": number(raw["score"])} if "score" in raw else {})
+    polygons = drawable(raw, target.tolerance)
+    for polygon in polygons:
+        add("polygon", polygon, more)
+    if not polygons and (rle := rle_of(raw, size)) is not None and run_lengths.area(rle):
+        crop, x0, y0 = run_lengths.decode_crop(rle)
+        buffer = io.BytesIO()
+        Image.fromarray(crop.astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+        corners = (x0, y0, x0 + crop.shape[1] - 1, y0 + crop.shape[0] - 1)
+        add("mask", corners, more | {"mask": base64.b64encode(buffer.getvalue()).decode()})
+    if (box := own_box(raw, size)) is not None:
+        add("rectangle", box, more)
+    alone = {} if shapes else {"description": category["name"]}
+    for name, x, y, visibility in joints_of(raw, category):
+        hidden = {"flags": {"occluded": True}} if visibility == 1 else {}
+        add("point", (x + JOINT_OFFSET, y + JOINT_OFFSET), alone | hidden, name)
+    if not shapes:
+        losses.add("objects without box, mask and joints, left out", label_of(raw, image))
+    return [shape | {"group_id": group} for shape in shapes] if len(shapes) > 1 or alone else shapes

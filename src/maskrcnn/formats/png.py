@@ -1,0 +1,151 @@
+"""Folders of PNG masks beside the pictures.
+
+masks/a.png             one file a picture, each value or colour an object, 0 = background      (writes: png)
+masks/a/*.png           one file an object, all that is not 0 inside; objects may overlap       (writes: png-each)
+a/images/a.png, a/masks/*.png    the same with a folder for each picture, as in the Data Science Bowl 2018
+
+objects.csv beside them (file, id, category, ignore) gives categories; without it everything is "object".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data.check import DataError
+from ..ops import rle as run_lengths
+from .content import Annotated, Builder, Drawn, pictures_in, relative, tracked
+from .maps import objects_of, paint, png, read_ids
+from .parts import Losses, Target, ignored, joints_of, label_of, names_of, own_box, rle_of, size_of
+from .source import Source
+
+NAME = "png"
+LOOKS_LIKE = "a folder with images/ and masks/ (masks/a.png or masks/a/*.png), or a folder for each picture (a/images, a/masks), or masks and images="
+_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_cp_masks", "_instance", "_instances")
+_LIST = "objects.csv"
+_HEAD = ("file", "id", "category", "ignore")
+
+
+def recognise(source: Source, images: str | Path | None = None) -> bool:
+    """Whether there are masks beside pictures."""
+    return source.path.is_dir() and next(_pairs(source, images), None) is not None
+
+
+def splits(source: Source) -> list[str]:
+    """None: a folder is one split."""
+    return []
+
+
+def read(source: Source, images: str | Path | None, split: str) -> Annotated:
+    """Reads all pictures that have masks."""
+    root = Path(images) if images is not None else source.path
+    builder = Builder(source.name, root)
+    listed = _listed(source.path / _LIST, builder)
+    several = False
+    pairs = list(_pairs(source, images))
+    for picture, masks in tracked(pairs, "reading masks"):
+        image = builder.image(relative(picture, root))
+        if image is None:
+            continue
+        for mask in masks if isinstance(masks, list) else [masks]:
+            name = relative(mask, source.path)
+            try:
+                ids = read_ids(mask)
+            except ValueError as error:
+                builder.problem("unreadable mask", name, str(error), "restore the file")
+                continue
+            if ids.shape != builder.size(image):
+                detail = f"is {ids.shape[1]} x {ids.shape[0]}, its picture {builder.size(image)[1]} x {builder.size(image)[0]}"
+                builder.problem("mask of another size", name, detail, "save the mask in the picture's size")
+                continue
+            found = objects_of((ids > 0).astype(int) if isinstance(masks, list) else ids)
+            several |= len(found) > 1 or isinstance(masks, list)
+            for one, rle in found.items():
+                category, ignore = listed.get((name, one), ("object", False))
+                builder.add(image, Drawn(category, name if isinstance(masks, list) else f"{name}, id {one}", rles=[rle], ignore=ignore))
+    if not several and pairs:
+        cure = "if a mask shows several objects, give each its own value"
+        builder.problem("one object a picture", source.name, "no mask has more than one value besides 0", cure, False)
+    return builder.done()
+
+
+def _pairs(source: Source, images: str | Path | None) -> Iterator[tuple[Path, Path | list[Path]]]:
+    """Each picture with its map of ids, or with the files of its objects."""
+    root = source.path
+    if images is None:
+        for folder in sorted(root.glob("*/masks")):
+            pictures = pictures_in(folder.parent / "images") if (folder.parent / "images").is_dir() else []
+            if len(pictures) == 1:
+                yield pictures[0], sorted(folder.glob("*.png"))
+    masks = next((root / n for n in ("masks", "mask") if (root / n).is_dir()), root if images is not None else None)
+    folder = Path(images) if images is not None else root / "images"
+    if masks is None or not folder.is_dir():
+        return
+    for picture in pictures_in(folder):
+        stem = picture.relative_to(folder).with_suffix("")
+        own = masks / stem
+        if own.is_dir() and own.resolve() != picture.parent.resolve():
+            yield picture, sorted(own.glob("*.png"))
+        else:
+            names = (own.with_name(f"{own.name}{e}.{kind}") for e in _ENDINGS for kind in ("png", "tif", "tiff"))
+            mask = next((p for p in names if p.is_file() and p.resolve() != picture.resolve()), None)
+            if mask is not None:
+                yield picture, mask
+
+
+def _listed(path: Path, builder: Builder) -> dict[tuple[str, int], tuple[str, bool]]:
+    """(file, id) -> category and whether to ignore; a line without a file declares a category."""
+    if not path.is_file():
+        return {}
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    if rows and not set(rows[0]) >= set(_HEAD[:3]):
+        raise DataError(f"{path.name}: its columns are {', '.join(map(str, rows[0]))}, must be {', '.join(_HEAD)}")
+    found = {}
+    for line, row in enumerate(rows, start=2):
+        builder.category(row["category"])
+        if row["file"]:
+            if not (row["id"] or "").isdigit():
+                raise DataError(f"{path.name}, line {line}: id is {row['id']!r}, must be a whole number")
+            found[row["file"], int(row["id"])] = (row["category"], row.get("ignore") in ("1", "true"))
+    return found
+
+
+def write(annotated: Annotated, target: Target, losses: Losses) -> None:
+    """Writes images/, masks/ and objects.csv."""
+    categories = names_of(annotated.content)
+    rows: list[Mapping[str, Any]] = [{"category": c["name"]} for c in categories.values()]
+    each = target.format == "png-each"
+    for image, raws in target.each():
+        picture = target.place(image, target.folder / "images")
+        stem = picture.relative_to(target.folder / "images").with_suffix("")
+        masks: dict[int, dict[str, Any]] = {}
+        for raw in raws:
+            category, where = categories[raw["category_id"]], label_of(raw, image)
+            if joints_of(raw, category):
+                losses.add("keypoints", where)
+            if own_box(raw, size_of(image)):
+                losses.add("boxes that are not those around the mask", where)
+            rle = rle_of(raw, size_of(image))
+            if rle is None or not run_lengths.area(rle):
+                losses.add("objects without a mask, left out", where)
+                continue
+            masks[len(masks) + 1] = rle
+            name = f"masks/{stem.as_posix()}/{len(masks):04d}.png" if each else f"masks/{stem.as_posix()}.png"
+            rows.append({"file": name, "id": 1 if each else len(masks), "category": category["name"], "ignore": int(ignored(raw))})
+        if each:
+            (target.folder / "masks" / stem).mkdir(parents=True)
+            for one, rle in masks.items():
+                target.write(target.folder / "masks" / stem / f"{one:04d}.png", png(run_lengths.decode(rle) * 255))
+        else:
+            ids, covered = paint(masks, size_of(image))
+            for one in covered:
+                losses.add("pixels of objects under others", f"object {one} of {image['file_name']}")
+            target.write(target.folder / "masks" / stem.with_suffix(".png"), png(ids))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _HEAD, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    target.write(target.folder / _LIST, text.getvalue())
