@@ -88,7 +88,7 @@ def weights_of(path: Path) -> str:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Trains as `settings` say: data, validation, out, resume, norm, unlabelled (a folder), unlabelled_config; the fields of TrainConfig under train."""
+    """Trains as `settings` say: data, validation, out, resume, norm, unlabelled (a folder), unlabelled_config; TrainConfig fields under train."""
     from maskrcnn.training.fit import train
 
     data = CocoDataset(settings["data"])

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..data.coco import CocoDataset
     from ..model.maskrcnn import MaskRCNN
 
+_FAR = 1e5  # pixels: beyond every anchor, also those that reach out of their picture
 _NOT_TAUGHT = ("rpn_box", "box")
 _STREAM = 1  # of random numbers: the unlabelled pictures' order and views are not those of the annotated ones
 
@@ -94,9 +95,7 @@ class Teacher:
     def lesson(self, step: int, micro_step: int) -> Lesson:
         """The lesson of a forward pass; to be asked for in the order of the passes."""
         if self._batches is None:
-            start, cuda = step * self.config.accumulate + micro_step, self.processes.device.type == "cuda"
-            batches, divisor = self._plan.batches(start), self.model.config.input.size_divisor
-            self._batches = iter(TrainingLoader(self._views, batches, self.config.workers, divisor, pin_memory=cuda))
+            self._batches = self._from_the_plan(step * self.config.accumulate + micro_step)
         return self._taught(next(self._batches)[0])
 
     def sample(self) -> Lesson:
@@ -125,10 +124,14 @@ class Teacher:
         """Ends the loader's processes."""
         self._batches = None
 
+    def _from_the_plan(self, start: int) -> Iterator[tuple[Batch, Truth]]:
+        batches, cuda = self._plan.batches(start), self.processes.device.type == "cuda"
+        return iter(TrainingLoader(self._views, batches, self.config.workers, self.model.config.input.size_divisor, pin_memory=cuda))
+
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Lesson:
         batch = batch.to(self.processes.device, non_blocking=True)
-        truth, scores = pseudo_truth(self.model(batch), batch, self.model.config, self.config.unlabelled)
+        truth, scores = pseudo_truth(self.model(batch), self.model.config, self.config.unlabelled)
         return Lesson(disturb(batch), truth, scores)
 
 
@@ -142,30 +145,29 @@ def plain_view(augment: AugmentConfig) -> AugmentConfig:
     return replace(augment, copy_paste=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0)
 
 
-def pseudo_truth(found: Detections, batch: Batch, model: ModelConfig, config: UnlabelledConfig) -> tuple[Truth, Float[Tensor, "B N"]]:
+def pseudo_truth(found: Detections, model: ModelConfig, config: UnlabelledConfig) -> tuple[Truth, Float[Tensor, "B N"]]:
     """What a teacher finds, as truth for a student; the head of this file says how.
 
     Args:
-        found: the teacher's answer for `batch`, in its pixels.
-        batch: the pictures.
+        found: the teacher's answer for a batch, in model-input pixels.
         model: says how large mask truth is and where joints stand.
         config: the thresholds.
 
     Returns:
-        The truth, and the scores of its objects (0 in other rows). The last row of a picture is the whole picture, an ignore region where nothing
-        sure was found.
+        The truth, and the scores of its objects (0 in other rows). The last row of a picture is an ignore region over all of it, valid where
+        nothing sure was found.
     """
     sure = found.valid & (found.scores >= config.threshold)
     doubtful = found.valid & (found.scores >= config.doubt) & ~sure
     used = int((sure | doubtful).sum(dim=1).max())  # best first, so these come first
     boxes, labels, sure, doubtful, scores = (t[:, :used] for t in (found.boxes, found.labels, sure, doubtful, found.scores))
-    whole = torch.cat([torch.zeros_like(batch.sizes), batch.sizes.flip(1)], dim=1).to(boxes)[:, None]
+    everywhere = boxes.new_tensor([-_FAR, -_FAR, _FAR, _FAR]).expand(len(boxes), 1, 4)
     silent = ~sure.any(dim=1, keepdim=True)
     masks, has_mask = _masks(found, sure, model, config)
     joints = _joints(found, labels, model, config)
     objects = _with_row(sure, False)
     return Truth(
-        boxes=torch.cat([boxes, whole], dim=1),
+        boxes=torch.cat([boxes, everywhere], dim=1),
         labels=_with_row(labels, 0),
         valid=torch.cat([sure | doubtful, silent], dim=1),
         ignore=~objects,
