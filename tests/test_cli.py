@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from maskrcnn.cli import make_app, run
 from maskrcnn.cli.train import Preset, seconds
 from maskrcnn.data.scenes import write_scenes
 from maskrcnn.data.shapes import CATEGORIES
+from maskrcnn.settings import to_dict
 
 COMMANDS = ("demo", "predict", "train", "evaluate", "weights")
 FROZEN = Path(__file__).with_name("help")
@@ -142,12 +144,53 @@ def test_settings_that_must_agree_can_be_changed_together(scenes: Path, fit: lis
     assert run([*words, "model.neck.levels=[2,3]"]) == 2
 
 
-def test_train_from_a_model_keeps_its_weights(scenes: Path, tiny_model: Path, tmp_path: Path, fit: list):
-    assert (
-        run(["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x", "--from", str(tiny_model)]) == 0
-    )
-    old, new = mr.load(tiny_model).state_dict(), fit[0]["model"].state_dict()
-    assert all((old[name] == new[name]).all() for name in old)
+def test_train_from_a_model_takes_its_architecture_and_names_it(scenes: Path, tiny_model: Path, fit: list, capsys: pytest.CaptureFixture):
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", "x"]
+    assert run([*words, "--pretrained", str(tiny_model), "model.box.max_detections=77"]) == 0
+    assert fit[0]["pretrained"] == str(tiny_model)
+    assert fit[0]["model"].rpn == replace(mr.load(tiny_model).config.rpn, pre_nms_test=500, post_nms_test=500)
+    assert fit[0]["model"].box.max_detections == 77
+    assert f"starts from {tiny_model}" in capsys.readouterr().out
+
+
+def test_without_validation_data_a_part_is_split_off_and_said(scenes: Path, fit: list, capsys: pytest.CaptureFixture):
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x"]
+    assert run(words) == run([*words, "--val", "none"]) == 0
+    parted, whole = fit
+    assert (len(parted["data"]), len(parted["validation"])) == (3, 1)
+    assert {r.image_id for r in parted["data"]}.isdisjoint({r.image_id for r in parted["validation"]})
+    assert (len(whole["data"]), whole["validation"]) == (4, None)
+    assert "1 images split off, 15% by seed 0" in capsys.readouterr().out
+
+
+def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path, fit: list):
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--val",
+        "none",
+        "--out",
+        "x",
+        "--recipe",
+        "none",
+    ]
+    assert run(words) == 2, "which model?"
+    assert run([*words, "--model", "maskrcnn_r18_small", "batch_size=2"]) == 0
+    assert fit[0]["config"] == mr.TrainConfig(batch_size=2)
+    assert fit[0]["model"] == mr.maskrcnn_r18_small(fit[0]["data"].categories)
+
+
+def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(scenes: Path, tmp_path: Path, fit: list):
+    """Memory and data that a recipe looks at may have changed since."""
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", str(tmp_path)]
+    model = mr.maskrcnn_r18_small(CATEGORIES)
+    stored = {"model": to_dict(replace(model, input=replace(model.input, scale=1.75))), "train": to_dict(mr.TrainConfig(learning_rate=0.125))}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert run([*words, "--resume", "batch_size=3"]) == 0
+    assert (fit[0]["model"].input.scale, fit[0]["config"].learning_rate, fit[0]["config"].batch_size) == (1.75, 0.125, 3)
 
 
 def test_an_interrupted_training_says_how_to_go_on(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

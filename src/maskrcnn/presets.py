@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from .config import (
     BoxHeadConfig,
@@ -21,6 +21,9 @@ from .config import (
     RpnConfig,
     TrunkConfig,
 )
+
+# Those that take the categories of any data.
+Preset = Literal["maskrcnn_r18_small", "maskrcnn_r50_fpn", "maskrcnn_r101_fpn", "maskrcnn_r50_c4", "torchvision_v1", "torchvision_v2"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -2,68 +2,95 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import ExistingFile
 
-if TYPE_CHECKING:
-    from ..config import ModelConfig, TrainConfig
-    from ..data.coco import CocoDataset
-    from ..model.maskrcnn import MaskRCNN
+from ..presets import Preset
 
-Preset = Literal["maskrcnn_r18_small", "maskrcnn_r50_fpn", "maskrcnn_r101_fpn", "maskrcnn_r50_c4", "torchvision_v1", "torchvision_v2"]
+if TYPE_CHECKING:
+    from ..data.coco import CocoDataset
+    from ..training.recipe import Recipe
+
+SPLIT = 0.15  # of the pictures, where no validation data are given
 
 
 def train(
     *settings: str,
-    data: ExistingFile,
+    data: str,
     out: Path,
     images: Path | None = None,
-    val: ExistingFile | None = None,
+    val: str | None = None,
     val_images: Path | None = None,
-    model: Preset = "maskrcnn_r18_small",
-    start: Annotated[str | None, Parameter(name="--from")] = None,
+    pretrained: str = "none",
+    model: Preset | Literal["auto"] = "auto",
+    recipe: Literal["auto", "none"] = "auto",
     config: ExistingFile | None = None,
     max_time: str | None = None,
+    memory: float | None = None,
+    unlabelled: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
 ) -> None:
-    """Train a model on annotated pictures.
+    """Train a model on annotated pictures, with settings chosen from the data and the machine, which are shown with reasons.
 
     Args:
         settings: Changes as name=value: any field of TrainConfig (batch_size=8, augment.crop=256), and with "model." of ModelConfig
-            (model.input.scale=2, model.mask=none).
-        data: COCO annotation file.
+            (model.input.scale=2, model.mask=none). What is given is not chosen.
+        data: Annotations in any known format: a file or a folder; "data.yaml:train" names one of several splits.
         out: Folder of the run: best and last model, logs, checkpoint.
-        images: Folder of the pictures; by default the annotation file's own.
-        val: COCO annotation file to validate on; the best model is chosen by it.
+        images: Folder of the pictures; by default where the format has them.
+        val: Annotations to validate on, like --data; the best model is chosen by them. By default a part of --data is split off; none trains on all.
         val_images: Folder of the validation pictures; by default --images.
-        model: Architecture to train from scratch.
-        start: Model to start from instead: name of published weights, run folder or checkpoint; its last layers begin anew for categories that
-            it does not know. The name of an ImageNet trunk (resnet50_imagenet) fills the trunk of --model.
+        pretrained: What to start from: the name of an ImageNet trunk (resnet50_imagenet), or a detector, as the name of published weights, a run
+            folder or a checkpoint, of which all that fits is kept; none is random weights.
+        model: Architecture; auto is that of a pretrained detector, else one that fits data and machine.
+        recipe: none takes --model and the defaults as they are, without a look at the data.
         config: TOML file with fields of TrainConfig, and of ModelConfig under [model].
         max_time: Time for training, as 90s, 25m or 1.5h, instead of a number of epochs.
-        resume: Go on with the run in --out; give the same command again.
+        memory: GiB that training may take; by default what is free.
+        unlabelled: Folder of pictures without annotations to learn from as well.
+        resume: Go on with the run in --out and its settings; give the same command again.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
     """
-    from ..data.coco import CocoDataset
+    from ..formats.open import open_data
     from ..training.fit import train as fit
     from .device import chosen
 
-    training, architecture = settings_of(config, settings, max_time)
-    pictures = CocoDataset(data, images, on_error=on_error)
-    validation = CocoDataset(val, val_images or images, categories=pictures.categories, on_error=on_error) if val else None
-    network = network_of(pictures, model, start, architecture)
-    print(plan(network, pictures, validation, training, start or model, out))
-    fit(network, pictures, validation, config=training, out=out, resume=resume, device=device and chosen(device))
+    given = settings_of(config, settings, max_time)
+    check_names(given)
+    pictures = open_data(data, images, on_error=on_error)
+    place = device and chosen(device)
+    start = None if pretrained.lower() == "none" else pretrained
+    pictures, validation, judged = parted(pictures, val, val_images or images, on_error, int(given.get("seed", 0)))
+    if resume and (out / "config.json").is_file():
+        made = recorded(out / "config.json", given)
+    elif recipe == "none":
+        made = unfitted(pictures, model, start, given)
+    else:
+        from ..training.recipe import recipe as choose
+
+        made = choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given)
+    print(plan(made, pictures, judged, pretrained, out))
+    fit(
+        made.model,
+        pictures,
+        validation,
+        config=made.training,
+        out=out,
+        resume=resume,
+        device=place,
+        pretrained=start,
+        unlabelled=unlabelled,
+    )
 
 
 def seconds(text: str) -> float:
@@ -79,24 +106,35 @@ def seconds(text: str) -> float:
     return value
 
 
-def settings_of(file: Path | None, words: Sequence[str], max_time: str | None) -> tuple[TrainConfig, dict[str, Any]]:
-    """The training's configuration, and the changes to the model's by dotted name; words overrule the file.
+def settings_of(file: Path | None, words: Sequence[str], max_time: str | None) -> dict[str, Any]:
+    """All that the user set, by dotted name; words overrule the file.
 
     Raises:
-        ValueError: a word that is not name=value, an unknown name, or a value of the wrong type.
+        ValueError: a word that is not name=value.
     """
-    from ..config import TrainConfig
-    from ..settings import override
-
     changes = _flat(tomllib.loads(file.read_text())) if file else {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise ValueError(f'"{word}": a setting is name=value, such as batch_size=8 or model.box.max_detections=300')
         changes[name] = value
-    model = {name.removeprefix("model."): value for name, value in changes.items() if name.startswith("model.")}
-    training = override(TrainConfig(), {name: value for name, value in changes.items() if not name.startswith("model.")})
-    return (replace(training, max_time=seconds(max_time)) if max_time else training), model
+    return changes | ({"max_time": seconds(max_time)} if max_time else {})
+
+
+def check_names(given: Mapping[str, Any]) -> None:
+    """Refuses what is no setting of a training, before the data are read."""
+    from ..config import TrainConfig
+    from ..settings import override
+
+    override(TrainConfig(), _training(given))
+
+
+def _training(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if not name.startswith("model.")}
+
+
+def _model(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("model."): value for name, value in given.items() if name.startswith("model.")}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,31 +145,56 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def network_of(data: CocoDataset, preset: str, start: str | None, changes: Mapping[str, Any]) -> ModelConfig | MaskRCNN:
-    """What to train: a preset for the categories of the data, or a loaded model with heads for them.
+def parted(
+    data: CocoDataset, val: str | None, images: Path | None, on_error: Literal["raise", "drop"], seed: int
+) -> tuple[CocoDataset, CocoDataset | None, str]:
+    """What to learn from, what to judge by, and that in words."""
+    from ..data.split import split
+    from ..formats.open import open_data
 
-    Raises:
-        ValueError: an unknown setting or weights; a start that does not fit.
-    """
+    if val is None:
+        data, validation = split(data, SPLIT, seed, progress=True)
+        said = f"{len(validation)} images split off, {SPLIT:.0%} by seed {seed}, pictures that look alike together; --val none trains on all"
+        return data, validation, said
+    if val.lower() == "none":
+        return data, None, "none: the last model will be the result"
+    validation = open_data(val, images, categories=data.categories, on_error=on_error)
+    return data, validation, str(validation)
+
+
+def unfitted(data: CocoDataset, name: str, pretrained: str | None, given: Mapping[str, Any]) -> Recipe:
+    """The preset and the defaults as they are."""
     from .. import presets
-    from ..model.maskrcnn import MaskRCNN
+    from ..config import TrainConfig
     from ..settings import override
-    from ..weights.catalogue import weights
-    from ..weights.load import load, load_trunk
-    from ..weights.transfer import for_categories, transfer
+    from ..training.recipe import Reason, Recipe
+    from ..weights.pretrained import config_of, kind_of
 
-    fitted = {"input.intensity_range": data.intensity_range()}  # of 16-bit pictures
-    trunks = [record.name for record in weights() if record.kind == "trunk"]
-    if start is None or start.lower().replace("-", "_") in trunks:
-        config = override(getattr(presets, preset)(data.categories), fitted | dict(changes))
-        return config if start is None else load_trunk(MaskRCNN.from_config(config), start)
-    model = load(start)
-    return transfer(model, override(for_categories(model.config, data.categories), fitted | dict(changes)))
+    if name == "auto" and kind_of(pretrained) == "detector" and pretrained:
+        name, model = pretrained, config_of(pretrained, data.categories)
+    elif name == "auto":
+        raise ValueError("--recipe none needs a --model, such as maskrcnn_r18_small")
+    else:
+        model = getattr(presets, name)(data.categories)
+    model = override(model, {"input.intensity_range": data.intensity_range()} | _model(given))  # of 16-bit pictures
+    return Recipe(model, override(TrainConfig(), _training(given)), (Reason("model", name, "as given, with no look at the data"),), pretrained)
 
 
-def plan(network: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDataset | None, config: TrainConfig, name: str, out: Path) -> str:
-    """What is going to happen, in a few lines."""
-    model = getattr(network, "config", network)
+def recorded(path: Path, given: Mapping[str, Any]) -> Recipe:
+    """The settings of a run that goes on, with what the command says now: a difference is refused by name when it is resumed."""
+    from ..config import ModelConfig, TrainConfig
+    from ..settings import from_dict, override
+    from ..training.recipe import Reason, Recipe
+
+    run = json.loads(path.read_text())
+    model, training = from_dict(ModelConfig, run["model"]), from_dict(TrainConfig, run["train"])
+    reasons = (Reason("settings", path.name, "of the run that goes on"),)
+    return Recipe(override(model, _model(given)), override(training, _training(given)), reasons)
+
+
+def plan(made: Recipe, data: CocoDataset, judged: str, pretrained: str, out: Path) -> str:
+    """What is going to happen, in a few lines, and why."""
+    model, config = made.model, made.training
     heads = ", ".join(["boxes", *(["masks"] if model.mask else []), *(["keypoints"] if model.keypoint else [])])
     names = ", ".join(c.name for c in data.categories[:8]) + (f" and {len(data.categories) - 8} more" if len(data.categories) > 8 else "")
     length = f"{config.steps} steps" if config.steps else f"{config.max_time / 60:g} minutes" if config.max_time else f"{config.epochs:g} epochs"
@@ -140,9 +203,12 @@ def plan(network: ModelConfig | MaskRCNN, data: CocoDataset, validation: CocoDat
         (
             f"data        {data}",
             f"categories  {names}",
-            f"validation  {validation or 'none: the last model will be the result'}",
-            f"model       {name}: {heads}",
+            f"validation  {judged}",
+            f"model       {heads}; starts from {pretrained if pretrained.lower() != 'none' else 'random weights'}",
             f"training    {length}, {config.batch_size * config.accumulate} images a step and process, {rate}, {config.precision}",
             f"run folder  {out}",
+            "",
+            str(made),
+            "",
         )
     )

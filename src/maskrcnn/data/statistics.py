@@ -102,7 +102,7 @@ def _colour_and_light(data: CocoDataset) -> tuple[bool, bool, float]:
         grey, middle = picture @ _LUMA, (picture.shape[0] + 1) // 2
         light.append((grey[:middle].mean() - grey[-middle:].mean()) / (grey.std() + 1))
         mean.append(grey.mean())
-    return bool(np.mean(np.array(difference) > _COLOURED) > 0.1), bool(np.std(mean) > _VARIED), float(abs(np.mean(light)))
+    return bool(np.mean(np.array(difference) > _COLOURED) > 0.05), bool(np.std(mean) > _VARIED), float(abs(np.mean(light)))
 
 
 def _uprightness(boxes: Float[np.ndarray, "N 4"], sizes: Int[np.ndarray, "N 2"]) -> dict[str, float]:

@@ -46,13 +46,13 @@ class Reason(NamedTuple):
 class Choices:
     """The settings as far as they are chosen."""
 
-    facts: Statistics
     kind: Kind
     device: torch.device
     given: frozenset[str]
     model: ModelConfig
     training: TrainConfig
     reasons: list[Reason] = field(default_factory=list)
+    facts: Statistics = field(init=False)
 
     @property
     def imitation(self) -> bool:
@@ -95,7 +95,7 @@ def scale(choices: Choices) -> None:
         scale = float(np.round(min(1.0, max(LARGE_SIDE / median, LEAST_SIDE / small)), 2))
         why = f"the median object spans {median:.0f} px, of which {median * scale:.0f} are enough"
     else:
-        scale = float(np.clip(np.round(2 * OBJECT_SIDE / median) / 2, 1.0, 4.0))
+        scale = float(np.clip(np.ceil(2 * OBJECT_SIDE / median - 0.2) / 2, 1.0, 4.0))  # halves, a tenth less is no reason for the next
         cells = f"{median / 4:.1f} cells of the finest level" + (f", magnified {median * scale / 4:.1f}" if scale > 1 else "")
         why = f"the median object spans {median:.0f} px, {cells}; {OBJECT_SIDE // 4} are wanted"
     choices.choose("model.input.min_size", None, "pictures keep their own scale, times the next line")

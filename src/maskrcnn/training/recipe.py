@@ -12,22 +12,19 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from .. import presets
 from ..config import ModelConfig, TrainConfig
 from ..data.coco import CocoDataset
-from ..data.statistics import Statistics, statistics_of
+from ..data.statistics import statistics_of
 from ..settings import override
 from ..weights.pretrained import Kind, config_of, kind_of
 from . import choices as choose
 from .choices import Choices, Reason
 from .memory import GIB, available_memory
-
-Preset = Literal["maskrcnn_r18_small", "maskrcnn_r50_fpn", "maskrcnn_r101_fpn", "maskrcnn_r50_c4", "torchvision_v1", "torchvision_v2"]
-PRESETS: tuple[str, ...] = get_args(Preset)
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,9 @@ def recipe(
         DataError: no object to choose from.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts, kind = statistics_of(data), kind_of(pretrained)
-    choices = _begin(data, facts, model, pretrained, kind, place, dict(settings or {}))
-    if max_time is not None:
-        choices.training = replace(choices.training, max_time=max_time)
+    given = {**(settings or {}), **({} if max_time is None else {"max_time": max_time})}
+    choices = _begin(data, model, pretrained, kind_of(pretrained), place, given)
+    choices.facts = statistics_of(data)
     choose.heads(choices)
     choose.scale(choices)
     choose.augment(choices)
@@ -96,13 +92,7 @@ def recipe(
 
 
 def _begin(
-    data: CocoDataset,
-    facts: Statistics,
-    model: str | ModelConfig,
-    pretrained: str | Path | None,
-    kind: Kind,
-    device: torch.device,
-    settings: dict[str, Any],
+    data: CocoDataset, model: str | ModelConfig, pretrained: str | Path | None, kind: Kind, device: torch.device, settings: dict[str, Any]
 ) -> Choices:
     """The architecture, with all that the user gave."""
     name, why = (model, "as given") if isinstance(model, str) else ("configuration", "as given")
@@ -112,30 +102,30 @@ def _begin(
         config = model
     else:
         if name == "auto":
-            name, why = _architecture(facts, pretrained, kind, device)
-        if name not in PRESETS:
-            raise ValueError(f'model: got "{name}", must be "auto" or one of {", ".join(PRESETS)}')
+            name, why = _architecture(len(data), pretrained, kind, device)
+        if name not in get_args(presets.Preset):
+            raise ValueError(f'model: got "{name}", must be "auto" or one of {", ".join(get_args(presets.Preset))}')
         config = getattr(presets, name)(data.categories)
     if (fitted := data.intensity_range()) is not None:
         config = replace(config, input=replace(config.input, intensity_range=fitted))
     own = {setting.removeprefix("model."): value for setting, value in settings.items() if setting.startswith("model.")}
     training = override(TrainConfig(), {setting: value for setting, value in settings.items() if not setting.startswith("model.")})
-    choices = Choices(facts, kind, device, frozenset(settings), override(config, own), training)
+    choices = Choices(kind, device, frozenset(settings), override(config, own), training)
     choices.reasons.append(Reason("model", name, why))
     said = {"none": "random weights, unless another start is named", "trunk": "an ImageNet trunk; all else begins anew"}
     choices.reasons.append(Reason("pretrained", pretrained or "none", said.get(kind, "a detector; what fits its weights is kept")))
     return choices
 
 
-def _architecture(facts: Statistics, pretrained: str | Path | None, kind: Kind, device: torch.device) -> tuple[str, str]:
+def _architecture(images: int, pretrained: str | Path | None, kind: Kind, device: torch.device) -> tuple[str, str]:
     """The preset's name and why it."""
     if kind == "trunk":
         source = str(pretrained).lower()
         fitting = next((preset for depth, preset in (("18", "r18_small"), ("101", "r101_fpn")) if f"resnet{depth}" in source), "r50_fpn")
         return f"maskrcnn_{fitting}", "it has the pretrained trunk"
-    if device.type == "cuda" and facts.images >= choose.LITTLE:
-        return "maskrcnn_r50_fpn", f"a GPU and {facts.images:,} pictures"
-    return "maskrcnn_r18_small", "a small network: " + ("a CPU trains" if device.type != "cuda" else f"{facts.images:,} pictures from scratch")
+    if device.type == "cuda" and images >= choose.LITTLE:
+        return "maskrcnn_r50_fpn", f"a GPU and {images:,} pictures"
+    return "maskrcnn_r18_small", "a small network: " + ("a CPU trains" if device.type != "cuda" else f"{images:,} pictures from scratch")
 
 
 def _shown(value: Any) -> str:
