@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
 LAYERS = (
     ("config", "presets", "settings", "structures", "ops", "preprocess", "images"),
     ("model", "data", "weights", "instances", "draw", "formats"),
-    ("prediction", "evaluation"),
+    ("prediction", "evaluation", "doctor"),
     ("training",),
     ("demo", "cli", "__init__", "__main__"),
 )

@@ -46,14 +46,17 @@ CROWD = 12
 """From this many objects on, a name must fit its object or it is left out."""
 
 
-def draw(instances: Instances, image: UInt8[np.ndarray, "H W 3"] | None = None, *, boxes: bool = True, names: bool = True) -> Image.Image:
+def draw(
+    instances: Instances, image: UInt8[np.ndarray, "H W 3"] | None = None, *, boxes: bool = True, names: bool = True, scores: bool = True
+) -> Image.Image:
     """The picture with its objects drawn on it.
 
     Args:
         instances: what was found.
         image: the picture, where `instances` does not carry it.
         boxes: draw boxes.
-        names: write category and score.
+        names: write the categories.
+        scores: and the scores.
     """
     picture = instances.image if image is None else image
     if picture.shape[:2] != instances.size:
@@ -75,7 +78,7 @@ def draw(instances: Instances, image: UInt8[np.ndarray, "H W 3"] | None = None, 
             pen.rectangle(_pixels(corners[n]), outline=colors[n], width=width)
     _draw_skeletons(pen, instances, colors, unit)
     if names:
-        _draw_names(pen, instances, colors, unit)
+        _draw_names(pen, instances, colors, unit, scores)
     return drawn
 
 
@@ -149,7 +152,7 @@ def _draw_skeleton(pen: ImageDraw.ImageDraw, joints: list[list[float]], category
                 pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=ink)
 
 
-def _draw_names(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Color], unit: float) -> None:
+def _draw_names(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Color], unit: float, scores: bool) -> None:
     """Writes names from the best object on, each where it covers no other; in a crowd only those that are small beside their object."""
     height, width = instances.size
     crowded = len(instances) >= CROWD
@@ -157,7 +160,7 @@ def _draw_names(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Col
     taken = np.zeros((0, 4))
     for box, name, score, color in zip(instances.boxes.tolist(), instances.names, instances.scores.tolist(), colors, strict=True):
         percent = f"{100 * score:.0f}%"
-        for text in (percent,) if single else (f"{name} {percent}", name):
+        for text in (name,) if not scores else (percent,) if single else (f"{name} {percent}", name):
             label = _label(text, box, unit, crowded, (height, width), taken)
             if label is not None:
                 place, origin, font = label

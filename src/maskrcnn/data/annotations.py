@@ -129,7 +129,14 @@ class _Shape:
     area: float | None = None
 
 
-def _is_number(value: Any) -> bool:
+def far_apart(box: Box, around: Box) -> float:
+    """By how many pixels a side of a box is off that around its mask, 0 where that is nothing unusual."""
+    off = float(np.abs(np.subtract(box, around)).max())
+    return off if off > max(_FAR_PIXELS, _FAR_PART * max(box[2] - box[0], box[3] - box[1])) else 0.0
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number of JSON."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -137,7 +144,7 @@ def _box(given: Any, size: tuple[int, int], has_mask: bool, flat: bool, tell: An
     """`flat`: there was a mask, but without area. A box without area beside it is no mistake but an object of no size (COCO has two)."""
     if given is None or given == []:
         return None
-    if not isinstance(given, list | tuple) or len(given) != 4 or not all(map(_is_number, given)):
+    if not isinstance(given, list | tuple) or len(given) != 4 or not all(map(is_number, given)):
         return tell("box is not four numbers", f"bbox is {given!r:.80}", "write bbox as [x, y, width, height] in pixels")
     x, y, width, height = given
     if flat and width >= 0 and height >= 0 and width * height == 0:
@@ -200,7 +207,7 @@ def _run_lengths(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> 
 
 def _area(given: Any, mask: float | None, tell: Any) -> float | None:
     """The area as the file has it; a note where it cannot be that of the mask."""
-    area = float(given) if _is_number(given) else None
+    area = float(given) if is_number(given) else None
     wrong = area is None if given is not None else False
     if area is not None:
         wrong = area < 0 or (mask is not None and abs(area - mask) > max(_AREA_PIXELS, _AREA_PART * mask))
@@ -218,7 +225,7 @@ def _keypoints(raw: Mapping[str, Any], category: Category, size: tuple[int, int]
     if count == 0:
         where = f'category "{category.name}" names no keypoints'
         return tell("keypoints without names", where, 'list the names of the joints as "keypoints" of the category')
-    if len(given) != 3 * count or not all(_is_number(v) for v in given):
+    if len(given) != 3 * count or not all(is_number(v) for v in given):
         detail = f'{len(given)} values for the {count} joints of category "{category.name}"'
         return tell("keypoints of another length", detail, f"write {3 * count} finite numbers: x, y, visibility of each joint")
     points = np.array(given, dtype=np.float64).reshape(-1, 3)
@@ -241,8 +248,7 @@ def _compare(box: Box | None, around: Box | None, keypoints: np.ndarray | None, 
     if box is None:
         return
     if around is not None:
-        off = np.abs(np.subtract(box, around)).max()
-        if off > max(_FAR_PIXELS, _FAR_PART * max(box[2] - box[0], box[3] - box[1])):
+        if off := far_apart(box, around):
             tell("box far from its mask", f"a side is off by {off:.0f} px", "the box is used as it is; look at the annotation", False)
     if keypoints is not None:
         x, y = keypoints[keypoints[:, 2] > 0, :2].T

@@ -57,18 +57,23 @@ class Checked:
     """Places of the annotations of which nothing is left to use, though nothing harmful is wrong with them."""
 
 
-def describe(name: str, problems: Sequence[Problem]) -> str:
-    """The problems as text, grouped by kind: the cure once, then the first 20 places."""
+def describe(name: str, problems: Sequence[Problem], noun: str = "problem", most: int | None = _SHOWN) -> str:
+    """The problems as text, grouped by kind: the cure once, then the first 20 places (None: all)."""
+    return "\n".join([f"{name}: {len(problems):,} {noun}{'s' * (len(problems) != 1)}", *listed(problems, most)])
+
+
+def listed(problems: Sequence[Problem], most: int | None = _SHOWN) -> list[str]:
+    """The lines of `describe` without the first."""
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         kinds.setdefault((problem.kind, problem.cure), []).append(problem)
-    lines = [f"{name}: {len(problems)} problem{'s' * (len(problems) != 1)}"]
+    lines = []
     for (kind, cure), found in kinds.items():
         lines.append(f"  {kind} ({len(found)}): {cure}")
-        lines += [f"    {p.where}: {p.detail}" for p in found[:_SHOWN]]
-        if len(found) > _SHOWN:
-            lines.append(f"    .. and {len(found) - _SHOWN} more")
-    return "\n".join(lines)
+        lines += [f"    {p.where}: {p.detail}" for p in found[:most]]
+        if most is not None and len(found) > most:
+            lines.append(f"    .. and {len(found) - most} more")
+    return lines
 
 
 def summary(name: str, problems: Sequence[Problem]) -> str:
@@ -164,6 +169,8 @@ class _Annotations:
     ) -> None:
         self.images, self.annotations, self.places = images, annotations, places
         self.labels, self.categories = labels, categories
+        listed = (image.get("id") for image in images if isinstance(image, Mapping))
+        self.broken = {i for i in listed if _is_whole(i) and i not in places}
         self.problems: list[Problem] = []
         self.empty: list[int] = []
         self.ids: dict[int, int] = {}
@@ -186,6 +193,8 @@ class _Annotations:
             tell("annotation id used twice", f"also that of annotations[{self.ids[raw['id']]}]", "give each annotation its own id", True)
         if raw["id"] == 0:
             tell("annotation with id 0", "pycocotools takes a match with it for none", "number annotations from 1", False)
+        if _is_whole(raw.get("image_id")) and raw["image_id"] in self.broken:
+            return  # of which everything is said
         if not _is_whole(raw.get("image_id")) or raw["image_id"] not in self.places:
             tell("annotation of an unknown image", f"image_id is {raw.get('image_id')!r}", "add the image to the list, or drop the annotation", True)
             return

@@ -151,7 +151,7 @@ class CocoDataset:
 
     def describe_notes(self) -> str:
         """What looks wrong but does no harm, as text."""
-        return describe(self.name, self.notes)
+        return describe(self.name, self.notes, "note")
 
     def truth(self) -> dict[str, Any]:
         """COCO's dict for the evaluation: ids as in the file, joints in the order of `categories`; ignore regions are crowds; no field is missing."""
@@ -174,6 +174,11 @@ class CocoDataset:
         if self.image_folder is None:
             raise DataError(f'{self.name}: no folder of pictures; open it as CocoDataset("{self.name}", images="FOLDER")')
         return self.image_folder / image["file_name"]
+
+    @property
+    def raw(self) -> Mapping[str, list[Any]]:
+        """COCO's dict of everything that was opened, unusable entries included; `Problem.annotation` and `.image` are places in its lists."""
+        return self._content
 
     def content(self) -> dict[str, Any]:
         """COCO's dict of the pictures and annotations in use, as the file has them, with all that it says besides."""

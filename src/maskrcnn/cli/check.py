@@ -1,0 +1,44 @@
+"""`maskrcnn check`: what is wrong with annotated pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def check(
+    data: str,
+    *,
+    images: Path | None = None,
+    val: str | None = None,
+    val_images: Path | None = None,
+    fix: Path | None = None,
+    html: Path | None = None,
+    decode: bool = True,
+    everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
+) -> int:
+    """List everything that is wrong with annotated pictures: file, annotation and cure.
+
+    Reads every annotation and decodes every picture to its end; what is found out about an unchanged file is remembered. The exit status is 0 if all
+    is well or can be used as it is, 1 if there are problems.
+
+    Args:
+        data: Annotation file or folder of any known format; one split of several as data.yaml:val.
+        images: Folder of the pictures; by default where the annotations have them.
+        val: Annotations to validate on: checked as well, and searched for pictures of the training data.
+        val_images: Folder of the validation pictures; by default --images.
+        fix: COCO file to write, with everything mended that has one right answer.
+        html: Page to write, one file: counts, sizes, shapes, balance of the categories, problems, drawn samples.
+        decode: Decode every picture, or read headers only.
+        everything: List every place, not only the first 20 of each kind.
+    """
+    from ..doctor.check import check as run
+
+    report = run(data, images, validation=val, validation_images=val_images, decode_images=decode, fix=fix, html=html)
+    print(report.describe(None if everything else 20))
+    for path in (fix, html):
+        if path is not None:
+            print(f"written: {path}")
+    return 1 if report.harmful else 0
