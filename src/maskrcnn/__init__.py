@@ -30,6 +30,7 @@ _HOMES = {
     "doctor.check": ("check",),
     "formats.open": ("open_data",),
     "formats.convert": ("convert",),
+    "formats.convert": ("convert",),
     "weights.load": ("load", "load_trunk", "save"),
     "prediction.predictor": ("predict",),
     "evaluation.coco": ("evaluate",),

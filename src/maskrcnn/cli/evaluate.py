@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from cyclopts.types import ExistingFile
-
 
 def evaluate(
     model: str,
     /,
     *,
-    data: ExistingFile,
+    data: str,
     images: Path | None = None,
     out: Path | None = None,
     max_detections: int | None = None,
@@ -24,17 +22,17 @@ def evaluate(
 
     Args:
         model: Name of published weights, run folder, checkpoint, or a results.json.
-        data: COCO annotation file.
-        images: Folder of its pictures; by default the annotation file's own.
+        data: Annotation file or folder, in any format that `maskrcnn convert` reads; a split is named behind a colon, as data.yaml:val.
+        images: Folder of its pictures; by default where the format has them.
         out: Folder for metrics.json and results.json; nothing is written without it.
         max_detections: Detections per picture that count, where 100 are too few.
         batch_size: Pictures of equal shape that go through the model together.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
     """
-    from ..data.coco import CocoDataset
     from ..evaluation.coco import evaluate as run
+    from ..formats.open import open_data
     from .device import chosen
 
-    pictures = CocoDataset(data, images, on_error=on_error)
+    pictures = open_data(data, images, on_error=on_error)
     print(run(model, pictures, out=out, max_detections=max_detections, batch_size=batch_size, device=chosen(device), progress=True))

@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..ops import rle as run_lengths
 from .content import Annotated, picture_folder
-from .parts import Losses, Target
+from .parts import Losses, Target, mask_box, rle_of, size_of
 from .source import Source
 
 NAME = "coco"
@@ -47,8 +48,21 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     """Writes one JSON file; nothing is lost."""
     content = dict(annotated.content)
     content["images"] = [{**image, "file_name": target.refer(image, target.file.parent)} for image in content["images"]]
-    content["annotations"] = [{key: value for key, value in raw.items() if key != "where"} for raw in content["annotations"]]
+    sizes = {image["id"]: size_of(image) for image in content["images"]}
+    content["annotations"] = [_complete(raw, sizes[raw["image_id"]]) for raw in content["annotations"]]
     target.write(target.file, json.dumps(content))
+
+
+def _complete(raw: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """An annotation with what other readers of COCO ask for: bbox and area of the mask, where it does not have its own."""
+    entry = {key: value for key, value in raw.items() if key != "where" and not (key == "keypoints" and not value)}
+    if not entry.get("bbox") and (box := mask_box(raw, size)):
+        entry["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    if "area" not in entry and (rle := rle_of(raw, size)):
+        entry["area"] = run_lengths.area(rle)
+    elif "area" not in entry and entry.get("bbox"):
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    return entry
 
 
 def _is_coco(content: Any) -> bool:

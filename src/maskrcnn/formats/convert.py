@@ -16,7 +16,6 @@ from .content import Annotated
 from .open import located, read, recognised
 from .parts import Losses, Pictures, Target
 
-Format = Literal["coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each"]
 WRITERS: dict[str, Any] = {
     "coco": coco,
     "yolo-seg": yolo,
@@ -35,7 +34,7 @@ _WITH_PICTURES = (yolo, voc, png)  # that have to be in the folder
 def convert(
     source: str | Path,
     out: str | Path,
-    format: Format,
+    format: str,
     *,
     images: str | Path | None = None,
     val: str | Path | None = None,
@@ -106,8 +105,7 @@ def write_all(
         raise ValueError(f"{format}: the pictures have to lie beside the annotations; choose copy or link for them")
     if simplify < 0:
         raise ValueError(f"simplify is {simplify}, must be 0 or more pixels")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there already; nothing was written. Choose another name, or remove it")
+    check_new(out, format)
     suffix = getattr(writer, "SUFFIX", None)
     single = bool(suffix) and out.suffix.lower() == suffix
     if single and (len(parts) > 1 or pictures != "reference"):
@@ -128,6 +126,18 @@ def write_all(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return losses
+
+
+def check_new(out: Path, format: str) -> None:
+    """Whether annotations can be written there.
+
+    Raises:
+        FileExistsError: `out` is there already, and not an empty folder.
+        ValueError: an unknown format.
+    """
+    writer_of(format)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; nothing was written. Choose another name, or remove it")
 
 
 def writer_of(format: str) -> Any:

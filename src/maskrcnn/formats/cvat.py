@@ -25,7 +25,7 @@ from ..data.check import DataError
 from ..ops import rle as run_lengths
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, tracked
-from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, own_box, rle_of, size_of
+from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, numbers, own_box, rle_of, size_of
 from .source import Source
 
 NAME = "cvat"
@@ -223,7 +223,7 @@ def _write_object(node: Element, raw: dict, image: dict, category: dict, skeleto
     size = size_of(image)
     shapes: list[tuple[str, dict[str, str]]] = []
     polygons = drawable(raw, target.tolerance)
-    shapes += [("polygon", {"points": ";".join(f"{number(x)},{number(y)}" for x, y in p.tolist())}) for p in polygons]
+    shapes += [("polygon", {"points": ";".join(f"{x},{y}" for x, y in numbers(p))}) for p in polygons]
     if not polygons and (rle := rle_of(raw, size)) is not None and run_lengths.area(rle):
         crop, x0, y0 = run_lengths.decode_crop(rle)
         edges = np.flatnonzero(np.diff(crop.reshape(-1).astype(np.int8), prepend=0))

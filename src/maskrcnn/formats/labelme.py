@@ -24,7 +24,7 @@ from ..data.annotations import JOINT_OFFSET
 from ..ops import rle as run_lengths
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, pictures_in, relative, tracked
-from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, own_box, rle_of, size_of
+from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, numbers, own_box, rle_of, size_of
 from .source import Source, read_json
 
 NAME = "labelme"
@@ -181,8 +181,15 @@ def _written(raw: dict, image: dict, category: dict, group: int, target: Target,
     size = size_of(image)
 
     def add(kind: str, points: Any, more: dict[str, Any], label: str = category["name"]) -> None:
-        points = [[number(x), number(y)] for x, y in np.asarray(points, dtype=float).reshape(-1, 2).tolist()]
-        shape = {"label": label, "points": points, "group_id": None, "description": "", "shape_type": kind, "flags": {}, "mask": None}
+        shape = {
+            "label": label,
+            "points": numbers(np.reshape(points, (-1, 2))),
+            "group_id": None,
+            "description": "",
+            "shape_type": kind,
+            "flags": {},
+            "mask": None,
+        }
         shapes.append(shape | more)
 
     more = ({"flags": {"ignore": True}} if ignored(raw) else {}) | ({"score": number(raw["score"])} if "score" in raw else {})

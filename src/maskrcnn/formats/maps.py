@@ -39,6 +39,24 @@ def read_ids(path: Path) -> Ids:
     return values.astype(np.int64)
 
 
+def read_mask(path: Path) -> dict[str, Any] | None:
+    """The RLE of all that is not 0 in a file; None where it is empty.
+
+    Raises:
+        ValueError: no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            plain = image.convert("RGB") if image.mode == "RGBA" else image.convert("L") if image.mode == "LA" else image
+            box = plain.getbbox()
+            values = np.asarray(plain.crop(box)) if box else np.zeros((0, 0))
+            size = (image.height, image.width)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name}: cannot be read as a picture: {error}") from None
+    crop = (values.max(axis=2) if values.ndim == 3 else values) > 0
+    return run_lengths.encode_crop(crop, box[0], box[1], size) if box else None
+
+
 def objects_of(ids: Ids, without: Iterable[int] = ()) -> dict[int, dict[str, Any]]:
     """The RLE of each id but 0, in their order."""
     height, width = ids.shape
@@ -79,6 +97,16 @@ def png(ids: Ids, palette: bool = False, deep: bool = False) -> bytes:
         image = Image.fromarray(ids.astype(np.uint8 if most < 256 and not deep else np.uint16))
     if palette and image.mode == "L":
         image.putpalette(voc_colours().reshape(-1).tolist())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def black_and_white(rle: Mapping[str, Any]) -> bytes:
+    """A PNG of one mask: 255 inside, 0 outside."""
+    crop, x0, y0 = run_lengths.decode_crop(rle)
+    image = Image.new("L", (rle["size"][1], rle["size"][0]))
+    image.paste(Image.fromarray(crop.astype(np.uint8) * 255), (x0, y0))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

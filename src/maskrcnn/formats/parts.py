@@ -255,6 +255,13 @@ def drawable(raw: Mapping[str, Any], tolerance: float) -> list[Outline]:
     return traced(mask, tolerance) if tolerance and all(_area(ring) > 0 for ring in trace(run_lengths.decode_crop(mask)[0])) else []
 
 
+def numbers(values: Any) -> list[Any]:
+    """An array as lists of what `number` gives."""
+    rounded = np.asarray(values, dtype=np.float64).round(6)
+    whole = rounded.astype(np.int64)
+    return whole.tolist() if (whole == rounded).all() else rounded.tolist()
+
+
 def number(value: float) -> float | int:
     """As a file shows it: whole where it is, else to a millionth."""
     rounded = round(value, 6)

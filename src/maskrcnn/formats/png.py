@@ -18,7 +18,7 @@ from typing import Any
 from ..data.check import DataError
 from ..ops import rle as run_lengths
 from .content import Annotated, Builder, Drawn, pictures_in, relative, tracked
-from .maps import objects_of, paint, png, read_ids
+from .maps import black_and_white, objects_of, paint, png, read_ids, read_mask
 from .parts import Losses, Target, ignored, joints_of, label_of, names_of, own_box, rle_of, size_of
 from .source import Source
 
@@ -50,26 +50,40 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
         image = builder.image(relative(picture, root))
         if image is None:
             continue
+        each = isinstance(masks, list)
         for mask in masks if isinstance(masks, list) else [masks]:
             name = relative(mask, source.path)
-            try:
-                ids = read_ids(mask)
-            except ValueError as error:
-                builder.problem("unreadable mask", name, str(error), "restore the file")
-                continue
-            if ids.shape != builder.size(image):
-                detail = f"is {ids.shape[1]} x {ids.shape[0]}, its picture {builder.size(image)[1]} x {builder.size(image)[0]}"
-                builder.problem("mask of another size", name, detail, "save the mask in the picture's size")
-                continue
-            found = objects_of((ids > 0).astype(int) if isinstance(masks, list) else ids)
-            several |= len(found) > 1 or isinstance(masks, list)
+            found = _found(builder, image, mask, name, each)
+            several |= len(found) > 1 or each
             for one, rle in found.items():
                 category, ignore = listed.get((name, one), ("object", False))
-                builder.add(image, Drawn(category, name if isinstance(masks, list) else f"{name}, id {one}", rles=[rle], ignore=ignore))
+                builder.add(image, Drawn(category, name if each else f"{name}, id {one}", rles=[rle], ignore=ignore))
     if not several and pairs:
         cure = "if a mask shows several objects, give each its own value"
         builder.problem("one object a picture", source.name, "no mask has more than one value besides 0", cure, False)
     return builder.done()
+
+
+def _found(builder: Builder, image: int, mask: Path, name: str, each: bool) -> dict[int, dict[str, Any]]:
+    """The objects of one file, by id."""
+    height, width = builder.size(image)
+    try:
+        if each:
+            rle = read_mask(mask)
+            found, size = ({1: rle}, tuple(rle["size"])) if rle else ({}, (height, width))
+        else:
+            ids = read_ids(mask)
+            found, size = objects_of(ids) if ids.shape == (height, width) else {}, ids.shape
+    except ValueError as error:
+        builder.problem("unreadable mask", name, str(error), "restore the file")
+        return {}
+    if size != (height, width):
+        detail = f"is {size[1]} x {size[0]}, its picture {width} x {height}"
+        builder.problem("mask of another size", name, detail, "save the mask in the picture's size")
+        return {}
+    if each and not found:
+        builder.problem("empty mask", name, "holds nothing but 0", "it is left out", False)
+    return found
 
 
 def _pairs(source: Source, images: str | Path | None) -> Iterator[tuple[Path, Path | list[Path]]]:
@@ -138,7 +152,7 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
         if each:
             (target.folder / "masks" / stem).mkdir(parents=True)
             for one, rle in masks.items():
-                target.write(target.folder / "masks" / stem / f"{one:04d}.png", png(run_lengths.decode(rle) * 255))
+                target.write(target.folder / "masks" / stem / f"{one:04d}.png", black_and_white(rle))
         else:
             ids, covered = paint(masks, size_of(image))
             for one in covered:

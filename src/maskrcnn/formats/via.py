@@ -24,7 +24,7 @@ from ..data.annotations import JOINT_OFFSET
 from ..data.check import DataError
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, tracked
-from .parts import Losses, Target, ignored, joints_of, label_of, names_of, number, outlines, own_box, size_of
+from .parts import Losses, Target, ignored, joints_of, label_of, names_of, number, numbers, outlines, own_box, size_of
 from .source import Source
 
 NAME = "via"
@@ -222,7 +222,7 @@ def _written(raw: dict, image: dict, category: dict, group: int, target: Target,
     size = size_of(image)
     shapes: list[dict[str, Any]] = []
     for polygon in outlines(raw, size, target.tolerance):
-        x, y = ([number(v) for v in column] for column in polygon.T)
+        x, y = numbers(polygon.T)
         shapes.append({"name": "polygon", "all_points_x": x, "all_points_y": y})
     if (box := own_box(raw, size)) is not None:
         x0, y0, x1, y1 = box

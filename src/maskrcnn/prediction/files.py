@@ -2,7 +2,8 @@
 
 In:  a model, files and folders.
 Out: OUT/results.json, COCO results with `image_id` (the sorted file's number, from 1) and `file_name`; OUT/<file name>, the overlays, in the
-     folders' own structure. A file that cannot be read is named in the summary and left out; the rest is done.
+     folders' own structure; OUT/FORMAT, annotations to correct, where they are asked for. A file that cannot be read is named in the summary and
+     left out; the rest is done.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..images import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
+from .drafts import Drafts
 from .predictor import Form, Source, answering, image_files, stream
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Summary:
     seconds: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
     """File and reason."""
+    lost: str = ""
+    """What the annotation format could not hold."""
 
     def table(self) -> Table:
         """Objects of each category, for a terminal."""
@@ -72,6 +76,8 @@ def predict_files(
     form: Form = "fast",
     device: torch.device | str | None = None,
     overlays: bool = True,
+    annotations: str | None = None,
+    simplify: float = 0.5,
     progress: bool = True,
     console: Console | None = None,
 ) -> Summary:
@@ -86,17 +92,21 @@ def predict_files(
         form: see `predict`.
         device: where to run; by default where the model is.
         overlays: draw one for each picture.
+        annotations: also write annotations of this format (see `convert`) to OUT/FORMAT, to be corrected by hand.
+        simplify: pixels by which their outlines may be off, to have few points; 0 = exact.
         progress: show a progress bar.
         console: where the bar is shown.
 
     Raises:
         FileNotFoundError: an input that does not exist.
+        FileExistsError: OUT/FORMAT exists.
         ValueError: a folder without pictures, or an overlay would replace an input.
     """
     out = Path(out)
     files = _named(inputs, out)
     targets = _overlay_paths(files, out) if overlays else {}
     answer = answering(model, form=form, device=device, min_score=min_score)
+    drafts, paths = Drafts(annotations, out, simplify) if annotations else None, {name: path for path, name in files}
     out.mkdir(parents=True, exist_ok=True)
     summary, start = Summary(out), time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -111,13 +121,16 @@ def predict_files(
 
         sources = (Source(path, n, name) for n, (path, name) in enumerate(files, start=1))
         for instances in stream(answer, sources, batch_size=batch_size, keep_images=overlays, on_error=failed):
-            write(instances.to_coco())
+            write(entries := instances.to_coco())
+            if drafts:
+                drafts.add(paths[instances.file_name or ""], instances, entries)
             if overlays:
                 _save_overlay(instances, targets[instances.file_name or ""])
             summary.images += 1
             summary.objects.update(instances.names)
             summary.pictures_with.update(set(instances.names))
             bar.advance(task)
+        summary.lost = drafts.write(progress=False) if drafts else ""
     summary.seconds = time.perf_counter() - start
     return summary
 
