@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 
 Outline = Float[np.ndarray, "_ 2"]
 
 
-def trace(mask: Bool[np.ndarray, "h w"]) -> list[Int64[np.ndarray, "_ 2"]]:
+def trace(mask: Bool[np.ndarray, "h w"]) -> list[Outline]:
     """The outlines (x, y) of a mask: one for each part (pixels that share an edge) and one for each hole; only the corners are listed."""
     padded = np.pad(np.asarray(mask, dtype=bool), 1).astype(np.int8)
     y, left, right, way = _runs(padded[1:, 1:-1] - padded[:-1, 1:-1])  # inside below: to the right
@@ -28,7 +28,7 @@ def trace(mask: Bool[np.ndarray, "h w"]) -> list[Int64[np.ndarray, "_ 2"]]:
     to_vertical = _next(heads[:, 1] * width + heads[:, 0], way, up_tail * width + x, down)
     to_horizontal = _next(up_head * width + x, -down, tails[:, 1] * width + tails[:, 0], way)
     following = to_horizontal[to_vertical].tolist()
-    ends = np.stack([tails, heads], axis=1)
+    ends = np.stack([tails, heads], axis=1).astype(np.float64)
     outlines, seen = [], bytearray(len(following))
     for start in range(len(following)):
         order = []
@@ -99,7 +99,7 @@ def simplify(outline: Outline, tolerance: float) -> Outline:
         if distance[worst] > tolerance:
             kept[a + 1 + worst] = True
             pending += [(a, a + 1 + worst), (a + 1 + worst, b)]
-    return points[kept[:-1]] if kept[:-1].sum() > 2 else outline.astype(np.float64)
+    return points[kept[:-1]] if kept[:-1].sum() > 2 else outline
 
 
 def fill(polygons: Sequence[Outline], size: tuple[int, int]) -> dict[str, Any]:
