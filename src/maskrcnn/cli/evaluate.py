@@ -17,6 +17,7 @@ def evaluate(
     batch_size: int = 1,
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
+    tta: str | None = None,
 ) -> None:
     """Print COCO's average precision for boxes, masks and keypoints, over all categories and for each.
 
@@ -29,10 +30,11 @@ def evaluate(
         batch_size: Pictures of equal shape that go through the model together.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
+        tta: See each picture several times and join the answers: flip, turns (by right angles), scales (0.8, 1.25), or several with commas.
     """
     from ..evaluation.coco import evaluate as run
     from ..formats.open import open_data
     from .device import chosen
 
     pictures = open_data(data, images, on_error=on_error)
-    print(run(model, pictures, out=out, max_detections=max_detections, batch_size=batch_size, device=chosen(device), progress=True))
+    print(run(model, pictures, out=out, max_detections=max_detections, batch_size=batch_size, device=chosen(device), tta=tta, progress=True))

@@ -19,6 +19,7 @@ def predict(
     format: Format | None = None,
     simplify: float = 0.5,
     device: str | None = None,
+    tta: str | None = None,
 ) -> int:
     """Find the objects in pictures; write overlays and a results.json in COCO's format.
 
@@ -33,6 +34,7 @@ def predict(
         format: Write the objects also as annotations of this format into OUT/FORMAT, to correct them in an annotation tool and train on them.
         simplify: With --format: pixels by which outlines may be off, to have few points to correct; 0 = exact.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
+        tta: See each picture several times and join the answers: flip, turns (by right angles), scales (0.8, 1.25), or several with commas.
     """
     from rich.console import Console
 
@@ -43,7 +45,10 @@ def predict(
         raise ValueError(f"--min-score: got {min_score:g}, must be from 0 to 1")
     if batch_size < 1:
         raise ValueError(f"--batch-size: got {batch_size}, must be 1 or more")
-    summary = predict_files(model, inputs, out, min_score=min_score, batch_size=batch_size, device=chosen(device), annotations=format, simplify=simplify)
+    chosen_device = chosen(device)
+    summary = predict_files(
+        model, inputs, out, min_score=min_score, batch_size=batch_size, device=chosen_device, tta=tta, annotations=format, simplify=simplify
+    )
     Console().print(summary.table())
     for file, reason in summary.failed:
         print(f"Not done: {reason if file in reason else f'{file}: {reason}'}", file=sys.stderr)

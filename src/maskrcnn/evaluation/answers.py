@@ -27,6 +27,7 @@ def results_on(
     *,
     batch_size: int = 1,
     device: str | None = None,
+    tta: str | None = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     """COCO results for every picture of `data`, with all that the model gives down to its own score threshold.
@@ -38,13 +39,14 @@ def results_on(
         categories: those of `truth`.
         batch_size: pictures of equal padded shape that go through the model together.
         device: where to run; by default where the model is.
+        tta: test-time augmentation, see `predict`.
         progress: show a progress bar.
 
     Raises:
         ValueError: the model and the data have no category in common, or its skeletons differ.
     """
     matches = match_categories(model.config.categories, categories)
-    found = stream(answering(model, device=device), _pictures(data, truth, model.config.input.intensity_range), batch_size=batch_size)
+    found = stream(answering(model, device=device, tta=tta), _pictures(data, truth, model.config.input.intensity_range), batch_size=batch_size)
     results = []
     for instances in track(found, "Evaluating", total=len(data), disable=not progress, transient=True):
         for entry, label in zip(instances.to_coco(), instances.labels.tolist(), strict=True):

@@ -73,6 +73,7 @@ def evaluate(
     max_detections: int | None = None,
     batch_size: int = 1,
     device: str | None = None,
+    tta: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """The average precision of a model, or of results, on annotated pictures.
@@ -86,6 +87,7 @@ def evaluate(
             may give, or 100.
         batch_size: pictures that go through the model together.
         device: where the model runs; by default where it is.
+        tta: test-time augmentation, see `predict`.
         progress: show a progress bar.
 
     Raises:
@@ -95,6 +97,8 @@ def evaluate(
     """
     found = _results(model)
     if found is not None:
+        if tta is not None:
+            raise ValueError(f'tta is "{tta}", but these are results, not a model; leave it out')
         truth, categories = _truth(data)
         _check_results(found, truth, categories, str(model) if isinstance(model, str | Path) else "results")
         tasks: list[Task] = [task for task, name in FIELD.items() if not found or any(r.get(name) is not None for r in found)]
@@ -103,7 +107,7 @@ def evaluate(
 
     network, dataset = _model(model), _dataset(data, images)
     truth, categories = _truth(dataset)
-    found = results_on(network, dataset, truth, categories, batch_size=batch_size, device=device, progress=progress)
+    found = results_on(network, dataset, truth, categories, batch_size=batch_size, device=device, tta=tta, progress=progress)
     heads: dict[Task, Any] = {"bbox": True, "segm": network.config.mask, "keypoints": network.config.keypoint}
     cap = max_detections or max(100, network.config.box.max_detections)
     return _written(evaluate_results(found, truth, categories, [task for task, head in heads.items() if head], cap), found, out)

@@ -98,28 +98,43 @@ class MaskRCNN(nn.Module):
 
     def forward(self, batch: Batch) -> Detections:
         """What is in the pictures, best first, in model-input pixels."""
-        config = self.config
         levels = self.levels(batch)
+        found, _ = self.find(levels, batch)
+        image, slot = found.valid.nonzero(as_tuple=True)
+        boxes, labels = found.boxes[image, slot], found.labels[image, slot]
+        if self.mask_head is not None:
+            masks = self.draw_masks(levels, boxes, labels, image)
+            found = replace(found, masks=_pad(masks, image, slot, found.valid))
+        if self.keypoint_head is not None:
+            points, peaks = self.keypoint_head.decode(self.draw_heatmaps(levels, boxes, image), boxes, labels)
+            found = replace(found, keypoints=_pad(points, image, slot, found.valid), keypoint_logits=_pad(peaks, image, slot, found.valid))
+        return found
+
+    def find(self, levels: list[Tensor], batch: Batch) -> tuple[Detections, int]:
+        """Boxes and classes alone, and how many there are in all pictures together."""
+        config = self.config
         logits, deltas = self.rpn(levels)
         anchors = self.rpn.anchors(levels, batch)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_test, post_nms=config.rpn.post_nms_test)
-
         image, slot = proposals.valid.nonzero(as_tuple=True)
         features = self._roi_features(self.box_pool, levels, proposals.boxes[image, slot], image)
         class_logits, box_deltas = (_pad(v, image, slot, proposals.valid) for v in self.box_head(features))
         found = self.box_head.detect(class_logits, box_deltas, proposals, batch)
+        return found, int(found.valid.sum())
 
-        image, slot = found.valid.nonzero(as_tuple=True)
-        boxes, labels = found.boxes[image, slot], found.labels[image, slot]
-        if self.mask_head is not None and self.mask_pool is not None:
-            features = self._roi_features(self.mask_pool, levels, boxes, image)
-            masks = self.mask_head(features, labels).sigmoid()
-            found = replace(found, masks=_pad(masks, image, slot, found.valid))
-        if self.keypoint_head is not None and self.keypoint_pool is not None:
-            heatmaps = self.keypoint_head(self.keypoint_pool(levels, boxes, image))
-            points, peaks = self.keypoint_head.decode(heatmaps, boxes, labels)
-            found = replace(found, keypoints=_pad(points, image, slot, found.valid), keypoint_logits=_pad(peaks, image, slot, found.valid))
-        return found
+    def draw_masks(
+        self, levels: list[Tensor], boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"], image: Int64[Tensor, "K"]
+    ) -> Float[Tensor, "K S S"]:
+        """Mask probabilities in boxes of the pictures `image`, for a class each."""
+        assert self.mask_head is not None
+        assert self.mask_pool is not None
+        return self.mask_head(self._roi_features(self.mask_pool, levels, boxes, image), labels).sigmoid()
+
+    def draw_heatmaps(self, levels: list[Tensor], boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]) -> Float[Tensor, "K J S S"]:
+        """Heat maps of all joints, as logits, in boxes of the pictures `image`."""
+        assert self.keypoint_head is not None
+        assert self.keypoint_pool is not None
+        return self.keypoint_head(self.keypoint_pool(levels, boxes, image))
 
     def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """The terms of the multi-task loss, each weighted: their sum is what training minimises.

@@ -75,6 +75,7 @@ def predict_files(
     batch_size: int = 1,
     form: Form = "fast",
     device: torch.device | str | None = None,
+    tta: str | None = None,
     overlays: bool = True,
     annotations: str | None = None,
     simplify: float = 0.5,
@@ -91,6 +92,7 @@ def predict_files(
         batch_size: pictures of equal padded shape that go through the model together.
         form: see `predict`.
         device: where to run; by default where the model is.
+        tta: see `predict`.
         overlays: draw one for each picture.
         annotations: also write annotations of this format (see `convert`) to OUT/FORMAT, to be corrected by hand.
         simplify: pixels by which their outlines may be off, to have few points; 0 = exact.
@@ -105,7 +107,7 @@ def predict_files(
     out = Path(out)
     files = _named(inputs, out)
     targets = _overlay_paths(files, out) if overlays else {}
-    answer = answering(model, form=form, device=device, min_score=min_score)
+    answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
     drafts, paths = Drafts(annotations, out, simplify) if annotations else None, {name: path for path, name in files}
     out.mkdir(parents=True, exist_ok=True)
     summary, start = Summary(out), time.perf_counter()

@@ -29,6 +29,7 @@ from ..model.fuse import optimize, reference
 from ..model.maskrcnn import MaskRCNN
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
+from .tta import View, answer_from_views, views_of
 
 Form = Literal["fast", "reference"]
 Picture = str | Path | np.ndarray | Image.Image
@@ -66,6 +67,7 @@ def predict(
     batch_size: int = 1,
     form: Form = "fast",
     device: torch.device | str | None = None,
+    tta: str | None = None,
 ) -> Any:
     """The objects in one picture (Instances), or in each of several (an iterator of Instances, in their order).
 
@@ -76,14 +78,16 @@ def predict(
         batch_size: pictures of equal padded shape that go through the model together.
         form: "fast" (folded BatchNorm, channels last; equal to 0.05 px) or "reference" (the plain network).
         device: where to run; by default where the model is.
+        tta: see each picture several times and join the answers, slower and better: "flip" (mirrored), "turns" (by right angles), "scales" (0.8 and
+            1.25 times as large), or several of them with commas.
 
     Raises:
         ImageError: a picture cannot be read.
-        ValueError: `min_score` below the model's own threshold, an unknown form, a folder without pictures.
+        ValueError: `min_score` below the model's own threshold, an unknown form or kind of tta, a folder without pictures.
     """
     if isinstance(images, Tensor):
         raise TypeError("pictures are uint8 arrays [H, W, 3]; for a tensor [3, H, W] give tensor.permute(1, 2, 0).numpy()")
-    answer = answering(model, form=form, device=device, min_score=min_score)
+    answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
     if isinstance(images, str | Path) and not Path(images).is_dir():
         return next(stream(answer, [Source(images, 1, Path(images).name)], keep_images=True))
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
@@ -97,12 +101,15 @@ class Answering:
 
     network: MaskRCNN
     min_score: float
+    views: tuple[View, ...] = ()
+    """In which each picture is seen; none = as it is."""
 
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
         with torch.inference_mode():
-            device = next(self.network.parameters()).device
-            return self.network(batch.to(device)).to("cpu")
+            batch = batch.to(next(self.network.parameters()).device)
+            found = answer_from_views(self.network, batch, self.views) if self.views else self.network(batch)
+            return found.to("cpu")
 
     @property
     def normalises_first(self) -> bool:
@@ -111,7 +118,12 @@ class Answering:
 
 
 def answering(
-    model: MaskRCNN | str | Path, *, form: Form = "fast", device: torch.device | str | None = None, min_score: float | None = None
+    model: MaskRCNN | str | Path,
+    *,
+    form: Form = "fast",
+    device: torch.device | str | None = None,
+    min_score: float | None = None,
+    tta: str | None = None,
 ) -> Answering:
     """The model in the form in which it shall answer."""
     if isinstance(model, str | Path):
@@ -126,7 +138,7 @@ def answering(
     network = reference(model) if form == "reference" else model if model.optimized else _fast(model)
     if device is not None and torch.device(device) != next(network.parameters()).device:
         network = copy.deepcopy(network).to(device)  # a copy, for the model itself stays where it is
-    return Answering(network, lowest if min_score is None else min_score)
+    return Answering(network, lowest if min_score is None else min_score, views_of(tta))
 
 
 def stream(
