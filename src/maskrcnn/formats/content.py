@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import Category
-from ..data.check import Problem
+from ..data.check import DataError, Problem, describe
 from ..data.coco import CocoDataset
 from ..images import ImageError, image_size
 from ..ops.outlines import Outline, fill, union
@@ -25,6 +25,7 @@ from ..ops.outlines import Outline, fill, union
 Box = tuple[float, float, float, float]
 PICTURES = frozenset((".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"))
 _SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+_EMPTY = "no object is annotated, and no category named; annotate at least one"
 COCO_PERSON = ("nose", *(f"{side}_{name}" for name in _SIDES for side in ("left", "right")))
 
 
@@ -42,7 +43,13 @@ class Annotated:
     """What could not be read."""
 
     def dataset(self, categories: Sequence[Category] | None = None, on_error: Literal["raise", "drop"] = "raise") -> CocoDataset:
-        """The same, checked."""
+        """The same, checked.
+
+        Raises:
+            DataError: what `CocoDataset` finds wrong, and what could not be read.
+        """
+        if not self.content.get("categories", True):
+            raise DataError(describe(self.name, self.problems) + "\nNothing else is annotated." if self.problems else f"{self.name}: {_EMPTY}")
         return CocoDataset(self.content, self.images, categories=categories, on_error=on_error, name=self.name, problems=self.problems)
 
 
