@@ -72,7 +72,7 @@ def sizes(pictures: np.ndarray) -> str:
     if len(pictures) == 0:
         return _empty("width")
     counts = Counter((int(w), int(h)) for h, w in pictures.tolist())
-    end_x, end_y = (max(side) * 1.08 for side in zip(*counts, strict=True))
+    end_x, end_y = (_round_up(max(side) * 1.05) for side in zip(*counts, strict=True))
     most = max(counts.values())
 
     def place(w: float, h: float) -> tuple[float, float]:
@@ -90,7 +90,7 @@ def sizes(pictures: np.ndarray) -> str:
     return _close(parts)
 
 
-def bars(rows: Sequence[tuple[str, int]], most: int = 40) -> str:
+def bars(rows: Sequence[tuple[str, int]], most: int = 16) -> str:
     """Counts by name, largest first; the rest in one row."""
     rows = sorted(rows, key=lambda row: -row[1])
     if len(rows) > most:
@@ -145,6 +145,12 @@ def _y(value: float, top: float) -> float:
 def _bar(x: float, y: float, width: float, height: float, title: str) -> str:
     frame = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}" rx="1.5"'
     return f'<rect class="bar" {frame}><title>{escape(title)}</title></rect>'
+
+
+def _round_up(value: float) -> float:
+    """The next number whose quarters have two digits."""
+    unit = 10.0 ** np.floor(np.log10(value / 4) - 1)
+    return float(np.ceil(value / 4 / unit) * unit * 4)
 
 
 def _short(value: float) -> str:

@@ -81,19 +81,22 @@ def _opened(content: dict[str, Any], folder: Path | None, name: str) -> CocoData
 
 
 def _mend_pictures(result: Fixed, data: CocoDataset) -> None:
-    images, kept, first = result.content["images"], [], {}
+    kept: list[Any] = []
+    seen: set[str] = set()
     broken = {p.image for p in data.dropped if p.image is not None}
     objects = defaultdict(list)
     for a in result.content["annotations"]:
         if isinstance(a, dict):
-            objects[str(a.get("image_id"))].append(a)
-    for place, image in enumerate(images):
-        if isinstance(image, dict) and first.setdefault(str(image.get("id")), image) is not image and first[str(image.get("id"))] == image:
-            result.done.append(Problem("image id used twice", f"images[{place}]", str(image.get("file_name")), "the copy was dropped", False))
+            objects[repr(a.get("image_id"))].append(a)
+    for place, image in enumerate(result.content["images"]):
+        key = repr(image)  # before it is mended
+        if key in seen:
+            result.done.append(Problem("image id used twice", f"images[{place}]", f"{image!r:.80}", "the copy was dropped", False))
             continue
+        seen.add(key)
         kept.append(image)
         if place in broken and data.image_folder is not None and isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            _mend_size(result, image, data.image_folder / image["file_name"], objects[str(image.get("id"))])
+            _mend_size(result, image, data.image_folder / image["file_name"], objects[repr(image.get("id"))])
     result.content["images"] = kept
 
 

@@ -113,7 +113,7 @@ def _rare(data: CocoDataset, objects: Objects) -> list[Problem]:
             problems.append(Problem("category without objects", where, "no object", "is its name or id right? It cannot be learnt", False))
         elif count < FEW:
             objects_ = f"{count} object{'s' * (count != 1)}"
-            problems.append(Problem("rare category", where, objects_, f"annotate more than {FEW}, or merge it with another", False))
+            problems.append(Problem("rare category", where, objects_, f"annotate {FEW} or more, or merge it with another", False))
         if category.id == 0:
             problems.append(Problem("category with id 0", where, "some tools take 0 for the background", "number categories from 1", False))
     return problems

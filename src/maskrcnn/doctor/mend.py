@@ -168,6 +168,9 @@ def _mend_area(new: dict[str, Any], raw: Mapping[str, Any], read: Annotation, si
     reshaped = read.mask_area is None and new.get("bbox") != raw.get("bbox") and bool(new.get("bbox"))
     if "area is wrong" not in wrong and not reshaped:
         return
-    area = read.mask_area if read.mask_area is not None else new["bbox"][2] * new["bbox"][3] if new.get("bbox") else 0.0
+    if read.box is None and read.mask_area is None:
+        return
+    x0, y0, x1, y1 = read.box or (0.0, 0.0, 0.0, 0.0)
+    area = (x1 - x0) * (y1 - y0) if read.mask_area is None else read.mask_area
     done("area is wrong", f"it was {raw['area']!r:.40}", "it is that of the mask now" if read.mask_area is not None else "it is that of the box now")
     new["area"] = area

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import __version__
 from ..data.check import Problem
 from ..data.coco import CocoDataset
 from .charts import bars, heat_map, histogram, sizes
@@ -35,7 +34,6 @@ def write_page(report: Report, path: Path) -> None:
     parts = [report, *([report.validation] if report.validation else [])]
     html = template.render(
         name=report.data.name,
-        version=__version__,
         parts=[_part(part, ("training", "validation")[n] if len(parts) > 1 else "") for n, part in enumerate(parts)],
         headline=_headline(report),
         fixed=report.fixed and [{"kind": k, "cure": c, "count": len(found)} for (k, c), found in _kinds(report.fixed.done).items()],
@@ -92,8 +90,8 @@ def _charts(report: Report) -> list[dict[str, str]]:
         ("Shapes of objects", histogram(shape, "height / width", lines=model.rpn.ratios, note="ratios of the anchors")),
         ("Objects in a picture", histogram(counts, "objects", lines=(model.box.max_detections,), note=without)),
         ("Sizes of pictures", sizes(objects.sizes)),
-        ("Where objects are", heat_map(centres)),
         ("Objects of each category", bars([(c.name, int(n)) for c, n in zip(report.data.categories, labels, strict=True)])),
+        ("Where objects are", heat_map(centres)),
     ]
     return [{"title": title, "svg": svg} for title, svg in shown]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.check import Problem
 from ..data.coco import CocoDataset
-from ..data.similar import groups, picture_hash
+from ..data.similar import LENGTH, groups, picture_hash
 from ..images import ImageError, read_values
 from .memory import Seen, blank_hash, recall, remember
 
@@ -155,5 +155,5 @@ def _equal(pictures: Sequence[Picture]) -> list[list[Picture]]:
 
 def _alike(pictures: Sequence[Picture]) -> list[list[Picture]]:
     """Groups of pictures that look alike."""
-    hashes = np.array([p.seen.hash for p in pictures], dtype=np.float32).reshape(len(pictures), -1)
+    hashes = np.array([p.seen.hash for p in pictures], dtype=np.float32).reshape(-1, LENGTH)
     return [[pictures[i] for i in group] for group in groups(hashes)]

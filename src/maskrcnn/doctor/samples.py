@@ -77,7 +77,7 @@ def close_up(data: CocoDataset, index: int, box: tuple[float, float, float, floa
     pen, to_part = ImageDraw.Draw(part), factor * scale
     corners = [(x0 - left) * to_part - 3, (y0 - top) * to_part - 3, (x1 - left) * to_part + 3, (y1 - top) * to_part + 3]
     for grow, ink in ((1, (0, 0, 0)), (0, _RED)):
-        pen.rectangle([corners[0] - grow, corners[1] - grow, corners[2] + grow, corners[3] + grow], outline=ink, width=2 + grow)
+        pen.rectangle([corners[0] - grow, corners[1] - grow, corners[2] + grow, corners[3] + grow], outline=ink, width=3 + grow)
     return _data_url(part)
 
 
