@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from .ops.device import runs_ahead
+
 T = TypeVar("T", bound="_Tensors")
 
 
@@ -21,8 +23,13 @@ class _Tensors:
     """Moves a dataclass of tensors as one."""
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
-        """The same on another device."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """The same on another device: all tensors under way at once, with one wait for them, or none if `non_blocking`."""
+        moved = self._map(lambda t: t.to(device, non_blocking=True))
+        here, there = ({v.device for v in vars(part).values() if isinstance(v, Tensor)} for part in (self, moved))
+        if here != there and not non_blocking:
+            for ahead in filter(runs_ahead, here | there):
+                torch.accelerator.synchronize(ahead)
+        return moved
 
     def pin_memory(self: T) -> T:
         """The same in page-locked memory, for asynchronous copies to a GPU."""

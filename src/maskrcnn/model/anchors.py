@@ -7,11 +7,14 @@ Source: Ren et al. 2015, section 3.1.1; Lin et al. 2017, section 4.1 for one siz
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..config import RpnConfig
+from ..ops.device import constant
 
 
 def cell_anchors(sizes: tuple[float, ...], config: RpnConfig) -> Float[Tensor, "A 4"]:
@@ -36,5 +39,10 @@ def make_anchors(
         x = (torch.arange(width, device=device) + config.offset) * step_x
         grid_y, grid_x = torch.meshgrid(y.float(), x.float(), indexing="ij")
         corners = torch.stack([grid_x, grid_y, grid_x, grid_y], dim=-1)
-        levels.append((corners[:, :, None] + cell_anchors(sizes, config).to(device)).reshape(-1, 4))
+        levels.append((corners[:, :, None] + constant(_numbers(sizes, config), device)).reshape(-1, 4))
     return levels
+
+
+@lru_cache(maxsize=64)
+def _numbers(sizes: tuple[float, ...], config: RpnConfig) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, cell_anchors(sizes, config).tolist()))

@@ -15,12 +15,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..ops import boxes as box_ops
+from ..ops.device import runs_ahead
 from ..structures import Truth
 
 # A background box that lies in a crowd or ignore region by this share of its own area may show objects that nobody annotated.
 IGNORE_COVERAGE = 0.5
 # Pairs of an object and a box that are compared at once: few enough to stay in a processor's cache, and to keep crowded pictures in memory.
 PAIRS = 1 << 20
+# On a device that runs ahead: few enough for its memory, and few pieces, for each is a dozen calls.
+PAIRS_AHEAD = 1 << 26
 
 
 class Match(NamedTuple):
@@ -56,9 +59,9 @@ def match(
     if truth.boxes.shape[1] == 0:
         nothing = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         return Match(nothing.long(), nothing, ~nothing)
-    any_regions = bool(regions.any())
+    any_regions = runs_ahead(boxes.device) or bool(regions.any())
     best, truth_index, ignored, tops = [], [], [], []
-    step = max(1, PAIRS // known.numel())
+    step = max(1, (PAIRS_AHEAD if runs_ahead(boxes.device) else PAIRS) // known.numel())
     for start in range(0, boxes.shape[1], step):
         part = boxes[:, start : start + step]
         overlap = box_ops.iou(truth.boxes, part)  # [B, N, p]
@@ -69,11 +72,12 @@ def match(
         best.append(values)
         truth_index.append(index)
         if keep_best:
-            tops.append(_tops(overlap, start))
+            highest = overlap.amax(dim=2)
+            tops.append((highest, (overlap == highest[..., None]) & (highest > 0)[..., None]))
     iou = torch.cat(best, dim=1)
     positive = iou >= positive_iou
     if keep_best:
-        positive = positive | _best_of_any_object(tops, boxes.shape[1])
+        positive = positive | _best_of_any_object(tops)
     negative = (iou < negative_iou) & ~positive
     if any_regions:
         negative = negative & ~torch.cat(ignored, dim=1)
@@ -87,22 +91,14 @@ def _ignored(boxes: Tensor, overlap: Tensor, truth: Truth, regions: Tensor, nega
     return ((covered | near) & regions[..., None]).any(dim=1)
 
 
-def _tops(overlap: Float[Tensor, "B N p"], start: int) -> tuple[Float[Tensor, "B N"], Int64[Tensor, "t 3"]]:
-    """Each object's largest overlap with boxes `start`, .., and the (picture, object, box) places that have it, where it is above zero."""
-    highest = overlap.amax(dim=2)
-    places = ((overlap == highest[..., None]) & (highest > 0)[..., None]).nonzero()
-    return highest, places + places.new_tensor([0, 0, start])
+def _best_of_any_object(tops: list[tuple[Tensor, Tensor]]) -> Bool[Tensor, "B P"]:
+    """The boxes that no other box overlaps some object more than, ties included.
 
-
-def _best_of_any_object(tops: list[tuple[Tensor, Tensor]], boxes: int) -> Bool[Tensor, "B P"]:
-    """The boxes that no other box overlaps some object more than, ties included."""
+    Args:
+        tops: of each part of the boxes, every object's largest overlap [B, N] and which boxes have it [B, N, p].
+    """
     highest = torch.stack([value for value, _ in tops]).amax(dim=0)
-    chosen = torch.zeros(len(highest), boxes, dtype=torch.bool, device=highest.device)
-    for value, places in tops:
-        picture, item, box = places.unbind(dim=1)
-        wins = value[picture, item] == highest[picture, item]
-        chosen[picture[wins], box[wins]] = True
-    return chosen
+    return torch.cat([(has_it & (value == highest)[..., None]).any(dim=1) for value, has_it in tops], dim=1)
 
 
 def balanced_sample(

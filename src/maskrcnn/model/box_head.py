@@ -111,8 +111,10 @@ class BoxHead(nn.Module):
             "box": config.regression_weight * torch.where(regressed, distance, 0.0).sum() / count,
         }
 
-    def detect(self, class_logits: Float[Tensor, "B P C1"], box_deltas: Float[Tensor, "B P C2 4"], proposals: Proposals, batch: Batch) -> Detections:
-        """Every proposal as every class that it may be, thinned by NMS; the best `max_detections` of each picture."""
+    def detect(
+        self, class_logits: Float[Tensor, "B P C1"], box_deltas: Float[Tensor, "B P C2 4"], proposals: Proposals, batch: Batch
+    ) -> tuple[Detections, int]:
+        """Every proposal as every class that it may be, thinned by NMS; the best `max_detections` of each picture, and how many these are."""
         config, classes = self.config, self.num_classes
         scores = (class_logits.sigmoid() if config.sigmoid else class_logits.softmax(dim=-1))[..., :classes]
         boxes = box_ops.decode(box_deltas, proposals.boxes[:, :, None], config.box_weights).expand(-1, -1, classes, -1)
@@ -124,13 +126,15 @@ class BoxHead(nn.Module):
         valid &= proposals.valid.repeat_interleave(classes, dim=1)
         groups = torch.zeros_like(labels) if config.nms == "all" else labels
         if config.nms == "soft":
-            index, kept, score = nms.select_soft(boxes, scores, groups, valid, config.soft_sigma, config.score_threshold, config.max_detections)
+            chosen, score = nms.select_soft(boxes, scores, groups, valid, config.soft_sigma, config.score_threshold, config.max_detections)
         else:
-            index, kept = nms.select(boxes, scores, groups, valid, config.nms_iou, config.max_detections)
-            score = gather(scores, index)
-        return Detections(
-            boxes=torch.where(kept[..., None], gather(boxes, index), 0.0),
+            chosen = nms.select(boxes, scores, groups, valid, config.nms_iou, config.max_detections)
+            score = gather(scores, chosen.index)
+        kept = chosen.valid
+        found = Detections(
+            boxes=torch.where(kept[..., None], gather(boxes, chosen.index), 0.0),
             scores=torch.where(kept, score, 0.0),
-            labels=torch.where(kept, gather(labels, index), 0),
+            labels=torch.where(kept, gather(labels, chosen.index), 0),
             valid=kept,
         )
+        return found, chosen.count

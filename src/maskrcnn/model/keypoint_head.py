@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import KeypointHeadConfig
 from ..ops import keypoints as keypoint_ops
+from ..ops.device import constant
 from ..ops.ranks import average_over_ranks
 from .layers import conv_tower, initialise
 
@@ -48,7 +49,7 @@ class KeypointHead(nn.Module):
         self, heatmaps: Float[Tensor, "K J S S"], boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"]
     ) -> tuple[Float[Tensor, "K j 3"], Float[Tensor, "K j"]]:
         """The joints (x, y, score) of each box's own category and the logits of their peaks; zeros where its skeleton has fewer than the longest."""
-        starts, counts = torch.tensor(self.slices, device=labels.device)[labels].unbind(dim=1)
+        starts, counts = constant(self.slices, labels.device, torch.int64)[labels].unbind(dim=1)
         joint = torch.arange(max(count for _, count in self.slices), device=labels.device)
         channel = (starts[:, None] + joint).clamp(max=heatmaps.shape[1] - 1)
         own = heatmaps.gather(1, channel[..., None, None].expand(-1, -1, *heatmaps.shape[2:]))

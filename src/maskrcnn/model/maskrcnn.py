@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.device import ask, constant, runs_ahead
 from ..structures import Batch, Detections, Truth
 from .assign import gather
 from .backbone import TimmTrunk
@@ -99,8 +100,8 @@ class MaskRCNN(nn.Module):
     def forward(self, batch: Batch) -> Detections:
         """What is in the pictures, best first, in model-input pixels."""
         levels = self.levels(batch)
-        found, _ = self.find(levels, batch)
-        image, slot = found.valid.nonzero(as_tuple=True)
+        found, count = self.find(levels, batch)
+        image, slot = _rows(found.valid, count)
         boxes, labels = found.boxes[image, slot], found.labels[image, slot]
         if self.mask_head is not None:
             masks = self.draw_masks(levels, boxes, labels, image)
@@ -116,11 +117,10 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.rpn(levels)
         anchors = self.rpn.anchors(levels, batch)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_test, post_nms=config.rpn.post_nms_test)
-        image, slot = proposals.valid.nonzero(as_tuple=True)
+        image, slot = _rows(proposals.valid)
         features = self._roi_features(self.box_pool, levels, proposals.boxes[image, slot], image)
         class_logits, box_deltas = (_pad(v, image, slot, proposals.valid) for v in self.box_head(features))
-        found = self.box_head.detect(class_logits, box_deltas, proposals, batch)
-        return found, int(found.valid.sum())
+        return self.box_head.detect(class_logits, box_deltas, proposals, batch)
 
     def draw_masks(
         self, levels: list[Tensor], boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"], image: Int64[Tensor, "K"]
@@ -150,15 +150,18 @@ class MaskRCNN(nn.Module):
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
 
         rois = sample_rois(proposals, truth, batch, config.box)
-        image, slot = rois.valid.nonzero(as_tuple=True)
+        image, slot = _rows(rois.valid, most=config.box.samples)
         features = self._roi_features(self.box_pool, levels, rois.boxes[image, slot], image)
         class_logits, box_deltas = (_pad(v, image, slot, rois.valid) for v in self.box_head(features))
         losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
-        if self.mask_head is not None:
-            losses["mask"] = self._mask_loss(levels, rois, truth)
-        if self.keypoint_head is not None:
-            losses["keypoint"] = self._keypoint_loss(levels, rois, truth)
-        return losses
+        chosen = {}
+        if config.mask is not None:
+            chosen["mask"] = _positives(rois, truth, truth.has_mask, config.mask.max_positives)
+        if config.keypoint is not None:
+            chosen["keypoint"] = _positives(rois, truth, truth.has_keypoints, config.keypoint.max_positives)
+        counts = ask(*(c.sum() for c in chosen.values())) if chosen else []
+        parts = {"mask": self._mask_loss, "keypoint": self._keypoint_loss}
+        return losses | {name: parts[name](levels, rois, truth, c, n) for (name, c), n in zip(chosen.items(), counts, strict=True)}
 
     def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
         """Feature levels of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
@@ -171,7 +174,7 @@ class MaskRCNN(nn.Module):
         config, images = self.config.input, batch.images
         if config.channel_order == "bgr":
             images = images.flip(1)
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (config.mean, config.std))
+        mean, std = (constant(v, images.device, images.dtype)[:, None, None] for v in (config.mean, config.std))
         height, width = batch.sizes[:, 0, None, None, None], batch.sizes[:, 1, None, None, None]
         inside_y = torch.arange(images.shape[2], device=images.device)[:, None] < height
         inside_x = torch.arange(images.shape[3], device=images.device) < width
@@ -181,12 +184,12 @@ class MaskRCNN(nn.Module):
         features = pool(levels, boxes, image)
         return features if self.res5 is None else self.res5(features)
 
-    def _mask_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth) -> Tensor:
+    def _mask_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        assert self.config.mask is not None
-        image, slot, counts = _positives(rois, truth, truth.has_mask, self.config.mask.max_positives)
-        boxes = rois.boxes[image, slot]
+        # Where there is none the first RoI stands in, and does not count: a head that sees nothing would have no gradients.
+        image, slot = _rows(chosen, max(count, 1))
+        boxes, counts = rois.boxes[image, slot], chosen[image, slot]
         logits = self.mask_head(self._roi_features(self.mask_pool, levels, boxes, image), rois.labels[image, slot])
         if truth.boxes.shape[1] == 0:
             return self.mask_head.loss(logits, torch.zeros_like(logits), counts)
@@ -194,36 +197,43 @@ class MaskRCNN(nn.Module):
         targets = mask_targets(truth.masks[image, matched], truth.boxes[image, matched], boxes, logits.shape[-1])
         return self.mask_head.loss(logits, targets, counts)
 
-    def _keypoint_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth) -> Tensor:
+    def _keypoint_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.keypoint_head is not None
         assert self.keypoint_pool is not None
-        assert self.config.keypoint is not None
-        image, slot, counts = _positives(rois, truth, truth.has_keypoints, self.config.keypoint.max_positives)
+        image, slot = _rows(chosen, max(count, 1))
         boxes = rois.boxes[image, slot]
         heatmaps = self.keypoint_head(self.keypoint_pool(levels, boxes, image))
         if truth.boxes.shape[1] == 0:
             return self.keypoint_head.loss(heatmaps, heatmaps.new_zeros(*heatmaps.shape[:2], 3), boxes)
         keypoints = truth.keypoints[image, rois.truth_index[image, slot]]
-        visible = torch.where(counts[:, None], keypoints[..., 2], 0.0)
+        visible = torch.where(chosen[image, slot][:, None], keypoints[..., 2], 0.0)
         return self.keypoint_head.loss(heatmaps, torch.cat([keypoints[..., :2], visible[..., None]], dim=-1), boxes)
 
 
-def _positives(
-    rois: RoiSample, truth: Truth, annotated: Bool[Tensor, "B N"], most: int | None
-) -> tuple[Int64[Tensor, "K"], Int64[Tensor, "K"], Bool[Tensor, "K"]]:
-    """Picture and slot of the positive RoIs whose object has this kind of truth, at most `most` a picture, and whether each counts.
-
-    Where there is none the first RoI stands in, and does not count: a head that sees nothing would have no gradients.
-    """
+def _positives(rois: RoiSample, truth: Truth, annotated: Bool[Tensor, "B N"], most: int | None) -> Bool[Tensor, "B R"]:
+    """The positive RoIs whose object has this kind of truth, at most `most` a picture."""
     chosen = rois.positive
     if truth.boxes.shape[1]:
         chosen = chosen & gather(annotated, rois.truth_index)
-    if most is not None:
-        chosen = chosen & (chosen.cumsum(dim=1) <= most)
-    image, slot = chosen.nonzero(as_tuple=True)
-    if len(image) == 0:
-        image = slot = torch.zeros(1, dtype=torch.int64, device=chosen.device)
-    return image, slot, chosen[image, slot]
+    return chosen if most is None else chosen & (chosen.cumsum(dim=1) <= most)
+
+
+def _rows(valid: Bool[Tensor, "B N"], count: int | None = None, most: int | None = None) -> tuple[Int64[Tensor, "K"], Int64[Tensor, "K"]]:
+    """Picture and slot of the valid ones, in their order.
+
+    Args:
+        valid: which there are.
+        count: how many. Without it they are counted on a processor; on a device that runs ahead, where to count is to wait, the rest of the rows are
+            invalid ones.
+        most: how many a picture has at most.
+    """
+    if count is None:
+        count = len(valid) * min(most or valid.shape[1], valid.shape[1]) if runs_ahead(valid.device) else int(valid.sum())
+    if count == valid.numel():
+        place = torch.arange(count, device=valid.device)
+    else:
+        place = (~valid).flatten().to(torch.uint8).argsort(stable=True)[:count]
+    return place.div(valid.shape[1], rounding_mode="floor"), place % valid.shape[1]
 
 
 def _pad(values: Tensor, image: Int64[Tensor, "K"], slot: Int64[Tensor, "K"], valid: Bool[Tensor, "B N"]) -> Tensor:

@@ -2,13 +2,16 @@
 
 Levels [B, C, H, W], boxes [K, 4] and the picture of each  ->  [K, C, S, S].
 
-Two forms of one definition. On a CPU a bin is a weighted bag of pixels: a level is a table of feature vectors, each bin a weighted sum of a few of
-its rows, one call for all RoIs of a level. On other devices, and as the reference, torchvision's kernel does it.
+Two forms of one definition. A bin is a weighted bag of pixels: a level is a table of feature vectors, each bin a weighted sum of a few of its rows,
+one call for all RoIs of a level on a CPU, and for all RoIs on a GPU. As the reference, and on a GPU where the number of samples follows from the
+size of the RoI, torchvision's kernel does it.
 
 Source: He et al. 2017, section 3, "RoIAlign"; Lin et al. 2017, equation 1, for the level of a box.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from ..config import RoiConfig
+from ..ops.device import constant, runs_ahead
 
 # A box of this size, ImageNet's pictures, is read from this level (Lin et al. 2017, equation 1).
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
@@ -30,7 +34,7 @@ class RoiPooler(nn.Module):
         self.strides = strides
         self.config = config
         self.use_torchvision_kernel = False
-        """Set by `fuse.reference`: the kernel of the peers on a CPU as well."""
+        """Set by `fuse.reference`: the kernel of the peers, on every device."""
 
     def forward(
         self, levels: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "K 4"], image_index: Int64[Tensor, "K"]
@@ -38,9 +42,10 @@ class RoiPooler(nn.Module):
         levels = levels[: len(self.strides)]
         boxes = boxes.detach().float()
         level_index = self.level(boxes)
-        if self.use_torchvision_kernel or boxes.device.type != "cpu":
+        ahead = runs_ahead(boxes.device)
+        if self.use_torchvision_kernel or (ahead and not self.config.sampling_ratio):
             return self._by_kernel(levels, boxes, image_index, level_index)
-        return bag_of_pixels(levels, boxes, image_index, level_index, self.strides, self.config)
+        return (joined_bag_of_pixels if ahead else bag_of_pixels)(levels, boxes, image_index, level_index, self.strides, self.config)
 
     def level(self, boxes: Float[Tensor, "K 4"]) -> Int64[Tensor, "K"]:
         """Index into the levels for each box: doubled size, next level.
@@ -59,9 +64,16 @@ class RoiPooler(nn.Module):
         size, ratio, aligned = self.config.size, self.config.sampling_ratio or -1, self.config.aligned
         pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], size, size)
         for i, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            chosen = (level_index == i).nonzero()[:, 0]
-            values = torchvision_roi_align(level, rois[chosen].to(level.dtype), size, 1 / stride, ratio, aligned)
-            pooled = pooled.index_copy(0, chosen, values)
+            own = level_index == i
+            if level.device.type != "cpu" and level.dtype == torch.bfloat16:
+                level = level.float()  # torchvision's kernel for GPUs has no bfloat16
+            if runs_ahead(level.device):  # RoIs of other levels shrink to nothing: to count them would be to wait
+                values = torchvision_roi_align(level, (rois * own[:, None]).to(level.dtype), size, 1 / stride, ratio, aligned)
+                pooled = torch.where(own[:, None, None, None], values.to(pooled.dtype), pooled)
+            else:
+                chosen = own.nonzero()[:, 0]
+                values = torchvision_roi_align(level, rois[chosen].to(level.dtype), size, 1 / stride, ratio, aligned)
+                pooled = pooled.index_copy(0, chosen, values)
         return pooled
 
 
@@ -108,22 +120,56 @@ def bag_of_pixels(
     return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
 
 
+def joined_bag_of_pixels(
+    levels: list[Float[Tensor, "B C _ _"]],
+    boxes: Float[Tensor, "K 4"],
+    image_index: Int64[Tensor, "K"],
+    level_index: Int64[Tensor, "K"],
+    strides: tuple[int, ...],
+    config: RoiConfig,
+) -> Float[Tensor, "K C S S"]:
+    """The same from one table of all levels, without looking at what the RoIs are: for a device that runs ahead, where a copy costs little.
+
+    Needs a fixed sampling ratio.
+    """
+    size, samples = config.size, config.sampling_ratio
+    if len(boxes) == 0:
+        return _table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
+    stride = constant(strides, boxes.device)[level_index, None]
+    height, width = (constant(tuple(level.shape[d] for level in levels), boxes.device, torch.int64)[level_index] for d in (-2, -1))
+    tables = [_table(level) for level in levels]
+    first = constant((0, *accumulate(len(t) for t in tables[:-1])), boxes.device, torch.int64)[level_index]
+    scaled = boxes / stride - (0.5 if config.aligned else 0.0)
+    extent = scaled[:, 2:] - scaled[:, :2]
+    if not config.aligned:
+        extent = extent.clamp(min=1.0)
+    count = torch.full_like(level_index, samples)
+    y, weight_y = _axis_taps(scaled[:, 1], extent[:, 1], count, height[:, None, None], size, samples)
+    x, weight_x = _axis_taps(scaled[:, 0], extent[:, 0], count, width[:, None, None], size, samples)
+    row = first[:, None, None] + (image_index[:, None, None] * height[:, None, None] + y) * width[:, None, None]
+    index = row[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    table = torch.cat([_table(level) for level in levels])
+    bins = F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
+    return bins.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
+
+
 def _table(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B*H*W C"]:
     """The feature vectors of all places, one a row; a view where the level is channels last."""
     return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
 
 
 def _axis_taps(
-    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: int, size: int, n: int
+    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: int | Int64[Tensor, "K 1 1"], size: int, n: int
 ) -> tuple[Int64[Tensor, "K S {2*n}"], Float[Tensor, "K S {2*n}"]]:
     """Along one axis: the cells that each bin reads and their weights, two for each of the bin's samples.
 
     Samples beyond `count` have weight 0. A sample more than a cell outside the map has weight 0, one less far reads the border.
     """
-    sample, share = torch.arange(n), 1 / count.clamp(min=1)[:, None, None]
-    place = (torch.arange(size)[None, :, None] + (sample + 0.5) * share) * (extent / size)[:, None, None] + start[:, None, None]
+    sample, share = torch.arange(n, device=start.device), 1 / count.clamp(min=1)[:, None, None]
+    place = (torch.arange(size, device=start.device)[None, :, None] + (sample + 0.5) * share) * (extent / size)[:, None, None] + start[:, None, None]
     used = (place >= -1) & (place <= length) & (sample < count[:, None, None])
-    place = place.clamp(0, length - 1)
+    place = place.clamp(min=0).clamp(max=length - 1)
     low = place.floor().long()
     fraction = place - low
     weight = used * share

@@ -63,17 +63,16 @@ class Rpn(nn.Module):
     @torch.no_grad()
     def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, *, pre_nms: int, post_nms: int) -> Proposals:
         """The best anchors of each level, moved, clipped to the picture and thinned by NMS within their level."""
-        boxes, scores, level_index = [], [], []
-        for i, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+        boxes, scores = [], []
+        for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             best, index = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
             boxes.append(box_ops.decode(gather(delta, index), anchor[index], self.config.box_weights))
             scores.append(best)
-            level_index.append(torch.full_like(index, i))
-        box, score, level = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1), torch.cat(level_index, 1)
+        box, score = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1)
         sides = box[..., 2:] - box[..., :2]
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
         rank = score.sigmoid() if self.config.nms_score == "probability" else score
-        index, kept = nms.select(box, rank, level, valid, self.config.nms_iou, post_nms)
+        index, kept = nms.select_by_level(box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms)
         return Proposals(boxes=gather(box, index), scores=gather(score, index), valid=kept)
 
     def losses(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from .device import constant
+
 # exp of a predicted logarithm is capped so that a 16-px anchor may grow to 1000 px and not to infinity (Detectron, torchvision).
 MAX_LOG_SCALE = math.log(1000 / 16)
 
@@ -45,7 +47,7 @@ def encode(boxes: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights
     size = anchors[..., 2:] - anchors[..., :2]
     target = boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) * 0.5 / size
-    return torch.cat([shift, torch.log(target / size)], dim=-1) * anchors.new_tensor(weights)
+    return torch.cat([shift, torch.log(target / size)], dim=-1) * constant(weights, anchors.device, anchors.dtype)
 
 
 def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*#n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
@@ -61,7 +63,7 @@ def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*#n 4"], weigh
 
     Source: Girshick et al. 2014, appendix C. dw, dh are capped at log(1000 / 16).
     """
-    deltas = deltas / deltas.new_tensor(weights)
+    deltas = deltas / constant(weights, deltas.device, deltas.dtype)
     size = anchors[..., 2:] - anchors[..., :2]
     center = anchors[..., :2] + 0.5 * size + deltas[..., :2] * size
     half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))

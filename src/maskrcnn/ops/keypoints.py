@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from .device import ask
+
 # Cells on each side of the peak whose probabilities place it between cells: wide enough for the blur of a trained map, narrow enough to
 # leave a second peak (the other knee) out.
 REFINE_RADIUS = 2
@@ -65,14 +67,17 @@ def decode_bicubic(heatmaps: Float[Tensor, "K J S S"], boxes: Float[Tensor, "K 4
     order = pixels.prod(dim=-1).argsort()
     points = heatmaps.new_zeros(len(boxes), joints, 3)
     logits = heatmaps.new_zeros(len(boxes), joints)
+    (sides,) = ask(pixels[order])
     start = 0
-    while start < len(order):
-        # Sorted by area, so the last of a chunk is its largest; grow the chunk while its padded maps fit.
-        end = start + 1
-        while end < len(order) and (end - start + 1) * joints * float(pixels[order[start : end + 1]].amax(dim=0).prod()) <= CHUNK_ELEMENTS:
-            end += 1
+    while start < len(sides):
+        # Sorted by area; grow the chunk while its maps, padded to its widest and its highest, fit.
+        (width, height), end = sides[start], start + 1
+        while end < len(sides):
+            wider, higher = max(width, sides[end][0]), max(height, sides[end][1])
+            if (end - start + 1) * joints * wider * higher > CHUNK_ELEMENTS:
+                break
+            width, height, end = wider, higher, end + 1
         chunk = order[start:end]
-        width, height = (int(n) for n in pixels[chunk].amax(dim=0))
         rows = _bicubic_weights(pixels[chunk, 1], height, size)
         columns = _bicubic_weights(pixels[chunk, 0], width, size)
         resized = rows[:, None] @ heatmaps[chunk] @ columns.transpose(1, 2)[:, None]

@@ -1,0 +1,35 @@
+"""Working on a device that computes on its own time, as a GPU does: the program runs ahead of it and must hardly ever wait.
+
+The program waits wherever a value or a shape depends on a result (`nonzero`, `.item()`, a mask as an index) and wherever memory of its own goes to
+the device. The model waits in `ask` only, once in `forward` and once in `losses`: shapes are fixed up to there. On a processor, which never lets
+anybody wait, shapes are what they need to be.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether work on this device is queued, so that to know a result is to wait for all that was queued before."""
+    return device.type != "cpu"
+
+
+def ask(*numbers: Tensor) -> list[Any]:
+    """The values of whole numbers (tensors of one shape, as nested lists), with one wait."""
+    return torch.stack([n.long() for n in numbers]).tolist()
+
+
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A small tensor of known numbers. On a device that runs ahead it is copied there once and kept: each copy would be a wait. Not to be changed."""
+    return _kept(values, device, dtype) if runs_ahead(device) else torch.tensor(values, dtype=dtype)
+
+
+@lru_cache(maxsize=512)
+def _kept(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # made while predicting, it may be used while training
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -1,0 +1,234 @@
+"""On a device that runs ahead of the program (a GPU) the same answers come without waiting: those forms, run here on the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from models import make_batch, make_truth, tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskrcnn.config import RoiConfig
+from maskrcnn.model import assign, maskrcnn, roi_align
+from maskrcnn.model.maskrcnn import MaskRCNN
+from maskrcnn.model.roi_align import RoiPooler
+from maskrcnn.ops import device, keypoints, nms
+from maskrcnn.structures import Batch, Detections
+
+# Operations that make the program wait for a GPU, for a value or a shape depends on a result. `lift_fresh`: a copy from the host's memory.
+WAITING = {
+    "_local_scalar_dense", "_unique2", "bincount", "equal", "is_nonzero", "lift_fresh", "masked_select", "nms", "nonzero", "repeat_interleave",
+    "unique_consecutive", "unique_dim",
+}  # fmt: skip
+
+
+class Waits(TorchDispatchMode):
+    """Writes down every operation that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        by_mask = name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple)
+        by_mask = by_mask and any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        counted = name == "repeat_interleave" and func._overloadname == "self_int"
+        if (name in WAITING and not counted) or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The processor taken for a device that runs ahead; gives the numbers that were asked for, one entry each time."""
+    asked: list[int] = []
+    for module in (device, maskrcnn, assign, roi_align):
+        monkeypatch.setattr(module, "runs_ahead", lambda _: True)
+
+    def ask(*numbers: torch.Tensor) -> list[Any]:
+        asked.append(len(numbers))
+        with torch.utils._python_dispatch._disable_current_modes():
+            return torch.stack([n.long() for n in numbers]).tolist()
+
+    for module in (device, maskrcnn, keypoints):
+        monkeypatch.setattr(module, "ask", ask)
+    yield asked
+    device._kept.cache_clear()
+
+
+def candidates(pictures: int, count: int, seed: int, side: float = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes, scores with ties, three groups, and which are valid."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(pictures, count, 2, generator=generator) * 100
+    boxes = torch.cat([low, low + 2 + side * torch.rand(pictures, count, 2, generator=generator)], dim=-1)
+    scores = (torch.rand(pictures, count, generator=generator) * 50).round() / 50
+    groups = torch.randint(3, (pictures, count), generator=generator)
+    return boxes, scores, groups, torch.rand(pictures, count, generator=generator) < 0.8
+
+
+def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> None:
+    assert torch.equal(one[1], two[1])
+    assert torch.equal(one[0][one[1]], two[0][two[1]])
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize(("count", "keep"), [(1, 5), (40, 100), (300, 20)])
+def test_nms_of_all_pictures_at_once_keeps_what_the_loop_keeps(threshold: float, count: int, keep: int) -> None:
+    for seed in range(4):
+        boxes, scores, groups, valid = candidates(3, count, seed)
+        scores = scores + torch.linspace(0, 1e-3, count)  # torchvision's own order of ties is not defined
+        index, kept, exact = nms.select_at_once(boxes, scores, groups, valid, threshold, keep)
+        assert exact
+        same((index, kept), nms.select_one_by_one(boxes, scores, groups, valid, threshold, keep))
+
+
+def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
+    for seed, sizes in enumerate([(50, 50, 50), (7, 1, 90), (200,)]):
+        boxes, scores, _, valid = candidates(2, sum(sizes), seed)
+        scores = torch.cat([part.sort(dim=1, descending=True).values for part in scores.split(sizes, dim=1)], dim=1)
+        scores = scores - torch.linspace(0, 1e-3, sum(sizes))
+        levels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(2, -1)
+        for keep in (10, 300):
+            ours = nms.select_by_level(boxes, scores, valid, sizes, 0.5, keep)
+            same(ours, nms.select_one_by_one(boxes, scores, levels, valid, 0.5, keep))
+    assert ahead == []
+
+
+def chain(length: int) -> tuple[torch.Tensor, ...]:
+    """Boxes that each overlap the next by more than half, with falling scores: every other one survives, decided one after the other."""
+    left = torch.arange(length) * 3.0
+    boxes = torch.stack([left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=-1)[None]
+    zeros = torch.zeros(1, length, dtype=torch.int64)
+    return boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0
+
+
+def test_what_the_rounds_cannot_decide_is_decided_by_the_loop(ahead: list[int]) -> None:
+    boxes, scores, groups, valid = chain(3 * nms.ROUNDS)
+    assert not nms.select_at_once(boxes, scores, groups, valid, 0.5, 500)[2]
+    index, kept, count = nms.select(boxes, scores, groups, valid, 0.5, 500)
+    assert count == 3 * nms.ROUNDS // 2
+    assert index[kept].tolist() == list(range(0, 3 * nms.ROUNDS, 2))
+
+
+def test_more_candidates_than_are_compared_at_once_change_nothing(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nms, "CANDIDATES", 16)
+    boxes, scores, groups, valid = candidates(2, 200, 0)
+    scores = scores + torch.linspace(0, 1e-3, 200)
+    boxes[:, scores[0].topk(120).indices] = torch.tensor([0.0, 0, 9, 9])  # the best are copies of few
+    for threshold, keep, exact in ((0.5, 3, True), (0.5, 30, False)):
+        assert nms.select_at_once(boxes, scores, groups, valid, threshold, keep)[2] == exact
+        same(nms.select(boxes, scores, groups, valid, threshold, keep)[:2], nms.select_one_by_one(boxes, scores, groups, valid, threshold, keep))
+    assert len(ahead) == 2
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(ahead: list[int], aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(2, 3, 64 // s, 64 // s + 3, generator=generator, requires_grad=True) for s in (1, 2, 4, 8)]
+    low = torch.rand(80, 2, generator=generator) * 250 - 5
+    boxes = torch.cat([low, low + 1200 * torch.rand(80, 2, generator=generator) ** 3], dim=1)
+    image = torch.randint(2, (80,), generator=generator)
+    weight = torch.randn(80, 3, 5, 5, generator=generator)
+    answers = {}
+    for ratio in (2, 0):
+        pooler = RoiPooler((4, 8, 16, 32), RoiConfig(size=5, sampling_ratio=ratio, aligned=aligned))
+        assert len(pooler.level(boxes).unique()) == 4
+        for kernel in (True, False):
+            pooler.use_torchvision_kernel = kernel
+            pooled = pooler(levels, boxes, image)
+            answers[ratio, kernel] = [pooled, *torch.autograd.grad((pooled * weight).sum(), levels)]
+    for one, two in zip(answers[2, True], answers[2, False], strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+    ahead_of = answers[0, False]
+    reference = RoiPooler((4, 8, 16, 32), RoiConfig(size=5, sampling_ratio=0, aligned=aligned))
+    pooled = roi_align.bag_of_pixels(levels, boxes, image, reference.level(boxes), reference.strides, reference.config)
+    torch.testing.assert_close(ahead_of[0], pooled, atol=1e-4, rtol=1e-4)
+    assert pooler(levels, boxes[:0], image[:0]).shape == (0, 3, 5, 5)
+
+
+def model(keypoints: int = 3, **changes: Any) -> MaskRCNN:
+    torch.manual_seed(0)
+    config = tiny_config(keypoints=keypoints, **changes)
+    config = replace(config, box=replace(config.box, score_threshold=0.2))
+    return MaskRCNN.from_config(config).eval()
+
+
+def four_pictures() -> Batch:
+    return make_batch([(96, 128), (128, 96), (64, 64), (128, 128)])
+
+
+@pytest.mark.parametrize("nms_kind", ["class", "all", "soft"])
+def test_answers_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nms_kind: str) -> None:
+    net, batch = model(), four_pictures()
+    net.box_head.config = replace(net.box_head.config, nms=nms_kind)
+    with torch.inference_mode():
+        plain = net(batch)
+        request.getfixturevalue("ahead")
+        found = net(batch)
+    assert plain.valid.sum() > 20
+    for name, value in vars(plain).items():
+        torch.testing.assert_close(getattr(found, name), value, atol=1e-4, rtol=1e-4)
+
+
+def test_losses_are_those_of_the_processor(request: pytest.FixtureRequest) -> None:
+    net, batch = model(), four_pictures()
+    truth = make_truth(net.config, batch)
+    truth.ignore[0, 0] = True
+    truth.valid[2] = False
+    plain = net.losses(batch, truth)
+    request.getfixturevalue("ahead")
+    found = net.losses(batch, truth)
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9])
+def test_a_forward_pass_waits_once_whatever_it_finds(ahead: list[int], threshold: float) -> None:
+    net, batch = model(), four_pictures()
+    net.box_head.config = replace(net.box_head.config, score_threshold=threshold)
+    with torch.inference_mode():
+        net(batch)  # constants are copied to the device once
+        ahead.clear()
+        with Waits() as waits:
+            found = net(batch)
+    assert waits.found == []
+    assert len(ahead) == 1
+    assert found.valid.sum() == {0.0: 200, 0.9: 0}.get(threshold, found.valid.sum())
+
+
+@pytest.mark.parametrize("objects", [0, 2, 30])
+def test_losses_wait_once_whatever_there_is(ahead: list[int], objects: int) -> None:
+    net, batch = model(), four_pictures()
+    truth = make_truth(net.config, batch, objects=objects)
+    net.losses(batch, truth)
+    ahead.clear()
+    with Waits() as waits:
+        losses = net.losses(batch, truth)
+        sum(losses.values()).backward()
+    assert waits.found == []
+    assert len(ahead) == 1
+
+
+def test_the_counter_sees_what_waits() -> None:
+    x = torch.arange(4)
+    with Waits() as waits:
+        x[x > 1], x.nonzero(), x.sum().item(), torch.tensor([1]), torch.repeat_interleave(x), x.unique(), torch.where(x > 1)
+    assert len(waits.found) >= 7
+
+
+def test_a_move_waits_once_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+    labels = torch.zeros(1, 2, dtype=torch.int64)
+    found = Detections(torch.zeros(1, 2, 4), torch.zeros(1, 2), labels, labels > 0)
+    assert found.to("cpu").boxes is found.boxes
+    assert waits == []
+    moved = found.to("meta")
+    assert moved.scores.device.type == "meta"
+    assert waits == [torch.device("meta")]
+    found.to("meta", non_blocking=True)
+    assert len(waits) == 1
