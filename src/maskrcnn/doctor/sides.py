@@ -38,9 +38,9 @@ def suspicious(joints: Float[np.ndarray, "N J 3"], mirrored: Sequence[int]) -> d
         For each suspicious row the joints, on the first side, of the pairs that look swapped.
     """
     pairs = [(a, b) for a, b in enumerate(mirrored) if a < b]
-    votes = _votes(joints, pairs)
     if len(joints) < ENOUGH or not pairs:
         return {}
+    votes = _votes(joints, pairs)
     against = _pair_rate(votes) < _PAIR_RATE
     found = {int(row): tuple(pairs[p][0] for p in np.flatnonzero(against[row])) for row in np.flatnonzero(against.any(axis=1))}
     for row in np.flatnonzero(_whole_rate(votes, joints[:, :, 2] > 0) < _WHOLE_RATE):
