@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig, TrainConfig
+from ..data.check import summary
 from ..settings import to_dict
 from .checkpoint import claim_folder, fingerprint, load_model_tensors, write_checkpoint
 from .curves import draw_curves
@@ -194,6 +195,9 @@ class Trainer:
         self.log = self._log(progress, resumed=bool(found))
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
+        for part in parts.values():
+            if part is not None and part.notes:
+                self.log.say(f"{summary(part.name, part.notes)}; maskrcnn check lists them")
         if self.teacher:
             self.log.say(self.teacher.plan(self.state.total))
         if resume:
