@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from .. import __version__
+from .check import check
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
@@ -33,7 +34,7 @@ def make_app() -> App:
     app = App(
         name="maskrcnn", help=HELP, help_format="markdown", version=__version__, result_action="return_value", suppress_keyboard_interrupt=False
     )
-    for place, command in enumerate((demo, predict, train, evaluate, convert, weights)):
+    for place, command in enumerate((demo, predict, train, evaluate, check, convert, weights)):
         app.command(command, sort_key=place)
     return app
 
