@@ -3,13 +3,17 @@
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(READY)
 	.venv/bin/maskrcnn demo
 
 test: $(READY)
 	.venv/bin/python -m pytest
+
+# Writes benchmarks/results/ and the tables of docs/performance.md. Give it a quiet machine.
+bench: $(READY)
+	.venv/bin/python -m benchmarks
 
 lint: $(READY)
 	.venv/bin/ruff check .
