@@ -7,42 +7,59 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
+from math import ceil, floor, log10
 from pathlib import Path
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 62
+TICKS = 4
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
-def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]]) -> None:
-    """Writes panels side by side: title -> (what x counts, curves)."""
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}" font-family="sans-serif" font-size="11">']
+def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: int = 3) -> None:
+    """Writes panels in rows: title -> (what x counts, curves). A name has the same colour in all of them."""
+    names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
+    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    size = f"{WIDTH * min(columns, len(panels))} {HEIGHT * ceil(len(panels) / columns)}"
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="11">']
     parts.append('<rect width="100%" height="100%" fill="white"/>')
     for number, (title, (x_label, curves)) in enumerate(panels.items()):
-        parts.append(f'<g transform="translate({number * WIDTH} 0)">{_panel(title, x_label, curves)}</g>')
+        row, column = divmod(number, columns)
+        parts.append(f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colours)}</g>')
     path.write_text("\n".join([*parts, "</svg>\n"]))
 
 
-def _panel(title: str, x_label: str, curves: Curves) -> str:
+def _panel(title: str, x_label: str, curves: Curves, colours: Mapping[str, str]) -> str:
     points = [point for curve in curves.values() for point in curve]
-    x_end, y_end = max(x for x, _ in points), max(y for _, y in points) * 1.05
+    x_end, tick = max(x for x, _ in points), _tick(max(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / y_end * (HEIGHT - TOP - BOTTOM)
+        return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / (TICKS * tick) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(title)}</text>']
-    for step in range(5):
-        left, y = place(0, y_end * step / 4)
+    for step in range(TICKS + 1):
+        left, y = place(0, step * tick)
         parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{y_end * step / 4:.3g}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{step * tick:g}</text>')
+    free = 0.0
     for x in sorted({x for x, _ in points}):
-        parts.append(f'<text x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>')
+        across = place(x, 0)[0]
+        if across >= free:  # else the label would stand on the one before
+            parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>')
+            free = across + 20
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 30}" text-anchor="middle" fill="#444">{escape(x_label)}</text>')
     for number, (name, curve) in enumerate(curves.items()):
-        colour, placed = COLOURS[number % len(COLOURS)], [place(x, y) for x, y in sorted(curve)]
+        colour, placed = colours[name], [place(x, y) for x, y in sorted(curve)]
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>')
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
         x = LEFT + (number % 3) * (WIDTH - LEFT) / 3
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - 18 + 14 * (number // 3)}" fill="{colour}">{escape(name)}</text>')
     return "\n".join(parts)
+
+
+def _tick(highest: float) -> float:
+    """The least round number of which the axis' ticks reach above the highest value."""
+    power = 10.0 ** floor(log10(highest / TICKS))
+    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if TICKS * power * factor >= highest)
