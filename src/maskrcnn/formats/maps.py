@@ -65,7 +65,7 @@ def objects_of(ids: Ids, without: Iterable[int] = ()) -> dict[int, dict[str, Any
     places = places[np.argsort(flat[places], kind="stable")]
     found, starts = np.unique(flat[places], return_index=True)
     masks = {}
-    for one, part in zip(found.tolist(), np.split(places, starts[1:]), strict=True):
+    for one, part in zip(found.tolist(), np.split(places, starts)[1:], strict=True):
         if one in without:
             continue
         x, y = np.divmod(part, height)
