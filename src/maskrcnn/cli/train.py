@@ -63,6 +63,7 @@ def train(
     """
     from ..formats.open import open_data
     from ..training.fit import train as fit
+    from ..training.processes import Processes
     from .device import chosen
 
     given = settings_of(config, settings, max_time)
@@ -78,7 +79,10 @@ def train(
     else:
         from ..training.recipe import recipe as choose
 
-        made = choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given)
+        processes = Processes.start(place)  # their free memory may differ: one chooses for all
+        made = processes.from_main(
+            choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given) if processes.main else None
+        )
     print(plan(made, pictures, judged, pretrained, out))
     fit(
         made.model,
