@@ -20,7 +20,7 @@ from maskrcnn.data.scenes import write_scenes
 from maskrcnn.data.shapes import CATEGORIES
 from maskrcnn.settings import to_dict
 
-COMMANDS = ("demo", "predict", "train", "evaluate", "check", "weights")
+COMMANDS = ("demo", "predict", "train", "evaluate", "check", "rank", "weights")
 FROZEN = Path(__file__).with_name("help")
 
 

@@ -27,6 +27,7 @@ _HOMES = {
     "model.maskrcnn": ("MaskRCNN",),
     "model.fuse": ("optimize",),
     "data.coco": ("CocoDataset",),
+    "data.merge": ("merge",),
     "doctor.check": ("check",),
     "formats.open": ("open_data",),
     "formats.convert": ("convert",),

@@ -20,6 +20,7 @@ from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
 from .predict import predict
+from .rank import rank
 from .train import train
 from .weights import weights
 
@@ -34,7 +35,7 @@ def make_app() -> App:
     app = App(
         name="maskrcnn", help=HELP, help_format="markdown", version=__version__, result_action="return_value", suppress_keyboard_interrupt=False
     )
-    for place, command in enumerate((demo, predict, train, evaluate, check, convert, weights)):
+    for place, command in enumerate((demo, predict, train, evaluate, check, convert, rank, weights)):
         app.command(command, sort_key=place)
     return app
 

@@ -1,0 +1,78 @@
+"""`maskrcnn rank`: which pictures to annotate next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..prediction.rank import Ranking
+
+
+def rank(
+    model: str,
+    images: Path,
+    /,
+    *,
+    labelled: str | None = None,
+    labelled_images: Path | None = None,
+    top: int = 20,
+    out: Path | None = None,
+    html: Path | None = None,
+    device: str | None = None,
+) -> int:
+    """Say which pictures to annotate next: those that the model doubts most and that are unlike each other.
+
+    A picture that cannot be read is named and left out; the exit status is then 1.
+
+    Args:
+        model: Name of published weights, run folder, or checkpoint.
+        images: Folder of pictures.
+        labelled: Annotations, in any known format, of pictures that are annotated already: they are left out, and what looks like them comes late.
+        labelled_images: Folder of these pictures; by default where the format has them.
+        top: Pictures to list and to show on the sheet.
+        out: CSV file for all pictures, with the reasons.
+        html: HTML file for a sheet of the first pictures, their doubtful objects outlined.
+        device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
+    """
+    from rich.console import Console
+
+    from ..formats.open import open_data
+    from ..prediction.rank import rank as run
+    from ..prediction.rank_page import write_sheet
+    from ..weights.load import load
+    from .device import chosen
+
+    if top < 1:
+        raise ValueError(f"--top: got {top}, must be 1 or more")
+    if not images.is_dir():
+        raise ValueError(f"{images}: there is no such folder; give a folder of pictures")
+    for name, path in (("--out", out), ("--html", html)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{name}: there is no folder {path.parent} to write {path.name} to")
+    known = open_data(labelled, labelled_images, on_error="drop") if labelled else None
+    network, place = load(model), chosen(device)
+    ranking = run(network, images, labelled=known, device=place, progress=True)
+    Console().print(table(ranking, top))
+    if out is not None:
+        ranking.write(out)
+    if html is not None:
+        write_sheet(html, ranking[:top], network, device=place)
+    for file, reason in ranking.failed:
+        print(f"Not done: {reason if file in reason else f'{file}: {reason}'}", file=sys.stderr)
+    return 1 if ranking.failed else 0
+
+
+def table(ranking: Ranking, top: int) -> Table:
+    """The first pictures and why, for a terminal."""
+    from rich.table import Table
+
+    shown = Table(title=f"What to annotate next, of {len(ranking)} pictures", caption="in question: objects that the model may have wrong")
+    for name in ("place", "picture", "in question", "novelty", "why"):
+        shown.add_column(name, justify="left" if name in ("picture", "why") else "right", overflow="fold")
+    for one in ranking[:top]:
+        shown.add_row(str(one.place), one.file_name, f"{one.question:.1f}", f"{one.novelty:.2f}", one.reason)
+    return shown
