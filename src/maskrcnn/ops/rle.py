@@ -165,9 +165,10 @@ def _to_text(runs: np.ndarray) -> str:
 
 
 def _from_text(text: str | bytes) -> np.ndarray:
-    groups = np.frombuffer(text.encode("ascii", "replace") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    if len(groups) == 0 or groups.min() < 0 or groups.max() > 63 or groups[-1] & 0x20:
+    groups = np.frombuffer(text.encode("ascii", "replace") if isinstance(text, str) else text, np.uint8) - np.uint8(48)  # below 48: wraps to > 200
+    if len(groups) == 0 or groups.max() > 63 or groups[-1] & 0x20:
         raise ValueError("RLE counts are no COCO text: empty, cut off, or with characters outside 0..o")
+    groups = groups.astype(np.int64)
     last = np.flatnonzero((groups & 0x20) == 0)
     start = np.concatenate([[0], last[:-1] + 1])
     place = np.arange(len(groups)) - np.repeat(start, last - start + 1)
