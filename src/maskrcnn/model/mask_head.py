@@ -39,16 +39,34 @@ class MaskHead(nn.Module):
         for conv in self.convs:
             x = conv(x, relu=True)
         for up in self.upsample:
-            x = F.relu(up(x), inplace=True)
+            x = _fourfold(x if x.dim() == 4 else _side_by_side(x), up)  # ty: ignore[invalid-argument-type]
         own = torch.zeros_like(labels) if self.config.class_agnostic else labels
         weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
         assert self.logits.bias is not None
-        return torch.einsum("kchw,kc->khw", x, weight).float() + self.logits.bias[own, None, None].float()
+        logits = torch.einsum("kc...,kc->k...", x, weight).float()
+        return (logits if logits.dim() == 3 else _side_by_side(logits)) + self.logits.bias[own, None, None].float()
 
     def loss(self, logits: Float[Tensor, "K M M"], targets: Float[Tensor, "K M M"], counts: Bool[Tensor, "K"]) -> Tensor:
         """Binary cross-entropy of each pixel, averaged over pixels and over the RoIs that count."""
         pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
         return self.config.loss_weight * torch.where(counts, pixels, 0.0).sum() / average_over_ranks(counts.sum()).clamp(min=1)
+
+
+def _fourfold(x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d) -> Float[Tensor, "K C2 H W 2 2"]:
+    """The ReLU of a deconvolution, the 2x2 results of each place apart.
+
+    Deconvolving 2x2 with stride 2 is a 1x1 convolution to four times the channels, which a CPU computes faster and differentiates several times as
+    fast. What follows it, pixel by pixel, needs no copy that puts the results side by side.
+    """
+    assert up.bias is not None
+    weight = up.weight.permute(2, 3, 1, 0).reshape(4 * up.out_channels, -1, 1, 1)
+    x = F.relu(F.conv2d(x, weight, up.bias.repeat(4)), inplace=True)
+    return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
+
+
+def _side_by_side(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
+    """A map of twice the size, [.., 2H, 2W]."""
+    return x.transpose(-3, -2).flatten(-4, -3).flatten(-2)
 
 
 def mask_targets(masks: UInt8[Tensor, "K S S"], mask_boxes: Float[Tensor, "K 4"], rois: Float[Tensor, "K 4"], size: int) -> Float[Tensor, "K M M"]:

@@ -1,0 +1,196 @@
+"""Item 3: a training step, ours against torchvision's model of the same sizes and weights on the same pictures; and whether the loader keeps up.
+
+A step is forward, backward and optimiser. torchvision's model is called as its users call it: a list of float pictures and of targets with dense masks.
+Ours is the step of `mr.train`, which clips the gradients and averages the weights besides. Both have the same trained layers, anchors, proposals, sampled
+RoIs and fused AdamW. "box RoIs" and "mask RoIs" are what the heads saw in a step: equal on both sides, or the times could not be compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, anchor_utils, backbone_utils, faster_rcnn, mask_rcnn
+from torchvision.models.resnet import resnet18
+
+import maskrcnn as mr
+from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
+from maskrcnn.data.dataset import TrainingSet, collate
+from maskrcnn.data.scenes import draw_scene
+from maskrcnn.data.shapes import CATEGORIES
+from maskrcnn.model.fuse import computes_bfloat16
+from maskrcnn.ops import rle
+from maskrcnn.training.fit import Trainer
+from maskrcnn.training.optim import make_optimizer
+from maskrcnn.training.processes import Processes
+from maskrcnn.weights.torchvision import convert
+
+from .models import calibrate, picture
+from .timing import in_turns
+
+RATES = TrainConfig(learning_rate=1e-5, workers=0, tensorboard=False, checkpoint_every=1e9, steps=1000)  # the weights hardly move
+NAMES = [c.name for c in CATEGORIES]
+LOADED = 20  # steps of the loader's measurement; the first of them wait for the worker to start
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch for it, and how often its step is timed."""
+
+    name: str
+    config: ModelConfig
+    theirs: Callable[[], nn.Module]
+    side: int
+    tiles: int
+    batch: int
+    rounds: int
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Times of a step, then of the waiting for data."""
+    rows, seconds = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(quick):
+            data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=8)
+            found, seconds[case.name] = steps(case, data, Path(folder))
+            rows += found + waiting(case, data, Path(folder), steps=4 if quick else LOADED)
+    return {"rows": rows, "seconds": seconds}
+
+
+def cases(quick: bool) -> list[Case]:
+    """The small model on a batch of crops, the paper's on a photograph."""
+    small = Case("maskrcnn_r18_small", mr.maskrcnn_r18_small(NAMES), small_torchvision, side=256, tiles=3, batch=4, rounds=2 if quick else 9)
+    large = Case("maskrcnn_r50_fpn", mr.torchvision_v1(NAMES), large_torchvision, side=800, tiles=3, batch=1, rounds=5)
+    return [small] if quick else [small, large]
+
+
+def steps(case: Case, data: mr.CocoDataset, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """Times of a step of the same batch: torchvision's, ours in float32, ours in bfloat16."""
+    theirs = case.theirs()
+    state = convert(theirs.state_dict(), bn_eps=1e-5)[1]
+    model = mr.MaskRCNN.from_config(case.config)
+    model.load_state_dict(state)
+    pictures = TrainingSet(data, model.config, None)
+    batch, truth = collate([pictures.example(i, seed=i) for i in range(case.batch)], model.config.input.size_divisor)
+
+    precisions = {"ours float32": "fp32"} | ({"ours bfloat16": "bf16"} if computes_bfloat16(torch.device("cpu")) else {})
+    trainers = {}
+    for name, precision in precisions.items():
+        trainers[name] = trainer(model, data, replace(RATES, batch_size=case.batch, precision=precision), folder / case.name / name)
+        trainers[name].batches = itertools.repeat((batch, truth))
+    work = {"torchvision": torchvision_step(theirs, data, case.batch)} | {name: t.step for name, t in trainers.items()}
+    heads = {"torchvision": theirs.roi_heads} | {name: t.model for name, t in trainers.items()}
+    seen = {name: rois(heads[name], step) for name, step in work.items()}
+    times = in_turns(work, case.rounds)
+    rows = [{"what": f"{case.name}, {row.pop('what')}", **row} for row in times.rows("torchvision")]
+    return [row | seen[name] for row, name in zip(rows, work, strict=True)], times.seconds
+
+
+def torchvision_step(model: nn.Module, data: mr.CocoDataset, count: int) -> Callable[[], None]:
+    """Forward, backward and optimiser as in torchvision's reference training."""
+    optimizer = make_optimizer(model.train(), RATES)
+    images = [torch.tensor(data.image(i)).permute(2, 0, 1).float() / 255 for i in range(count)]
+    targets = [target(data, i) for i in range(count)]
+
+    def step() -> None:
+        loss = torch.stack([*model(images, targets).values()]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def target(data: mr.CocoDataset, index: int) -> dict[str, Tensor]:
+    """What torchvision takes for truth: boxes, labels from 1, a dense mask for each object."""
+    objects = data[index].annotations
+    return {
+        "boxes": torch.tensor([a.box for a in objects], dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor([a.label + 1 for a in objects]),
+        "masks": torch.stack([torch.from_numpy(rle.decode(a.rle)).to(torch.uint8) for a in objects]),
+    }
+
+
+def rois(model: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
+    """How many RoIs the two heads see in a step."""
+    counts: dict[str, int] = {}
+    handles = []
+    for name in ("box", "mask"):
+        hook = lambda module, inputs, name=name: counts.update({f"{name} RoIs": len(inputs[0])})  # noqa: E731
+        handles.append(model.get_submodule(f"{name}_head").register_forward_pre_hook(hook))
+    step()
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def waiting(case: Case, data: mr.CocoDataset, folder: Path, steps: int) -> list[dict[str, Any]]:
+    """What part of its time a training waits for its one loader process: 100 x the time spent waiting / the time of the steps, the first ones left out."""
+    return []
+
+
+def trainer(model: mr.MaskRCNN, data: mr.CocoDataset, config: TrainConfig, out: Path) -> Trainer:
+    """A training that has not begun."""
+    return Trainer(model, data, None, config, out, Processes.start("cpu"), resume=False, progress=False)
+
+
+def mosaics(folder: Path, side: int, tiles: int, count: int) -> mr.CocoDataset:
+    """Pictures of `side` pixels, each of `tiles` x `tiles` drawn scenes with about 3.5 objects."""
+    categories = [{"id": c.id, "name": c.name} for c in CATEGORIES]
+    content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
+    folder.mkdir(parents=True)
+    part, side = side // tiles, side // tiles * tiles
+    for i in range(count):
+        pixels = np.zeros((side, side, 3), np.uint8)
+        for tile in range(tiles**2):
+            y, x = (part * n for n in divmod(tile, tiles))
+            pixels[y : y + part, x : x + part], objects = draw_scene((i, tile), part)
+            for found in objects:
+                left, top, width, height = found["bbox"]
+                crop, x0, y0 = rle.decode_crop(found["segmentation"])
+                moved = {"bbox": [left + x, top + y, width, height], "segmentation": rle.encode_crop(crop, x0 + x, y0 + y, (side, side))}
+                number = {"id": len(content["annotations"]), "image_id": i}
+                content["annotations"].append({**number, **moved, **{k: found[k] for k in ("category_id", "area", "iscrowd")}})
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+        content["images"].append({"id": i, "file_name": f"{i}.jpg", "width": side, "height": side})
+    return mr.CocoDataset(content, folder)
+
+
+def small_torchvision() -> nn.Module:
+    """torchvision's parts in the sizes of `maskrcnn_r18_small`."""
+    torch.manual_seed(0)
+    config = mr.maskrcnn_r18_small()
+    stages, widths = {f"layer{i + 1}": str(i) for i in range(4)}, [64, 128, 256, 512]
+    return MaskRCNN(
+        backbone_utils.BackboneWithFPN(resnet18(), stages, widths, 64, norm_layer=nn.BatchNorm2d),
+        num_classes=None,
+        min_size=255,
+        max_size=1024,
+        rpn_anchor_generator=anchor_utils.AnchorGenerator(config.rpn.sizes, (config.rpn.ratios,) * 5),
+        rpn_pre_nms_top_n_train=config.rpn.pre_nms_train,
+        rpn_post_nms_top_n_train=config.rpn.post_nms_train,
+        rpn_batch_size_per_image=config.rpn.samples,
+        box_head=faster_rcnn.FastRCNNConvFCHead((64, 7, 7), [], [256]),
+        box_predictor=faster_rcnn.FastRCNNPredictor(256, 5),
+        box_batch_size_per_image=config.box.samples,  # a quarter of them positive: the 32 that our mask loss is limited to
+        mask_head=mask_rcnn.MaskRCNNHeads(64, (64, 64, 64), 1, norm_layer=nn.BatchNorm2d),
+        mask_predictor=mask_rcnn.MaskRCNNPredictor(64, 64, 5),
+    )
+
+
+def large_torchvision() -> nn.Module:
+    """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages; random weights, calibrated."""
+    torch.manual_seed(0)
+    trunk = backbone_utils.resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    model = MaskRCNN(trunk, num_classes=5)
+    calibrate(model.eval(), picture(400, 533))
+    nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.01)  # as before calibration: proposals near their anchors, so that some fit an object
+    return model
