@@ -129,7 +129,7 @@ class TrainingSet:
             part, corner = draw_place(replace(self._draw_view(other, rng), colour=view.colour), view.size, rng)
             pasted = warp(other.image, part, self.model.input), self._objects(other, part, tight=True)
             pixels, objects = paste(pixels, objects, *pasted, corner, rng)
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy even of one pixel, whose strides may be negative
         return Example(image, self._to_truth(objects, picture), torch.from_numpy(view.matrix).float(), picture.image_id, seed)
 
     def _draw_view(self, picture: _Picture, rng: np.random.Generator) -> View:
@@ -203,6 +203,7 @@ class TrainingSet:
         if tight or not view.whole:
             clipped = boxes.copy()
             self._refit(boxes, moved, joints, picture, view, tight)
+            boxes = _clip(boxes, view.size)  # the ends of moved outlines are a rounding error off
             left = boxes if geometry.straight(view.matrix) else clipped  # a rotation widens what it moves
             sliver = _areas(left) < _SLIVER * _areas(moved)
         shapes = [None if mask is None else Shape(mask, view.matrix) for mask in picture.masks]
