@@ -15,7 +15,7 @@ from .parts import Losses, Target, mask_box, rle_of, size_of
 from .source import Source
 
 NAME = "coco"
-LOOKS_LIKE = "a JSON file with images, annotations and categories, or a folder of them (annotations/train.json)"
+LOOKS_LIKE = "COCO: a JSON file with images, annotations and categories, or a folder of them (annotations/train.json)"
 SUFFIX = ".json"
 _MOST_FILES = 20  # in a folder of COCO files; more are another format's, a file for each picture
 

@@ -63,6 +63,7 @@ def convert(
         FileExistsError: `out` is there already.
         ValueError: unusable annotations (DataError), an unknown format, or pictures that cannot be referenced.
     """
+    check_new(Path(out), format)
     parts = _all(source, images, on_error)
     if val is not None:
         second = _all(val, val_images or images, on_error)

@@ -179,7 +179,7 @@ def outlines(raw: Mapping[str, Any], size: tuple[int, int], tolerance: float = 0
 def traced(rle: Mapping[str, Any], tolerance: float = 0.0) -> list[Outline]:
     """The outlines of an RLE; one with holes becomes one outline."""
     crop, x0, y0 = run_lengths.decode_crop(rle)
-    rings = [ring + (x0, y0) for ring in trace(crop)]
+    rings = [ring + np.array([x0, y0]) for ring in trace(crop)]
     holes = any(_area(ring) < 0 for ring in rings)
     if tolerance:
         rings = [simplify(ring, tolerance) for ring in rings]

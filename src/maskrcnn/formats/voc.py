@@ -193,7 +193,9 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     split, names = target.split or "train", []
     segmented = any(raw.get("segmentation") for raw in annotated.content["annotations"])
     for image, raws in target.each():
-        picture = target.place(image, target.folder / "JPEGImages")
+        folder = target.folder / "JPEGImages"
+        taken = (folder / target.name(image)).exists()  # by another split
+        picture = target.place(image, folder / split if taken else folder)
         name = picture.relative_to(target.folder / "JPEGImages").with_suffix("")
         names.append(name.as_posix())
         xml, masks, classes = _head(picture, image, segmented), {}, {}

@@ -15,6 +15,7 @@ from ..draw import JOINT_SCORE
 from ..formats.content import Annotated
 from ..formats.convert import check_new, write_all
 from ..instances import Instances
+from ..ops import rle
 
 
 class Drafts:
@@ -44,9 +45,11 @@ class Drafts:
             for c in instances.categories
         ]
         for entry in entries:
-            raw = {key: entry[key] for key in ("image_id", "category_id", "segmentation", "score") if key in entry}
-            if "segmentation" not in entry:
-                raw["bbox"] = entry["bbox"]  # else the tools take it from the mask
+            raw = {key: entry[key] for key in ("image_id", "category_id", "score")}
+            if "segmentation" in entry and rle.area(entry["segmentation"]):
+                raw["segmentation"] = entry["segmentation"]  # and the box is that of the mask
+            else:
+                raw["bbox"] = entry["bbox"]
             values = entry.get("keypoints", [])
             sure = ((x, y, 2) if score >= JOINT_SCORE else (0, 0, 0) for x, y, score in zip(values[0::3], values[1::3], values[2::3], strict=True))
             raw["keypoints"] = [v for joint in sure for v in joint]
