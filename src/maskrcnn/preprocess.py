@@ -68,6 +68,7 @@ def prepare_as_torchvision(image: UInt8[np.ndarray, "H W 3"], config: InputConfi
     size = input_size(height, width, config)
     order = slice(None, None, -1 if config.channel_order == "bgr" else 1)
     mean, std = (torch.tensor([v / 255 for v in values])[:, None, None] for values in (config.mean, config.std))
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[order])).float() / 255
-    resized = F.interpolate(((pixels - mean) / std)[None], size=size, mode="bilinear", align_corners=False)[0]
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[order])).float()
+    pixels.div_(255).sub_(mean).div_(std)  # in its place: a picture of 24 megapixels is 288 MB
+    resized = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
     return resized, torch.diag(torch.tensor([size[1] / width, size[0] / height, 1.0]))
