@@ -25,7 +25,7 @@ from ..images import read_image, read_values
 from .annotations import JOINT_OFFSET, Annotation, mask_bounds, read_annotation
 from .categories import parse_categories
 from .check import DataError, DataWarning, Problem, check, describe
-from .partial import labelled_ids
+from .partial import key_problems, labelled_ids
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
@@ -191,7 +191,7 @@ class CocoDataset:
             raise ValueError(f'on_error is {on_error!r}, must be "raise" or "drop"')
         images, annotations = self._content["images"], self._content["annotations"]
         checked = check(images, annotations, self._labels, self._in_file, self.image_folder)
-        found = [*problems, *checked.problems]
+        found = [*problems, *checked.problems, *key_problems(images, self._in_file)]
         harmful = [p for p in found if p.harmful]
         if harmful:
             text = describe(self.name, harmful)

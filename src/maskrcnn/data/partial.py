@@ -11,8 +11,10 @@ Source of LVIS's keys: Gupta et al. 2019, "LVIS: A Dataset for Large Vocabulary 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from .check import Problem
 
 KEYS = ("labelled_categories", "neg_category_ids", "not_exhaustive_category_ids")
 
@@ -38,12 +40,16 @@ def labelled_ids(image: Mapping[str, Any], annotated: Collection[int], known: Co
     return None if len(labelled) == len(set(known)) else frozenset(labelled)
 
 
-def wrong_keys(image: Mapping[str, Any], known: Collection[int]) -> str:
-    """What is wrong with the keys of an entry, empty where nothing is."""
-    for key in KEYS:
-        given = image.get(key, [])
-        if not isinstance(given, list | tuple) or not all(isinstance(i, int) for i in given):
-            return f"{key} is {given!r:.80}, must be a list of category ids"
-        if key == "labelled_categories" and (unknown := sorted(set(given) - set(known))):
-            return f"{key} names {unknown[:10]}, which the file's categories do not have"
-    return ""
+def key_problems(images: Sequence[Any], known: Collection[int]) -> list[Problem]:
+    """What is wrong with these keys of the entries."""
+    problems = []
+    for place, image in enumerate(images):
+        for key in KEYS if isinstance(image, Mapping) else ():
+            given = image.get(key, [])
+            whole = isinstance(given, list | tuple) and all(isinstance(i, int) for i in given)
+            unknown = sorted(set(given).difference(known)) if whole and key == "labelled_categories" else []
+            if not whole or unknown:
+                detail = f"names {unknown[:10]}, which the file does not have" if whole else f"is {given!r:.80}"
+                cure = f"{key} must be a list of category ids of the file"
+                problems.append(Problem("categories of a picture", f"images[{place}]", f"{key} {detail}", cure, True, image=place))
+    return problems

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Category
 from .metric import FIELD, Task, tables
+from .partial import to_judge
 
 if TYPE_CHECKING:
     from ..data.coco import CocoDataset
@@ -116,14 +117,15 @@ def evaluate(
 def evaluate_results(
     results: Results, truth: Mapping[str, Any], categories: Sequence[Category], tasks: Sequence[Task], max_detections: int = 100
 ) -> Evaluation:
-    """The numbers of those `tasks` for which `truth` has objects; without any results they are 0."""
+    """The numbers of those `tasks` for which `truth` has objects; without any results they are 0. See partial.py on pictures annotated in part."""
     names = _distinct_names(categories)
     overall: dict[str, Numbers] = {}
     per_category: dict[str, dict[str, Numbers]] = {name: {} for name in names}
+    results, seen = to_judge(results, truth, categories)
     for task in tasks:
         if not _has_truth(task, truth, categories):
             continue
-        table = tables(task, truth, results, categories, max_detections)
+        table = tables(task, seen, results, categories, max_detections)
         overall[task] = table.numbers()
         judged = [name for name, c in zip(names, categories, strict=True) if task != "keypoints" or c.keypoints]
         for k, name in enumerate(judged):

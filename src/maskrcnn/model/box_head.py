@@ -87,6 +87,9 @@ class BoxHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Cross-entropy over classes and background; smooth L1 of the own class's offsets, both over the number of sampled RoIs.
 
+        What nobody marked in a picture may be of a category that is not annotated there: see `open_cross_entropy`; sigmoids of such categories learn
+        nothing from the picture.
+
         Source: Girshick 2015, section 2.3.
         """
         config = self.config
@@ -94,9 +97,12 @@ class BoxHead(nn.Module):
         labels = torch.where(rois.positive, rois.labels, self.num_classes)
         if config.sigmoid:
             wanted = F.one_hot(labels, self.num_classes + 1)[..., :-1].float()
-            classification = F.binary_cross_entropy_with_logits(class_logits[..., :-1], wanted, reduction="none").sum(dim=-1)
-        else:
+            weight = None if truth.labelled is None else (truth.labelled[:, None] | (wanted > 0)).float()
+            classification = F.binary_cross_entropy_with_logits(class_logits[..., :-1], wanted, weight, reduction="none").sum(dim=-1)
+        elif truth.labelled is None:
             classification = F.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        else:
+            classification = open_cross_entropy(class_logits, labels, truth.labelled)
         own_class = torch.zeros_like(labels) if config.class_agnostic else labels.clamp(max=self.num_classes - 1)
         delta = box_deltas.gather(2, own_class[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         regressed = rois.positive
@@ -138,3 +144,20 @@ class BoxHead(nn.Module):
             valid=kept,
         )
         return found, chosen.count
+
+
+def open_cross_entropy(class_logits: Float[Tensor, "B R C1"], labels: Int64[Tensor, "B R"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B R"]:
+    """Cross-entropy where a background RoI is background or of any category that is not annotated in its picture: -log of the sum of these.
+
+    Args:
+        class_logits: background last.
+        labels: index of the class, C for background.
+        labelled: whether every object of a category is annotated in the picture.
+
+    Source: Cermelli et al. 2020, "Modeling the Background for Incremental Learning in Semantic Segmentation", section 3, the revisited
+    cross-entropy.
+    """
+    classes = torch.arange(class_logits.shape[-1], device=class_logits.device)
+    background = labels == len(classes) - 1
+    possible = (classes == labels[..., None]) | (background[..., None] & F.pad(~labelled, (0, 1))[:, None])
+    return class_logits.logsumexp(dim=-1) - class_logits.masked_fill(~possible, -torch.inf).logsumexp(dim=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import RpnConfig
@@ -23,6 +23,9 @@ from .assign import balanced_sample, gather, match
 from .layers import convolve
 
 NOISE_STREAM = 1
+# Of the objects of a picture no more than this share is taken to be of categories that are not annotated: where hardly any is (LVIS looks for some 20
+# of 1203 in a picture) background must still teach.
+MOST_UNMARKED = 0.5
 
 
 class Rpn(nn.Module):
@@ -85,6 +88,8 @@ class Rpn(nn.Module):
         positive = gather(found.positive, index) & valid
         count = average_over_ranks(valid.sum()).clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(gather(logit, index), positive.float(), reduction="none")
+        if truth.labelled is not None:
+            objectness = torch.where(positive, objectness, unmarked_loss(gather(logit, index), truth.labelled))
         chosen = anchor[index]
         matched = gather(truth.boxes, gather(found.truth_index, index)) if truth.boxes.shape[1] else chosen
         target = box_ops.encode(torch.where(positive[..., None], matched, chosen), chosen, config.box_weights)
@@ -93,3 +98,17 @@ class Rpn(nn.Module):
             "rpn_objectness": config.loss_weight * torch.where(valid, objectness, 0.0).sum() / count,
             "rpn_box": config.box_loss_weight * torch.where(positive, distance, 0.0).sum() / count,
         }
+
+
+def unmarked_loss(logits: Float[Tensor, "B S"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B S"]:
+    """-log of the probability that nobody marked an anchor: it is background, or an object of a category that is not annotated in the picture.
+
+    Of the objects a share q is taken to be of such categories, their share of all categories: p = (1 - o) + o q, for objectness o. Where all are
+    annotated this is the cross-entropy of background; an anchor that surely shows an object is left alone.
+
+    Args:
+        logits: of the objectness.
+        labelled: whether every object of a category is annotated in the picture.
+    """
+    share = (~labelled).float().mean(dim=1, keepdim=True).clamp(max=MOST_UNMARKED)
+    return F.softplus(logits) - F.softplus(logits + share.log())
