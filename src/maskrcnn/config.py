@@ -295,7 +295,7 @@ class AugmentConfig:
     rotation: float = 0.0
     """Turn by up to this many degrees either way."""
     scale: tuple[float, float] = (0.8, 1.0)
-    """Range of a factor on the size that the model's resize rule gives, each octave as likely as another. (0.1, 2.0) with a crop is large-scale jitter."""
+    """Range of a factor on the size that the model's resize rule gives, each octave as likely as another; (0.1, 2) with a crop: large-scale jitter."""
     crop: int | None = None
     """Side of a square window cut from the scaled picture; a smaller picture is taken whole, and padded with its batch. None = the whole picture."""
     brightness: float = 0.0
@@ -367,7 +367,7 @@ class TrainConfig:
     """Keep only what the stages of the trunk give and compute their inside again for the gradients: less memory, about a fifth more time. The same
     gradients."""
     repeat_threshold: float = 0.0
-    """Pictures with a category that is in less than this share of all are seen more often: sqrt(threshold / share) times (LVIS has 0.001). 0 = off."""
+    """Pictures with a category that is in less than this share of all are seen more often, sqrt(threshold / share) times; 0 = off."""
     workers: int = 0
     """Loader processes."""
     seed: int = 0
