@@ -20,7 +20,7 @@ from maskrcnn.data.scenes import write_scenes
 from maskrcnn.data.shapes import CATEGORIES
 from maskrcnn.settings import to_dict
 
-COMMANDS = ("demo", "predict", "train", "evaluate", "check", "rank", "weights")
+COMMANDS = ("demo", "predict", "train", "evaluate", "check", "rank", "convert", "weights")
 FROZEN = Path(__file__).with_name("help")
 
 
@@ -97,7 +97,9 @@ def test_help_needs_half_a_second_and_no_torch():
         ("predict x {images} --out x --min-score 50", "from 0 to 1"),
         ("predict {model} absent.jpg --out x", "absent.jpg"),
         ("predict {model} {images} --out x --device cuda:77", "cuda:77"),
-        ("evaluate {model} --data {images}/00001.png", "not JSON"),
+        ("evaluate {model} --data {images}/00001.png", "no annotations of a known format"),
+        ("convert {json} --format voc", "OUT"),
+        ("convert {json} x --format labelmee", "labelme"),
     ],
 )
 def test_a_users_error_is_one_message_and_status_2(
