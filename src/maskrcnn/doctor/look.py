@@ -164,7 +164,7 @@ def _crowded(data: CocoDataset, objects: Objects, model: ModelConfig) -> list[Pr
     most = model.box.max_detections
     counts = np.bincount(objects.pictures[~objects.ignore], minlength=len(data))
     names = [image["file_name"] for image in data.content()["images"]]
-    cure = f"train with model.box.max_detections={int(counts.max(initial=0))} and evaluate with --max-detections"
+    cure = f"the recipe of a training allows more, or set model.box.max_detections={int(counts.max(initial=0))}; evaluate with --max-detections"
     return [
         Problem("more objects than detections", names[n], f"{counts[n]} objects, the small model answers at most {most}", cure, False)
         for n in np.flatnonzero(counts > most)
@@ -180,9 +180,9 @@ def _beyond_anchors(data: CocoDataset, objects: Objects, model: ModelConfig) -> 
     for row in np.flatnonzero(((seen < low) | (seen > high)) & ~objects.ignore):
         small = seen[row] < low
         width, height = objects.sides[row]
-        cure = f"magnify the pictures (model.input.scale=2), smaller anchors: they begin at {min(sides):g} px"
+        cure = f"those of the small model begin at {min(sides):g} px; the recipe of a training fits them, or magnify with model.input.scale=2"
         if not small:
-            cure = f"shrink the pictures (model.input.max_size), larger anchors: they end at {max(sides):g} px"
+            cure = f"those of the small model end at {max(sides):g} px; the recipe of a training fits them, or shrink with model.input.max_size"
         kind = "object smaller than the anchors see" if small else "object larger than the anchors see"
         detail = f"{width:.3g} x {height:.3g} px, {seen[row]:.3g} px across for the model"
         problems.append(Problem(kind, objects.names[row], detail, cure, False, annotation=int(objects.places[row])))
