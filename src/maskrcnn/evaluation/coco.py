@@ -81,7 +81,7 @@ def evaluate(
 
     Args:
         model: a model, whatever `load` reads, a COCO results.json, or its entries.
-        data: annotated pictures, or the annotation file (or its dict).
+        data: annotated pictures, what `open_data` reads, or COCO's dict; for results COCO's file or dict.
         images: the folder of the pictures where `data` is a file; not needed for results.
         out: folder for metrics.json (the numbers) and results.json (what was found); made if absent. Nothing is written without it.
         max_detections: detections per picture and category at which AP is taken, where above COCO's 100 (keypoints 20); by default what the model
@@ -168,9 +168,13 @@ def _model(model: Any) -> MaskRCNN:
 def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
     if not isinstance(data, str | Path | Mapping):
         return data
-    from ..data.coco import CocoDataset
+    if isinstance(data, Mapping):
+        from ..data.coco import CocoDataset
 
-    return CocoDataset(data, images)
+        return CocoDataset(data, images)
+    from ..formats.open import open_data
+
+    return open_data(data, images)
 
 
 def _truth(data: Any) -> tuple[Mapping[str, Any], tuple[Category, ...]]:
