@@ -57,7 +57,16 @@ def run(data: CocoDataset, out: Path, validation: CocoDataset | None = None, mod
 def test_a_run_leaves_its_model_its_numbers_and_its_picture(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
     result = run(data, tmp_path / "run", validation, steps=8, evaluate_every=1.0, tensorboard=True)
     names = {p.name for p in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "metrics.csv", "tensorboard", "curves.png", "best.safetensors", "last.safetensors", "checkpoint.safetensors"}
+    assert names == {
+        "config.json",
+        "metrics.csv",
+        "tensorboard",
+        "curves.png",
+        "examples.png",
+        "best.safetensors",
+        "last.safetensors",
+        "checkpoint.safetensors",
+    }
     rows = read_rows(tmp_path / "run/metrics.csv")
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert [row["step"] for row in result.history] == [4, 8]
@@ -167,6 +176,22 @@ def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
     assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows), "the schedule ends with the run"
     resumed = run(data, tmp_path / "run", validation, steps=None, max_time=0.4, evaluate_every=5.0, resume=True)
     assert resumed.history == result.history
+
+
+def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_path: Path) -> None:
+    """On a busy machine time goes by without work."""
+    work = itertools.count()
+    run_in_time = train(
+        tiny_model(data),
+        data,
+        None,
+        tiny_config(steps=None, max_time=300.0, checkpoint_every=60.0),
+        tmp_path / "run",
+        device="cpu",
+        clock=lambda: float(next(work)),
+    )
+    rows = read_rows(run_in_time.out / "metrics.csv")
+    assert 200 < rows[-1]["time"] <= 305
 
 
 def test_the_pace_ignores_stalls_and_pays_for_evaluations() -> None:

@@ -42,7 +42,7 @@ class Start:
 
     def __str__(self) -> str:
         said = {
-            "none": "none: random weights",
+            "none": "random weights",
             "given": "the weights of the given network",
             "trunk": f"{self.source}: an ImageNet trunk; all else begins anew",
         }
