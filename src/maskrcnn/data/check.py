@@ -178,7 +178,10 @@ class _Annotations:
         self.outlines: list[tuple[int, np.ndarray]] = []
 
     def run(self) -> None:
-        for start in range(0, len(self.annotations), _TOGETHER):
+        from rich.progress import track
+
+        starts = range(0, len(self.annotations), _TOGETHER)
+        for start in track(starts, "checking annotations", transient=True, disable=len(self.annotations) < 50_000):
             for place in range(start, min(start + _TOGETHER, len(self.annotations))):
                 self.look_at(place)
             self.look_at_outlines()
