@@ -268,6 +268,18 @@ def test_cvat_skeletons_with_occluded_and_outside(folder: Path):
     assert car.keypoints is not None
 
 
+def test_cvat_skeletons_grouped_with_shapes_of_another_label_make_one_category(folder: Path):
+    shapes = """<box label="car" xtl="1" ytl="1" xbr="11" ybr="12" occluded="0" z_order="0" group_id="2"></box>
+      <skeleton label="s1" source="manual" z_order="0" group_id="2">
+      <points label="left_hand" source="manual" occluded="1" outside="0" points="8.50,4.50"></points></skeleton>"""
+    data = mr.open_data(cvat(folder, shapes))
+    (category,) = data.categories
+    assert (category.name, category.keypoints, category.skeleton) == ("car", ("head", "left_hand", "right_hand"), ((1, 2), (0, 1)))
+    (car,) = data[0].annotations
+    assert car.keypoints is not None
+    assert car.keypoints.tolist() == [[0, 0, 0], [8.5, 4.5, 1], [0, 0, 0]]
+
+
 def test_cvat_says_what_it_cannot_use(folder: Path):
     shapes = """<polyline label="car" points="1,1;5,5" occluded="0" z_order="0"></polyline>
     <mask label="car" rle="3, x" left="0" top="0" width="2" height="2"></mask>

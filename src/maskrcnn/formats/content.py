@@ -103,6 +103,13 @@ class Builder:
         entry = self._categories.setdefault(name, {"name": name})
         entry |= {key: value for key, value in {"keypoints": list(keypoints), **more}.items() if value}
 
+    def adopt(self, category: str, other: str) -> None:
+        """Gives a category the joints and limbs of another, which goes if it has no object of its own."""
+        skeleton = {key: value for key, value in self._categories[other].items() if key != "name"}
+        self._categories[category] = skeleton | self._categories.get(category, {"name": category})
+        if all(drawn.category != other for _, drawn in self._objects):
+            del self._categories[other]
+
     def image(self, file_name: str, size: tuple[int, int] | None = None, where: str = "") -> int | None:
         """Adds a picture; its size is read from the file if not given. None, and a problem, if that fails."""
         if size is None:

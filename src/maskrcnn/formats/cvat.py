@@ -61,11 +61,14 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     labels = {name: label for label in root.iterfind("meta//labels/label") if (name := label.findtext("name")) and not label.findtext("parent")}
     joints = {j for i in pictures for p in i.iterfind("points") if (j := p.get("label"))}
     _declare(builder, root, {name: label for name, label in labels.items() if name not in joints})
+    adopted: dict[str, str] = {}
     for picture in tracked(pictures, "reading CVAT shapes"):
         size = picture.get("height"), picture.get("width")
         image = builder.image(picture.get("name", ""), (int(size[0]), int(size[1])) if size[0] and size[1] else None)
         if image is not None:
-            _shapes(builder, image, picture, labels)
+            adopted |= _shapes(builder, image, picture, labels)
+    for skeleton, category in adopted.items():
+        builder.adopt(category, skeleton)
     return builder.done()
 
 
@@ -104,7 +107,9 @@ def _attribute(tag: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def _shapes(builder: Builder, image: int, picture: Element, labels: Mapping[str, Any]) -> None:
+def _shapes(builder: Builder, image: int, picture: Element, labels: Mapping[str, Any]) -> dict[str, str]:
+    """Adds the objects of a picture; gives the labels of skeletons that belong to objects of another label, and that."""
+    adopted: dict[str, str] = {}
     objects: dict[Any, Drawn] = {}
     jointed: list[tuple[Element, str]] = []
     for place, shape in enumerate(picture):
@@ -123,10 +128,13 @@ def _shapes(builder: Builder, image: int, picture: Element, labels: Mapping[str,
             except (ValueError, KeyError) as error:
                 builder.problem("broken shape", where, f"{shape.tag}: {error}", "draw it again in CVAT")
     for number_, (shape, where) in enumerate(jointed, start=len(picture)):
-        _joints(builder, objects, shape, where, labels, number_)
+        category = _joints(builder, objects, shape, where, labels, number_)
+        if shape.tag == "skeleton" and category not in (None, base := _category(shape.get("label", ""), labels)):
+            adopted[base] = str(category)
     for drawn in objects.values():
         if drawn.boxes or drawn.polygons or drawn.rles or drawn.joints:
             builder.add(image, drawn)
+    return {skeleton: category for skeleton, category in adopted.items() if skeleton in labels}
 
 
 def _key(shape: Element, place: int) -> tuple[Any, ...]:
@@ -173,8 +181,8 @@ def _points(shape: Element) -> np.ndarray:
     return np.array([[float(v) for v in point.split(",")] for point in shape.get("points", "").split(";")]).reshape(-1, 2)
 
 
-def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: str, labels: Mapping[str, Any], place: int) -> None:
-    """Gives a skeleton, or points named after a joint, to the one object of its group; a skeleton alone is an object."""
+def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: str, labels: Mapping[str, Any], place: int) -> str | None:
+    """Gives a skeleton, or points named after a joint, to the one object of its group; a skeleton alone is an object. Gives the object's category."""
     group = _key(shape, place)
     mates = [drawn for key, drawn in objects.items() if len(key) == len(group) == 2 and key[1] == group[1]]
     if shape.tag == "skeleton":
@@ -186,7 +194,7 @@ def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: 
     else:
         cure = "draw a skeleton instead, or group each with the polygon or box of its object"
         builder.problem("point of no object", where, f'points "{shape.get("label")}" are in a group with {len(mates)} objects', cure)
-        return
+        return None
     for part in parts:
         try:
             ((x, y),) = _points(part).tolist()
@@ -196,6 +204,7 @@ def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: 
             continue
         if part.get("outside", "0") != "1":
             drawn.joints[part.get("label", "")] = (x - JOINT_OFFSET, y - JOINT_OFFSET, 1 if part.get("occluded") == "1" else 2)
+    return drawn.category
 
 
 def write(annotated: Annotated, target: Target, losses: Losses) -> None:

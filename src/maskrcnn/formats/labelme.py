@@ -14,6 +14,7 @@ import binascii
 import io
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ _LABELS = "labels.txt"
 
 def recognise(source: Source, images: str | Path | None = None) -> bool:
     """Whether it is LabelMe's."""
-    first = source.path if source.path.is_file() else source.first("*.json") or source.first("**/*.json")
-    content = Source(first).json if first else None
-    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+    files = [source.path] if source.path.is_file() else list(islice(source.path.rglob("*.json"), 5))
+    return any(_load(path) for path in files if path.suffix.lower() == ".json")
 
 
 def splits(source: Source) -> list[str]:
