@@ -1,12 +1,13 @@
 """Item 3: a training step, ours against torchvision's model of the same sizes and weights on the same pictures; and whether the loader keeps up.
 
-A step is forward, backward and optimiser. torchvision's model is called as its users call it: a list of float pictures and of targets with dense masks.
-Ours is the step of `mr.train`, which clips the gradients and averages the weights besides. Both have the same trained layers, anchors, proposals, sampled
-RoIs and fused AdamW. "box RoIs" and "mask RoIs" are what the heads saw in a step: equal on both sides, or the times could not be compared.
+A step is forward, backward and optimiser. torchvision's model is called as its users call it: a list of float pictures and of targets with dense
+masks. Ours is the step of `mr.train`, which clips the gradients and averages the weights besides. Both have the same trained layers, anchors,
+proposals, sampled RoIs and fused AdamW. "box RoIs" and "mask RoIs" are what the heads saw in a step: about equal, or the times could not be compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable
@@ -38,7 +39,6 @@ from .timing import in_turns
 
 RATES = TrainConfig(learning_rate=1e-5, workers=0, tensorboard=False, checkpoint_every=1e9, steps=1000)  # the weights hardly move
 NAMES = [c.name for c in CATEGORIES]
-LOADED = 20  # steps of the loader's measurement; the first of them wait for the worker to start
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Case:
     tiles: int
     batch: int
     rounds: int
+    loaded: int
+    """Steps with the loader."""
+    augment: AugmentConfig
+    """What the loader does: more than the step's batch needs, as in training."""
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -59,17 +63,19 @@ def run(quick: bool) -> dict[str, Any]:
     rows, seconds = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(quick):
-            data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=8)
+            data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
             found, seconds[case.name] = steps(case, data, Path(folder))
-            rows += found + waiting(case, data, Path(folder), steps=4 if quick else LOADED)
+            precisions = ("fp32", "bf16") if computes_bfloat16(torch.device("cpu")) else ("fp32",)
+            rows += found + [waiting(case, data, Path(folder), precision, 2 if quick else case.loaded) for precision in precisions]
     return {"rows": rows, "seconds": seconds}
 
 
 def cases(quick: bool) -> list[Case]:
     """The small model on a batch of crops, the paper's on a photograph."""
-    small = Case("maskrcnn_r18_small", mr.maskrcnn_r18_small(NAMES), small_torchvision, side=256, tiles=3, batch=4, rounds=2 if quick else 9)
-    large = Case("maskrcnn_r50_fpn", mr.torchvision_v1(NAMES), large_torchvision, side=800, tiles=3, batch=1, rounds=5)
-    return [small] if quick else [small, large]
+    crops = AugmentConfig(crop=256, scale=(1.0, 1.25), flip_vertical=0.5, right_angles=True, brightness=0.2, contrast=0.2)
+    small = Case("maskrcnn_r18_small", mr.maskrcnn_r18_small(NAMES), small_torchvision, 256, 3, 4, 9, 25, crops)
+    large = Case("maskrcnn_r50_fpn", mr.torchvision_v1(NAMES), large_torchvision, 800, 3, 1, 4, 5, AugmentConfig())
+    return [replace(small, rounds=2)] if quick else [small, large]
 
 
 def steps(case: Case, data: mr.CocoDataset, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
@@ -132,9 +138,13 @@ def rois(model: nn.Module, step: Callable[[], Any]) -> dict[str, int]:
     return counts
 
 
-def waiting(case: Case, data: mr.CocoDataset, folder: Path, steps: int) -> list[dict[str, Any]]:
-    """What part of its time a training waits for its one loader process: 100 x the time spent waiting / the time of the steps, the first ones left out."""
-    return []
+def waiting(case: Case, data: mr.CocoDataset, folder: Path, precision: str, count: int) -> dict[str, Any]:
+    """What part of its steps a training waits for its one loader process; the steps while the process starts are left out."""
+    config = replace(RATES, batch_size=case.batch, precision=precision, workers=1, augment=case.augment)
+    with contextlib.closing(trainer(mr.MaskRCNN.from_config(case.config), data, config, folder / case.name / f"loaded {precision}")) as training:
+        rows = [training.step() for _ in range(2 + count)][2:]
+    waited, took = (sum(values) for values in ([row["data_wait"] for row in rows], [case.batch / row["images_per_second"] for row in rows]))
+    return {"what": f"{case.name}, {precision}, 1 worker", "s": took / count, "input wait %": 100 * waited / took}
 
 
 def trainer(model: mr.MaskRCNN, data: mr.CocoDataset, config: TrainConfig, out: Path) -> Trainer:
@@ -186,11 +196,11 @@ def small_torchvision() -> nn.Module:
     )
 
 
-def large_torchvision() -> nn.Module:
+def large_torchvision() -> Any:
     """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages; random weights, calibrated."""
     torch.manual_seed(0)
     trunk = backbone_utils.resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
-    model = MaskRCNN(trunk, num_classes=5)
+    model: Any = MaskRCNN(trunk, num_classes=5)
     calibrate(model.eval(), picture(400, 533))
     nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.01)  # as before calibration: proposals near their anchors, so that some fit an object
     return model

@@ -1,7 +1,7 @@
 """The bricks of all parts: normalisation by name, a convolution with what follows it, a layer with its ReLU.
 
-On a CPU each brick is one pass over memory where nothing is to be learnt: the sum and the ReLU happen while the convolution writes its result. Large
-results are new memory each time, which costs a CPU as much as a 1x1 convolution itself.
+On a CPU each brick is one pass over memory: the sum and the ReLU happen while the convolution writes its result. Large results are new memory each
+time, which costs a CPU as much as a 1x1 convolution itself.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def convolve(
         if add is None:
             return _onednn._convolution_pointwise(x, weight, bias, *place, "relu" if relu else "none", [], "")
         return _onednn._convolution_pointwise_.binary(add, x, weight, bias, *place, "add", 1.0, "relu" if relu else None, [], None)
+    if relu and isinstance(norm, nn.Identity | None) and _in_one_pass(x, weight, add, training=True):
+        return _TrainedConvolution.apply(x, weight, bias, add, (conv.padding, conv.stride, conv.dilation, conv.groups))
     x = conv._conv_forward(x, weight, bias)
     if norm is not None:
         x = norm(x)
@@ -110,6 +112,8 @@ def connect(x: Float[Tensor, "K C"], layer: nn.Linear) -> Float[Tensor, "K C2"]:
     """The ReLU of a fully connected layer."""
     if _in_one_pass(x, layer.weight, None):
         return _onednn._linear_pointwise(x, layer.weight, layer.bias, "relu", [], "")
+    if _in_one_pass(x, layer.weight, None, training=True):
+        return _TrainedLayer.apply(x, layer.weight, layer.bias)
     return F.relu(layer(x))
 
 
@@ -120,14 +124,60 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
 )
 
 
-def _in_one_pass(x: Tensor, weight: Tensor, add: Tensor | None) -> bool:
-    """Whether oneDNN's operations can be used: on a CPU, in its memory layout, where no gradient is asked for and no graph is recorded."""
+def _in_one_pass(x: Tensor, weight: Tensor, add: Tensor | None, training: bool = False) -> bool:
+    """Whether oneDNN's operations can be used: on a CPU, in its memory layout, where nothing is recorded or, in `training`, gradients in float32."""
     plain = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
     if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, add) if t is not None):
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, add) if t is not None)
+    if recorded != training or (training and (x.dtype != torch.float32 or len(x) == 0)):
         return False
     return x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
+
+
+class _TrainedConvolution(torch.autograd.Function):
+    """Convolution + sum + ReLU at once, with a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, place: tuple[Any, ...]) -> Tensor:
+        if add is None:
+            result = _onednn._convolution_pointwise(x, weight, bias, *place, "relu", [], "")
+        else:
+            result = _onednn._convolution_pointwise.binary(x, add, weight, bias, *place, "add", 1.0, "relu", [], None)
+        ctx.save_for_backward(x, weight, result)
+        ctx.place, ctx.bias_sizes = place, None if bias is None else list(bias.shape)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, result = ctx.saved_tensors
+        (padding, stride, dilation, groups), needs = ctx.place, ctx.needs_input_grad
+        grad = torch.ops.aten.threshold_backward(grad.contiguous(memory_format=torch.channels_last), result, 0)
+        grads = torch.ops.aten.convolution_backward(
+            grad, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, list(needs[:3])
+        )
+        return *grads, grad if needs[3] else None, None
+
+
+class _TrainedLayer(torch.autograd.Function):
+    """A fully connected layer + ReLU by oneDNN's products, twice as fast as PyTorch's in float32 on processors that are not Intel's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        result = _onednn._linear_pointwise(x, weight, bias, "relu", [], "")
+        ctx.save_for_backward(x, weight, result)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, result = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grad = torch.ops.aten.threshold_backward(grad, result, 0)
+        to_x = _onednn._linear_pointwise(grad, weight.t(), None, "none", [], "") if needs[0] else None
+        to_weight = _onednn._linear_pointwise(grad.t(), x.t(), None, "none", [], "") if needs[1] else None
+        return to_x, to_weight, grad.sum(dim=0) if needs[2] else None
 
 
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:
