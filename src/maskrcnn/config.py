@@ -295,7 +295,7 @@ class AugmentConfig:
     rotation: float = 0.0
     """Turn by up to this many degrees either way."""
     scale: tuple[float, float] = (0.8, 1.0)
-    """Range of a factor on the size that the model's resize rule gives, each octave as likely as another; (0.1, 2) with a crop: large-scale jitter."""
+    """Range of a factor on the size that the model's resize rule gives, each octave as likely as another; (0.1, 2) and a crop: large-scale jitter."""
     crop: int | None = None
     """Side of a square window cut from the scaled picture; a smaller picture is taken whole, and padded with its batch. None = the whole picture."""
     brightness: float = 0.0
