@@ -94,7 +94,7 @@ def test_objects_of_two_pictures_that_each_name_one_category_are_learnt_in_both(
     """Two equal pictures with a bright square (category 0) and a dark one (category 1): one is annotated for the first, one for the second."""
     torch.manual_seed(0)
     config = tiny_config(2)
-    config = replace(config, mask=None)
+    config = replace(config, mask=None, rpn=replace(config.rpn, pre_nms_train=100, post_nms_train=40), box=replace(config.box, samples=32))
     batch = make_batch([(64, 64), (64, 64)])
     batch.images[:] = 128
     batch.images[:, :, 8:28, 8:28] = 255
@@ -107,8 +107,8 @@ def test_objects_of_two_pictures_that_each_name_one_category_are_learnt_in_both(
     for name, given in {"closed": truth, "open": with_labelled(truth, [[True, False], [False, True]])}.items():
         torch.manual_seed(0)
         net = MaskRCNN.from_config(config)
-        optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
-        for step in range(60):
+        optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
+        for step in range(25):
             optimizer.zero_grad()
             total(net.losses(replace(batch, seeds=batch.seeds + step), given)).backward()
             optimizer.step()
@@ -116,5 +116,5 @@ def test_objects_of_two_pictures_that_each_name_one_category_are_learnt_in_both(
             found = net.eval()(batch)
         own = [found.scores[b][found.labels[b] == 1 - b] for b in (0, 1)]  # of the category that nobody marked in the picture
         seen[name] = [scores.max().item() if len(scores) else 0.0 for scores in own]
-    assert min(seen["open"]) > 0.8, seen
-    assert sum(seen["open"]) > sum(seen["closed"]) + 0.3, seen
+    assert min(seen["open"]) > 0.6, seen
+    assert sum(seen["open"]) > sum(seen["closed"]) + 0.5, seen

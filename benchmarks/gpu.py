@@ -1,0 +1,239 @@
+"""Item 4: R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and beside what the card could do.
+
+Pictures lie on the device. An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more
+without pasting its masks into whole pictures, which ours leaves to whoever wants them. A training step is forward, backward and fused AdamW on the same
+pictures with 20 objects each; BatchNorm is frozen in both. "waits" are the times that the host stood still for the device in one batch, from a
+profile. "of the limit" compares with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import roi_align
+
+import maskrcnn as mr
+from maskrcnn.model.maskrcnn import total
+from maskrcnn.model.roi_align import joined_bag_of_pixels
+from maskrcnn.structures import Batch, Truth
+
+from .limits import rates
+from .models import as_theirs, ours_of, picture, torchvision_model
+from .timing import in_turns
+
+Work = Callable[[], object]
+OBJECTS = 20
+# What the CUDA runtime calls by which the host waits; copies without "Async" wait as well.
+WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!.*Async)|hip(Stream|Device|Event)Synchronize|hipMemcpy(?!.*Async)")
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """All of it, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return {"skipped": "no CUDA device here"}
+    return measure(torch.device("cuda"), (800, 1066), (1, 4) if quick else (1, 16), rounds=5 if quick else 30)
+
+
+def measure(device: torch.device, side: tuple[int, int], batches: tuple[int, ...], rounds: int) -> dict[str, Any]:
+    """The tables for pictures of one size; also runs on a processor, to see that it works."""
+    theirs = torchvision_model()
+    ours = ours_of(theirs)
+    card = rates(device=device.type)
+    result: dict[str, Any] = {"rows": [], "agreement": agreement(ours, device, side), "card": card, "seconds": {}}
+    for count in batches:
+        for kind, works in {"inference": inference, "training": training}.items():
+            work, operations = works(ours, theirs, device, side, count)
+            waits = {name: count_waits(function, device) for name, function in work.items()}
+            memory = {name: peak(function, device) for name, function in work.items()}
+            times = in_turns(work, rounds, warm_up=3)
+            limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
+            for row in times.rows("torchvision"):
+                name, rate = row["what"], count / row["s"][0]
+                seen = {"img/s": rate, "of the limit": rate / limit, "waits": waits[name], "GB": memory[name]}
+                result["rows"].append({"what": f"{kind}, batch {count}: {name}", **{k: v for k, v in row.items() if k != "what"}, **seen})
+            result["seconds"][f"{kind} {count}"] = times.seconds
+            del work
+            gc.collect()
+    result["rows"] += pooling(device, max(batches), rounds)
+    return result
+
+
+def inference(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float]:
+    """What answers a batch, and the operations that ours needs for it."""
+    fast = mr.optimize(ours.to(device), "bfloat16")
+    peer = theirs.to(device).to(memory_format=torch.channels_last).eval()
+    pictures, batch = inputs(device, side, count)
+    paste = peer.transform.postprocess
+
+    @torch.inference_mode()
+    def answer() -> Any:
+        return fast(batch).to("cpu")
+
+    @torch.inference_mode()
+    def peer_answer(pasted: bool = True) -> Any:
+        peer.eval()
+        peer.transform.postprocess = paste if pasted else lambda found, *_: found
+        with torch.autocast(device.type, torch.bfloat16):
+            return [{k: v.cpu() for k, v in found.items()} for found in peer(pictures)]
+
+    work = {"torchvision": peer_answer, "torchvision, masks not pasted": lambda: peer_answer(False), "ours": answer}
+    return work, float(operations(answer))
+
+
+def training(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float]:
+    """What learns from a batch, and the operations that ours needs for it."""
+    config = ours.config
+    model = mr.MaskRCNN.from_config(config)
+    model.load_state_dict(ours.state_dict())
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    peer = theirs.to(device).to(memory_format=torch.channels_last)
+    pictures, batch = inputs(device, side, count)
+    truth, targets = objects(device, side, count, config.num_classes)
+
+    def learn(losses: Callable[[], Tensor], network: nn.Module) -> Work:
+        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-6, fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = losses()
+            loss.backward()
+            optimizer.step()
+            finish(device)
+
+        return step
+
+    def peer_losses() -> Tensor:
+        peer.train()
+        for part in peer.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+        return torch.stack([*peer(pictures, targets).values()]).sum()
+
+    for part in peer.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.requires_grad_(False)
+    work = {"torchvision": learn(peer_losses, peer), "ours": learn(lambda: total(model.losses(batch, truth)), model)}
+    return work, float(operations(work["ours"]))
+
+
+def inputs(device: torch.device, side: tuple[int, int], count: int) -> tuple[list[Tensor], Batch]:
+    """The same pictures for both, on the device."""
+    images = [picture(*side, seed=i) for i in range(count)]
+    batch = Batch.collate([torch.from_numpy(i).permute(2, 0, 1) for i in images], 32, seeds=range(count))
+    return [as_theirs(i).to(device) for i in images], batch.to(device)
+
+
+def objects(device: torch.device, side: tuple[int, int], count: int, classes: int) -> tuple[Truth, list[dict[str, Tensor]]]:
+    """The same objects for both: boxes of many sizes, their masks full."""
+    generator = torch.Generator().manual_seed(0)
+    size = torch.tensor([side[1], side[0]])
+    low = torch.rand(count, OBJECTS, 2, generator=generator) * size * 0.7
+    high = torch.minimum(low + 16 + torch.rand(count, OBJECTS, 2, generator=generator) ** 2 * size / 2, size.float())
+    truth = Truth.empty(count, OBJECTS)
+    truth.boxes[...] = torch.cat([low, high], dim=-1)
+    truth.labels[...] = torch.randint(classes, (count, OBJECTS), generator=generator)
+    for flag in (truth.valid, truth.has_box, truth.has_mask):
+        flag[...] = True
+    truth.masks[...] = 255
+    rows, columns = torch.arange(side[0])[:, None] + 0.5, torch.arange(side[1]) + 0.5
+    targets = []
+    for boxes, labels in zip(truth.boxes, truth.labels, strict=True):
+        x0, y0, x1, y1 = boxes[:, :, None, None].unbind(dim=1)
+        masks = ((rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)).to(torch.uint8)
+        targets.append({"boxes": boxes.to(device), "labels": (labels + 1).to(device), "masks": masks.to(device)})
+    return truth.to(device), targets
+
+
+def agreement(ours: mr.MaskRCNN, device: torch.device, side: tuple[int, int]) -> dict[str, float]:
+    """The largest differences of the float32 answers on the device and on the processor, over the objects that both have in the same place."""
+    _, batch = inputs(torch.device("cpu"), side, 1)
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with torch.inference_mode():
+        here = ours.to("cpu").eval()(batch)
+        there = ours.to(device)(batch.to(device)).to("cpu")
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+    near = (here.boxes[0][:, None] - there.boxes[0]).abs().amax(dim=-1) + 1e6 * (here.labels[0][:, None] != there.labels[0])
+    distance, twin = near[here.valid[0]][:, there.valid[0]].min(dim=1)
+    found = distance < 1
+    score = (here.scores[0][here.valid[0]] - there.scores[0][there.valid[0]][twin]).abs()[found]
+    counts = {"objects": int(here.valid.sum()), "objects there": int(there.valid.sum()), "of them in the same place": int(found.sum())}
+    return counts | {"px": float(distance[found].amax()), "score": float(score.amax())}
+
+
+def pooling(device: torch.device, count: int, rounds: int) -> list[dict[str, Any]]:
+    """RoIAlign of 1000 RoIs a picture from four levels: from one table, and by torchvision's kernel in float32."""
+    strides, generator = (4, 8, 16, 32), torch.Generator().manual_seed(0)
+    sides = [(-(-800 // s), -(-1088 // s)) for s in strides]
+    rois = 1000 if device.type != "cpu" else 50
+    levels = [torch.randn(count, 256, *s, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for s in sides]
+    low = torch.rand(count * rois, 2, generator=generator) * torch.tensor([900.0, 600.0])
+    boxes = torch.cat([low, low + 8 + 400 * torch.rand(count * rois, 2, generator=generator) ** 3], dim=1).to(device)
+    image = torch.arange(count, device=device).repeat_interleave(rois)
+    pooler = mr.MaskRCNN.from_config(mr.torchvision_v1(2)).box_pool
+    level = pooler.level(boxes)
+    config = replace(pooler.config, sampling_ratio=2)
+    own = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
+    keyed = torch.cat([image[:, None].float(), boxes], dim=1)
+
+    def table() -> None:
+        joined_bag_of_pixels(levels, boxes, image, level, strides, config)
+        finish(device)
+
+    def kernel() -> None:
+        for feature, chosen, stride in zip(levels, own, strides, strict=True):
+            roi_align(feature.float(), keyed[chosen], config.size, 1 / stride, 2, config.aligned)
+        finish(device)
+
+    with torch.inference_mode():
+        times = in_turns({"torchvision's kernel, float32": kernel, "one table, bfloat16": table}, rounds, warm_up=3)
+    rows = times.rows("torchvision's kernel, float32")
+    return [{**row, "what": f"RoIAlign of {count} x {rois} RoIs: {row['what']}"} for row in rows]
+
+
+def operations(function: Work) -> int:
+    """Of convolutions and matrix products, backward included."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def count_waits(function: Work, device: torch.device) -> int | str:
+    """How often the host waits in one call, after two calls that fill the caches."""
+    if device.type != "cuda":
+        return "-"
+    from torch.profiler import ProfilerActivity, profile
+
+    for _ in range(2):
+        function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        function()
+    # The profiler ends with waits of its own: what a profile of nothing shows does not count.
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as empty:
+        pass
+    found, own = (sum(e.count for e in p.key_averages() if WAITS.search(e.key)) for p in (profiled, empty))
+    return found - own
+
+
+def peak(function: Work, device: torch.device) -> float | str:
+    """The most memory of the device in one call, in GB, models included."""
+    if device.type != "cuda":
+        return "-"
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def finish(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
