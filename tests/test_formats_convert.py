@@ -52,10 +52,10 @@ def test_nothing_is_overwritten_and_an_error_leaves_nothing(coco: Path, tmp_path
     with pytest.raises(FileExistsError, match="is there already"):
         mr.convert(coco, kept, "labelme")
     assert [p.name for p in kept.iterdir()] == ["mine.txt"]
-    (tmp_path / "in" / "1.png").unlink()
-    (tmp_path / "in" / "0.png").rename(tmp_path / "in" / "zero.png")
-    with pytest.raises(DataError):
-        mr.convert(coco, tmp_path / "new", "voc", images=tmp_path / "in")
+    (tmp_path / "in" / "1.png").rename(tmp_path / "in" / "0.bmp")
+    coco.write_text(coco.read_text().replace("1.png", "0.bmp"))
+    with pytest.raises(ValueError, match=r"two pictures give one file, 0\.json"):
+        mr.convert(coco, tmp_path / "new", "labelme")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.data.check import DataError, DataWarning
-from maskrcnn.formats.maps import voc_colours
+from maskrcnn.formats.maps import read_ids, voc_colours
 from maskrcnn.ops import rle
 
 WIDTH, HEIGHT = 40, 30
@@ -452,6 +452,13 @@ def test_png_maps_of_ids(folder: Path, coding: str):
     assert [c.name for c in data.categories] == ["object"]
     elsewhere = mr.open_data(folder / "masks", images=folder / "images")
     assert len(elsewhere[0].annotations) == 2
+
+
+def test_each_colour_is_an_object(tmp_path: Path):
+    colours = np.zeros((2, 4, 3), np.uint8)
+    colours[0, :3] = [(128, 0, 0), (0, 1, 0), (0, 0, 1)]
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    assert read_ids(tmp_path / "a.png").tolist() == [[128, 256, 65536, 0], [0, 0, 0, 0]]
 
 
 def test_png_folders_of_the_data_science_bowl(folder: Path):
