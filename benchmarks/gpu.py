@@ -1,8 +1,8 @@
 """Item 4: R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and beside what the card could do.
 
 Pictures lie on the device. An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more
-without pasting its masks into whole pictures, which ours leaves to whoever wants them. A training step is forward, backward and fused AdamW on the same
-pictures with 20 objects each; BatchNorm is frozen in both. "waits" are the times that the host stood still for the device in one batch, from a
+without pasting its masks into whole pictures, which ours leaves to whoever wants them. A training step is forward, backward and fused AdamW on the
+same pictures with 20 objects each; BatchNorm is frozen in both. "waits" are the times that the host stood still for the device in one batch, from a
 profile. "of the limit" compares with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
 """
 
@@ -68,7 +68,7 @@ def measure(device: torch.device, side: tuple[int, int], batches: tuple[int, ...
 def inference(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float]:
     """What answers a batch, and the operations that ours needs for it."""
     fast = mr.optimize(ours.to(device), "bfloat16")
-    peer = theirs.to(device).to(memory_format=torch.channels_last).eval()
+    peer: Any = theirs.to(device).to(memory_format=torch.channels_last).eval()
     pictures, batch = inputs(device, side, count)
     paste = peer.transform.postprocess
 
