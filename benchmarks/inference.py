@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -94,19 +95,19 @@ def part_times(
 
 
 def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, float], float]:
-    """Floating-point operations of each part, and of all.
-
-    With gradients, for then every convolution is one that PyTorch knows how to count.
-    """
+    """Floating-point operations of each part, and of all, by way of PyTorch's plain operations, which its counter knows."""
     batch = mr.Batch.collate([torch.from_numpy(image).permute(2, 0, 1)])
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+    with patch("maskrcnn.model.layers._HAS_ONEDNN", False), FlopCounterMode(display=False) as counter, torch.no_grad():
         with watched(of_ours(model), lambda: float(counter.get_total_flops())) as (spent, _):
             model(batch)
         return dict(spent), float(counter.get_total_flops())
 
 
 def agreement(ours: mr.Instances, theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Each of their detections beside ours of the same class that covers it best: order counts for nothing, for neighbours' scores may be equal."""
+    """Each of their detections beside ours of the same class that covers it best: order counts for nothing, for neighbours' scores may be equal.
+
+    torchvision rounds boxes to whole pixels before it draws masks: a box that differs by a thousandth of a pixel may draw its outline a pixel further.
+    """
     iou = box_iou(theirs["boxes"], ours.boxes) * (theirs["labels"][:, None] == ours.labels + 1)
     best, partner = iou.max(dim=1)
     found = best > 0.9
