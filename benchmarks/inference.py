@@ -106,7 +106,7 @@ def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, f
 def agreement(ours: mr.Instances, theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Each of their detections beside ours of the same class that covers it best: order counts for nothing, for neighbours' scores may be equal.
 
-    torchvision rounds boxes to whole pixels before it draws masks: a box that differs by a thousandth of a pixel may draw its outline a pixel further.
+    torchvision rounds boxes to whole pixels before it draws masks: a thousandth of a pixel may move an outline by one.
     """
     iou = box_iou(theirs["boxes"], ours.boxes) * (theirs["labels"][:, None] == ours.labels + 1)
     best, partner = iou.max(dim=1)
