@@ -91,9 +91,9 @@ def steps(case: Case, data: mr.CocoDataset, folder: Path) -> tuple[list[dict[str
     trainers = {}
     for name, precision in precisions.items():
         trainers[name] = trainer(model, data, replace(RATES, batch_size=case.batch, precision=precision), folder / case.name / name)
-        trainers[name].batches = itertools.repeat((batch, truth))
+        trainers[name].learner.batches = itertools.repeat((batch, truth))
     work = {"torchvision": torchvision_step(theirs, data, case.batch)} | {name: t.step for name, t in trainers.items()}
-    heads = {"torchvision": theirs.roi_heads} | {name: t.model for name, t in trainers.items()}
+    heads = {"torchvision": theirs.roi_heads} | {name: t.learner.model for name, t in trainers.items()}
     seen = {name: rois(heads[name], step) for name, step in work.items()}
     times = in_turns(work, case.rounds)
     rows = [{"what": f"{case.name}, {row.pop('what')}", **row} for row in times.rows("torchvision")]

@@ -23,7 +23,8 @@ from training_run import tiny_config, tiny_model
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.training.checkpoint import read_checkpoint
-from maskrcnn.training.fit import NonFiniteLossError, Run, train
+from maskrcnn.training.fit import Run, train
+from maskrcnn.training.learner import NonFiniteLossError
 from maskrcnn.training.log import read_rows
 from maskrcnn.training.pace import Pace
 from maskrcnn.training.validate import validate

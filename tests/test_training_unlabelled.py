@@ -275,14 +275,14 @@ def test_a_run_with_a_time_pays_for_the_lessons_to_come() -> None:
 def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
     data: CocoDataset, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskrcnn.training.fit import Trainer
+    from maskrcnn.training.learner import Learner
 
     monkeypatch.setattr(Pace, "ready", lambda pace, _: len(pace.steps) >= 2)
     monkeypatch.setattr(Pace, "total", lambda pace, *_: 4 if pace.lesson > 0 else 0)
     config = tiny_config(steps=None, max_time=60.0, unlabelled=UnlabelledConfig(**EAGER | {"burn_in": 0.0}))
     for name in ("measured", "not measured"):
         train(tiny_model(data), data, config=config, out=tmp_path / name, progress=False, device="cpu", unlabelled=pictures)
-        monkeypatch.setattr(Trainer, "_lesson_seconds", lambda _: 1.0)
+        monkeypatch.setattr(Learner, "lesson_seconds", lambda _: 1.0)
     assert ["unlabelled/loss" in row for row in read_rows(tmp_path / "measured/metrics.csv")] == [False, False, True, True]
     hashes = [training_run.weights_of(tmp_path / name / "last.safetensors") for name in ("measured", "not measured")]
     assert hashes[0] == hashes[1]

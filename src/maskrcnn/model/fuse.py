@@ -44,7 +44,7 @@ def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "f
     if compile:
         model.trunk.compile()
         model.neck.compile()
-    model.optimized = True
+    model.optimized, model.layout = True, torch.channels_last
     return model
 
 
@@ -59,6 +59,7 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     """A view of the model (it shares the weights) that answers as its peers do: unfused, in evaluation mode, torchvision's RoIAlign."""
     shared: list[Tensor] = [*model.parameters(), *model.buffers()]
     view = copy.deepcopy(model, memo={id(t): t for t in shared}).eval()
+    view.layout = torch.preserve_format
     for part in view.modules():
         if isinstance(part, RoiPooler):
             part.use_torchvision_kernel = True

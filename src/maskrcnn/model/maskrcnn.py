@@ -55,6 +55,8 @@ class MaskRCNN(nn.Module):
         self.config = config
         self.optimized = False
         """Set by `fuse.optimize`: a form for prediction, not to be trained."""
+        self.layout = torch.preserve_format
+        """Of the features in memory; `fuse.optimize` and training set channels last, which is faster and rounds differently."""
         self.trunk = trunk
         self.neck = neck
         self.rpn = rpn
@@ -166,8 +168,7 @@ class MaskRCNN(nn.Module):
     def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
         """Feature levels of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
         pixels = batch.images if batch.normalised else self.normalise(batch)
-        layout = torch.channels_last if self.optimized else torch.preserve_format
-        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype, memory_format=layout)))
+        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype, memory_format=self.layout)))
 
     def normalise(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """The pictures as the trunk learnt to see them, zero mean and unit variance; padding becomes exactly zero."""
