@@ -1,10 +1,10 @@
 """The network and all that changes its weights: optimiser, averaged weights, precision, and one step of them.
 
-In: a network, annotated pictures (and, with a teacher, others), a `TrainConfig`. Out: `step(number, total)`, the numbers of an optimiser step by column;
-`tensors()`, all that a step depends on besides its number.
+In: a network, annotated pictures (and, with a teacher, others), a `TrainConfig`. Out: `step(number, total)`, the numbers of an optimiser step by
+column; `tensors()`, all that a step depends on besides its number.
 
-What a step does depends on the weights, the optimiser's state and the step's number alone. Pictures and their augmentation come from a stateless plan,
-anchors and RoIs are drawn from the pictures' seeds, and torch's generator is seeded anew at every step.
+What a step does depends on the weights, the optimiser's state and the step's number alone. Pictures and their augmentation come from a stateless
+plan, anchors and RoIs are drawn from the pictures' seeds, and torch's generator is seeded anew at every step.
 """
 
 from __future__ import annotations
