@@ -78,7 +78,7 @@ class Learner:
         self.data, self.config, self.processes, self.clock = data, config, processes, clock
         # On a CPU the features are channels last but not the weights, for the optimiser would copy their gradients.
         layout = torch.contiguous_format if processes.device.type == "cpu" else torch.channels_last
-        self.model = network.to(processes.device, memory_format=layout).train()
+        self.model = network.to(processes.device).to(memory_format=layout).train()
         self.model.layout = torch.channels_last
         self.optimizer = make_optimizer(self.model, config)
         self.ema = Ema(self.model, config.ema) if config.ema else None
