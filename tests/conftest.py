@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
 install_import_hook(["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"], "shape_checks.check")
 
 torch.set_num_threads(2)
+
+# The same drawn examples in every run, so that a red one is the doing of a change. To look for more: pytest --hypothesis-profile=default
+settings.register_profile("same examples", derandomize=True)
+settings.load_profile("same examples")
 
 
 @pytest.fixture(scope="session")

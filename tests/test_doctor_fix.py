@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_samples import HEIGHT, WIDTH, content, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -209,7 +209,9 @@ MENDED = {
 
 
 @given(st.lists(entries, max_size=4))
-@settings(max_examples=120, deadline=None)
+@example([{"bbox": [0, 0, 0], "segmentation": [[0, 0, 0, 0, 0, 0, 0, 1, 1, -2]]}])  # a mask that leaves the picture
+@example([{"bbox": [0, 0, 0], "segmentation": [[0, 0, 0, 0, 0, 0, 0, 0, 1, -1]]}])  # one that lies outside
+@settings(max_examples=60, deadline=None)
 def test_whatever_is_given_what_can_be_mended_is_gone_and_a_second_time_changes_nothing(drawn: list[dict[str, Any]]):
     result = mended(with_entries(*drawn))
     unusable = {p.where for p in result.left if p.harmful}

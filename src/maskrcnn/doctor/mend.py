@@ -47,7 +47,7 @@ def mend(raw: Mapping[str, Any], size: tuple[int, int], category: Category, repo
     _mend_mask(new, size, done)
     _mend_joints(new, category, size, done)
     read = _read(new, size, category)
-    around = mask_bounds(read)
+    around = _clipped(mask_bounds(read), size)
     if not _mend_box(new, read, around, size, done):
         return None
     _mend_area(new, raw, _read(new, size, category), size, category, done)
@@ -138,6 +138,14 @@ def _mend_box(new: dict[str, Any], read: Annotation, around: Box | None, size: t
         else:
             _set_box(new, (left, top, right, bottom), "box reaches beyond the picture", "it was clipped", done)
     return True
+
+
+def _clipped(box: Box | None, size: tuple[int, int]) -> Box | None:
+    """What of a box lies in the picture."""
+    if box is None:
+        return None
+    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(size[1])), min(box[3], float(size[0]))
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def _said_and_empty(new: Mapping[str, Any]) -> bool:

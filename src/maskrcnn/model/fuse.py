@@ -34,11 +34,16 @@ def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "f
     """
     if dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype "{dtype}" is unknown; choose "float32", "bfloat16" or "auto"')
-    copies = {id(p): nn.Parameter(_channels_last(p), requires_grad=False) for p in model.parameters()}
-    model = copy.deepcopy(model, memo=copies).eval()
+    configs = [part.config for part in model.modules() if hasattr(part, "config")]
+    shared: dict[int, object] = {id(thing): thing for thing in (*model.parameters(), *configs)}
+    model = copy.deepcopy(model, memo=dict(shared)).eval()
     for part in model.modules():
         for conv, norm in _pairs(part):
             _fold(part, conv, norm)
+    for part in model.modules():  # each weight is copied once: the first prediction waits for it
+        for name, weight in [*part.named_parameters(recurse=False)]:
+            if id(weight) in shared:
+                setattr(part, name, _frozen(weight))
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(next(model.parameters()).device)):
         model = model.to(torch.bfloat16)
     if compile:
@@ -68,9 +73,10 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     return view
 
 
-def _channels_last(weight: Tensor) -> Tensor:
-    """A copy, laid out for convolutions where it has four dimensions."""
-    return weight.detach().clone(memory_format=torch.channels_last if weight.dim() == 4 else torch.preserve_format)
+def _frozen(weight: Tensor) -> nn.Parameter:
+    """A copy that is not trained, laid out for convolutions where it has four dimensions."""
+    layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
+    return nn.Parameter(weight.detach().clone(memory_format=layout), requires_grad=False)
 
 
 def _pairs(part: nn.Module) -> list[tuple[str, str]]:
@@ -90,8 +96,9 @@ def _downsample(block: nn.Module) -> list[tuple[str, str]]:
     return [] if block.downsample is None else [("downsample.0", "downsample.1")]
 
 
+@torch.no_grad()
 def _fold(owner: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Multiplies the normalisation's scale into the convolution's weight, in its place, and makes its shift the bias."""
+    """Gives the convolution a new weight, times the normalisation's scale, and its shift as the bias."""
     conv, norm = owner.get_submodule(conv_name), owner.get_submodule(norm_name)
     if not isinstance(norm, (nn.BatchNorm2d, FrozenBatchNorm2d)) or not isinstance(conv, nn.Conv2d):
         return
@@ -100,6 +107,8 @@ def _fold(owner: nn.Module, conv_name: str, norm_name: str) -> None:
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     bias = shift if conv.bias is None else shift + conv.bias.double() * scale
-    conv.weight.mul_(scale.to(conv.weight.dtype)[:, None, None, None])
+    weight = torch.empty_like(conv.weight, memory_format=torch.channels_last)
+    torch.mul(conv.weight, scale.to(weight.dtype)[:, None, None, None], out=weight)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
     owner.set_submodule(norm_name, nn.Identity())

@@ -99,7 +99,7 @@ def claim_folder(
         found = tensors, content["state"]
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
-        for torn in out.glob(".*.safetensors*"):  # what a killed process was writing
+        for torn in (*out.glob(".*.safetensors*"), *out.glob(".tmp??????")):  # what a killed process was writing, safetensors' own file too
             torn.unlink()
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
