@@ -12,6 +12,7 @@ Source: He et al. 2017, section 3, "RoIAlign"; Lin et al. 2017, equation 1, for 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from ..ops.device import constant, runs_ahead
 
 # A box of this size, ImageNet's pictures, is read from this level (Lin et al. 2017, equation 1).
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
+PATCH_VALUES = 8_000_000  # of the patches that are held at once in the backward pass: 32 MB
 
 
 class RoiPooler(nn.Module):
@@ -110,14 +112,59 @@ def bag_of_pixels(
         height, width = level.shape[2:]
         y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height, size, samples)
         x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width, size, samples)
-        row = (image_index[group, None, None] * height + y) * width
-        index = row[:, :, None, :, None] + x[:, None, :, None, :]  # [k, S, S, 2n, 2n]
-        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-        bins = F.embedding_bag(
-            index.flatten(0, 2).flatten(1), _table(level), per_sample_weights=weight.flatten(0, 2).flatten(1).to(level.dtype), mode="sum"
-        ).view(len(group), size * size, channels)
+        first = image_index[group] * height * width
+        bins = _Bag.apply(_table(level), first, (y, weight_y), (x, weight_x), width).view(len(group), size * size, channels)
         pooled = bins if len(group) == len(boxes) else pooled.index_copy_(0, group, bins)
     return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
+
+
+class _Bag(torch.autograd.Function):
+    """The weighted sums of rows of a table that are the bins of RoIs of one level; their gradient adds up in each RoI before it reaches the table.
+
+    Neighbouring bins read the same cells. Weights are products of one for the row and one for the column, so two small matrix products spread the
+    gradient of all bins over the patch of cells that the RoI covers, and each cell is added to the table once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, first: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: int) -> Tensor:
+        (y, weight_y), (x, weight_x) = rows, columns
+        index = (first[:, None, None] + y * width)[:, :, None, :, None] + x[:, None, :, None, :]  # [k, S, S, 2n, 2n]
+        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+        ctx.save_for_backward(first, y, weight_y, x, weight_x)
+        ctx.size, ctx.width = table.shape, width
+        return F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, y, weight_y, x, weight_x = ctx.saved_tensors
+        count, size, channels = len(first), y.shape[1], grad.shape[-1]
+        table = grad.new_zeros(ctx.size)
+        grad = grad.view(count, size, size, channels).float()
+        span = torch.maximum(_span(x), _span(y))
+        at_once = PATCH_VALUES // (channels * (int(span.max()) + 1) ** 2)
+        for part in span.argsort().split(min(max(at_once, 1), 64)):  # patches of about one size go together
+            (top, spread_y), (left, spread_x) = _spread(y[part], weight_y[part]), _spread(x[part], weight_x[part])
+            patch = torch.matmul(spread_x[:, None], grad[part])  # [k, S, Q, C]
+            patch = torch.matmul(spread_y, patch.flatten(2)).view(-1, channels)  # [k, P, Q C]
+            cell_y, cell_x = (start[:, None] + torch.arange(spread.shape[1]) for start, spread in ((top, spread_y), (left, spread_x)))
+            cells = (first[part, None] + cell_y * ctx.width)[:, :, None] + cell_x[:, None]
+            # Patches are as large as the largest: what reaches beyond the table has weight 0.
+            table.index_add_(0, cells.flatten().clamp(max=len(table) - 1), patch.to(table.dtype))
+        return table, None, None, None, None
+
+
+def _span(cells: Int64[Tensor, "K S T"]) -> Int64[Tensor, "K"]:
+    """How many cells along an axis lie between the first and the last that a RoI reads."""
+    return cells.amax(dim=(1, 2)) - cells.amin(dim=(1, 2))
+
+
+def _spread(cells: Int64[Tensor, "K S T"], weights: Float[Tensor, "K S T"]) -> tuple[Int64[Tensor, "K"], Float[Tensor, "K P S"]]:
+    """Along one axis: the first cell that each RoI reads, and the weight of each bin at that and the following cells."""
+    first = cells.amin(dim=(1, 2))
+    place = cells - first[:, None, None]
+    spread = weights.new_zeros(*cells.shape[:2], int(place.max()) + 1).scatter_add_(2, place, weights)
+    return first, spread.transpose(1, 2)
 
 
 def joined_bag_of_pixels(
