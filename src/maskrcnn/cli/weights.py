@@ -1,10 +1,14 @@
-"""`maskrcnn weights`: the published weights."""
+"""`maskrcnn weights`: the weights that can be used by name."""
 
 from __future__ import annotations
 
 
-def weights() -> None:
-    """List the published weights that can be used by name, with their metrics and licences."""
-    from ..weights.catalogue import table
+def weights(name: str | None = None, /) -> None:
+    """List the weights that can be used by name, with their metrics and licences; or show all that is known of one.
 
-    print(table())
+    Args:
+        name: Show this one: data, recipe, figures and limits of a model of this package; address and licence of a published one.
+    """
+    from ..weights.catalogue import card, table
+
+    print(card(name) if name else table())

@@ -23,6 +23,7 @@ from ..instances import Instances
 from ..ops import rle
 from ..training.log import read_rows
 from .charts import Curve, line_chart, smoothed
+from .micrograph import Shown
 
 SHOWN = 24  # scenes on the page
 MIN_SCORE = 0.5
@@ -39,7 +40,9 @@ TERMS = {
 }
 
 
-def write_page(out: Path, validation: CocoDataset, found: Sequence[Instances], evaluation: Evaluation, seconds: float, num_train: int) -> Path:
+def write_page(
+    out: Path, validation: CocoDataset, found: Sequence[Instances], evaluation: Evaluation, nuclei: Shown, seconds: float, num_train: int
+) -> Path:
     """Writes the overlays and the page.
 
     Args:
@@ -47,6 +50,7 @@ def write_page(out: Path, validation: CocoDataset, found: Sequence[Instances], e
         validation: the unseen scenes.
         found: what the model found in each of them.
         evaluation: of `found`.
+        nuclei: what the shipped model found in a drawn micrograph.
         seconds: the demo's time so far.
         num_train: how many scenes it learnt from.
 
@@ -63,6 +67,7 @@ def write_page(out: Path, validation: CocoDataset, found: Sequence[Instances], e
     html = template.render(
         headline=[(TASKS[task], EXPLAINED[task], f"{numbers['AP']:.2f}") for task, numbers in evaluation.tasks.items()],
         scenes=scenes,
+        nuclei=nuclei,
         columns=[f"{TASKS[task]} {name}" for task in evaluation.tasks for name in ("AP", "AP50")],
         rows=_table(evaluation, validation),
         charts=_charts(rows),

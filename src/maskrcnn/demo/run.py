@@ -1,7 +1,7 @@
-"""The demonstration from end to end: draw scenes, train on them, judge the model on unseen ones, show it all on a page.
+"""The demonstration from end to end: draw scenes, train on them, judge the model on unseen ones, show the shipped model, all on a page.
 
 In: a folder and the minutes for training. Out, in that folder: scenes/{train,val} with COCO annotations, run/ (the training run), overlays/,
-results.json, metrics.json and index.html.
+results.json, metrics.json, micrograph.jpg and index.html.
 """
 
 from __future__ import annotations
@@ -27,11 +27,21 @@ from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import predict
 from ..presets import maskrcnn_r18_small
 from ..training.fit import train
+from .micrograph import show_nuclei
 from .page import write_page
 
 NUM_TRAIN, NUM_VAL = 1500, 100
 WATCHED = 40  # validation scenes that are evaluated now and then in the course of training; all of them are at the end
-OWN = ("scenes", "run", "overlays", "index.html", "results.json", "metrics.json")  # what a demo writes, and may replace
+OWN = (
+    "scenes",
+    "run",
+    "overlays",
+    "index.html",
+    "results.json",
+    "metrics.json",
+    "micrograph.png",
+    "micrograph.jpg",
+)  # what a demo writes, and may replace
 MARK = ".maskrcnn-demo"
 
 
@@ -62,19 +72,22 @@ def run_demo(out: str | Path = "demo", minutes: float = 3.3, seed: int = 0, scen
         raise ValueError(f"minutes: got {minutes}, must be above 0")
     start, out, console = time.monotonic(), Path(out), Console(highlight=False)
     _clear(out)
-    console.print(f"1/4  Drawing {scenes[0]} scenes to train on and {scenes[1]} to judge by")
+    console.print(f"1/5  Drawing {scenes[0]} scenes to train on and {scenes[1]} to judge by")
     data = _draw(out / "scenes" / "train", scenes[0], 2 * seed)
     validation = _draw(out / "scenes" / "val", scenes[1], 2 * seed + 1)
-    console.print(f"2/4  Training boxes, masks and joints together, from scratch, for {minutes:g} minutes")
+    console.print(f"2/5  Training boxes, masks and joints together, from scratch, for {minutes:g} minutes")
     watched = validation.subset(range(min(WATCHED, len(validation))))
     run = train(demo_model(), data, watched, config=demo_training(minutes, seed), out=out / "run")
-    console.print(f"3/4  Judging the model on {len(validation)} scenes that it has not seen")
+    console.print(f"3/5  Judging the model on {len(validation)} scenes that it has not seen")
     found = _found(run.model, validation)
     results = [entry for instances in found for entry in instances.to_coco()]
     evaluation = evaluate(results, validation, out=out)
-    console.print("4/4  Drawing the page")
+    console.print("4/5  Finding cell nuclei in a drawn micrograph with the model that comes with the package")
+    nuclei = show_nuclei(out, seed)
+    console.print(f"     found {nuclei.found} of {nuclei.drawn} nuclei, mean IoU of their masks {nuclei.mask_iou:.2f}, in {nuclei.seconds:.1f} s")
+    console.print("5/5  Drawing the page")
     seconds = time.monotonic() - start
-    page = write_page(out, validation, found, evaluation, seconds=seconds, num_train=len(data))
+    page = write_page(out, validation, found, evaluation, nuclei, seconds=seconds, num_train=len(data))
     console.print(f"\n{evaluation}\n\nDone in {seconds / 60:.1f} minutes. Open {page}")
     return DemoResult(run.model, evaluation, page, seconds)
 

@@ -23,7 +23,7 @@ from ..config import Category, ModelConfig
 from ..presets import make_categories
 from ..settings import from_dict, to_dict
 from . import detectron2, download, torchvision
-from .catalogue import find, recognise
+from .catalogue import Weights, find, recognise, weights
 from .pickles import WeightsError, read_pickle, read_torch
 
 if TYPE_CHECKING:
@@ -156,13 +156,20 @@ def _locate(source: str | Path) -> Path:
         for name in ("best.safetensors", "last.safetensors", "model_final.pth"):
             if (path / name).is_file():
                 return path / name
+        if known := next((record for record in weights() if record.name == str(source)), None):  # a folder of data may be called nuclei, too
+            return _fetched(known)
         held = _some(sorted(p.name for p in path.iterdir())) or "nothing"
         raise WeightsError(f"{path}: a run folder has best.safetensors or last.safetensors, this has {held}.")
     if path.is_file():
         return path
     if path.suffix in (".safetensors", ".yaml", *FOREIGN) or len(path.parts) > 1:
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return download.fetch(find(str(source)))
+    return _fetched(find(str(source)))
+
+
+def _fetched(record: Weights) -> Path:
+    """Its file: in the package, in the cache, or downloaded."""
+    return record.shipped or download.fetch(record)
 
 
 def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
