@@ -235,5 +235,6 @@ def test_the_command_ranks_writes_and_names_what_it_cannot_read(tmp_path: Path, 
         assert run([*words, *wrong]) == 2
         assert told in capsys.readouterr().err
     (tmp_path / "pool/broken.png").unlink()
-    assert run([*words, "--labelled", str(annotations), "--labelled-images", str(tmp_path / "pool")]) == 2
-    assert "annotated already" in capsys.readouterr().err
+    for where in (["--labelled-images", str(tmp_path / "pool")], []):  # apart from the annotations, they are looked for in the folder itself
+        assert run([*words, "--labelled", str(annotations), *where]) == 2
+        assert "annotated already" in capsys.readouterr().err

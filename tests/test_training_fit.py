@@ -20,6 +20,7 @@ import torch
 import training_run
 from training_run import tiny_config, tiny_model
 
+from maskrcnn.config import AugmentConfig
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.training.checkpoint import read_checkpoint
@@ -230,3 +231,10 @@ def test_two_processes_have_the_losses_of_one_with_the_double_batch(data: CocoDa
             for name in one:
                 if name.startswith(("loss", "val", "gradient", "learning")):
                     assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (norm, one["step"], name)
+
+
+@pytest.mark.parametrize("name", ["flip_horizontal", "flip_vertical", "copy_paste"])
+def test_a_probability_outside_0_to_1_is_refused_by_name(data: CocoDataset, tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match=rf"augment\.{name} is 2, must be from 0 to 1"):
+        run(data, tmp_path / "run", augment=AugmentConfig(**{name: 2}))
+    assert not (tmp_path / "run").exists()

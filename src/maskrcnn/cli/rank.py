@@ -32,7 +32,7 @@ def rank(
         model: Name of published weights, run folder, or checkpoint.
         images: Folder of pictures.
         labelled: Annotations, in any known format, of pictures that are annotated already: they are left out, and what looks like them comes late.
-        labelled_images: Folder of these pictures; by default where the format has them.
+        labelled_images: Folder of these pictures; by default where the format has them, else the folder of pictures.
         top: Pictures to list and to show on the sheet.
         out: CSV file for all pictures, with the reasons.
         html: HTML file for a sheet of the first pictures, their doubtful objects outlined.
@@ -54,6 +54,8 @@ def rank(
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: there is no folder {path.parent} to write {path.name} to")
     known = open_data(labelled, labelled_images, on_error="drop") if labelled else None
+    if known is not None and known.image_folder is None:  # a COCO file apart from its pictures
+        known = open_data(str(labelled), images, on_error="drop")
     network, place = load(model), chosen(device)
     ranking = run(network, images, labelled=known, device=place, progress=True)
     Console().print(table(ranking, top))

@@ -32,6 +32,8 @@ def check_settings(config: TrainConfig, data: CocoDataset, unlabelled: CocoDatas
     wrong += [f"{name} is {value}, must be above 0" for name in positive if (value := getattr(config, name)) is not None and value <= 0]
     wrong += [] if 0 <= config.ema < 1 else [f"ema is {config.ema}, must be at least 0 and below 1"]
     wrong += [] if 0 <= config.repeat_threshold <= 1 else [f"repeat_threshold is {config.repeat_threshold}, must be from 0 to 1"]
+    chances = {name: getattr(config.augment, name) for name in ("flip_horizontal", "flip_vertical", "copy_paste")}
+    wrong += [f"augment.{name} is {value}, must be from 0 to 1" for name, value in chances.items() if not 0 <= value <= 1]
     wrong += [] if len(data) else ["the data set has no images"]
     wrong += _wrong_for_unlabelled(config) if unlabelled is not None else []
     if wrong:
