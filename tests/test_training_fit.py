@@ -27,7 +27,7 @@ from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import Run, train
 from maskrcnn.training.learner import NonFiniteLossError
 from maskrcnn.training.log import read_rows
-from maskrcnn.training.pace import Pace
+from maskrcnn.training.pace import Pace, next_review, with_least_left
 from maskrcnn.training.validate import validate
 from maskrcnn.weights.load import load
 
@@ -194,6 +194,25 @@ def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_
     )
     rows = read_rows(run_in_time.out / "metrics.csv")
     assert 200 < rows[-1]["time"] <= 305
+
+
+def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(data: CocoDataset, tmp_path: Path) -> None:
+    seconds = itertools.count()
+
+    def clock() -> float:
+        now = next(seconds)
+        return float(now if now < 100 else 100 + 3 * (now - 100))
+
+    config = tiny_config(steps=None, max_time=600.0, checkpoint_every=1e6)
+    rows = read_rows(train(tiny_model(data), data, None, config, tmp_path / "run", device="cpu", clock=clock).out / "metrics.csv")
+    assert 540 < rows[-1]["time"] <= 630
+    assert rows[-1]["learning_rate"] < 0.02 * max(row["learning_rate"] for row in rows), "the schedule ends with the run"
+
+
+def test_the_length_is_corrected_at_shares_of_it_and_leaves_time_for_the_rate_to_fall() -> None:
+    assert [next_review(step, 100) for step in (10, 24, 25, 60, 89, 90, 100)] == [25, 25, 50, 75, 90, None, None]
+    assert with_least_left(75, 100) == 100
+    assert with_least_left(75, 75) == 79
 
 
 def test_the_pace_ignores_stalls_and_pays_for_evaluations() -> None:

@@ -236,7 +236,7 @@ def schedule(choices: Choices) -> None:
     fewest, most = EPOCHS[kind]
     epochs = float(np.clip(round(PICTURES_SEEN[kind] / images), fewest, most))
     if training.max_time is not None:
-        choices.note("max_time", "given; the number of steps is measured and fixed in the first tenth of it")
+        choices.note("max_time", "given; the number of steps follows from those of its first tenth, and is corrected on the way")
         choices.choose("evaluate_every", 1e6, "once, at the end: within a fixed time every evaluation costs steps")
     elif training.steps is not None:
         choices.note("steps", "as given")

@@ -29,7 +29,7 @@ from .checkpoint import claim_folder, fingerprint, write_checkpoint
 from .curves import draw_curves
 from .learner import Learner
 from .log import RunLog, read_rows
-from .pace import Pace
+from .pace import Pace, next_review, with_least_left
 from .processes import Processes
 from .setup import check_settings, duration, first_line, make_network, run_length
 from .validate import evaluation_rows, validate, validation_columns
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
 
 MOST_TIME_SAVING = 0.05  # of the run: large checkpoints are written less often than `checkpoint_every` says
+NOTED_CHANGE = 0.02  # of the number of steps, when it is corrected
 
 
 @dataclass
@@ -61,6 +62,8 @@ class State:
     step: int = 0
     total: int | None = None
     """Steps of the run; None while `max_time` is still being measured."""
+    review: int | None = None
+    """The step after which `total` is corrected next, in a run with `max_time`."""
     seconds: float = 0.0
     """Since the first step, in all sittings, evaluations and checkpoints included."""
     best: dict[str, float] | None = None
@@ -207,26 +210,33 @@ class Trainer:
         return self.finished or self.clock() - self.saved_at > every
 
     def length_due(self) -> bool:
-        """Whether the number of steps of a run with `max_time` can be fixed now."""
-        return self.state.total is None and self.processes.from_main(self.pace.ready(self.state.seconds))
+        """Whether the number of steps of a run with `max_time` can be decided now, or is to be corrected."""
+        if self.state.total is None:
+            return self.processes.from_main(self.pace.ready(self.state.seconds))
+        return self.state.step == self.state.review
 
     def fix_length(self) -> dict[str, float]:
-        """Decides how many steps fit into `max_time`; where evaluations lie ahead, after doing one to see how long it takes."""
-        state, between = self.state, self.config.evaluate_every * len(self.data) / self.images_per_step
-
-        if self.learner.teacher:
+        """Decides how many steps fit into `max_time`, or corrects it; where evaluations lie ahead, one is done to see how long it takes."""
+        state, pace, between = self.state, self.pace, self.config.evaluate_every * len(self.data) / self.images_per_step
+        first, teaches = state.total is None, self.learner.teacher is not None
+        if teaches:
             start = self.clock()
-            self.pace.burn_in, self.pace.lesson = self.config.unlabelled.burn_in, self.learner.lesson_seconds()
+            pace.burn_in, pace.lesson = self.config.unlabelled.burn_in, self.learner.lesson_seconds()
             state.seconds += self.clock() - start
 
         def fitting() -> int:
-            total = self.processes.from_main(self.pace.total(state.step, state.seconds, between, self.config.checkpoint_every))
-            return min(total, self.config.steps or total)
+            total = self.processes.from_main(pace.total(state.step, state.seconds, between, self.config.checkpoint_every))
+            return min(total if first else with_least_left(state.step, total), self.config.steps or total)
 
-        row = self.evaluate() if self.validation is not None and fitting() > between else {}
-        state.total = fitting()
+        row = self.evaluate() if self.validation is not None and not pace.evaluation and fitting() > between else {}
+        if first or pace.known:
+            before, state.total = state.total, fitting()
+            if before is None or abs(state.total - before) > NOTED_CHANGE * before:
+                was = "" if before is None else f", not {before}"
+                self.log.say(f"{state.total} steps{was} fit into {duration(pace.max_time)}, {pace.step_seconds():.3g} s each")
+        assert state.total is not None
+        state.review = None if teaches else next_review(state.step, state.total)  # with lessons, the steps to come are not those measured
         self.saved_at = -math.inf  # so that the number is on the disk before the next step
-        self.log.say(f"{state.total} steps fit into {duration(self.pace.max_time)}, {self.pace.step_seconds():.3g} s each")
         return row
 
     def evaluate(self) -> dict[str, float]:

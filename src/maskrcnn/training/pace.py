@@ -1,4 +1,4 @@
-"""How many steps fit into a given time: decided once, from the steps measured so far, and kept.
+"""How many steps fit into a given time: decided from the steps measured so far, and corrected a few times on the way.
 
 In: seconds of each step, of an evaluation, of a checkpoint. Out: the number of steps of the run.
 """
@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-MEASURED_SHARE = 0.10  # of the time goes by before the length is fixed; the schedule is at or near its peak rate until then
+MEASURED_SHARE = 0.10  # of the time goes by before the length is decided; the schedule is at or near its peak rate until then
+REVIEWED_SHARES = (0.25, 0.5, 0.75, 0.9)  # of the steps, after which their number is corrected: the first ones are slower, other work comes and goes
+LEAST_LEFT = 0.05  # of the steps, however late it is: the learning rate must come down
 FIRST_STEPS = 3  # are not counted: loaders start, memory is allocated
 FEWEST_STEPS = 12  # measured, unless they would take more than a quarter of the time
 
@@ -30,13 +32,18 @@ class Pace:
 
     def ready(self, seconds: float) -> bool:
         """Whether enough is known, `seconds` after the first step began."""
-        return seconds > self.max_time * (MEASURED_SHARE if len(self.steps) >= FIRST_STEPS + FEWEST_STEPS else 0.25)
+        return seconds > self.max_time * (MEASURED_SHARE if self.known else 0.25)
 
     def step_seconds(self) -> float:
         """A typical step: the mean of the later half without its fastest and slowest tenth, because a busy machine stalls now and then."""
         counted = sorted(self.steps[max(FIRST_STEPS, len(self.steps) // 2) :] or self.steps[-1:])
         cut = len(counted) // 10
         return float(np.mean(counted[cut : len(counted) - cut]))
+
+    @property
+    def known(self) -> bool:
+        """Whether enough steps were measured for a typical one to be known."""
+        return len(self.steps) >= FIRST_STEPS + FEWEST_STEPS
 
     def total(self, step: int, seconds: float, steps_per_evaluation: float, checkpoint_every: float) -> int:
         """Steps of the whole run, of which `step` are done in `seconds`; evaluations before the last and checkpoints are paid from the time."""
@@ -52,3 +59,13 @@ class Pace:
         while total > step and (total - step) * each + lessons() * self.lesson + evaluations() * (self.evaluation + self.checkpoint) > left:
             total -= 1
         return total
+
+
+def next_review(step: int, total: int) -> int | None:
+    """The step after which the length is corrected next."""
+    return next((review for share in REVIEWED_SHARES if (review := math.ceil(share * total)) > step), None)
+
+
+def with_least_left(step: int, total: int) -> int:
+    """Of a corrected length: no less than what lets the learning rate come down."""
+    return max(total, math.ceil(step / (1 - LEAST_LEFT)))
