@@ -80,9 +80,13 @@ def machine() -> dict[str, Any]:
 
 
 def in_new_process(*words: object) -> str:
-    """The last line that `python words..` prints; for peak memory and first calls, which need a fresh process."""
+    """The last line that `python words..` prints; for peak memory and first calls, which need a fresh process.
+
+    Python may keep what it compiles, as an installed package has it.
+    """
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return (done.stdout.strip().splitlines() or [""])[-1]

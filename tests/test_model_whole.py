@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from models import make_batch, make_truth, tiny_config
+from torch import nn
 
 from maskrcnn import presets
 from maskrcnn.config import Category, ModelConfig, NeckConfig, RpnConfig
@@ -208,6 +210,37 @@ def test_the_fast_and_the_reference_form_answer_as_the_model_does(norm: str) -> 
         for f in fields(plain):
             torch.testing.assert_close(getattr(plain, f.name).float(), getattr(other, f.name).float(), atol=2e-3, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_bfloat16_form_does_not_round_where_proposals_are() -> None:
+    model, batch = lively(tiny_config(2)), make_batch()
+    half = optimize(model, "bfloat16")
+    with torch.no_grad():
+        levels = half.levels(batch)
+        found = [torch.cat([*values], dim=1) for values in half.rpn(levels)]
+    assert {level.dtype for level in levels} == {torch.bfloat16}
+    for values in found:
+        assert (values != values.bfloat16().float()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("form", [optimize, reference])
+def test_a_form_of_a_model_is_changed_without_the_model(form: Callable[[MaskRCNN], MaskRCNN]) -> None:
+    config = tiny_config(2)
+    model = lively(replace(config, trunk=replace(config.trunk, norm="batch")))
+    hooks = [len(part._forward_hooks) for part in model.modules()]
+    other = form(model)
+    for part in other.modules():
+        part.register_forward_hook(lambda *_: None)
+    other.trunk.layer1 = nn.Identity()
+    assert [len(part._forward_hooks) for part in model.modules()] == hooks
+    assert model.training
+    assert not isinstance(model.trunk.layer1, nn.Identity)
+    if form is optimize:
+        before = [value.clone() for value in other.state_dict().values()]
+        with torch.no_grad():
+            for value in (*model.parameters(), *model.buffers()):
+                value.add_(1)
+        assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["c4", "dc5"])

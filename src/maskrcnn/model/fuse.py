@@ -8,7 +8,7 @@ Neither changes the model that it is given.
 from __future__ import annotations
 
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "f
 
     Args:
         model: stays as it is.
-        dtype: of the convolutions and layers; box arithmetic, scores and mask probabilities stay float32. auto: bfloat16 where the model's
-            device computes in it, else float32.
+        dtype: of the convolutions and layers; the RPN's last ones, box arithmetic, scores and mask probabilities stay float32. auto: bfloat16 where
+            the model's device computes in it, else float32.
         compile: compile trunk and pyramid with torch.compile: some seconds to minutes at the first picture of each padded shape, and a C++
             compiler on a CPU, for a few per cent of speed.
 
@@ -34,18 +34,20 @@ def optimize(model: MaskRCNN, dtype: Literal["float32", "bfloat16", "auto"] = "f
     """
     if dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype "{dtype}" is unknown; choose "float32", "bfloat16" or "auto"')
-    configs = [part.config for part in model.modules() if hasattr(part, "config")]
-    shared: dict[int, object] = {id(thing): thing for thing in (*model.parameters(), *configs)}
-    model = copy.deepcopy(model, memo=dict(shared)).eval()
+    half = dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(next(model.parameters()).device))
+    given = {id(weight) for weight in model.parameters()}
+    model = _view(model).eval()
     for part in model.modules():
         for conv, norm in _pairs(part):
             _fold(part, conv, norm)
-    for part in model.modules():  # each weight is copied once: the first prediction waits for it
+    exact = {model.rpn.objectness, model.rpn.deltas}  # their offsets are as large as anchors, the box head's a tenth of that
+    for part in model.modules():
+        kind = torch.bfloat16 if half and part not in exact else torch.float32
         for name, weight in [*part.named_parameters(recurse=False)]:
-            if id(weight) in shared:
-                setattr(part, name, _frozen(weight))
-    if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(next(model.parameters()).device)):
-        model = model.to(torch.bfloat16)
+            if id(weight) in given or weight.dtype != kind:  # each is copied once: the first prediction waits for it
+                setattr(part, name, _frozen(weight, kind))
+        for name, value in [*part.named_buffers(recurse=False)]:
+            setattr(part, name, value.to(kind if value.is_floating_point() else value.dtype, copy=True))
     if compile:
         model.trunk.compile()
         model.neck.compile()
@@ -62,8 +64,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 def reference(model: MaskRCNN) -> MaskRCNN:
     """A view of the model (it shares the weights) that answers as its peers do: unfused, in evaluation mode, torchvision's RoIAlign."""
-    shared: list[Tensor] = [*model.parameters(), *model.buffers()]
-    view = copy.deepcopy(model, memo={id(t): t for t in shared}).eval()
+    view = _view(model).eval()
     view.layout = torch.preserve_format
     for part in view.modules():
         if isinstance(part, RoiPooler):
@@ -73,10 +74,18 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     return view
 
 
-def _frozen(weight: Tensor) -> nn.Parameter:
+def _view(part: Any) -> Any:
+    """The same modules anew, with the same tensors: what is replaced or set in them leaves the given ones as they are."""
+    view = copy.copy(part)
+    vars(view).update({name: value.copy() for name, value in vars(part).items() if isinstance(value, dict)})
+    view._modules = {name: None if child is None else _view(child) for name, child in part._modules.items()}
+    return view
+
+
+def _frozen(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
     """A copy that is not trained, laid out for convolutions where it has four dimensions."""
     layout = torch.channels_last if weight.dim() == 4 else torch.preserve_format
-    return nn.Parameter(weight.detach().clone(memory_format=layout), requires_grad=False)
+    return nn.Parameter(weight.detach().to(dtype, memory_format=layout, copy=True), requires_grad=False)
 
 
 def _pairs(part: nn.Module) -> list[tuple[str, str]]:

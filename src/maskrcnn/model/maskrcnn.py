@@ -168,7 +168,7 @@ class MaskRCNN(nn.Module):
     def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
         """Feature levels of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
         pixels = batch.images if batch.normalised else self.normalise(batch)
-        return self.neck(self.trunk(pixels.to(self.box_head.class_logits.weight.dtype, memory_format=self.layout)))
+        return self.neck(self.trunk(pixels.to(next(self.trunk.parameters()).dtype, memory_format=self.layout)))
 
     def normalise(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """The pictures as the trunk learnt to see them, zero mean and unit variance; padding becomes exactly zero."""

@@ -54,6 +54,7 @@ class Rpn(nn.Module):
         for x in levels:
             for conv in self.convs:
                 x = convolve(x, conv, relu=True)  # ty: ignore[invalid-argument-type]
+            x = x.to(self.objectness.weight.dtype)
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         return logits, deltas
