@@ -38,6 +38,7 @@ _HOMES = {
     "training.fit": ("train",),
     "training.recipe": ("recipe",),
     "training.examples": ("draw_examples",),
+    "ops.allocation": ("keep_memory",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME]

@@ -16,5 +16,7 @@ def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> No
         seed: Other seeds draw other scenes.
     """
     from ..demo import run_demo
+    from ..ops.allocation import keep_memory
 
+    keep_memory()
     run_demo(out, minutes=minutes, seed=seed)

@@ -34,7 +34,9 @@ def evaluate(
     """
     from ..evaluation.coco import evaluate as run
     from ..formats.open import open_data
+    from ..ops.allocation import keep_memory
     from .device import chosen
 
+    keep_memory()
     pictures = open_data(data, images, on_error=on_error)
     print(run(model, pictures, out=out, max_detections=max_detections, batch_size=batch_size, device=chosen(device), tta=tta, progress=True))

@@ -47,6 +47,7 @@ def predict(
     from rich.console import Console
 
     from ..model.fuse import optimize
+    from ..ops.allocation import keep_memory
     from ..prediction.files import predict_files
     from ..weights.load import load
     from .device import chosen
@@ -55,6 +56,7 @@ def predict(
         raise ValueError(f"--min-score: got {min_score:g}, must be from 0 to 1")
     if batch_size < 1:
         raise ValueError(f"--batch-size: got {batch_size}, must be 1 or more")
+    keep_memory()
     network = optimize(load(model, device=chosen(device)), dtype)
     _tell_precision(network)
     summary = predict_files(network, inputs, out, min_score=min_score, batch_size=batch_size, tta=tta, annotations=format, simplify=simplify)

@@ -41,6 +41,7 @@ def rank(
     from rich.console import Console
 
     from ..formats.open import open_data
+    from ..ops.allocation import keep_memory
     from ..prediction.rank import rank as run
     from ..prediction.rank_page import write_sheet
     from ..weights.load import load
@@ -56,6 +57,7 @@ def rank(
     known = open_data(labelled, labelled_images, on_error="drop") if labelled else None
     if known is not None and known.image_folder is None:  # a COCO file apart from its pictures
         known = open_data(str(labelled), images, on_error="drop")
+    keep_memory()
     network, place = load(model), chosen(device)
     ranking = run(network, images, labelled=known, device=place, progress=True)
     Console().print(table(ranking, top))

@@ -62,12 +62,14 @@ def train(
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
     """
     from ..formats.open import open_data
+    from ..ops.allocation import keep_memory
     from ..training.fit import train as fit
     from ..training.processes import Processes
     from .device import chosen
 
     given = settings_of(config, settings, max_time)
     check_names(given)
+    keep_memory()
     pictures = open_data(data, images, on_error=on_error)
     place = device and chosen(device)
     start = None if pretrained.lower() == "none" else pretrained

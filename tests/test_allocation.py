@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Runs in a process of its own, for it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
+SCRIPT = """
+import resource, sys, torch
+import maskrcnn as mr
+
+def new_pages() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if "keep" in sys.argv:
+    assert mr.keep_memory()
+print(*(new_pages() for _ in range(10)))
+"""
+
+
+def pages(*words: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only")
+def test_kept_memory_is_used_again() -> None:
+    assert min(pages()) > 1000, "or there would be nothing to keep"
+    assert max(pages("keep")[-3:]) < 100
+
+
+def test_where_the_c_library_has_no_such_switch_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from maskrcnn.ops.allocation import keep_memory
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert not keep_memory()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_memory()
