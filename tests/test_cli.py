@@ -18,6 +18,7 @@ from maskrcnn.cli import make_app, run
 from maskrcnn.cli.train import Preset, seconds
 from maskrcnn.data.scenes import write_scenes
 from maskrcnn.data.shapes import CATEGORIES
+from maskrcnn.formats.open import validation_split
 from maskrcnn.settings import to_dict
 
 COMMANDS = ("demo", "predict", "train", "evaluate", "check", "rank", "convert", "weights")
@@ -163,6 +164,24 @@ def test_without_validation_data_a_part_is_split_off_and_said(scenes: Path, fit:
     assert {r.image_id for r in parted["data"]}.isdisjoint({r.image_id for r in parted["validation"]})
     assert (len(whole["data"]), whole["validation"]) == (4, None)
     assert "1 images split off, 15% by seed 0" in capsys.readouterr().out
+
+
+def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture):
+    content = json.loads((scenes / "annotations.json").read_text())
+    judged = {image["id"] for image in content["images"][:1]}
+    for name, wanted in (("train", {image["id"] for image in content["images"]} - judged), ("val", judged), ("test", judged)):
+        images = [i for i in content["images"] if i["id"] in wanted]
+        annotations = [a for a in content["annotations"] if a["image_id"] in wanted]
+        (tmp_path / f"instances_{name}.json").write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+    words = ["--images", str(scenes / "images"), "--out", "x"]
+    for data in (str(tmp_path), f"{tmp_path}:instances_train"):
+        assert run(["train", "--data", data, *words]) == 0
+        assert (len(fit[-1]["data"]), {r.image_id for r in fit[-1]["validation"]}) == (3, judged)
+        assert "instances_val" in capsys.readouterr().out
+    assert run(["train", "--data", str(tmp_path), "--val", "none", *words]) == 0
+    assert (len(fit[-1]["data"]), fit[-1]["validation"]) == (3, None)
+    assert run(["train", "--data", f"{tmp_path}:instances_val", "--val", "none", *words]) == 0
+    assert validation_split(f"{tmp_path}:instances_val") is None
 
 
 def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path, fit: list):

@@ -47,7 +47,8 @@ def train(
         data: Annotations in any known format: a file or a folder; "data.yaml:train" names one of several splits.
         out: Folder of the run: best and last model, logs, checkpoint.
         images: Folder of the pictures; by default where the format has them.
-        val: Annotations to validate on, like --data; the best model is chosen by them. By default a part of --data is split off; none trains on all.
+        val: Annotations to validate on, like --data; the best model is chosen by them. By default the split "val" that --data itself has, else a part
+            of --data is split off; none trains on all.
         val_images: Folder of the validation pictures; by default --images.
         pretrained: What to start from: the name of an ImageNet trunk (resnet50_imagenet), or a detector, as the name of published weights, a run
             folder or a checkpoint, of which all that fits is kept; none is random weights.
@@ -61,7 +62,7 @@ def train(
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
     """
-    from ..formats.open import open_data
+    from ..formats.open import open_data, validation_split
     from ..ops.allocation import keep_memory
     from ..training.fit import train as fit
     from ..training.processes import Processes
@@ -73,7 +74,7 @@ def train(
     pictures = open_data(data, images, on_error=on_error)
     place = device and chosen(device)
     start = None if pretrained.lower() == "none" else pretrained
-    pictures, validation, judged = parted(pictures, val, val_images or images, on_error, int(given.get("seed", 0)))
+    pictures, validation, judged = parted(pictures, val or validation_split(data), val_images or images, on_error, int(given.get("seed", 0)))
     if resume and (out / "config.json").is_file():
         made = recorded(out / "config.json", given)
     elif recipe == "none":

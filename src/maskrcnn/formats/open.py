@@ -47,6 +47,18 @@ def open_data(
     return read(reader, source, images, split).dataset(categories, on_error)
 
 
+def validation_split(path: str | Path) -> str | None:
+    """The split that a data set itself has to judge by ("data.yaml:val"), beside the one that `open_data(path)` reads; None = it has none.
+
+    Raises:
+        DataError: no such file, or no known format.
+    """
+    source, split = located(path)
+    known = recognised(source).splits(source)
+    found = next((name for name in sorted(known) if "val" in name.lower() and "train" not in name.lower()), None)
+    return f"{source.path}:{found}" if found and len(known) > 1 and "val" not in split.lower() else None
+
+
 def located(path: str | Path) -> tuple[Source, str]:
     """The file or folder, and the split named behind a colon, or "".
 

@@ -9,7 +9,6 @@ here (losses of another kind, the sampling of regions) does not keep a model fro
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from ..config import (
 from ..model.resnet import BLOCKS
 from ..presets import make_categories
 from .catalogue import coco_categories, person
+from .detectron2_names import renamed
 from .detectron2_yaml import read_config
 from .pickles import WeightsError
 
@@ -78,27 +78,6 @@ _LACKED = {
     "PrecomputedProposals": "precomputed proposals",
     "build_retinanet_resnet_fpn_backbone": "a pyramid with P7",
 }
-_NAMES = (
-    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.weight", "trunk.conv1.weight"),
-    (r"backbone\.(?:bottom_up\.)?stem\.conv1\.norm\.(.+)", r"trunk.bn1.\1"),
-    (r"rpn_head\.conv\.(weight|bias)", r"rpn.convs.0.\1"),
-    (r"rpn_head\.conv\.conv(\d+)\.(.+)", r"rpn.convs.\1.\2"),
-    (r"rpn_head\.objectness_logits\.(.+)", r"rpn.objectness.\1"),
-    (r"rpn_head\.anchor_deltas\.(.+)", r"rpn.deltas.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(.+)", r"box_head.class_logits.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(.+)", r"box_head.box_deltas.\1"),
-    (r"roi_heads\.mask_head\.deconv\.(.+)", r"mask_head.upsample.0.\1"),
-    (r"roi_heads\.mask_head\.predictor\.(.+)", r"mask_head.logits.\1"),
-    (r"roi_heads\.keypoint_head\.score_lowres\.(.+)", r"keypoint_head.heatmaps.\1"),
-)
-_NOT_WEIGHTS = re.compile(
-    r"pixel_(?:mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+|roi_heads\.box_predictor\.fed_loss.*|iteration"
-)
-
-
-def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of a Detectron2 model."""
-    return any(k.startswith(("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.fpn_lateral")) for k in state)
 
 
 def convert(state: Mapping[str, Tensor], path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -119,7 +98,7 @@ def convert(state: Mapping[str, Tensor], path: Path) -> tuple[ModelConfig, dict[
             "weights. Detectron2 writes it into OUTPUT_DIR; for a model of the zoo, write model_zoo.get_config(..).dump() into that file."
         )
     config = model_config(read_config(found), found)
-    return config, {_our_name(k, config.neck.levels[0]): v for k, v in state.items() if not _NOT_WEIGHTS.fullmatch(k)}
+    return config, renamed(state, config.neck.levels[0])
 
 
 def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
@@ -171,7 +150,8 @@ def _refuse_others(settings: Mapping[str, Any], path: Path) -> None:
         raise WeightsError(f"{path}: MODEL.RESNETS.DEFORM_ON_PER_STAGE asks for deformable convolution, which we lack.")
     if settings["TEST"]["AUG"]["ENABLED"]:
         warnings.warn(
-            f"{path}: TEST.AUG asks for test-time augmentation, which we lack; the model answers for one view of each picture.", stacklevel=5
+            f'{path}: TEST.AUG asks for test-time augmentation, which is no part of a model here; it is asked for with tta=, for example tta="flip".',
+            stacklevel=5,
         )
 
 
@@ -344,21 +324,3 @@ def _choose(value: Any, choices: Mapping[Any, Any], key: str, path: Path) -> Any
         what = f" ({_LACKED[value]})" if isinstance(value, str) and value in _LACKED else ""
         raise WeightsError(f"{path}: {key} is {value!r}{what}, which we lack; models with {known} can be loaded.")
     return choices[value]
-
-
-def _our_name(key: str, first_level: int) -> str:
-    """Our name of a weight; one that we do not know stays and is reported by the loader."""
-    if m := re.fullmatch(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(.+)", key):
-        stage = "res5" if key.startswith("roi_heads.") else f"trunk.layer{int(m[1]) - 1}"
-        rest = re.sub(r"conv(\d)\.norm\.", r"bn\1.", m[3].replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0."))
-        return f"{stage}.{m[2]}.{rest}"
-    if m := re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(.+)", key):
-        return f"neck.{m[1]}.{int(m[2]) - first_level}.{m[3] or 'conv.'}{m[4]}"
-    if m := re.fullmatch(r"roi_heads\.(box|mask|keypoint)_head\.(?:conv|mask_fcn|conv_fcn)(\d+)\.(norm\.)?(.+)", key):
-        return f"{m[1]}_head.convs.{int(m[2]) - 1}.{m[3] or 'conv.'}{m[4]}"
-    if m := re.fullmatch(r"roi_heads\.box_head\.fc(\d+)\.(.+)", key):
-        return f"box_head.fcs.{int(m[1]) - 1}.{m[2]}"
-    for old, new in _NAMES:
-        if m := re.fullmatch(old, key.removeprefix("proposal_generator.")):
-            return m.expand(new)
-    return key

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..config import Category, ModelConfig
 from ..presets import make_categories
 from ..settings import from_dict, to_dict
-from . import detectron2, download, torchvision
+from . import detectron2, detectron2_names, download, torchvision
 from .catalogue import Weights, find, recognise, weights
 from .pickles import WeightsError, read_pickle, read_torch
 
@@ -182,7 +182,7 @@ def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, T
         zipped = file.read(2) == b"PK"  # torch.save's form, whatever the suffix
     content = read_pickle(path) if path.suffix == ".pkl" and not zipped else read_torch(path)
     state = _state_dict(content, path)
-    if detectron2.recognises(state):
+    if detectron2_names.recognises(state):
         return detectron2.convert(state, path)
     if torchvision.recognises(state):
         published = recognise(download.sha256(path)) if bn_eps is None else None
