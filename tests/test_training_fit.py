@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,14 +30,7 @@ from maskrcnn.training.pace import Pace, next_review, with_least_left
 from maskrcnn.training.validate import validate
 from maskrcnn.weights.load import load
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A network of eight channels has no work for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

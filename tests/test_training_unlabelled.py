@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,10 @@ from maskrcnn.training.processes import Processes
 from maskrcnn.training.teacher import Teacher, first_lesson, plain_view, pseudo_truth
 from maskrcnn.training.unlabelled import open_unlabelled
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Of every score something is sure, so that an untrained teacher has something to say.
 EAGER = {"burn_in": 0.25, "ramp": 0.25, "threshold": 0.3, "doubt": 0.25, "mask_threshold": 0.0, "joint_threshold": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """A network of eight channels has no work for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
