@@ -16,7 +16,7 @@ from rich.table import Table
 from . import page
 from .timing import machine
 
-NAMES = ("startup", "inference", "scaling", "training", "allocation", "evaluation", "gpu")
+NAMES = ("startup", "inference", "scaling", "evaluation", "allocation", "training", "gpu")
 # Not part of `make bench`.
 MORE = ("check",)
 
