@@ -25,7 +25,7 @@ STEPS = (("maskrcnn_r18_small", 256, "fp32"), ("maskrcnn_r18_small", 256, "bf16"
 
 def run(quick: bool) -> dict[str, Any]:
     cases = [("prediction", *case) for case in PREDICTIONS] + [("training step", *case) for case in STEPS]
-    rows = [compared(case, 2 if quick else 5) for case in cases[-3 if quick else 0 :]]
+    rows = [compared(case, 2 if quick else 3) for case in cases[-3 if quick else 0 :]]
     return {"rows": rows}
 
 

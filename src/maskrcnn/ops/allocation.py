@@ -1,7 +1,7 @@
 """Memory that is kept: `keep_memory()` for a process that computes on a CPU.
 
 The C library of Linux gives the memory of a large tensor back to the system when the tensor goes, and the next one gets new pages, which the system
-fills with zeros one by one: for a small network up to a quarter of the time.
+fills with zeros one by one: some per cent of a prediction's or a training step's time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _AT_ONCE = 2**26
 def keep_memory() -> bool:
     """Makes the whole process keep freed memory for its next tensors; the commands of the package do so.
 
-    The process then holds what it once needed at most, some 100 MB more for ResNet-50 on 800 x 1066, until it ends. Call it before the first
-    prediction or training on a CPU, where nothing else in the process depends on memory being given back.
+    The process then holds what it once needed at most until it ends. Call it before the first prediction or training on a CPU, where nothing else
+    in the process depends on memory being given back.
 
     Returns:
         Whether it is so: on Linux with glibc; elsewhere nothing is done.
