@@ -184,6 +184,31 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(scenes: Path,
     assert validation_split(f"{tmp_path}:instances_val") is None
 
 
+@pytest.mark.parametrize(
+    ("names", "read", "judged_by"),
+    [
+        (["instances_train", "instances_val", "person_train", "person_val"], "person_train", "person_val"),
+        (["train", "trainval", "val"], "", "val"),
+        (["train", "trainval", "val"], "trainval", None),
+        (["trainval", "val"], "", None),
+        (["a_train", "b_val", "c_val"], "a_train", None),
+        (["val"], "", None),
+    ],
+)
+def test_the_split_to_judge_by_is_the_twin_of_the_one_read(tmp_path: Path, names: list[str], read: str, judged_by: str | None):
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert validation_split(f"{tmp_path}:{read}" if read else tmp_path) == (judged_by and f"{tmp_path}:{judged_by}")
+
+
+def test_masks_apart_from_their_pictures_can_be_trained_on(scenes: Path, tmp_path: Path, fit: list):
+    mr.convert(scenes / "annotations.json", tmp_path / "png", "png", images=scenes / "images")
+    words = ["--data", str(tmp_path / "png" / "masks"), "--images", str(scenes / "images"), "--out", "x"]
+    assert run(["train", *words]) == 0
+    assert (len(fit[-1]["data"]), len(fit[-1]["validation"])) == (3, 1)
+
+
 def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path, fit: list):
     words = [
         "train",

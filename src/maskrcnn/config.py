@@ -340,7 +340,7 @@ class TrainConfig:
     steps: int | None = None
     """Optimiser steps."""
     max_time: float | None = None
-    """Seconds of training. The number of steps is fixed after a measured warm-up and stored, so that a resumed run ends at the same step."""
+    """Seconds of training. The number of steps follows from those of the first tenth, is corrected on the way, and is kept in the checkpoint."""
     batch_size: int = 4
     """Images per process in one forward pass."""
     accumulate: int = 1

@@ -74,7 +74,7 @@ def train(
     pictures = open_data(data, images, on_error=on_error)
     place = device and chosen(device)
     start = None if pretrained.lower() == "none" else pretrained
-    pictures, validation, judged = parted(pictures, val or validation_split(data), val_images or images, on_error, int(given.get("seed", 0)))
+    pictures, validation, judged = parted(pictures, val or validation_split(data, images), val_images or images, on_error, int(given.get("seed", 0)))
     if resume and (out / "config.json").is_file():
         made = recorded(out / "config.json", given)
     elif recipe == "none":

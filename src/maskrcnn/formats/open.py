@@ -47,16 +47,21 @@ def open_data(
     return read(reader, source, images, split).dataset(categories, on_error)
 
 
-def validation_split(path: str | Path) -> str | None:
-    """The split that a data set itself has to judge by ("data.yaml:val"), beside the one that `open_data(path)` reads; None = it has none.
+def validation_split(path: str | Path, images: str | Path | None = None) -> str | None:
+    """The split that a data set itself has to judge by ("data.yaml:val"), beside the one that `open_data(path, images)` reads; None = it has none.
+
+    Of several it is the one that is called like the other, val for train.
 
     Raises:
         DataError: no such file, or no known format.
     """
     source, split = located(path)
-    known = recognised(source).splits(source)
-    found = next((name for name in sorted(known) if "val" in name.lower() and "train" not in name.lower()), None)
-    return f"{source.path}:{found}" if found and len(known) > 1 and "val" not in split.lower() else None
+    known = recognised(source, images).splits(source)
+    read = split or _train_split(known)
+    others = [name for name in known if "val" in name.lower() and "train" not in name.lower()]
+    twin = read.replace("train", "val")
+    found = twin if twin in others else others[0] if len(others) == 1 else None
+    return f"{source.path}:{found}" if found and read and "val" not in read.lower() else None
 
 
 def located(path: str | Path) -> tuple[Source, str]:
@@ -100,7 +105,12 @@ def read(reader: Any, source: Source, images: str | Path | None, split: str) -> 
         listed = f"it has {', '.join(known)}" if known else "it has no splits"
         raise DataError(f'{source.name}: no split "{split}"; {listed}' + (f'. Did you mean "{near[0]}"?' if near else ""))
     if not split and len(known) > 1:
-        split = next((s for s in sorted(known) if "train" in s.lower()), "")
+        split = _train_split(known)
         if not split:
             raise DataError(f'{source.name}: has the splits {", ".join(known)}; name one, as "{source.path}:{known[0]}"')
     return reader.read(source, images, split or (known[0] if known else ""))
+
+
+def _train_split(known: Sequence[str]) -> str:
+    """The split that is read where none is named and there are several, or ""."""
+    return next((name for name in sorted(known) if "train" in name.lower()), "")
