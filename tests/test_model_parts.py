@@ -18,6 +18,7 @@ from maskrcnn.model import assign
 from maskrcnn.model.anchors import make_anchors
 from maskrcnn.model.assign import balanced_sample, match
 from maskrcnn.model.mask_head import mask_targets
+from maskrcnn.model.rpn import Rpn
 from maskrcnn.ops import boxes as box_ops
 from maskrcnn.ops import keypoints as keypoint_ops
 from maskrcnn.ops import nms
@@ -199,3 +200,23 @@ def test_subpixel_decoding_finds_a_blurred_peak_to_a_tenth_of_a_cell(x: float, y
     points, _ = keypoint_ops.decode_subpixel(logits[None, None], box)
     assert abs(points[0, 0, 0].item() - (10 + 2 * x)) < 0.2
     assert abs(points[0, 0, 1].item() - (20 + y)) < 0.1
+
+
+@pytest.mark.parametrize(("convs", "sizes"), [((6,), [(7, 9), (4, 5), (1, 1)]), ((5, 6), [(7, 9), (4, 5), (1, 1)]), ((6,), [(5, 3)]), ((), [(5, 3)])])
+def test_the_rpn_answers_for_sampled_anchors_what_it_answers_for_all(convs: tuple[int, ...], sizes: list[tuple[int, int]]) -> None:
+    config = RpnConfig(sizes=((8.0, 16.0),) * len(sizes), ratios=(0.5, 1.0, 2.0), convs=convs)
+    rpn = Rpn(4, (4, 8, 16)[: len(sizes)], config).double()
+    for part in rpn.parameters():
+        torch.nn.init.normal_(part)
+    levels = [torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    logits, deltas = (torch.cat(values, dim=1) for values in rpn(levels))
+    index = torch.stack([torch.randperm(logits.shape[1]), torch.randint(logits.shape[1], logits.shape[1:])])  # all of them, and some twice
+    own, shift = rpn.sampled(levels, index)
+    torch.testing.assert_close(own, assign.gather(logits, index))
+    torch.testing.assert_close(shift, assign.gather(deltas, index))
+    weight = torch.randn(*index.shape, 5)
+    some = torch.stack([own, *shift.unbind(-1)], dim=-1), torch.stack([logits, *deltas.unbind(-1)], dim=-1)
+    learnt = [*levels, *rpn.parameters()]
+    found, dense = (torch.autograd.grad((v * weight).sum(), learnt) for v in (some[0], assign.gather(some[1], index)))
+    for a, b in zip(found, dense, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

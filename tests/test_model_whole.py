@@ -78,6 +78,23 @@ def test_every_parameter_of_every_head_has_a_gradient() -> None:
     assert missing == []
 
 
+def test_in_bfloat16_every_parameter_has_about_the_same_gradient() -> None:
+    config = tiny_config(FIGURES)
+    model, batch = lively(config), make_batch()
+    gradients = []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            losses = model.losses(batch, make_truth(config, batch))
+        (losses["rpn_objectness"] + losses["rpn_box"]).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if name.startswith(("rpn", "neck")) and p.grad is not None})
+    whole, half = gradients
+    assert whole.keys() == half.keys()
+    assert {name.split(".")[0] for name in whole} == {"rpn", "neck"}
+    for name, gradient in whole.items():
+        assert torch.cosine_similarity(gradient.flatten(), half[name].flatten(), dim=0) > 0.9, name
+
+
 @pytest.mark.parametrize("part", ["mask", "keypoint", "box"])
 def test_the_gradient_of_each_head_equals_finite_differences(part: str) -> None:
     config = tiny_config(FIGURES)

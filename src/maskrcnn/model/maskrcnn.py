@@ -146,9 +146,10 @@ class MaskRCNN(nn.Module):
         """
         config = self.config
         levels = self.levels(batch)
-        logits, deltas = self.rpn(levels)
         anchors = self.rpn.anchors(levels, batch)
-        losses = self.rpn.losses(logits, deltas, anchors, batch, truth)
+        losses = self.rpn.losses(levels, anchors, batch, truth)
+        with torch.no_grad():  # after the losses, for autocast may keep the weights that it rounds first
+            logits, deltas = self.rpn(levels)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
 
         rois = sample_rois(proposals, truth, batch, config.box)

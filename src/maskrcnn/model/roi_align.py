@@ -22,6 +22,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from ..config import RoiConfig
 from ..ops.device import constant, runs_ahead
+from .layers import as_table
 
 # A box of this size, ImageNet's pictures, is read from this level (Lin et al. 2017, equation 1).
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
@@ -93,7 +94,7 @@ def bag_of_pixels(
     """
     size, channels = config.size, levels[0].shape[1]
     if len(boxes) == 0:
-        return _table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
+        return as_table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
     scaled = boxes / torch.tensor(strides)[level_index, None] - (0.5 if config.aligned else 0.0)
     extent = scaled[:, 2:] - scaled[:, :2]
     if not config.aligned:
@@ -113,7 +114,7 @@ def bag_of_pixels(
         y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height, size, samples)
         x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width, size, samples)
         first = image_index[group] * height * width
-        bins = _Bag.apply(_table(level), first, (y, weight_y), (x, weight_x), width).view(len(group), size * size, channels)
+        bins = _Bag.apply(as_table(level), first, (y, weight_y), (x, weight_x), width).view(len(group), size * size, channels)
         pooled = bins if len(group) == len(boxes) else pooled.index_copy_(0, group, bins)
     return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
 
@@ -181,10 +182,10 @@ def joined_bag_of_pixels(
     """
     size, samples = config.size, config.sampling_ratio
     if len(boxes) == 0:
-        return _table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
+        return as_table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
     stride = constant(strides, boxes.device)[level_index, None]
     height, width = (constant(tuple(level.shape[d] for level in levels), boxes.device, torch.int64)[level_index] for d in (-2, -1))
-    tables = [_table(level) for level in levels]
+    tables = [as_table(level) for level in levels]
     first = constant((0, *accumulate(len(t) for t in tables[:-1])), boxes.device, torch.int64)[level_index]
     scaled = boxes / stride - (0.5 if config.aligned else 0.0)
     extent = scaled[:, 2:] - scaled[:, :2]
@@ -196,14 +197,9 @@ def joined_bag_of_pixels(
     row = first[:, None, None] + (image_index[:, None, None] * height[:, None, None] + y) * width[:, None, None]
     index = row[:, :, None, :, None] + x[:, None, :, None, :]
     weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-    table = torch.cat([_table(level) for level in levels])
+    table = torch.cat([as_table(level) for level in levels])
     bins = F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
     return bins.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
-
-
-def _table(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B*H*W C"]:
-    """The feature vectors of all places, one a row; a view where the level is channels last."""
-    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
 
 
 def _axis_taps(

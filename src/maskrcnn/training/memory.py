@@ -67,7 +67,10 @@ def _trunk_and_rpn(network: MaskRCNN, batch_size: int, size: tuple[int, int], ch
         stages = [stage for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4) if stage is not None]
         inside = max(_held(partial(stage, x.detach())) for stage, x in zip(stages, entering, strict=False))
         trunk.activation_checkpointing = True
-    return inside + _held(lambda: network.rpn(network.neck(trunk(pictures))))
+    rpn = network.rpn
+    samples = int(rpn.config.samples * (1 + rpn.config.positive_fraction))
+    anchors = torch.zeros(batch_size, samples, dtype=torch.int64, device="meta")
+    return inside + _held(lambda: rpn.sampled(network.neck(trunk(pictures)), anchors))
 
 
 def _heads(network: MaskRCNN, batch_size: int) -> int:
