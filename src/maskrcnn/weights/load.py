@@ -64,7 +64,12 @@ def load(
         config = _with_eps(_with_categories(config, categories), bn_eps)
     except WeightsError as error:
         raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error.__cause__
-    model = MaskRCNN.from_config(config)
+    if config.trunk.timm:  # may hold tensors that are not among its weights
+        model = MaskRCNN.from_config(config)
+    else:  # without drawing the random weights that the file's take the place of
+        with torch.device("meta"):
+            model = MaskRCNN.from_config(config)
+        model.to_empty(device="cpu")
     fill(model, state, path)
     return model.to(device).eval()
 
