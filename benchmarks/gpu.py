@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
 import maskrcnn as mr
+from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import total
-from maskrcnn.model.roi_align import joined_bag_of_pixels
+from maskrcnn.model.roi_align import bag_of_pixels
 from maskrcnn.structures import Batch, Truth
 
 from .limits import rates
@@ -184,8 +185,10 @@ def pooling(device: torch.device, count: int, rounds: int) -> list[dict[str, Any
     own = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
     keyed = torch.cat([image[:, None].float(), boxes], dim=1)
 
+    pyramid = Pyramid.of(levels)
+
     def table() -> None:
-        joined_bag_of_pixels(levels, boxes, image, level, strides, config)
+        bag_of_pixels(pyramid, boxes, image, level, strides, config)
         finish(device)
 
     def kernel() -> None:

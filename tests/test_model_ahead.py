@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn.config import RoiConfig
 from maskrcnn.model import assign, maskrcnn, roi_align
+from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.roi_align import RoiPooler
 from maskrcnn.ops import device, keypoints, nms
@@ -139,15 +140,15 @@ def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(ahea
         assert len(pooler.level(boxes).unique()) == 4
         for kernel in (True, False):
             pooler.use_torchvision_kernel = kernel
-            pooled = pooler(levels, boxes, image)
+            pooled = pooler(Pyramid.of(levels), boxes, image)
             answers[ratio, kernel] = [pooled, *torch.autograd.grad((pooled * weight).sum(), levels)]
     for one, two in zip(answers[2, True], answers[2, False], strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     ahead_of = answers[0, False]
     reference = RoiPooler((4, 8, 16, 32), RoiConfig(size=5, sampling_ratio=0, aligned=aligned))
-    pooled = roi_align.bag_of_pixels(levels, boxes, image, reference.level(boxes), reference.strides, reference.config)
+    pooled = roi_align.bag_of_pixels(Pyramid.of(levels), boxes, image, reference.level(boxes), reference.strides, reference.config)
     torch.testing.assert_close(ahead_of[0], pooled, atol=1e-4, rtol=1e-4)
-    assert pooler(levels, boxes[:0], image[:0]).shape == (0, 3, 5, 5)
+    assert pooler(Pyramid.of(levels), boxes[:0], image[:0]).shape == (0, 3, 5, 5)
 
 
 def model(keypoints: int = 3, **changes: Any) -> MaskRCNN:

@@ -17,6 +17,7 @@ from maskrcnn.config import RpnConfig
 from maskrcnn.model import assign
 from maskrcnn.model.anchors import make_anchors
 from maskrcnn.model.assign import balanced_sample, match
+from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.mask_head import mask_targets
 from maskrcnn.model.rpn import Rpn
 from maskrcnn.ops import boxes as box_ops
@@ -211,7 +212,7 @@ def test_the_rpn_answers_for_sampled_anchors_what_it_answers_for_all(convs: tupl
     levels = [torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True) for size in sizes]
     logits, deltas = (torch.cat(values, dim=1) for values in rpn(levels))
     index = torch.stack([torch.randperm(logits.shape[1]), torch.randint(logits.shape[1], logits.shape[1:])])  # all of them, and some twice
-    own, shift = rpn.sampled(levels, index)
+    own, shift = rpn.sampled(Pyramid.of(levels), index)
     torch.testing.assert_close(own, assign.gather(logits, index))
     torch.testing.assert_close(shift, assign.gather(deltas, index))
     weight = torch.randn(*index.shape, 5)

@@ -10,6 +10,7 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.config import RoiConfig
+from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.roi_align import RoiPooler
 
 STRIDES = (4, 8, 16, 32)
@@ -75,7 +76,7 @@ def test_bag_of_pixels_kernel_and_slow_loop_agree_in_values_and_gradients(aligne
         pooler = RoiPooler(STRIDES, config)
         pooler.use_torchvision_kernel = use_kernel
         features = [f.requires_grad_() for f in levels()]
-        pooled = pooler(features, box, image)
+        pooled = pooler(Pyramid.of(features), box, image)
         (pooled * torch.arange(pooled.numel()).view_as(pooled).cos()).sum().backward()
         results.append(pooled.detach())
         gradients.append([f.grad for f in features])
@@ -90,7 +91,7 @@ def test_bag_of_pixels_kernel_and_slow_loop_agree_in_values_and_gradients(aligne
 
 def test_a_linear_ramp_is_read_at_the_middle_of_each_bin() -> None:
     ramp = (torch.arange(32) + 0.5).expand(1, 1, 32, 32) * 4  # each cell holds the x of its own centre, in picture pixels
-    pooled = RoiPooler((4,), RoiConfig(size=4))([ramp], torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64))
+    pooled = RoiPooler((4,), RoiConfig(size=4))(Pyramid.of([ramp]), torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64))
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([25.0, 35.0, 45.0, 55.0]))
 
 
@@ -99,7 +100,7 @@ def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bo
     pooler = RoiPooler(STRIDES, RoiConfig())
     pooler.use_torchvision_kernel = use_kernel
     features = [f.requires_grad_() for f in levels()]
-    pooled = pooler(features, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    pooled = pooler(Pyramid.of(features), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     assert pooled.shape == (0, 3, 7, 7)
     pooled.sum().backward()
 
@@ -107,9 +108,9 @@ def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bo
 def test_bfloat16_features_are_read_to_their_own_precision() -> None:
     box, image = boxes()
     pooler = RoiPooler(STRIDES, RoiConfig())
-    exact = pooler(levels(), box, image)
+    exact = pooler(Pyramid.of(levels()), box, image)
     features = [f.requires_grad_() for f in levels(dtype=torch.bfloat16)]
-    coarse = pooler(features, box, image)
+    coarse = pooler(Pyramid.of(features), box, image)
     assert coarse.dtype == torch.bfloat16
     torch.testing.assert_close(coarse.float(), exact, atol=0.05, rtol=0.05)
     coarse.float().sum().backward()
@@ -123,6 +124,6 @@ def test_boxes_go_to_the_level_that_torchvision_sends_them_to() -> None:
     theirs = MultiScaleRoIAlign([str(i) for i in range(4)], 2, 2)
     features = {str(i): torch.full((1, 1, 512 // s, 512 // s), float(i)) for i, s in enumerate(STRIDES)}
     read = theirs(features, [box.clamp(max=511)], [(512, 512)])  # each level holds its own number
-    ours = RoiPooler(STRIDES, config)(list(features.values()), box.clamp(max=511), torch.zeros(len(box), dtype=torch.int64))
+    ours = RoiPooler(STRIDES, config)(Pyramid.of([*features.values()]), box.clamp(max=511), torch.zeros(len(box), dtype=torch.int64))
     torch.testing.assert_close(ours, read)
     assert RoiPooler(STRIDES, replace(config, level_epsilon="ratio")).level(box).tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3]

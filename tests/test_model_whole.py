@@ -233,7 +233,7 @@ def test_the_bfloat16_form_does_not_round_where_proposals_are() -> None:
     model, batch = lively(tiny_config(2)), make_batch()
     half = optimize(model, "bfloat16")
     with torch.no_grad():
-        levels = half.levels(batch)
+        levels = half.pyramid(batch).levels
         found = [torch.cat([*values], dim=1) for values in half.rpn(levels)]
     assert {level.dtype for level in levels} == {torch.bfloat16}
     for values in found:
@@ -315,7 +315,7 @@ def test_a_timm_trunk_with_frozen_or_own_batch_norm_makes_the_same_pyramid() -> 
     config = tiny_config(2)
     for norm in ("batch", "frozen"):
         model = MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, timm="mobilenetv3_small_050", norm=norm)))
-        assert [level.shape[-1] for level in model.eval().levels(make_batch(((128, 128),)))] == [32, 16, 8, 4, 2]
+        assert [level.shape[-1] for level in model.eval().pyramid(make_batch(((128, 128),))).levels] == [32, 16, 8, 4, 2]
     with pytest.raises(ValueError, match="mobilenetv3_small_050"):
         MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, timm="mobilenetv3_smal_050")))
     with pytest.raises(ValueError, match="strides"):

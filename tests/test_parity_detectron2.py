@@ -49,7 +49,7 @@ def test_features_and_proposals_are_detectron2s(golden, name):
     image = torch.from_numpy(np.asarray(read_image(golden / "image.png")).transpose(2, 0, 1).copy())
     batch = mr.Batch.collate([image], model.config.input.size_divisor)
     with torch.no_grad():
-        levels = model.levels(batch)
+        levels = model.pyramid(batch).levels
         anchors = model.rpn.anchors(levels, batch)
         proposals = model.rpn.propose(*model.rpn(levels), anchors, batch, pre_nms=model.config.rpn.pre_nms_test, post_nms=50)
     means = [expected[key] for key in sorted(expected) if key.startswith("feature_mean_")]

@@ -35,7 +35,7 @@ class Eyes(MaskRCNN):
     """Sees one red or blue rectangle in a picture, and is sure of red ones only; of one that touches the left edge it sees nothing."""
 
     def forward(self, batch: Batch) -> Detections:
-        self.levels(batch)
+        self.pyramid(batch)
         boxes, scores, grids = torch.zeros(len(batch.sizes), 1, 4), torch.zeros(len(batch.sizes), 1), torch.zeros(len(batch.sizes), 1, 8, 8)
         for n, image in enumerate(batch.images):
             for channel, score, sharpness in ((0, 0.98, 0.01), (2, 0.55, 0.3)):

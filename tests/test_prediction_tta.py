@@ -87,7 +87,7 @@ class Literally:
         self.config = config
         self.mask_head, self.keypoint_head = True, self
 
-    def levels(self, batch: Batch) -> list[torch.Tensor]:
+    def pyramid(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.images]
 
     def find(self, levels: list[torch.Tensor], batch: Batch) -> tuple[Detections, int]:
@@ -138,15 +138,15 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
         images.append(image)
     batch = Batch.collate(images)
     network = Literally(tiny_config(CATEGORIES))
-    alone, _ = network.find(network.levels(batch), batch)
+    alone, _ = network.find(network.pyramid(batch), batch)
     found = answer_from_views(network, batch, views_of(words))  # ty: ignore[invalid-argument-type]
     slot = found.valid.nonzero(as_tuple=True)
     assert found.valid.sum(dim=1).tolist() == [1, 1]
     torch.testing.assert_close(found.boxes[slot], alone.boxes[:, 0])
     assert found.scores[slot].tolist() == pytest.approx([0.6, 0.6])
-    assert torch.equal(found.masks[slot], network.draw_masks(network.levels(batch), alone.boxes[:, 0], None, torch.arange(2)))
+    assert torch.equal(found.masks[slot], network.draw_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)))
     if words == "flip":  # turned by a right angle, this network confuses left with right
-        wanted, _ = network.decode(network.draw_heatmaps(network.levels(batch), alone.boxes[:, 0], torch.arange(2)), None, None)
+        wanted, _ = network.decode(network.draw_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)), None, None)
         assert torch.equal(found.keypoints[slot], wanted)
 
 

@@ -15,6 +15,7 @@ from training_run import tiny_config, tiny_model
 import maskrcnn as mr
 from maskrcnn.config import TrunkConfig
 from maskrcnn.data.coco import CocoDataset
+from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.resnet import ResNet
 from maskrcnn.training.fit import train
@@ -79,7 +80,7 @@ def test_the_count_without_computing_is_what_autograd_really_keeps(data: CocoDat
     assert isinstance(real.trunk, ResNet)
     real.trunk.activation_checkpointing = checkpointing
     index = torch.zeros(2, config.rpn.samples * 3 // 2, dtype=torch.int64)  # half as many again: there is room for any mixture
-    kept = kept_bytes(lambda: real.rpn.sampled(real.neck(real.trunk(torch.rand(2, 3, 64, 96))), index))
+    kept = kept_bytes(lambda: real.rpn.sampled(Pyramid.of(real.neck(real.trunk(torch.rand(2, 3, 64, 96)))), index))
     counted = _trunk_and_rpn(shapes, 2, (64, 90), checkpointing)
     if checkpointing:  # then the stage with the most inside is counted as well
         assert kept < counted < kept_bytes(lambda: real.trunk.layer1(torch.rand(2, 8, 16, 24))) + 1.1 * kept

@@ -1,17 +1,23 @@
 """3. The neck: P2..P6 from C2..C5 (FPN), or one level alone (C4, DC5).
 
-C2..C5, a list of [B, c, H/s, W/s]  ->  levels, a list of [B, C, H/s, W/s] with s = 4, 8, 16, 32, 64 (the last for the RPN alone).
+C2..C5, a list of [B, c, H/s, W/s]  ->  levels, a list of [B, C, H/s, W/s] with s = 4, 8, 16, 32, 64 (the last for the RPN alone)
+                                    ->  `Pyramid`: the levels, and all their cells as the rows of one table.
 
 Source: Lin et al. 2017, "Feature Pyramid Networks", section 3.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..config import NeckConfig
+from ..ops.device import constant
 from .layers import ConvNorm
 
 
@@ -56,3 +62,30 @@ class SingleLevel(nn.Module):
 
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
         return features[-1:]
+
+
+class Pyramid(NamedTuple):
+    """The feature levels of some pictures, finest first, as maps for convolutions and as one table for whatever reads single cells of any level."""
+
+    levels: list[Float[Tensor, "B C _ _"]]
+    table: Float[Tensor, "N C"]
+    """The feature vectors of all cells: level by level, in each picture by picture, row by row."""
+
+    @classmethod
+    def of(cls, levels: list[Float[Tensor, "B C _ _"]]) -> Pyramid:
+        """Copies the levels into the table; those that are channels last become views of it, so that there is no second copy."""
+        tables = [x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in levels]
+        if len(levels) == 1:
+            return cls(levels, tables[0])
+        table = torch.cat(tables)
+        parts = table.split([len(t) for t in tables])
+        views = [part.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for part, x in zip(parts, levels, strict=True)]
+        last = [x.is_contiguous(memory_format=torch.channels_last) for x in levels]
+        return cls([view if is_last else x for view, x, is_last in zip(views, levels, last, strict=True)], table)
+
+    def place(self, level: Int64[Tensor, "*n"]) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
+        """First row in the table, height and width of each given level, an index into `levels`."""
+        pictures, _, heights, widths = zip(*(x.shape for x in self.levels), strict=True)
+        sizes = (b * h * w for b, h, w in zip(pictures, heights, widths, strict=True))
+        first = (0, *accumulate(sizes))[:-1]
+        return tuple(constant(numbers, level.device, torch.int64)[level] for numbers in (first, heights, widths))  # ty: ignore[invalid-explicit-return]

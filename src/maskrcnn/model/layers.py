@@ -180,11 +180,6 @@ class _TrainedLayer(torch.autograd.Function):
         return to_x, to_weight, grad.sum(dim=0) if needs[2] else None
 
 
-def as_table(level: Float[Tensor, "B C H W"]) -> Float[Tensor, "B*H*W C"]:
-    """The feature vectors of all places, one a row; a view where the level is channels last."""
-    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
-
-
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:
     """3x3 convolutions one after the other, as every head begins; the caller says relu=True."""
     return nn.ModuleList(ConvNorm(c_in, c, 3, norm) for c_in, c in zip((channels_in, *channels), channels, strict=False))

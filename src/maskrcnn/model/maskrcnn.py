@@ -24,7 +24,7 @@ from ..structures import Batch, Detections, Truth
 from .assign import gather
 from .backbone import TimmTrunk
 from .box_head import BoxHead, RoiSample, sample_rois
-from .fpn import Fpn, SingleLevel
+from .fpn import Fpn, Pyramid, SingleLevel
 from .keypoint_head import KeypointHead
 from .mask_head import MaskHead, mask_targets
 from .resnet import ResNet, initialise_trunk, make_stage, stage_channels
@@ -101,42 +101,42 @@ class MaskRCNN(nn.Module):
 
     def forward(self, batch: Batch) -> Detections:
         """What is in the pictures, best first, in model-input pixels."""
-        levels = self.levels(batch)
-        found, count = self.find(levels, batch)
+        pyramid = self.pyramid(batch)
+        found, count = self.find(pyramid, batch)
         image, slot = _rows(found.valid, count)
         boxes, labels = found.boxes[image, slot], found.labels[image, slot]
         if self.mask_head is not None:
-            masks = self.draw_masks(levels, boxes, labels, image)
+            masks = self.draw_masks(pyramid, boxes, labels, image)
             found = replace(found, masks=_pad(masks, image, slot, found.valid))
         if self.keypoint_head is not None:
-            points, peaks = self.keypoint_head.decode(self.draw_heatmaps(levels, boxes, image), boxes, labels)
+            points, peaks = self.keypoint_head.decode(self.draw_heatmaps(pyramid, boxes, image), boxes, labels)
             found = replace(found, keypoints=_pad(points, image, slot, found.valid), keypoint_logits=_pad(peaks, image, slot, found.valid))
         return found
 
-    def find(self, levels: list[Tensor], batch: Batch) -> tuple[Detections, int]:
+    def find(self, pyramid: Pyramid, batch: Batch) -> tuple[Detections, int]:
         """Boxes and classes alone, and how many there are in all pictures together."""
         config = self.config
-        logits, deltas = self.rpn(levels)
-        anchors = self.rpn.anchors(levels, batch)
+        logits, deltas = self.rpn(pyramid.levels)
+        anchors = self.rpn.anchors(pyramid.levels, batch)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_test, post_nms=config.rpn.post_nms_test)
         image, slot = _rows(proposals.valid)
-        features = self._roi_features(self.box_pool, levels, proposals.boxes[image, slot], image)
+        features = self._roi_features(self.box_pool, pyramid, proposals.boxes[image, slot], image)
         class_logits, box_deltas = (_pad(v, image, slot, proposals.valid) for v in self.box_head(features))
         return self.box_head.detect(class_logits, box_deltas, proposals, batch)
 
     def draw_masks(
-        self, levels: list[Tensor], boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"], image: Int64[Tensor, "K"]
+        self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"], image: Int64[Tensor, "K"]
     ) -> Float[Tensor, "K S S"]:
         """Mask probabilities in boxes of the pictures `image`, for a class each."""
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        return self.mask_head(self._roi_features(self.mask_pool, levels, boxes, image), labels).sigmoid()
+        return self.mask_head(self._roi_features(self.mask_pool, pyramid, boxes, image), labels).sigmoid()
 
-    def draw_heatmaps(self, levels: list[Tensor], boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]) -> Float[Tensor, "K J S S"]:
+    def draw_heatmaps(self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]) -> Float[Tensor, "K J S S"]:
         """Heat maps of all joints, as logits, in boxes of the pictures `image`."""
         assert self.keypoint_head is not None
         assert self.keypoint_pool is not None
-        return self.keypoint_head(self.keypoint_pool(levels, boxes, image))
+        return self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
 
     def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """The terms of the multi-task loss, each weighted: their sum is what training minimises.
@@ -145,16 +145,16 @@ class MaskRCNN(nn.Module):
         on which parameters have gradients.
         """
         config = self.config
-        levels = self.levels(batch)
-        anchors = self.rpn.anchors(levels, batch)
-        losses = self.rpn.losses(levels, anchors, batch, truth)
+        pyramid = self.pyramid(batch)
+        anchors = self.rpn.anchors(pyramid.levels, batch)
+        losses = self.rpn.losses(pyramid, anchors, batch, truth)
         with torch.no_grad():  # after the losses, for autocast may keep the weights that it rounds first
-            logits, deltas = self.rpn(levels)
+            logits, deltas = self.rpn(pyramid.levels)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
 
         rois = sample_rois(proposals, truth, batch, config.box)
         image, slot = _rows(rois.valid, most=config.box.samples)
-        features = self._roi_features(self.box_pool, levels, rois.boxes[image, slot], image)
+        features = self._roi_features(self.box_pool, pyramid, rois.boxes[image, slot], image)
         class_logits, box_deltas = (_pad(v, image, slot, rois.valid) for v in self.box_head(features))
         losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
         chosen = {}
@@ -164,12 +164,12 @@ class MaskRCNN(nn.Module):
             chosen["keypoint"] = _positives(rois, truth, truth.has_keypoints, config.keypoint.max_positives)
         counts = ask(*(c.sum() for c in chosen.values())) if chosen else []
         parts = {"mask": self._mask_loss, "keypoint": self._keypoint_loss}
-        return losses | {name: parts[name](levels, rois, truth, c, n) for (name, c), n in zip(chosen.items(), counts, strict=True)}
+        return losses | {name: parts[name](pyramid, rois, truth, c, n) for (name, c), n in zip(chosen.items(), counts, strict=True)}
 
-    def levels(self, batch: Batch) -> list[Float[Tensor, "B C _ _"]]:
-        """Feature levels of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
+    def pyramid(self, batch: Batch) -> Pyramid:
+        """The features of the pictures, in the precision of the weights (an optimised model may be bfloat16)."""
         pixels = batch.images if batch.normalised else self.normalise(batch)
-        return self.neck(self.trunk(pixels.to(next(self.trunk.parameters()).dtype, memory_format=self.layout)))
+        return Pyramid.of(self.neck(self.trunk(pixels.to(next(self.trunk.parameters()).dtype, memory_format=self.layout))))
 
     def normalise(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """The pictures as the trunk learnt to see them, zero mean and unit variance; padding becomes exactly zero."""
@@ -182,29 +182,29 @@ class MaskRCNN(nn.Module):
         inside_x = torch.arange(images.shape[3], device=images.device) < width
         return (images - mean) / std * (inside_y & inside_x)
 
-    def _roi_features(self, pool: RoiPooler, levels: list[Tensor], boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
-        features = pool(levels, boxes, image)
+    def _roi_features(self, pool: RoiPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
+        features = pool(pyramid, boxes, image)
         return features if self.res5 is None else self.res5(features)
 
-    def _mask_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
+    def _mask_loss(self, pyramid: Pyramid, rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pool is not None
         # Where there is none the first RoI stands in, and does not count: a head that sees nothing would have no gradients.
         image, slot = _rows(chosen, max(count, 1))
         boxes, counts = rois.boxes[image, slot], chosen[image, slot]
-        logits = self.mask_head(self._roi_features(self.mask_pool, levels, boxes, image), rois.labels[image, slot])
+        logits = self.mask_head(self._roi_features(self.mask_pool, pyramid, boxes, image), rois.labels[image, slot])
         if truth.boxes.shape[1] == 0:
             return self.mask_head.loss(logits, torch.zeros_like(logits), counts)
         matched = rois.truth_index[image, slot]
         targets = mask_targets(truth.masks[image, matched], truth.boxes[image, matched], boxes, logits.shape[-1])
         return self.mask_head.loss(logits, targets, counts)
 
-    def _keypoint_loss(self, levels: list[Tensor], rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
+    def _keypoint_loss(self, pyramid: Pyramid, rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.keypoint_head is not None
         assert self.keypoint_pool is not None
         image, slot = _rows(chosen, max(count, 1))
         boxes = rois.boxes[image, slot]
-        heatmaps = self.keypoint_head(self.keypoint_pool(levels, boxes, image))
+        heatmaps = self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
         if truth.boxes.shape[1] == 0:
             return self.keypoint_head.loss(heatmaps, heatmaps.new_zeros(*heatmaps.shape[:2], 3), boxes)
         keypoints = truth.keypoints[image, rois.truth_index[image, slot]]

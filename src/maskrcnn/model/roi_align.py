@@ -1,17 +1,15 @@
 """7. RoIAlign over the pyramid: a small fixed grid of features for each box, whatever its size.
 
-Levels [B, C, H, W], boxes [K, 4] and the picture of each  ->  [K, C, S, S].
+`Pyramid`, boxes [K, 4] and the picture of each  ->  [K, C, S, S].
 
-Two forms of one definition. A bin is a weighted bag of pixels: a level is a table of feature vectors, each bin a weighted sum of a few of its rows,
-one call for all RoIs of a level on a CPU, and for all RoIs on a GPU. As the reference, and on a GPU where the number of samples follows from the
-size of the RoI, torchvision's kernel does it.
+Two forms of one definition. A bin is a weighted bag of pixels: a weighted sum of a few rows of the pyramid's table, one call for all RoIs of all
+pictures and levels. As the reference, and on a GPU where the number of samples follows from the size of the RoI, torchvision's kernel does it.
 
 Source: He et al. 2017, section 3, "RoIAlign"; Lin et al. 2017, equation 1, for the level of a box.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from ..config import RoiConfig
 from ..ops.device import constant, runs_ahead
-from .layers import as_table
+from .fpn import Pyramid
 
 # A box of this size, ImageNet's pictures, is read from this level (Lin et al. 2017, equation 1).
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4
@@ -39,16 +37,12 @@ class RoiPooler(nn.Module):
         self.use_torchvision_kernel = False
         """Set by `fuse.reference`: the kernel of the peers, on every device."""
 
-    def forward(
-        self, levels: list[Float[Tensor, "B C _ _"]], boxes: Float[Tensor, "K 4"], image_index: Int64[Tensor, "K"]
-    ) -> Float[Tensor, "K C S S"]:
-        levels = levels[: len(self.strides)]
+    def forward(self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], image_index: Int64[Tensor, "K"]) -> Float[Tensor, "K C S S"]:
         boxes = boxes.detach().float()
         level_index = self.level(boxes)
-        ahead = runs_ahead(boxes.device)
-        if self.use_torchvision_kernel or (ahead and not self.config.sampling_ratio):
-            return self._by_kernel(levels, boxes, image_index, level_index)
-        return (joined_bag_of_pixels if ahead else bag_of_pixels)(levels, boxes, image_index, level_index, self.strides, self.config)
+        if self.use_torchvision_kernel or (runs_ahead(boxes.device) and not self.config.sampling_ratio):
+            return self._by_kernel(pyramid.levels[: len(self.strides)], boxes, image_index, level_index)
+        return bag_of_pixels(pyramid, boxes, image_index, level_index, self.strides, self.config)
 
     def level(self, boxes: Float[Tensor, "K 4"]) -> Int64[Tensor, "K"]:
         """Index into the levels for each box: doubled size, next level.
@@ -81,64 +75,72 @@ class RoiPooler(nn.Module):
 
 
 def bag_of_pixels(
-    levels: list[Float[Tensor, "B C _ _"]],
+    pyramid: Pyramid,
     boxes: Float[Tensor, "K 4"],
     image_index: Int64[Tensor, "K"],
     level_index: Int64[Tensor, "K"],
     strides: tuple[int, ...],
     config: RoiConfig,
 ) -> Float[Tensor, "K C S S"]:
-    """RoIAlign as one weighted sum of feature vectors for each bin, over all pictures at once.
+    """RoIAlign as one weighted sum of feature vectors for each bin, over all pictures and levels at once.
 
-    Each level is a table of its own: joining the tables of all levels would copy the whole pyramid.
+    RoIs that need as many samples a bin go together; on a device that runs ahead their number must be fixed.
     """
-    size, channels = config.size, levels[0].shape[1]
+    size, table, device = config.size, pyramid.table, boxes.device
     if len(boxes) == 0:
-        return as_table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
-    scaled = boxes / torch.tensor(strides)[level_index, None] - (0.5 if config.aligned else 0.0)
+        return table[:0, :, None, None].expand(-1, -1, size, size)
+    scaled = boxes / constant(strides, device)[level_index, None] - (0.5 if config.aligned else 0.0)
     extent = scaled[:, 2:] - scaled[:, :2]
     if not config.aligned:
         extent = extent.clamp(min=1.0)  # as RoIAlign first had it: no RoI is smaller than a cell
+    first, height, width = pyramid.place(level_index)
+    first = first + image_index * height * width
+    groups: list[tuple[slice | Tensor, int]]
     if config.sampling_ratio:
-        counts = torch.full((len(boxes), 2), config.sampling_ratio)
+        counts = torch.full_like(boxes[:, :2], config.sampling_ratio, dtype=torch.int64)
+        groups = [(slice(None), config.sampling_ratio)]
     else:
         counts = (extent / size).ceil().clamp(min=0).long()  # a RoI without extent reads nothing, as in the kernel
+        most = counts.amax(dim=1).clamp(min=1)
+        groups = [((most == samples).nonzero()[:, 0], samples) for samples in most.unique().tolist()]
 
-    pooled = levels[0].new_empty(len(boxes), size * size, channels)
-    # RoIs of one level that need as many samples a bin go together; with fixed sampling, all of a level.
-    kinds = torch.stack([level_index, counts.amax(dim=1).clamp(min=1)], dim=1)
-    for kind in kinds.unique(dim=0):
-        group = (kinds == kind).all(dim=1).nonzero()[:, 0]
-        level, samples = levels[kind[0]], int(kind[1])
-        height, width = level.shape[2:]
-        y, weight_y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height, size, samples)
-        x, weight_x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width, size, samples)
-        first = image_index[group] * height * width
-        bins = _Bag.apply(as_table(level), first, (y, weight_y), (x, weight_x), width).view(len(group), size * size, channels)
-        pooled = bins if len(group) == len(boxes) else pooled.index_copy_(0, group, bins)
-    return pooled.view(len(boxes), size, size, channels).permute(0, 3, 1, 2)
+    weighted_sum = _weighted_sum if runs_ahead(device) else _Bag.apply
+    pooled = table.new_empty(len(boxes), size * size, table.shape[1])
+    for group, samples in groups:
+        y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height[group], size, samples)
+        x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width[group], size, samples)
+        bins = weighted_sum(table, first[group], y, x, width[group]).view(-1, *pooled.shape[1:])
+        pooled = pooled.index_copy_(0, group, bins) if isinstance(group, Tensor) and len(groups) > 1 else bins
+    return pooled.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
+
+
+def _weighted_sum(
+    table: Tensor, first: Int64[Tensor, "K"], rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: Int64[Tensor, "K"]
+) -> Float[Tensor, "bins C"]:
+    """The bins of RoIs, whose maps begin at row `first` and are `width` wide, from the cells and weights of both axes [K, S, 2n]."""
+    (y, weight_y), (x, weight_x) = rows, columns
+    index = (first[:, None, None] + y * width[:, None, None])[:, :, None, :, None] + x[:, None, :, None, :]  # [K, S, S, 2n, 2n]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    return F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
 
 
 class _Bag(torch.autograd.Function):
-    """The weighted sums of rows of a table that are the bins of RoIs of one level; their gradient adds up in each RoI before it reaches the table.
+    """`_weighted_sum` on a CPU: the gradient adds up in each RoI before it reaches the table.
 
     Neighbouring bins read the same cells. Weights are products of one for the row and one for the column, so two small matrix products spread the
     gradient of all bins over the patch of cells that the RoI covers, and each cell is added to the table once.
     """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, first: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: int) -> Tensor:
-        (y, weight_y), (x, weight_x) = rows, columns
-        index = (first[:, None, None] + y * width)[:, :, None, :, None] + x[:, None, :, None, :]  # [k, S, S, 2n, 2n]
-        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-        ctx.save_for_backward(first, y, weight_y, x, weight_x)
-        ctx.size, ctx.width = table.shape, width
-        return F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
+    def forward(ctx: Any, table: Tensor, first: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: Tensor) -> Tensor:
+        ctx.save_for_backward(first, *rows, *columns, width)
+        ctx.size = table.shape
+        return _weighted_sum(table, first, rows, columns, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first, y, weight_y, x, weight_x = ctx.saved_tensors
+        first, y, weight_y, x, weight_x, width = ctx.saved_tensors
         count, size, channels = len(first), y.shape[1], grad.shape[-1]
         table = grad.new_zeros(ctx.size)
         grad = grad.view(count, size, size, channels).float()
@@ -149,7 +151,7 @@ class _Bag(torch.autograd.Function):
             patch = torch.matmul(spread_x[:, None], grad[part])  # [k, S, Q, C]
             patch = torch.matmul(spread_y, patch.flatten(2)).view(-1, channels)  # [k, P, Q C]
             cell_y, cell_x = (start[:, None] + torch.arange(spread.shape[1]) for start, spread in ((top, spread_y), (left, spread_x)))
-            cells = (first[part, None] + cell_y * ctx.width)[:, :, None] + cell_x[:, None]
+            cells = (first[part, None] + cell_y * width[part, None])[:, :, None] + cell_x[:, None]
             # Patches are as large as the largest: what reaches beyond the table has weight 0.
             table.index_add_(0, cells.flatten().clamp(max=len(table) - 1), patch.to(table.dtype))
         return table, None, None, None, None
@@ -168,47 +170,14 @@ def _spread(cells: Int64[Tensor, "K S T"], weights: Float[Tensor, "K S T"]) -> t
     return first, spread.transpose(1, 2)
 
 
-def joined_bag_of_pixels(
-    levels: list[Float[Tensor, "B C _ _"]],
-    boxes: Float[Tensor, "K 4"],
-    image_index: Int64[Tensor, "K"],
-    level_index: Int64[Tensor, "K"],
-    strides: tuple[int, ...],
-    config: RoiConfig,
-) -> Float[Tensor, "K C S S"]:
-    """The same from one table of all levels, without looking at what the RoIs are: for a device that runs ahead, where a copy costs little.
-
-    Needs a fixed sampling ratio.
-    """
-    size, samples = config.size, config.sampling_ratio
-    if len(boxes) == 0:
-        return as_table(levels[0])[:0, :, None, None].expand(-1, -1, size, size)
-    stride = constant(strides, boxes.device)[level_index, None]
-    height, width = (constant(tuple(level.shape[d] for level in levels), boxes.device, torch.int64)[level_index] for d in (-2, -1))
-    tables = [as_table(level) for level in levels]
-    first = constant((0, *accumulate(len(t) for t in tables[:-1])), boxes.device, torch.int64)[level_index]
-    scaled = boxes / stride - (0.5 if config.aligned else 0.0)
-    extent = scaled[:, 2:] - scaled[:, :2]
-    if not config.aligned:
-        extent = extent.clamp(min=1.0)
-    count = torch.full_like(level_index, samples)
-    y, weight_y = _axis_taps(scaled[:, 1], extent[:, 1], count, height[:, None, None], size, samples)
-    x, weight_x = _axis_taps(scaled[:, 0], extent[:, 0], count, width[:, None, None], size, samples)
-    row = first[:, None, None] + (image_index[:, None, None] * height[:, None, None] + y) * width[:, None, None]
-    index = row[:, :, None, :, None] + x[:, None, :, None, :]
-    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-    table = torch.cat([as_table(level) for level in levels])
-    bins = F.embedding_bag(index.flatten(0, 2).flatten(1), table, per_sample_weights=weight.flatten(0, 2).flatten(1).to(table.dtype), mode="sum")
-    return bins.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
-
-
 def _axis_taps(
-    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: int | Int64[Tensor, "K 1 1"], size: int, n: int
+    start: Float[Tensor, "K"], extent: Float[Tensor, "K"], count: Int64[Tensor, "K"], length: Int64[Tensor, "K"], size: int, n: int
 ) -> tuple[Int64[Tensor, "K S {2*n}"], Float[Tensor, "K S {2*n}"]]:
     """Along one axis: the cells that each bin reads and their weights, two for each of the bin's samples.
 
     Samples beyond `count` have weight 0. A sample more than a cell outside the map has weight 0, one less far reads the border.
     """
+    length = length[:, None, None]
     sample, share = torch.arange(n, device=start.device), 1 / count.clamp(min=1)[:, None, None]
     place = (torch.arange(size, device=start.device)[None, :, None] + (sample + 0.5) * share) * (extent / size)[:, None, None] + start[:, None, None]
     used = (place >= -1) & (place <= length) & (sample < count[:, None, None])

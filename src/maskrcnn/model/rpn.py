@@ -1,6 +1,6 @@
 """5. The region proposal network: where are objects, of whatever kind?
 
-Levels [B, C, H, W]  ->  objectness_logits [B, P, ..] and anchor_deltas  ->  Proposals [B, K], and in training two losses.
+`Pyramid`, or its levels [B, C, H, W]  ->  objectness_logits [B, P, ..] and anchor_deltas  ->  Proposals [B, K], and in training two losses.
 
 Proposals need the answers at every anchor and no gradient, the losses need the gradient of a few hundred sampled anchors: so `forward` computes all
 of them and `sampled` these alone.
@@ -26,7 +26,8 @@ from ..ops.ranks import average_over_ranks
 from ..structures import Batch, Proposals, Truth
 from .anchors import make_anchors
 from .assign import balanced_sample, gather, match
-from .layers import as_table, convolve
+from .fpn import Pyramid
+from .layers import convolve
 
 NOISE_STREAM = 1
 # Of the objects of a picture no more than this share is taken to be of categories that are not annotated: where hardly any is (LVIS looks for some 20
@@ -65,15 +66,15 @@ class Rpn(nn.Module):
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         return logits, deltas
 
-    def sampled(self, levels: list[Float[Tensor, "B C _ _"]], index: Int64[Tensor, "B S"]) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S 4"]]:
+    def sampled(self, pyramid: Pyramid, index: Int64[Tensor, "B S"]) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S 4"]]:
         """What `forward` gives for some anchors, computed from the features around their cells and nothing else.
 
         Args:
-            levels: as for `forward`.
+            pyramid: whose levels `forward` takes.
             index: anchors of each picture, counted through all levels.
         """
         per_cell = self.objectness.out_channels
-        x, inside = surroundings(levels, index // per_cell, reach=len(self.convs))
+        x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
         for conv in self.convs:
             x = F.relu(F.conv2d(x, conv.weight, conv.bias))  # ty: ignore[no-matching-overload]
             inside = inside[..., 1:-1, 1:-1]
@@ -104,13 +105,13 @@ class Rpn(nn.Module):
         index, kept = nms.select_by_level(box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms)
         return Proposals(boxes=gather(box, index), scores=gather(score, index), valid=kept)
 
-    def losses(self, levels: list[Tensor], anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
+    def losses(self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """Cross-entropy of the sampled anchors' objectness; smooth L1 of the positive ones' offsets, over the number of samples."""
         config, anchor = self.config, torch.cat(anchors)
         found = match(anchor.expand(len(batch.sizes), -1, 4), truth, config.positive_iou, config.negative_iou, keep_best=True, boxless=False)
         keys = random_keys(batch.seeds, len(anchor), NOISE_STREAM)
         index, valid = balanced_sample(found.positive, found.negative, keys, config.samples, config.positive_fraction)
-        logit, delta = self.sampled(levels, index)
+        logit, delta = self.sampled(pyramid, index)
         positive = gather(found.positive, index) & valid
         count = average_over_ranks(valid.sum()).clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(logit, positive.float(), reduction="none")
@@ -126,29 +127,26 @@ class Rpn(nn.Module):
         }
 
 
-def surroundings(
-    levels: list[Float[Tensor, "B C _ _"]], cell: Int64[Tensor, "B S"], reach: int
-) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
+def surroundings(pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
     """The features around cells, D = 2 reach + 1 wide, zero beyond the map; and which of them are on the map.
 
     Args:
-        levels: the feature maps of all pictures.
+        pyramid: of all pictures.
         cell: cells of each picture, counted row by row through all levels.
         reach: how far to see.
     """
-    sizes, device = [(x.shape[2], x.shape[3]) for x in levels], cell.device
-    starts = (0, *accumulate(height * width for height, width in sizes))  # of the levels, for one picture
+    device = cell.device
+    starts = (0, *accumulate(level.shape[2] * level.shape[3] for level in pyramid.levels))  # of the levels, in one picture
     level = torch.bucketize(cell, constant(starts[1:-1], device, torch.int64), right=True)
-    start = constant(starts[:-1], device, torch.int64)[level]
-    height, width = (constant(tuple(side), device, torch.int64)[level][..., None, None] for side in zip(*sizes, strict=True))
-    step, place = torch.arange(-reach, reach + 1, device=device), (cell - start)[..., None, None]
+    place = (cell - constant(starts[:-1], device, torch.int64)[level])[..., None, None]
+    first, height, width = (numbers[..., None, None] for numbers in pyramid.place(level))
+    step = torch.arange(-reach, reach + 1, device=device)
     y, x = place // width + step[:, None], place % width + step
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     picture = torch.arange(len(cell), device=device)[:, None, None, None]
-    row = start[..., None, None] * len(cell) + (picture * height + y) * width + x
-    table = torch.cat([*map(as_table, levels), levels[0].new_zeros(1, levels[0].shape[1])])
-    features = F.embedding(torch.where(inside, row, len(table) - 1).flatten(0, 1), table)
-    return features.permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
+    row = torch.where(inside, first + (picture * height + y) * width + x, 0)
+    features = F.embedding(row, pyramid.table) * inside[..., None]
+    return features.flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
 
 
 def unmarked_loss(logits: Float[Tensor, "B S"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B S"]:

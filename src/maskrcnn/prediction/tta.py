@@ -80,23 +80,23 @@ def views_of(tta: str | None) -> tuple[View, ...]:
 
 def answer_from_views(network: MaskRCNN, batch: Batch, views: tuple[View, ...]) -> Detections:
     """What a network finds in the pictures of a batch, seen in all views."""
-    levels, matrices, found = [], [], []
+    pyramids, matrices, found = [], [], []
     for view in views:
         seen, matrix = see(batch, view, network.config.input.size_divisor)
-        levels.append(network.levels(seen))
+        pyramids.append(network.pyramid(seen))
         matrices.append(matrix)
-        boxes, _ = network.find(levels[-1], seen)
+        boxes, _ = network.find(pyramids[-1], seen)
         found.append(replace(boxes, boxes=_move(torch.linalg.inv(matrix), boxes.boxes)))
     merged = merge(found, batch, network.config)
 
     image, slot = merged.valid.nonzero(as_tuple=True)
     labels, masks, heatmaps = merged.labels[image, slot], [], []
-    for view, features, matrix in zip(views, levels, matrices, strict=True):
+    for view, pyramid, matrix in zip(views, pyramids, matrices, strict=True):
         boxes = _move(matrix, merged.boxes)[image, slot]
         if network.mask_head is not None:
-            masks.append(view.undo(network.draw_masks(features, boxes, labels, image)))
+            masks.append(view.undo(network.draw_masks(pyramid, boxes, labels, image)))
         if network.keypoint_head is not None:
-            upright = view.undo(network.draw_heatmaps(features, boxes, image))
+            upright = view.undo(network.draw_heatmaps(pyramid, boxes, image))
             heatmaps.append(_mirrored(upright, labels, network.config) if view.mirrored else upright)
 
     def padded(values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from ..config import ModelConfig, RoiConfig
+from ..model.fpn import Pyramid
 from ..model.maskrcnn import MaskRCNN
 from ..model.resnet import ResNet
 
@@ -70,7 +71,7 @@ def _trunk_and_rpn(network: MaskRCNN, batch_size: int, size: tuple[int, int], ch
     rpn = network.rpn
     samples = int(rpn.config.samples * (1 + rpn.config.positive_fraction))
     anchors = torch.zeros(batch_size, samples, dtype=torch.int64, device="meta")
-    return inside + _held(lambda: rpn.sampled(network.neck(trunk(pictures)), anchors))
+    return inside + _held(lambda: rpn.sampled(Pyramid.of(network.neck(trunk(pictures))), anchors))
 
 
 def _heads(network: MaskRCNN, batch_size: int) -> int:
