@@ -164,6 +164,8 @@ def test_predictions_are_written_as_annotations_to_correct(tmp_path: Path, capsy
     assert data.image(0).shape[:2] == data.size(0)
     assert run([*words, "--format", "labelme"]) == 2  # before the work, not after it
     assert "is there already" in capsys.readouterr().err
+    assert run([*words, "--format", "yolo"]) == 0
+    assert (tmp_path / "out" / "yolo-pose").is_dir(), "for some of these categories have joints"
 
 
 def test_real_masks_survive_every_format_that_holds_them(shared: Path, tmp_path: Path):

@@ -27,7 +27,8 @@ def check(
     Args:
         data: Annotation file or folder of any known format; one split of several as data.yaml:val.
         images: Folder of the pictures; by default where the annotations have them.
-        val: Annotations to validate on: checked as well, and searched for pictures of the training data.
+        val: Annotations to validate on: checked as well, and searched for pictures of the training data. By default the split "val" that the data
+            have themselves; none for none.
         val_images: Folder of the validation pictures; by default --images.
         fix: COCO file to write, with everything mended that has one right answer.
         html: Page to write, one file: counts, sizes, shapes, balance of the categories, problems, drawn samples.
@@ -35,10 +36,14 @@ def check(
         everything: List every place, not only the first 20 of each kind.
     """
     from ..doctor.check import check as run
+    from ..formats.open import validation_split
 
-    report = run(data, images, validation=val, validation_images=val_images, decode_images=decode, fix=fix, html=html)
+    judged = None if val == "none" else val or validation_split(data, images)
+    report = run(data, images, validation=judged, validation_images=val_images, decode_images=decode, fix=fix, html=html)
     print(report.describe(None if everything else 20))
+    folder = report.data.image_folder
     for path in (fix, html):
         if path is not None:
-            print(f"written: {path}")
+            elsewhere = path == fix and folder is not None and not (path.parent.exists() and path.parent.samefile(folder))
+            print(f"written: {path}" + (f"; its pictures: --images {folder}" if elsewhere else ""))
     return 1 if report.harmful else 0

@@ -22,7 +22,7 @@ def predict(
     out: Path,
     min_score: float = 0.5,
     batch_size: int = 1,
-    format: Format | None = None,
+    format: Format | Literal["yolo"] | None = None,
     simplify: float = 0.5,
     device: str | None = None,
     tta: str | None = None,
@@ -38,7 +38,8 @@ def predict(
         out: Folder for the overlays and results.json.
         min_score: Leave out less certain detections, 0..1.
         batch_size: Pictures of equal shape that go through the model together.
-        format: Write the objects also as annotations of this format into OUT/FORMAT, to correct them in an annotation tool and train on them.
+        format: Write the objects also as annotations of this format into OUT/FORMAT, to correct them in an annotation tool and train on them; yolo
+            is yolo-pose for a model with keypoints, else yolo-seg.
         simplify: With --format: pixels by which outlines may be off, to have few points to correct; 0 = exact.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
         tta: See each picture several times and join the answers: flip, turns (by right angles), scales (0.8, 1.25), or several with commas.
@@ -59,6 +60,8 @@ def predict(
     keep_memory()
     network = optimize(load(model, device=chosen(device)), dtype)
     _tell_precision(network)
+    if format == "yolo":
+        format = "yolo-pose" if network.config.keypoint else "yolo-seg"
     summary = predict_files(network, inputs, out, min_score=min_score, batch_size=batch_size, tta=tta, annotations=format, simplify=simplify)
     Console().print(summary.table())
     for file, reason in summary.failed:

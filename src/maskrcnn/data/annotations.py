@@ -175,7 +175,20 @@ def _mask(given: Any, size: tuple[int, int], tell: Any) -> _Shape:
         return _Shape()
     boxes = list(zip(*(box for _, box in parts), strict=True))
     around = (min(boxes[0]), min(boxes[1]), max(boxes[2]), max(boxes[3]))
+    if not _inside(around, size, tell):
+        return _Shape()
     return _Shape(tuple(points for points, _ in parts), None, around, sum(polygon_area(points) for points, _ in parts))
+
+
+def _inside(around: Box, size: tuple[int, int], tell: Any) -> bool:
+    """Whether any of the mask with this box around it can lie in the picture."""
+    (x0, y0, x1, y1), (height, width) = around, size
+    spans = f"it spans {x0:g}..{x1:g} across and {y0:g}..{y1:g} down, the picture is {width} x {height}"
+    if min(x1, y1) <= 0 or x0 >= width or y0 >= height:
+        return bool(tell("mask outside the picture", spans, "draw it again; was it drawn in another picture, or in one of another size?"))
+    if max(-x0, -y0, x1 - width, y1 - height) > 1:
+        tell("mask reaches beyond the picture", spans, "it is cut off at the border", False)
+    return True
 
 
 def _polygon(part: list[Any], tell: Any) -> tuple[np.ndarray, Box] | None:
@@ -195,8 +208,9 @@ def _polygon(part: list[Any], tell: Any) -> tuple[np.ndarray, Box] | None:
 
 
 def _run_lengths(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> _Shape:
-    if "counts" not in given or list(given.get("size", ())) != list(size):
-        detail = f"size is {given.get('size')}, the picture has height, width = {list(size)}"
+    own = given.get("size")
+    if "counts" not in given or not isinstance(own, list | tuple) or list(own) != list(size):
+        detail = f"size is {own}, the picture has height, width = {list(size)}"
         tell("RLE of another size", detail, 'write {"size": [height, width], "counts": ..} for this picture')
         return _Shape()
     try:
@@ -226,8 +240,10 @@ def _area(given: Any, mask: float | None, tell: Any) -> float | None:
 
 def _keypoints(raw: Mapping[str, Any], category: Category, size: tuple[int, int], tell: Any) -> np.ndarray | None:
     given = raw.get("keypoints")
-    if not given or not any(given):
+    if not given or (isinstance(given, list | tuple) and not any(given)):
         return None
+    if not isinstance(given, list | tuple):
+        return tell("keypoints of another length", f"keypoints is {given!r:.80}", "write x, y, visibility of each joint, one after the other")
     count = len(category.keypoints)
     if count == 0:
         where = f'category "{category.name}" names no keypoints'

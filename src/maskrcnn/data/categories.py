@@ -70,13 +70,20 @@ def _category(entry: Any) -> Category:
     if len(set(joints)) != len(joints):
         raise ValueError(f"two keypoints have one name: {', '.join(joints)}")
     return Category(
-        name=str(entry.get("name", entry["id"])),
+        name=str(entry["id"] if entry.get("name") in (None, "") else entry["name"]),
         id=entry["id"],
         keypoints=joints,
-        skeleton=tuple((int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton") or ()) if joints else (),
+        skeleton=_skeleton(entry.get("skeleton") or ()) if joints else (),
         flip=_flip(entry, joints),
         sigmas=tuple(float(s) for s in entry.get("sigmas") or ()),
     )
+
+
+def _skeleton(bones: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple((int(a) - 1, int(b) - 1) for a, b in bones)
+    except (TypeError, ValueError):
+        raise ValueError(f"skeleton is {bones!r:.80}, must be pairs of joints, counted from 1: [[1, 2], [2, 3]]") from None
 
 
 def _flip(entry: Mapping[str, Any], joints: tuple[str, ...]) -> tuple[int, ...]:

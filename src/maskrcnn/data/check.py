@@ -216,8 +216,9 @@ class _Annotations:
         self.look_for_copies(place, raw, tell)
 
     def look_for_copies(self, place: int, raw: Mapping[str, Any], tell: Report) -> None:
-        key = (raw["image_id"], raw["category_id"], str(raw.get("bbox")), str(raw.get("keypoints")))
-        first = self.seen.setdefault(key, place) if raw.get("bbox") else place
+        box, mask, joints = (raw.get(name) for name in ("bbox", "segmentation", "keypoints"))
+        key = (raw["image_id"], raw["category_id"], str(box), str(joints), "" if box else str(mask))
+        first = self.seen.setdefault(key, place) if box or mask or joints else place
         if first == place:
             return
         other = self.annotations[first]

@@ -83,6 +83,7 @@ class CocoDataset:
         self.name = self.annotations_path.name if self.annotations_path else name
         content: Any = _load(self.annotations_path, self.name) if self.annotations_path else annotations
         _check_structure(content, self.name)
+        content = _with_whole_numbers(content)
         self._content: Mapping[str, list[Any]] = content
         try:
             in_file = {c.id: c for c in parse_categories(content["categories"])}
@@ -251,6 +252,25 @@ def _check_structure(content: Any, name: str) -> None:
     if missing:
         keys = ", ".join(content) or "none"
         raise DataError(f"{name}: has no list {' and no list '.join(missing)} (its keys: {keys}); it must be in COCO's format")
+
+
+def _with_whole_numbers(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with ids and sizes such as 1.0 (pandas writes them) and "1" as whole numbers."""
+    fields = {"images": ("id", "width", "height"), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}
+    lists = {}
+    for key, names in fields.items():
+        if any(type(entry.get(name)) in (float, str) for entry in content[key] if isinstance(entry, Mapping) for name in names):
+            lists[key] = [
+                {**entry, **{name: _whole(entry[name]) for name in names if name in entry}} if isinstance(entry, Mapping) else entry
+                for entry in content[key]
+            ]
+    return {**content, **lists}
+
+
+def _whole(value: Any) -> Any:
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isascii() and value.isdigit()):
+        return int(value)
+    return value
 
 
 def _chosen(wanted: Sequence[Category], in_file: Mapping[int, Category], name: str) -> tuple[Category, ...]:

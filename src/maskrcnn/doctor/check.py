@@ -90,7 +90,7 @@ def check(
 
     Args:
         data: an annotation file or folder of any known format (see `open_data`), COCO's dict, or a data set opened with on_error="drop".
-        images: folder of the pictures; by default where the annotations have them. Without any, only the annotations are checked.
+        images: folder of the pictures; by default where the annotations have them. Of COCO's dict without a folder only the annotations are checked.
         validation: the data to judge by, checked as well, and compared.
         validation_images: folder of its pictures; by default `images`.
         decode_images: False reads headers only.
@@ -112,7 +112,7 @@ def check(
     if fix is not None:
         mended = fixed(opened, broken(decoded[id(opened)]))
         mended.write(Path(fix), *(s if isinstance(s, str | Path) else getattr(s, "annotations_path", None) for s in (data, validation)))
-    own = [*broken(decoded[id(opened)]), *copies(decoded[id(opened)])]
+    own = [*_without_pictures(opened, data), *broken(decoded[id(opened)]), *copies(decoded[id(opened)])]
     report = _report(opened, own, mended, judged_report)
     if html is not None:
         from .page import write_page
@@ -131,6 +131,17 @@ def _opened(source: Source, images: str | Path | None) -> CocoDataset:
         from ..formats.open import open_data
 
         return open_data(source, images, on_error="drop")
+
+
+def _without_pictures(data: CocoDataset, source: Source) -> list[Problem]:
+    """That none of the pictures was found: of all the files that a file of annotations names, not one."""
+    if data.image_folder is not None or not data.raw["images"] or isinstance(source, Mapping | CocoDataset):
+        return []
+    first = data.raw["images"][0]
+    name = first.get("file_name") if isinstance(first, Mapping) else first
+    slashes = "; the names have backslashes, write /" if isinstance(name, str) and "\\" in name else ""
+    cure = f"name their folder as --images (images=){slashes}"
+    return [Problem("no picture found", data.name, f"none of {len(data.raw['images'])}, such as {name!r:.80}", cure, True)]
 
 
 def _report(

@@ -70,7 +70,8 @@ def fixed(data: CocoDataset, broken: Sequence[Problem] = ()) -> Fixed:
     _mend_annotations(result)
     _drop_copies(result)
     again = _opened(result.content, data.image_folder, data.name)
-    result.left = [*again.dropped, *broken, *again.notes]
+    unread = [p for p in data.dropped if p.annotation is None and p.image is None]  # what the reader of another format could not take
+    result.left = [*unread, *again.dropped, *broken, *again.notes]
     return result
 
 
@@ -118,9 +119,9 @@ def _mend_size(result: Fixed, image: dict[str, Any], path: Path, objects: list[d
 
 def _proves(objects: list[dict[str, Any]], old: tuple[Any, Any], new: tuple[int, int]) -> bool:
     """Whether the objects were annotated in a picture of the new size: their run lengths are of it, or they reach beyond the old size but not it."""
-    rles = [list(a["segmentation"].get("size") or ()) for a in objects if isinstance(a.get("segmentation"), dict)]
+    rles = [a["segmentation"].get("size") for a in objects if isinstance(a.get("segmentation"), dict)]
     if rles:
-        return all(size == list(new) for size in rles)
+        return all(size in (list(new), new) for size in rles)
     ends = _ends(objects)
     return len(ends) > 0 and bool((ends > np.array(old[::-1]) + 1).any() and (ends <= np.array(new[::-1]) + 1).all())
 
@@ -140,9 +141,9 @@ def _ends(objects: list[dict[str, Any]]) -> np.ndarray:
 
 def _shift_categories(result: Fixed, data: CocoDataset) -> None:
     known = {c.id for c in data.categories}
-    used = {a.get("category_id") for a in result.content["annotations"] if isinstance(a, dict)}
+    used = [a.get("category_id") for a in result.content["annotations"] if isinstance(a, dict)]
     count = len(known)
-    if known != set(range(1, count + 1)) or used != set(range(count)):
+    if known != set(range(1, count + 1)) or not all(map(_is_id, used)) or set(used) != set(range(count)):
         return
     for a in result.content["annotations"]:
         if isinstance(a, dict):
@@ -180,7 +181,7 @@ def _number(result: Fixed) -> None:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _mend_annotations(result: Fixed) -> None:
@@ -191,7 +192,8 @@ def _mend_annotations(result: Fixed) -> None:
     categories = {c.id: c for c in data.categories}
     kept = []
     for place, raw in enumerate(result.content["annotations"]):
-        known = isinstance(raw, dict) and raw.get("image_id") in images and raw.get("category_id") in categories
+        image_id, category_id = (raw.get("image_id"), raw.get("category_id")) if isinstance(raw, dict) else (None, None)
+        known = _is_id(image_id) and image_id in images and _is_id(category_id) and category_id in categories
         if place not in wrong or not known:
             kept.append(raw)
             continue
@@ -216,7 +218,7 @@ def _drop_copies(result: Fixed) -> None:
             key = repr([raw.get(name) for name in fields])
             if key in first and any(raw.get(name) for name in ("bbox", "segmentation", "keypoints")):
                 detail = f"the same as annotation {first[key]}"
-                result.done.append(Problem("annotation given twice", f"annotation {raw['id']}", detail, "the copy was dropped", False))
+                result.done.append(Problem("annotation given twice", f"annotation {raw.get('id')}", detail, "the copy was dropped", False))
                 continue
             first[key] = raw.get("id")
         kept.append(raw)

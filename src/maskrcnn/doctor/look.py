@@ -139,9 +139,10 @@ def raw_boxes(data: CocoDataset) -> tuple[Float[np.ndarray, "n 4"], Int64[np.nda
             sizes[image["id"]] = (int(image["width"]), int(image["height"]))
     rows = []
     for raw in data.raw["annotations"]:
-        box = raw.get("bbox") if isinstance(raw, dict) else None
-        if isinstance(box, list | tuple) and len(box) == 4 and raw.get("image_id") in sizes and all(type(v) in (int, float) for v in box):
-            rows.append((*box, *sizes[raw["image_id"]]))
+        box, place = (raw.get("bbox"), raw.get("image_id")) if isinstance(raw, dict) else (None, None)
+        proper = isinstance(box, list | tuple) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+        if proper and isinstance(place, int | np.integer) and place in sizes:
+            rows.append((*box, *sizes[place]))
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     table = table[np.isfinite(table).all(axis=1)]
     return table[:, :4], table[:, 4:].astype(np.int64)

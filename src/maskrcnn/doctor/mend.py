@@ -71,7 +71,7 @@ def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
     if isinstance(given, Mapping) and given.get("size") is None and "counts" in given and _fills(given, size):
         new["segmentation"] = given = {"size": list(size), **{k: v for k, v in given.items() if k != "size"}}
         done("RLE of another size", "it had none", "it has the picture's now")
-    if isinstance(given, Mapping) and list(given.get("size") or ()) == list(size) and _fills(given, size) and run_lengths.area(given) == 0:
+    if isinstance(given, Mapping) and given.get("size") in (list(size), tuple(size)) and _fills(given, size) and run_lengths.area(given) == 0:
         new["segmentation"] = []
         done("empty mask", "the RLE held no pixel", "the mask was left out")
 

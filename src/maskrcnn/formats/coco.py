@@ -1,4 +1,5 @@
-"""COCO: one JSON file with images, annotations and categories; or a folder of such files, one for each split (`annotations/train.json`).
+"""COCO: one JSON file with images, annotations and categories; or a folder of such files, one for each split (`annotations/train.json`, or
+`train/_annotations.coco.json` beside the pictures, as Roboflow exports).
 
 Everything that `CocoDataset` knows survives. Source: cocodataset.org, "data format".
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ops import rle as run_lengths
-from .content import Annotated, picture_folder
+from .content import Annotated, folder_with
 from .parts import Losses, Target, mask_box, rle_of, size_of
 from .source import Source
 
@@ -40,8 +41,7 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     names = [e["file_name"] for e in entries if isinstance(e, dict) and isinstance(e.get("file_name"), str)]
     folder, stem = path.parent, path.stem
     places = [base / part for base in (folder, folder.parent) for part in (".", "images", stem, f"images/{stem}", stem.split("_")[-1])]
-    found = picture_folder(images, places, names)
-    return Annotated(content, found if images is not None or any((found / n).is_file() for n in names[:20]) else None, path.name)
+    return Annotated(content, Path(images) if images is not None else folder_with(names, places), path.name)
 
 
 def write(annotated: Annotated, target: Target, losses: Losses) -> None:
@@ -70,9 +70,10 @@ def _is_coco(content: Any) -> bool:
 
 
 def _files(source: Source) -> dict[str, Path]:
-    """The COCO files of a folder, by name."""
+    """The COCO files of a folder, by name; Roboflow's, which all have one, by folder."""
     candidates = sorted([*source.path.glob("*.json"), *source.path.glob("annotations/*.json")])
-    return {p.stem: p for p in candidates if _mentions_coco(p)} if len(candidates) <= _MOST_FILES else {}
+    found = {p.stem: p for p in candidates if _mentions_coco(p)} if len(candidates) <= _MOST_FILES else {}
+    return found or {p.parent.name: p for p in sorted(source.path.glob("*/_annotations.coco.json")) if _mentions_coco(p)}
 
 
 def _mentions_coco(path: Path) -> bool:

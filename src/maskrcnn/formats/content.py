@@ -29,6 +29,10 @@ _EMPTY = "no object is annotated, and no category named; annotate at least one"
 COCO_PERSON = ("nose", *(f"{side}_{name}" for name in _SIDES for side in ("left", "right")))
 
 
+class MissingSplit(DataError):
+    """A split that the data set lists, but whose pictures are not there."""
+
+
 @dataclass
 class Annotated:
     """Annotations in memory."""
@@ -112,6 +116,9 @@ class Builder:
 
     def image(self, file_name: str, size: tuple[int, int] | None = None, where: str = "") -> int | None:
         """Adds a picture; its size is read from the file if not given. None, and a problem, if that fails."""
+        if size is None and self.folder is None:
+            self.problem("no folder of pictures", where or file_name, f"{file_name} was not found", "give their folder: images= (--images)")
+            return None
         if size is None:
             try:
                 size = image_size((self.folder or Path()) / file_name)
@@ -171,12 +178,17 @@ def _joint_order(lists: list[list[str]]) -> list[str]:
     return [j for j in COCO_PERSON if j in names] if names.keys() <= set(COCO_PERSON) else list(names)
 
 
-def picture_folder(images: str | Path | None, candidates: Iterable[Path], names: Sequence[str]) -> Path:
-    """The folder given, or the first candidate in which one of the pictures is; else the first."""
+def picture_folder(images: str | Path | None, candidates: Iterable[Path], names: Sequence[str]) -> Path | None:
+    """The folder given, or the first candidate in which one of the pictures is; else the first, None if it does not exist."""
     if images is not None:
         return Path(images)
     folders = list(candidates)
-    return next((f for f in folders if any((f / name).is_file() for name in names[:20])), folders[0])
+    return folder_with(names, folders) or (folders[0] if folders[0].is_dir() else None)
+
+
+def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:
+    """The first candidate in which one of the pictures is; None if there is none."""
+    return next((f for f in candidates if any((f / name).is_file() for name in names)), None)
 
 
 def pictures_in(folder: Path, deep: bool = True) -> list[Path]:

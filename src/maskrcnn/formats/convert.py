@@ -7,14 +7,19 @@ Out: a new file or folder, and `Losses`: what the other format cannot hold.
 from __future__ import annotations
 
 import shutil
+import warnings
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ..data.categories import mirrored_joints, parse_categories
+from ..data.check import DataWarning
+from ..data.partial import labelled_ids
 from . import coco, cvat, labelme, png, via, voc, yolo
-from .content import Annotated
+from .content import Annotated, MissingSplit
 from .open import located, read, recognised
-from .parts import Losses, Pictures, Target
+from .parts import Losses, Pictures, Target, by_picture, label_of
 
 WRITERS: dict[str, Any] = {
     "coco": coco,
@@ -29,6 +34,8 @@ WRITERS: dict[str, Any] = {
 }
 _WITH_SPLITS = (yolo, voc)  # in one folder
 _WITH_PICTURES = (yolo, voc, png)  # that have to be in the folder
+_WITHOUT_SCORE = (yolo, voc, png)
+_SIDES_BY_NAME = (labelme, via, cvat)  # left and right of joints are what their names say
 
 
 def convert(
@@ -80,9 +87,15 @@ def _all(path: str | Path, images: str | Path | None, on_error: Literal["raise",
     reader = recognised(source, images)
     names = [split] if split else reader.splits(source)
     names = [n for n in names if n != "trainval" or split or not {"train", "val"} <= set(names)]  # VOC's union of the two
-    parts = {}
+    parts: dict[str, Annotated] = {}
     for name in names or [""]:
-        annotated = read(reader, source, images, name)
+        try:
+            annotated = read(reader, source, images, name)
+        except MissingSplit as error:
+            if not parts and name == names[-1]:
+                raise
+            warnings.warn(f'{error}\nThe split "{name}" was left out.', DataWarning, stacklevel=3)
+            continue
         dataset = annotated.dataset(on_error=on_error)
         parts[name] = Annotated(dataset.content(), dataset.image_folder, annotated.name)
     return parts
@@ -111,8 +124,14 @@ def write_all(
     single = bool(suffix) and out.suffix.lower() == suffix
     if single and (len(parts) > 1 or pictures != "reference"):
         raise ValueError(f"{out}: is one file; give a folder for {'several splits' if len(parts) > 1 else 'the pictures'}")
+    losses = Losses()
+    parts = {split: _named(annotated) for split, annotated in parts.items()}
+    for annotated in parts.values():
+        _tell_losses(annotated, writer, losses)
+    if writer in _WITH_SPLITS:
+        parts = _united(parts)
     out.parent.mkdir(parents=True, exist_ok=True)
-    losses, staging = Losses(), out.parent / f".{out.name}.part"
+    staging = out.parent / f".{out.name}.part"
     staging.mkdir()
     try:
         for split, annotated in parts.items():
@@ -127,6 +146,53 @@ def write_all(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return losses
+
+
+def _named(annotated: Annotated) -> Annotated:
+    """The same with a name, as text, for every category."""
+    names = {c.id: c.name for c in parse_categories(annotated.content["categories"])}
+    entries = [entry | {"name": names[entry["id"]]} for entry in annotated.content["categories"]]
+    return replace(annotated, content=annotated.content | {"categories": entries})
+
+
+def _tell_losses(annotated: Annotated, writer: Any, losses: Losses) -> None:
+    """What COCO's format alone holds, and the writers of the others do not look at."""
+    if writer is coco:
+        return
+    content = annotated.content
+    known = [c["id"] for c in content["categories"]]
+    for image, raws in by_picture(content):
+        if labelled_ids(image, {raw["category_id"] for raw in raws}, known) is not None:
+            losses.add("that only some categories were looked for (labelled_categories)", image["file_name"])
+        for raw in raws if writer in _WITHOUT_SCORE else ():
+            if "score" in raw:
+                losses.add("scores", label_of(raw, image))
+    for category in parse_categories(content["categories"]):
+        if writer in _SIDES_BY_NAME and category.mirrored != mirrored_joints(category.keypoints):
+            losses.add("left and right of joints (flip), which their names do not say", category.name)
+        if category.oks_sigmas != replace(category, sigmas=()).oks_sigmas:
+            losses.add("sigmas of joints", category.name)
+
+
+def _united(parts: dict[str, Annotated]) -> dict[str, Annotated]:
+    """The same splits with the categories of all, by name, and ids counted from 1, for formats that list them once.
+
+    Raises:
+        ValueError: one name with different joints.
+    """
+    united: dict[str, dict[str, Any]] = {}
+    for split, annotated in parts.items():
+        for entry in sorted(annotated.content["categories"], key=lambda c: c["id"]):
+            found = united.setdefault(entry["name"], entry | {"id": len(united) + 1})
+            before, joints = (", ".join(map(str, c.get("keypoints") or ())) or "none" for c in (found, entry))
+            if joints != before:
+                raise ValueError(f'category "{entry["name"]}": its joints in {split} are {joints}, before {before}; convert the splits one by one')
+    renumbered = {}
+    for split, annotated in parts.items():
+        ids = {c["id"]: united[c["name"]]["id"] for c in annotated.content["categories"]}
+        annotations = [raw | {"category_id": ids[raw["category_id"]]} for raw in annotated.content["annotations"]]
+        renumbered[split] = replace(annotated, content=annotated.content | {"annotations": annotations, "categories": list(united.values())})
+    return renumbered
 
 
 def check_new(out: Path, format: str) -> None:

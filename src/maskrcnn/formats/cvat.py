@@ -26,7 +26,7 @@ from ..ops import rle as run_lengths
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, tracked
 from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, numbers, own_box, rle_of, size_of
-from .source import Source
+from .source import Source, with_slashes
 
 NAME = "cvat"
 LOOKS_LIKE = 'annotations.xml of "CVAT for images 1.1"'
@@ -54,9 +54,11 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     if root.find("track") is not None:
         raise DataError(f'{path.name}: has tracks of "CVAT for video"; export the task as "CVAT for images 1.1"')
     pictures = [i for i in root.iterfind("image") if len(files) > 1 or not split or i.get("subset", "") == split]
-    names = [i.get("name", "") for i in pictures]
     folder = path.parent
     places = [b / p for b in (folder, folder.parent) for p in ("images", f"images/{split}", f"images/{split.lower()}", ".", "images/default")]
+    for picture in pictures:
+        picture.set("name", with_slashes(picture.get("name", ""), [Path(images)] if images is not None else places))
+    names = [i.get("name", "") for i in pictures]
     builder = Builder(f"{path.name}:{split}" if split and len(files) == 1 else path.name, picture_folder(images, places, names))
     labels = {name: label for label in root.iterfind("meta//labels/label") if (name := label.findtext("name")) and not label.findtext("parent")}
     joints = {j for i in pictures for p in i.iterfind("points") if (j := p.get("label"))}
@@ -64,7 +66,7 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     adopted: dict[str, str] = {}
     for picture in tracked(pictures, "reading CVAT shapes"):
         size = picture.get("height"), picture.get("width")
-        image = builder.image(picture.get("name", ""), (int(size[0]), int(size[1])) if size[0] and size[1] else None)
+        image = builder.image(picture.get("name", ""), (int(float(size[0])), int(float(size[1]))) if size[0] and size[1] else None)
         if image is not None:
             adopted |= _shapes(builder, image, picture, labels)
     for skeleton, category in adopted.items():
@@ -85,9 +87,9 @@ def _root(path: Path) -> Element:
     return root
 
 
-def _category(label: str, labels: Mapping[str, Any]) -> str:
+def _category(label: str, labels: Mapping[str, Element]) -> str:
     base = label.removesuffix(_SKELETON)
-    return base if base in labels else label
+    return base if base in labels and label in labels and labels[label].findtext("type") == "skeleton" else label
 
 
 def _declare(builder: Builder, root: Element, labels: Mapping[str, Element]) -> None:
@@ -107,14 +109,16 @@ def _attribute(tag: str, name: str) -> str:
     return found[1] if found else ""
 
 
-def _shapes(builder: Builder, image: int, picture: Element, labels: Mapping[str, Any]) -> dict[str, str]:
+def _shapes(builder: Builder, image: int, picture: Element, labels: Mapping[str, Element]) -> dict[str, str]:
     """Adds the objects of a picture; gives the labels of skeletons that belong to objects of another label, and that."""
     adopted: dict[str, str] = {}
     objects: dict[Any, Drawn] = {}
     jointed: list[tuple[Element, str]] = []
     for place, shape in enumerate(picture):
         where = f"{picture.get('name')}, {shape.tag} {place}"
-        if shape.tag in ("skeleton", "points"):
+        if not shape.get("label"):
+            builder.problem("object without category", where, "has no label", "choose one in CVAT")
+        elif shape.tag in ("skeleton", "points"):
             jointed.append((shape, where))
         elif shape.tag == "tag":
             builder.problem("tag of a whole picture", where, f'"{shape.get("label")}"', "it is left out: only objects are read", False)
@@ -181,7 +185,7 @@ def _points(shape: Element) -> np.ndarray:
     return np.array([[float(v) for v in point.split(",")] for point in shape.get("points", "").split(";")]).reshape(-1, 2)
 
 
-def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: str, labels: Mapping[str, Any], place: int) -> str | None:
+def _joints(builder: Builder, objects: dict[Any, Drawn], shape: Element, where: str, labels: Mapping[str, Element], place: int) -> str | None:
     """Gives a skeleton, or points named after a joint, to the one object of its group; a skeleton alone is an object. Gives the object's category."""
     group = _key(shape, place)
     mates = [drawn for key, drawn in objects.items() if len(key) == len(group) == 2 and key[1] == group[1]]

@@ -2,7 +2,8 @@
 
 polygon, circle, mask -> mask; rectangle -> box; point -> keypoint. Shapes of one group_id and label are one object; points belong to the object of
 their group, their label is the joint's name. The flag "occluded" makes a joint hidden, the flag "ignore" an object a region to ignore. labels.txt
-beside the files gives the order of the categories and, indented, of their joints (LabelMe itself ignores the indentation).
+beside the files gives the order of the categories and, indented, of their joints (LabelMe itself ignores the indentation). X-AnyLabeling's
+rectangles of 4 corners are boxes, or masks where they are turned.
 
 LabelMe's coordinates are continuous: the middle of pixel 7 is 7.5. Source: github.com/wkentaro/labelme, labelme/utils/shape.py.
 """
@@ -22,15 +23,17 @@ import numpy as np
 from PIL import Image
 
 from ..data.annotations import JOINT_OFFSET
+from ..data.check import DataError
 from ..ops import rle as run_lengths
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, pictures_in, relative, tracked
 from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, numbers, own_box, rle_of, size_of
-from .source import Source, read_json
+from .source import Source, read_json, read_text
 
 NAME = "labelme"
 LOOKS_LIKE = "LabelMe's JSON files, with shapes and imagePath, one for each picture"
 _AREAS = ("polygon", "rectangle", "circle", "mask")
+_TURNED = "rotation"  # X-AnyLabeling's name of a rectangle of 4 points
 _LABELS = "labels.txt"
 
 
@@ -49,28 +52,47 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     """Reads all files; pictures without one are not annotated, and left out."""
     files = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.json"))
     contents = {path: _load(path) for path in tracked(files, "reading LabelMe files")}
-    paths = [relative(p.parent / str(c["imagePath"]).replace("\\", "/"), source.folder) for p, c in contents.items() if c]
+    pictures = {path: _picture(path, content["imagePath"], source.folder) for path, content in contents.items() if content}
+    paths = list(pictures.values())
     by_name = images is not None and not any((Path(images) / p).is_file() for p in paths)
     builder = Builder(source.name, picture_folder(images, [source.folder, source.folder.parent, source.folder / "images"], paths))
+    there = pictures_in(source.folder, deep=source.path.is_dir())
+    spelled = {p.with_suffix(""): p.name for p in there}
     joints: set[str] = set()
     for path, content in contents.items():
         if content is None:
-            builder.problem("no LabelMe file", path.name, "has no shapes and imagePath", "move it elsewhere")
+            builder.problem("no LabelMe file", path.name, "is no JSON with shapes and imagePath", "save it again in LabelMe, or move it elsewhere")
             continue
-        picture = relative(path.parent / str(content["imagePath"]).replace("\\", "/"), source.folder)
+        picture = Path(pictures[path]).name if by_name else pictures[path]
+        other = spelled.get(path.parent / Path(picture).stem)
+        if images is None and other and not ((builder.folder or Path()) / picture).is_file():
+            detail = f'its imagePath is "{picture}", beside it is "{other}"'
+            builder.problem("picture of another name", path.name, detail, "rename the picture, or correct imagePath")
+            continue
         size = (content.get("imageHeight"), content.get("imageWidth"))
-        image = builder.image(Path(picture).name if by_name else picture, size if all(size) else None, path.name)  # ty: ignore[invalid-argument-type]
+        image = builder.image(picture, size if all(size) else None, path.name)  # ty: ignore[invalid-argument-type]
         if image is not None:
             joints |= _shapes(builder, image, path.name, content["shapes"])
     _declare(builder, source.folder / _LABELS, joints)
-    if source.path.is_dir() and (left := len(pictures_in(source.path)) - len(files)) > 0:
+    if source.path.is_dir() and (left := len(there) - len(files)) > 0:
         builder.problem("picture without annotations", source.name, f"{left} pictures have no JSON file", "they are left out", False)
     return builder.done()
 
 
 def _load(path: Path) -> dict[str, Any] | None:
-    content = read_json(path)
+    """The content of LabelMe's file; None of any other, or of one that cannot be read."""
+    try:
+        content = read_json(path)
+    except DataError:
+        return None
     return content if isinstance(content, dict) and isinstance(content.get("shapes"), list) and content.get("imagePath") else None
+
+
+def _picture(path: Path, given: Any, folder: Path) -> str:
+    """A file's picture as seen from the folder: where imagePath says, or beside the file, as imagePath can be of another machine."""
+    said = path.parent / str(given).replace("\\", "/")
+    beside = path.parent / said.name
+    return relative(beside if beside.is_file() and not said.is_file() else said, folder)
 
 
 def _shapes(builder: Builder, image: int, file: str, shapes: list[Any]) -> set[str]:
@@ -79,33 +101,47 @@ def _shapes(builder: Builder, image: int, file: str, shapes: list[Any]) -> set[s
     points: list[tuple[dict[str, Any], str]] = []
     for place, shape in enumerate(shapes):
         where = f"{file}, shapes[{place}]"
-        kind = shape.get("shape_type") or "polygon"
-        if kind == "point":
-            points.append((shape, where))
-        elif kind not in _AREAS:
-            builder.problem("shape without area", where, f"shape_type is {kind!r}", f"draw it as {', '.join(_AREAS)} or point")
-        else:
-            group = shape.get("group_id")
-            drawn = objects.setdefault((place,) if group is None else (shape["label"], group), Drawn(str(shape["label"]), where))
-            drawn.ignore |= bool((shape.get("flags") or {}).get("ignore"))
-            drawn.extra |= {"score": shape["score"]} if isinstance(shape.get("score"), int | float) else {}
-            try:
+        try:
+            label, kind = _label(shape), shape.get("shape_type") or "polygon"
+            if not label:
+                builder.problem("object without category", where, "has no label", "give it one in LabelMe")
+            elif kind == "point":
+                points.append((shape, where))
+            elif kind not in (*_AREAS, _TURNED):
+                builder.problem("shape without area", where, f"shape_type is {kind!r}", f"draw it as {', '.join(_AREAS)} or point")
+            else:
+                group = shape.get("group_id")
+                drawn = objects.setdefault((place,) if group is None else (label, group), Drawn(label, where))
+                drawn.ignore |= bool((shape.get("flags") or {}).get("ignore"))
+                drawn.extra |= {"score": shape["score"]} if isinstance(shape.get("score"), int | float) else {}
                 _area(drawn, shape, kind, builder.size(image))
-            except (ValueError, TypeError, KeyError, OSError, binascii.Error) as error:
-                builder.problem("broken shape", where, str(error) or type(error).__name__, "draw it again")
+        except (ValueError, TypeError, KeyError, AttributeError, OSError, binascii.Error) as error:
+            builder.problem("broken shape", where, str(error) or type(error).__name__, "draw it again")
     for shape, where in points:
         _point(builder, objects, shape, where)
     for drawn in objects.values():
-        if drawn.category and (drawn.boxes or drawn.polygons or drawn.rles or drawn.joints):
+        if drawn.boxes or drawn.polygons or drawn.rles or drawn.joints:
             builder.add(image, drawn)
-    return {str(shape["label"]) for shape, _ in points}
+    return {_label(shape) for shape, _ in points}
+
+
+def _label(shape: Any) -> str:
+    if not isinstance(shape, dict):
+        raise ValueError(f"is {shape!r:.40}, must be an object with label and points")
+    return "" if shape.get("label") is None else str(shape["label"]).strip()
 
 
 def _area(drawn: Drawn, shape: Mapping[str, Any], kind: str, size: tuple[int, int]) -> None:
-    points = np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
+    points = np.array(shape.get("points") or (), dtype=np.float64).reshape(-1, 2)
+    if not len(points):
+        raise ValueError("has no points")
+    (x0, y0), (x1, y1) = low, high = points.min(axis=0), points.max(axis=0)
+    if kind == "rectangle" and len(points) == 4 and bool(((points == low) | (points == high)).all()):
+        points = np.stack([low, high])
+    elif kind == _TURNED or (kind == "rectangle" and len(points) == 4):
+        kind = "polygon"
     if kind != "polygon" and len(points) != 2:
         raise ValueError(f"a {kind} has 2 points, got {len(points)}")
-    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     if kind == "polygon":
         drawn.polygons.append(points)
     elif kind == "circle":  # its middle, and a point of the circle
@@ -113,6 +149,8 @@ def _area(drawn: Drawn, shape: Mapping[str, Any], kind: str, size: tuple[int, in
         drawn.polygons.append(ellipse((points[0, 0], points[0, 1]), (radius, radius)))
     elif kind == "rectangle":
         drawn.boxes.append((float(x0), float(y0), float(x1), float(y1)))
+    elif not shape.get("mask"):
+        raise ValueError("has no mask")
     else:  # the second point is the last pixel inside
         crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
         crop = (crop if crop.ndim == 2 else crop.max(axis=2)) > 0
@@ -136,20 +174,20 @@ def _point(builder: Builder, objects: dict[Any, Drawn], shape: Mapping[str, Any]
     try:
         ((x, y),) = shape["points"]
         visibility = 1 if (shape.get("flags") or {}).get("occluded") else 2
-        found[0].joints[str(shape["label"])] = (float(x) - JOINT_OFFSET, float(y) - JOINT_OFFSET, visibility)
-    except (ValueError, TypeError, KeyError):
+        found[0].joints[_label(shape)] = (float(x) - JOINT_OFFSET, float(y) - JOINT_OFFSET, visibility)
+    except (ValueError, TypeError, KeyError, AttributeError):
         builder.problem("broken shape", where, f"points of a point: {shape.get('points')!r:.60}", "write [[x, y]]")
 
 
 def _declare(builder: Builder, labels: Path, joints: set[str]) -> None:
     """Declares what labels.txt lists, in its order."""
-    lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+    lines = read_text(labels).splitlines() if labels.is_file() else []
     category, listed = "", {}
     for line in (line.rstrip() for line in lines if line.strip()):
         if line[0].isspace() and category:
             listed[category].append(line.strip())
         elif line not in joints and line not in ("__ignore__", "_background_"):
-            category = line
+            category = line.strip()
             listed[category] = []
     for name, names in listed.items():
         builder.category(name, names)
@@ -169,7 +207,7 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     for category in categories.values():
         for indent, name in (("", category["name"]), *(("  ", joint) for joint in category.get("keypoints") or ())):
             if name not in seen:  # LabelMe refuses a label listed twice
-                lines.append(indent + name)
+                lines.append(indent + name.strip())
                 seen.add(name)
         if category.get("skeleton"):
             losses.add("limbs of skeletons", category["name"])

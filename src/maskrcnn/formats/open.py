@@ -84,13 +84,20 @@ def recognised(source: Source, images: str | Path | None = None) -> Any:
     Raises:
         DataError: none does.
     """
+    broken: list[str] = []
     for reader in FORMATS:
-        if reader.recognise(source, images):
-            return reader
+        try:
+            if reader.recognise(source, images):
+                return reader
+        except DataError as error:  # a file that this reader cannot parse is not one of its own
+            broken.append(str(error))
+    if broken and source.path.is_file():
+        raise DataError(broken[0])
     looked = "\n".join(f"  {reader.LOOKS_LIKE}" for reader in FORMATS)
     what = "folder" if source.path.is_dir() else "file"
     cure = "; unpack it first" if source.path.suffix.lower() in (".zip", ".tar", ".gz") else ""
-    raise DataError(f"{source.path}: the {what} holds no annotations of a known format{cure}. Looked for:\n{looked}")
+    unread = "".join(f"\nNot readable: {error}" for error in broken)
+    raise DataError(f"{source.path}: the {what} holds no annotations of a known format{cure}. Looked for:\n{looked}{unread}")
 
 
 def read(reader: Any, source: Source, images: str | Path | None, split: str) -> Annotated:

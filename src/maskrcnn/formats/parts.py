@@ -97,12 +97,14 @@ class Target:
 
     def name(self, image: Mapping[str, Any]) -> PurePath:
         """The picture's path below the folder that all have in common."""
-        return PurePath(os.path.relpath(os.path.normpath(image["file_name"]), self._common))
+        return PurePath(os.path.relpath(self._absolute(image), self._common))
 
     @cached_property
     def _common(self) -> str:
-        folders = [os.path.dirname(os.path.normpath(image["file_name"])) for image in self.annotated.content["images"]]
-        return os.path.commonpath(folders) or "." if folders else "."
+        return os.path.commonpath([os.path.dirname(self._absolute(image)) for image in self.annotated.content["images"]])
+
+    def _absolute(self, image: Mapping[str, Any]) -> str:
+        return os.path.abspath((self.annotated.images or Path()) / image["file_name"])
 
     def place(self, image: Mapping[str, Any], folder: Path) -> Path:
         """Copies or links a picture into a folder; gives its new path."""
@@ -194,6 +196,15 @@ def one_outline(raw: Mapping[str, Any], size: tuple[int, int], tolerance: float 
     joined = join(parts)
     # parts that overlap would cancel each other
     return joined if tolerance or fill([joined], size) == (whole := fill(parts, size)) else join(traced(whole))
+
+
+def inside(outline: Outline, size: tuple[int, int]) -> Outline | None:
+    """An outline without what lies beyond the picture, with the same pixels; None if no pixel is left."""
+    moved = np.clip(outline, 0, (size[1], size[0]))
+    if (moved == outline).all() or fill([moved], size) == (mask := fill([outline], size)):
+        return moved
+    rings = traced(mask)  # an edge that leaves the picture turned, as its end was moved to the border
+    return join(rings) if rings else None
 
 
 def _areal(mask: Sequence[Sequence[float]]) -> list[Outline]:

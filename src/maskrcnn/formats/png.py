@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from .source import Source
 NAME = "png"
 LOOKS_LIKE = "a folder with images/ and masks/ (masks/a.png or masks/a/*.png), or a folder for each picture (a/images, a/masks), or masks and images="
 _ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_cp_masks", "_instance", "_instances")
+_KINDS = (".png", ".tif", ".tiff")
 _LIST = "objects.csv"
 _HEAD = ("file", "id", "category", "ignore")
 
@@ -45,7 +46,9 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     builder = Builder(source.name, root)
     listed = _listed(source.path / _LIST, builder)
     several = False
+    unlisted: list[str] = []
     pairs = list(_pairs(source, images))
+    _note_single(source, images, pairs, builder)
     for picture, masks in tracked(pairs, "reading masks"):
         image = builder.image(relative(picture, root))
         if image is None:
@@ -56,8 +59,14 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
             found = _found(builder, image, mask, name, each)
             several |= len(found) > 1 or each
             for one, rle in found.items():
-                category, ignore = listed.get((name, one), ("object", False))
+                if (row := listed.pop((name, one), None)) is None:
+                    unlisted.append(name if each else f"{name}, id {one}")
+                category, ignore = row or ("object", False)
                 builder.add(image, Drawn(category, name if each else f"{name}, id {one}", rles=[rle], ignore=ignore))
+    for where in unlisted if (source.path / _LIST).is_file() else ():
+        builder.problem("object without a row", where, f"{_LIST} does not name it", 'its category is "object"; add a row', False)
+    for file, one in listed:
+        builder.problem("row without an object", f"{_LIST}: {file}, id {one}", "no mask has it", "mend file and id, or drop the row", False)
     if not several and pairs:
         cure = "if a mask shows several objects, give each its own value"
         builder.problem("one object a picture", source.name, "no mask has more than one value besides 0", cure, False)
@@ -93,21 +102,47 @@ def _pairs(source: Source, images: str | Path | None) -> Iterator[tuple[Path, Pa
         for folder in sorted(root.glob("*/masks")):
             pictures = pictures_in(folder.parent / "images") if (folder.parent / "images").is_dir() else []
             if len(pictures) == 1:
-                yield pictures[0], sorted(folder.glob("*.png"))
-    masks = next((root / n for n in ("masks", "mask") if (root / n).is_dir()), root if images is not None else None)
-    folder = Path(images) if images is not None else root / "images"
+                yield pictures[0], _masks_in(folder)
+    masks, folder = _places(source, images)
     if masks is None or not folder.is_dir():
         return
     for picture in pictures_in(folder):
         stem = picture.relative_to(folder).with_suffix("")
         own = masks / stem
         if own.is_dir() and own.resolve() != picture.parent.resolve():
-            yield picture, sorted(own.glob("*.png"))
+            yield picture, _masks_in(own)
         else:
-            names = (own.with_name(f"{own.name}{e}.{kind}") for e in _ENDINGS for kind in ("png", "tif", "tiff"))
+            names = (own.with_name(f"{own.name}{e}{kind}") for e in _ENDINGS for kind in (*_KINDS, *map(str.upper, _KINDS)))
             mask = next((p for p in names if p.is_file() and p.resolve() != picture.resolve()), None)
             if mask is not None:
                 yield picture, mask
+
+
+def _places(source: Source, images: str | Path | None) -> tuple[Path | None, Path]:
+    """The folder of the masks of all pictures, and that of the pictures."""
+    root = source.path
+    masks = next((root / n for n in ("masks", "mask") if (root / n).is_dir()), root if images is not None else None)
+    return masks, Path(images) if images is not None else root / "images"
+
+
+def _masks_in(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted(p for p in folder.glob(pattern) if p.suffix.lower() in _KINDS and p.is_file())
+
+
+def _note_single(source: Source, images: str | Path | None, pairs: Sequence[tuple[Path, Path | list[Path]]], builder: Builder) -> None:
+    """Notes pictures without a mask and masks without a picture."""
+    masks, folder = _places(source, images)
+    each = [] if images is not None else sorted(source.path.glob("*/masks"))  # a folder for each picture
+    pictures = {p for home in (folder, *(m.parent / "images" for m in each)) if home.is_dir() for p in pictures_in(home)}
+    paired = {picture for picture, _ in pairs}
+    used = {m for _, found in pairs for m in (found if isinstance(found, list) else [found])}
+    given = [m for home in (masks, *each) if home is not None for m in _masks_in(home, "**/*")]
+    taken = {p.resolve() for p in pictures | used}  # images= may lie in the same folder, written otherwise
+    for picture in sorted(pictures - paired):
+        where = relative(picture, source.path)
+        builder.problem("picture without a mask", where, "no mask has its name", "it is left out; if it shows no object, give it a mask of 0", False)
+    for mask in (m for m in given if m.resolve() not in taken):
+        builder.problem("mask without a picture", relative(mask, source.path), "no picture has its name", "it is left out; add the picture", False)
 
 
 def _listed(path: Path, builder: Builder) -> dict[tuple[str, int], tuple[str, bool]]:
@@ -123,7 +158,7 @@ def _listed(path: Path, builder: Builder) -> dict[tuple[str, int], tuple[str, bo
         if row["file"]:
             if not (row["id"] or "").isdigit():
                 raise DataError(f"{path.name}, line {line}: id is {row['id']!r}, must be a whole number")
-            found[row["file"], int(row["id"])] = (row["category"], row.get("ignore") in ("1", "true"))
+            found[row["file"].replace("\\", "/"), int(row["id"])] = (row["category"], row.get("ignore") in ("1", "true"))
     return found
 
 

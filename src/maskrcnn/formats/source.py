@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,22 @@ def read_xml(path: Path) -> ElementTree.Element:
         return ElementTree.fromstring(path.read_bytes())
     except ElementTree.ParseError as error:
         raise DataError(f"{path.name}: is not XML: {error}; export it again from the tool") from None
+    except (ValueError, LookupError) as error:  # an encoding that Python's parser does not read, as gb2312
+        raise DataError(f"{path.name}: is in an encoding that is not read: {error}; save it as UTF-8") from None
+
+
+def read_text(path: Path) -> str:
+    """A text file, without the mark that some editors put before the first letter.
+
+    Raises:
+        DataError: not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path.name}: is not UTF-8: {error}; save it as UTF-8") from None
+
+
+def with_slashes(name: str, folders: Iterable[Path]) -> str:
+    """A picture's name with slashes for the backslashes of Windows, unless a file of one of the folders has them in its name."""
+    return name.replace("\\", "/") if "\\" in name and not any((folder / name).is_file() for folder in folders) else name

@@ -25,7 +25,7 @@ from ..data.check import DataError
 from ..ops.outlines import ellipse
 from .content import Annotated, Builder, Drawn, picture_folder, tracked
 from .parts import Losses, Target, ignored, joints_of, label_of, names_of, number, numbers, outlines, own_box, size_of
-from .source import Source
+from .source import Source, read_text, with_slashes
 
 NAME = "via"
 LOOKS_LIKE = "a project or export of VIA 2 (JSON with _via_img_metadata or regions, or its CSV)"
@@ -48,26 +48,36 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     """Reads one file."""
     if source.path.is_dir():
         source = Source(next(p for p in _files(source) if p.stem == split))
-    entries = _metadata(source) or []
     project = source.json if isinstance(source.json, dict) else {}
     default = str(project.get("_via_settings", {}).get("core", {}).get("default_filepath", "")).replace("\\", "/")
     folder = source.folder
     places = [folder, folder / default, folder / "images", folder.parent, folder.parent / "images"]
-    builder = Builder(source.name, picture_folder(images, places, [str(e["filename"]) for e in entries]))
+    looked = [Path(images)] if images is not None else places
+    entries = [{**e, "filename": with_slashes(str(e["filename"]), looked)} for e in _metadata(source) or []]
+    builder = Builder(source.name, picture_folder(images, places, [e["filename"] for e in entries]))
     declared = project.get("_via_attributes", {}).get("region", {})
-    key = _category_key(entries, declared, source.name)
+    key = _category_key(builder, entries, declared)
     options = declared.get(key, {}).get("options", {})
     for name in options:
-        builder.category(str(name))
+        builder.category(str(name).strip())
     for entry in tracked(entries, "reading VIA regions"):
-        image = builder.image(str(entry["filename"]))
+        image = builder.image(entry["filename"])
         if image is not None:
-            _regions(builder, image, str(entry["filename"]), entry["regions"], key)
+            _regions(builder, image, entry["filename"], entry["regions"], key)
     return builder.done()
 
 
 def _files(source: Source) -> list[Path]:
-    return [p for p in sorted([*source.path.glob("*.json"), *source.path.glob("*.csv")])[:20] if _metadata(Source(p)) is not None]
+    """Those of a folder that are VIA's; one that cannot be read matters only where no other can."""
+    found, broken = [], []
+    for path in sorted([*source.path.glob("*.json"), *source.path.glob("*.csv")])[:20]:
+        try:
+            found += [path] if _metadata(Source(path)) is not None else []
+        except DataError as error:
+            broken.append(error)
+    if broken and not found:
+        raise broken[0]
+    return found
 
 
 def _metadata(source: Source) -> list[dict[str, Any]] | None:
@@ -80,6 +90,8 @@ def _metadata(source: Source) -> list[dict[str, Any]] | None:
     content = source.json
     if not isinstance(content, dict):
         return None
+    if {"project", "metadata", "view"} <= content.keys():
+        raise DataError(f"{source.name}: is a VIA 3 project, which is not read; export it as COCO in VIA 3")
     entries = content.get("_via_img_metadata", content)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) and "filename" in e and "regions" in e for e in entries.values()):
         return None
@@ -90,7 +102,10 @@ def _metadata(source: Source) -> list[dict[str, Any]] | None:
 
 
 def _from_csv(path: Path) -> list[dict[str, Any]] | None:
-    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path).removeprefix("#"))))  # VIA 1 begins with "#filename"
+    except csv.Error as error:
+        raise DataError(f"{path.name}: is not CSV: {error}; export it again from the tool") from None
     if not rows or not set(rows[0]) >= _CSV_HEAD:
         return None
     entries: dict[str, dict[str, Any]] = {}
@@ -105,14 +120,18 @@ def _from_csv(path: Path) -> list[dict[str, Any]] | None:
     return list(entries.values())
 
 
-def _category_key(entries: Sequence[Mapping[str, Any]], declared: Mapping[str, Any], name: str) -> str:
+def _category_key(builder: Builder, entries: Sequence[Mapping[str, Any]], declared: Mapping[str, Any]) -> str:
     """The attribute that says what an object is; "" if no region has any."""
-    used = Counter(key for e in entries for r in e["regions"] for key in r.get("region_attributes") or {})
+    used = Counter(key for e in entries for r in e["regions"] for key in _part(r, "region_attributes"))
     keys = {key.lower(): key for key in [*used, *declared]}
     known = next((keys[k] for k in _CATEGORY if k in keys), None)
+    rivals = [key for key in used if key.lower() in _CATEGORY]
+    if known is not None and known.lower() != "category" and len(rivals) > 1:
+        detail = f'"{known}" was taken, of the attributes {", ".join(rivals)}'
+        builder.problem("attribute of the category guessed", builder.name, detail, 'rename the one that is the category to "category"', False)
     chosen = [k for k, d in declared.items() if d.get("type") in ("dropdown", "radio", "checkbox")]
     if known is None and len(keys) > 1 and len(chosen) != 1:
-        raise DataError(f'{name}: regions have the attributes {", ".join(keys.values())}; rename the one that is the category to "category"')
+        raise DataError(f'{builder.name}: regions have the attributes {", ".join(keys.values())}; rename the one that is the category to "category"')
     return known or (chosen[0] if len(chosen) == 1 else next(iter(keys.values()), ""))
 
 
@@ -121,7 +140,7 @@ def _regions(builder: Builder, image: int, file: str, regions: Sequence[Mapping[
     points: list[tuple[Mapping[str, Any], Mapping[str, Any], str, Any]] = []
     for place, region in enumerate(regions):
         where = f"{file}, region {place}"
-        shape, attributes = region.get("shape_attributes") or {}, region.get("region_attributes") or {}
+        shape, attributes = _part(region, "shape_attributes"), _part(region, "region_attributes")
         category = _value(attributes.get(key)) if key else "object"
         if not category:
             builder.problem("region without category", where, f'its attribute "{key}" is {attributes.get(key)!r}', "choose one in VIA")
@@ -141,12 +160,23 @@ def _regions(builder: Builder, image: int, file: str, regions: Sequence[Mapping[
             cure = 'give it the attributes "joint" (its name) and "group", and the polygon or rect of its object the same group'
             builder.problem("point of no object", where, "has no attribute joint or group", cure)
             continue
-        x, y = float(shape["cx"]) - JOINT_OFFSET, float(shape["cy"]) - JOINT_OFFSET
-        visibility = int(_value(attributes.get("visibility")) or 2)
+        try:
+            x, y = float(shape["cx"]) - JOINT_OFFSET, float(shape["cy"]) - JOINT_OFFSET
+            visibility = int(_value(attributes.get("visibility")) or 2)
+        except (ValueError, TypeError, KeyError):
+            detail = f"cx, cy, visibility are {', '.join(repr(v) for v in (shape.get('cx'), shape.get('cy'), attributes.get('visibility')))}"
+            builder.problem("broken point", where, detail, "draw it again; visibility is 2 (seen), 1 (hidden), 0 (absent) or left empty")
+            continue
         objects.setdefault(group, Drawn(group[0], where)).joints[str(attributes["joint"])] = (x, y, visibility)
     for drawn in objects.values():
         if drawn.boxes or drawn.polygons or drawn.joints:
             builder.add(image, drawn)
+
+
+def _part(region: Any, name: str) -> Mapping[str, Any]:
+    """The shape or the attributes of a region; empty where there are none."""
+    part = region.get(name) if isinstance(region, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 def _value(given: Any) -> str:
@@ -158,7 +188,7 @@ def _value(given: Any) -> str:
 
 
 def _shape(drawn: Drawn, shape: Mapping[str, Any]) -> None:
-    kind = shape["name"]
+    kind = shape.get("name")
     if kind in ("polygon", "polyline"):
         x, y = shape["all_points_x"], shape["all_points_y"]
         if len(x) != len(y):

@@ -9,6 +9,7 @@ Source: Everingham and Winn, "The PASCAL Visual Object Classes Challenge 2012 De
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from .parts import Losses, Target, around, box_of, ignored, joints_of, label_of,
 from .source import Source, read_xml
 
 NAME = "voc"
-LOOKS_LIKE = "Pascal VOC: a folder with Annotations/*.xml or SegmentationObject/*.png, or a folder of such XML files"
+LOOKS_LIKE = "Pascal VOC: a folder with Annotations/*.xml or SegmentationObject/*.png, or a folder of such XML files, or of such folders"
 VOID, MOST = 255, 254
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -37,19 +38,18 @@ def recognise(source: Source, images: str | Path | None = None) -> bool:
     """Whether it is VOC's."""
     if source.path.is_file():
         return source.xml is not None and source.xml.tag == "annotation"
-    if source.first("SegmentationObject/*.png"):
-        return True
-    first = source.first("Annotations/*.xml") or source.first("*.xml")
-    return first is not None and b"<annotation>" in first.read_bytes()[:2000]
+    return _is_voc(source) or bool(_folders(source))
 
 
 def splits(source: Source) -> list[str]:
-    """The lists of ImageSets: those with one name a line."""
-    return list(_sets(source)) if source.path.is_dir() else []
+    """The lists of ImageSets: those with one name a line; or the folders that are VOC's each, as Roboflow exports."""
+    return [*_sets(source), *_folders(source)] if source.path.is_dir() else []
 
 
 def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     """Reads a split, or everything."""
+    if split and split in _folders(source):
+        return read(Source(source.path / split), images, "")
     root = source.folder
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     if source.path.is_file():
@@ -57,7 +57,9 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     elif split:
         names = _names(_sets(source)[split])
     else:
-        names = sorted({p.stem for p in [*folder.glob("*.xml"), *root.glob("SegmentationObject/*.png")]})
+        files = {folder: folder.rglob("*.xml") if folder != root else root.glob("*.xml")}
+        files[root / "SegmentationObject"] = (root / "SegmentationObject").rglob("*.png")
+        names = sorted({p.relative_to(base).with_suffix("").as_posix() for base, found in files.items() for p in found})
     places = [root / "JPEGImages", root / "images", root, root.parent / "JPEGImages", root.parent / "images"]
     pictures = Path(images) if images is not None else next((p for p in places[:2] if p.is_dir()), None) or _with_pictures(places, names)
     builder = Builder(f"{source.name}:{split}" if split else source.name, pictures)
@@ -75,6 +77,21 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
         if image is not None:
             _objects(builder, image, xml, root, name, colours)
     return builder.done()
+
+
+def _is_voc(source: Source) -> bool:
+    """Whether a folder has XML files or maps of VOC's itself."""
+    if source.first("SegmentationObject/**/*.png"):
+        return True
+    first = source.first("Annotations/**/*.xml") or source.first("*.xml")
+    return first is not None and re.search(rb"<annotation[\s>]", first.read_bytes()[:2000]) is not None
+
+
+def _folders(source: Source) -> list[str]:
+    """The folders in a folder that are VOC's each, where it is not so itself."""
+    if not source.path.is_dir() or _is_voc(source):
+        return []
+    return [p.name for p in sorted(source.path.iterdir()) if p.is_dir() and _is_voc(Source(p))]
 
 
 def _sets(source: Source) -> dict[str, Path]:
@@ -109,7 +126,7 @@ def _colours(root: Path, builder: Builder) -> dict[tuple[int, ...], str]:
         return {tuple(colour): name for colour, name in zip(voc_colours()[1:].tolist(), CLASSES, strict=False)}
     found = {}
     for line in (line for line in _lines(path) if not line.startswith("#")):
-        name, colour = [*line.split(":"), ""][:2]
+        name, colour = line.rsplit(":", 3)[:2] if line.count(":") > 2 else [*line.split(":"), ""][:2]  # names may have colons
         if name != "background":
             builder.category(name)
             found[tuple(int(v) for v in colour.split(",") if v.strip())] = name

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from ..data.annotations import JOINT_OFFSET
 from ..data.categories import mirrored_joints, parse_categories
 from ..data.check import DataError
-from .content import COCO_PERSON, Annotated, Builder, Drawn, pictures_in, tracked
-from .parts import Losses, Target, around, box_of, ignored, joints_of, label_of, mask_box, names_of, one_outline, size_of
-from .source import Source
+from .content import COCO_PERSON, Annotated, Box, Builder, Drawn, MissingSplit, pictures_in, tracked
+from .parts import Losses, Target, around, box_of, ignored, inside, joints_of, label_of, mask_box, names_of, one_outline, size_of
+from .source import Source, with_slashes
 
 NAMES = ("yolo-seg", "yolo-pose")
 LOOKS_LIKE = "a data.yaml with names and train/val (YOLO), or its folder, or a folder with images/ and labels/*.txt"
@@ -52,14 +53,26 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
     for index, name in enumerate(names):
         builder.category(name, **_skeleton(settings, index, yaml or source.path))
     dims = int(settings["kpt_shape"][1]) if settings.get("kpt_shape") else 0
+    _note_unlabelled(pictures, builder)
     for picture in tracked(pictures, "reading labels"):
         labels = _labels(picture)
         image = builder.image(Path(os.path.relpath(picture, root)).as_posix())
         if image is not None and labels.is_file():
-            for number, line in enumerate(labels.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            for number, line in enumerate(labels.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
                 if line.strip():
                     _line(builder, image, line.split(), f"{labels.name}, line {number}", names, dims)
     return builder.done()
+
+
+def _note_unlabelled(pictures: Sequence[Path], builder: Builder) -> None:
+    """Notes pictures without a file of labels, which are examples without objects; that all are is no data set."""
+    missing = [labels for picture in pictures if not (labels := _labels(picture)).is_file()]
+    if missing and len(missing) == len(pictures):
+        cure = "call the folder of the labels as that of the pictures, with labels/ for images/"
+        builder.problem("no labels", builder.name, f"none of the {len(pictures)} pictures has a text file; the first would be {missing[0]}", cure)
+    elif missing:
+        detail = f"{len(missing)} of {len(pictures)}; the first would be {missing[0]}"
+        builder.problem("pictures without a text file", builder.name, detail, "they are taken as examples without objects", False)
 
 
 def _line(builder: Builder, image: int, words: list[str], where: str, names: Sequence[str], dims: int) -> None:
@@ -79,7 +92,7 @@ def _line(builder: Builder, image: int, words: list[str], where: str, names: Seq
         return
     points = values[4:].reshape(-1, dims) if dims else np.zeros((0, 2))
     placed = values if outline or not dims else np.concatenate([values[:4], points[:, :2].ravel()])
-    if not np.isfinite(placed).all() or placed.min() < -_BEYOND or placed.max() > 1 + _BEYOND:
+    if not np.isfinite(values).all() or placed.min() < -_BEYOND or placed.max() > 1 + _BEYOND:
         cure = "divide x by the picture's width and y by its height"
         builder.problem("not in parts of the picture", where, f"values from {placed.min():g} to {placed.max():g}, must be 0..1", cure)
         return
@@ -92,13 +105,17 @@ def _line(builder: Builder, image: int, words: list[str], where: str, names: Seq
         x0, y0, x1, y1 = np.round([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 6).tolist()
         drawn.boxes.append((x0, y0, x1, y1))
         drawn.joints = {name: _joint(p, width, height) for name, p in zip(joints, points, strict=False)}
+        if unusual := [v for v in points[:, 2:].ravel().tolist() if v not in (0, 1, 2)]:
+            cure = "0.5 and more is taken as 2, visible, less as 0, unlabelled"
+            builder.problem("visibility is not 0, 1 or 2", where, f"{unusual[0]:g}", cure, False)
     builder.add(image, drawn)
 
 
 def _joint(point: np.ndarray, width: int, height: int) -> tuple[float, float, int]:
     """x, y, visibility; without a visibility, (0, 0) is an unlabelled joint."""
     x, y = (point[:2] * (width, height)).round(6).tolist()
-    visibility = int(point[2]) if len(point) > 2 else 2 * int(x != 0 or y != 0)
+    given = float(point[2]) if len(point) > 2 else 2.0 * (x != 0 or y != 0)
+    visibility = int(given) if given in (0, 1, 2) else 2 * int(given >= 0.5)  # predictions have a confidence in its place
     return (x, y, visibility) if visibility else (0.0, 0.0, 0)
 
 
@@ -114,7 +131,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path.name}: is not YAML: {error}") from None
     return content if isinstance(content, dict) else {}
@@ -122,11 +139,14 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _names(settings: Mapping[str, Any], source: Source) -> list[str]:
     given = settings.get("names")
+    if given is not None and not (isinstance(given, list) or (isinstance(given, dict) and all(str(key).isdecimal() for key in given))):
+        raise DataError(f"{source.name}: names is {given!r:.80}, must be a list, as [cat, dog], or names by number, as {{0: cat, 1: dog}}")
     if isinstance(given, dict):
-        given = [given.get(i, i) for i in range(max(map(int, given), default=-1) + 1)]
+        by_number = {int(key): name for key, name in given.items()}  # keys may be quoted
+        given = [by_number.get(i, i) for i in range(max(by_number, default=-1) + 1)]
     if given is None:
         files = [f for f in (source.folder / "classes.txt", source.folder / "labels" / "classes.txt") if f.is_file()]
-        given = files[0].read_text(encoding="utf-8").split("\n") if files else range(int(settings.get("nc", 0)))
+        given = files[0].read_text(encoding="utf-8-sig").split("\n") if files else range(int(settings.get("nc", 0)))
         given = [name for name in given if name != ""]
     if not given:
         raise DataError(f"{source.name}: no class names; write them as names: in data.yaml, or a line each in classes.txt")
@@ -158,18 +178,22 @@ def _pictures(entry: Any, root: Path, yaml: Path, images: str | Path | None) -> 
     for given in entry if isinstance(entry, list) else [entry]:
         given = str(given)
         bases = [*([Path(images)] if images is not None else []), root, yaml.parent.resolve()]
+        if not any((base / given).exists() for base in bases):
+            given = given.replace("\\", "/")
         # Roboflow writes ../train/images for train/images
         places = [base / part for base in bases for part in (given, given.removeprefix("../"))]
         place = next((p for p in places if p.exists()), None)
         if place is None:
-            raise DataError(
+            raise MissingSplit(
                 f"{yaml.name}: no folder or file {given}; looked at {', '.join(map(str, dict.fromkeys(places)))}; mend path: or {given!r}"
             )
         if place.is_dir():
             found += pictures_in(place)
         else:
-            lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
-            found += [next((b / line for b in (place.parent, root) if (b / line).is_file()), root / line) for line in lines]
+            lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            homes = (place.parent, root)
+            for line in (with_slashes(line, homes) for line in lines):
+                found.append(next((b / line for b in homes if (b / line).is_file()), root / line))
     return [Path(os.path.normpath(p)) for p in found]
 
 
@@ -188,7 +212,7 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     pose = target.format == "yolo-pose"
     joints = _common_joints(categories) if pose else 0
     boxes_only = not any(raw.get("segmentation") for raw in annotated.content["annotations"])
-    split = target.split or "train"
+    split = _split_name(target)
     for image, raws in target.each():
         lines = []
         for raw in raws:
@@ -210,12 +234,12 @@ def _segment(raw: dict, image: dict, boxes_only: bool, target: Target, losses: L
     if any(v > 0 for v in (raw.get("keypoints") or ())[2::3]):
         losses.add("keypoints", where)
     outline, box = one_outline(raw, (height, width), target.tolerance), box_of(raw)
-    if outline is not None:
+    if outline is not None and (outline := inside(outline, (height, width))) is not None:
         return (outline / (width, height)).ravel().tolist()
     if box is None:
         losses.add("objects with neither mask nor box, left out", where)
         return None
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = _box_inside(box, (height, width))
     if boxes_only:
         return [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
     losses.add("boxes without a mask, written as rectangles", where)
@@ -232,10 +256,27 @@ def _pose(raw: dict, image: dict, category: dict, count: int, losses: Losses, wh
         box = around(joints_of(raw, category))
     if box is None:
         return None
-    x0, y0, x1, y1 = box
+    x0, y0, x1, y1 = _box_inside(box, (height, width))
     values = list(raw.get("keypoints") or ()) or [0] * 3 * count
-    joints = np.array(values, dtype=float).reshape(-1, 3) * (np.array(values[2::3])[:, None] > 0) / (width, height, 1)
+    points = np.array(values, dtype=float).reshape(-1, 3)
+    # beyond the picture they are unlabelled, as they are read from COCO
+    there = ((points[:, :2] >= -JOINT_OFFSET) & (points[:, :2] <= (width, height))).all(axis=1, keepdims=True)
+    joints = points * (there & (points[:, 2:] > 0)) / (width, height, 1)
     return [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height, *joints.ravel().tolist()]
+
+
+def _box_inside(box: Box, size: tuple[int, int]) -> Box:
+    """A box without what lies beyond the picture."""
+    x0, y0, x1, y1 = np.clip(box, 0, (size[1], size[0]) * 2).tolist()
+    return x0, y0, x1, y1
+
+
+def _split_name(target: Target) -> str:
+    """The key of data.yaml for a split: val for "valid" or "instances_val2017", train for one that says nothing."""
+    name = next((s for s in SPLITS if s in target.split.lower()), "train")
+    if (target.folder / "images" / name).exists():
+        raise ValueError(f'{target.format}: "{target.split}" is a second split that would be "{name}" in data.yaml; convert them one by one')
+    return name
 
 
 def _common_joints(categories: Mapping[int, Mapping[str, Any]]) -> int:
@@ -258,6 +299,8 @@ def _write_yaml(target: Target, split: str, categories: Mapping[int, Mapping[str
         first = next(c for c in parsed if c.keypoints)
         settings |= {"kpt_shape": [joints, 3], "flip_idx": list(first.mirrored)}
         settings["kpt_names"] = {n: list(c.keypoints or first.keypoints) for n, c in enumerate(parsed)}
+        for category in (c for c in parsed if c.keypoints and c.mirrored != first.mirrored):
+            losses.add(f'left and right of joints (flip) other than those of "{first.name}"', category.name)
     for category in categories.values():
         if category.get("skeleton"):
             losses.add("limbs of skeletons", category["name"])
