@@ -185,10 +185,8 @@ def pooling(device: torch.device, count: int, rounds: int) -> list[dict[str, Any
     own = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
     keyed = torch.cat([image[:, None].float(), boxes], dim=1)
 
-    pyramid = Pyramid.of(levels)
-
     def table() -> None:
-        bag_of_pixels(pyramid, boxes, image, level, strides, config)
+        bag_of_pixels(Pyramid.of(levels), boxes, image, level, strides, config)
         finish(device)
 
     def kernel() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import maskrcnn as mr
 from maskrcnn.instances import Masks
+from maskrcnn.model.fpn import Pyramid
 
 Parts = Mapping[str, Sequence[tuple[Any, str]]]
 
@@ -38,7 +39,7 @@ def of_torchvision(model: nn.Module) -> Parts:
 
 def of_ours(model: mr.MaskRCNN) -> Parts:
     return {
-        "trunk + FPN": [(model.trunk, "forward"), (model.neck, "forward")],
+        "trunk + FPN": [(model.trunk, "forward"), (model.neck, "forward"), (Pyramid, "of")],
         "RPN head": [(model.rpn, "forward")],
         "proposals": [(model.rpn, "anchors"), (model.rpn, "propose")],
         "RoIAlign, boxes": [(model.box_pool, "forward")],
@@ -48,6 +49,15 @@ def of_ours(model: mr.MaskRCNN) -> Parts:
         "mask head": [(model.mask_head, "forward")],
         "masks drawn": [(Masks, "dense")],
     }
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of some tensors; of those that share memory, the largest."""
+    sizes: dict[int, int] = defaultdict(int)
+    for tensor in tensors:
+        place = tensor.untyped_storage().data_ptr()
+        sizes[place] = max(sizes[place], tensor.nbytes)
+    return sum(sizes.values())
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def watched(parts: Parts, clock: Callable[[], float] = time.perf_counter) -> Ite
             result = method(*args, **options)
             spent[name] += clock() - start
             weights = list(owner.parameters()) if isinstance(owner, nn.Module) else []
-            moved[name] += sum(t.nbytes for t in (*tree_leaves((args, options, result)), *weights) if isinstance(t, Tensor))
+            moved[name] += _bytes(t for t in (*tree_leaves((args, options, result)), *weights) if isinstance(t, Tensor))
             return result
 
         return call

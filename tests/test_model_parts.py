@@ -221,3 +221,27 @@ def test_the_rpn_answers_for_sampled_anchors_what_it_answers_for_all(convs: tupl
     found, dense = (torch.autograd.grad((v * weight).sum(), learnt) for v in (some[0], assign.gather(some[1], index)))
     for a, b in zip(found, dense, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cell_that_overflows_spoils_only_what_sees_it() -> None:
+    rpn = Rpn(4, (4, 8), RpnConfig(sizes=((8.0,), (16.0,)), ratios=(1.0,), convs=(5, 6)))
+    levels = [torch.randn(2, 4, 7, 9), torch.randn(2, 4, 4, 5)]
+    levels[0][0, :, 0, 0] = torch.inf
+    index = torch.arange(7 * 9 + 4 * 5).expand(2, -1)
+    own, _ = rpn.sampled(Pyramid.of(levels), index)
+    assert not own[0, 0].isfinite()
+    assert own[1].isfinite().all()
+    assert own[0, 7 * 9 :].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_pyramid_holds_its_cells_once(layout: torch.memory_format) -> None:
+    levels = [torch.randn(2, 3, *size).to(memory_format=layout) for size in ((4, 6), (2, 3))]
+    pyramid = Pyramid.of(levels)
+    for before, after in zip(levels, pyramid.levels, strict=True):
+        assert torch.equal(before, after)
+        shared = after.untyped_storage().data_ptr() == pyramid.table.untyped_storage().data_ptr()
+        assert shared == (layout is torch.channels_last)
+    first, height, width = pyramid.maps(torch.tensor([1]))
+    assert (first.item(), height.item(), width.item()) == (48, 2, 3)
+    assert torch.equal(pyramid.table[48 + 6 + 3 + 1], levels[1][1, :, 1, 1])  # of the second picture: second row, second column

@@ -95,6 +95,17 @@ def test_in_bfloat16_every_parameter_has_about_the_same_gradient() -> None:
         assert torch.cosine_similarity(gradient.flatten(), half[name].flatten(), dim=0) > 0.9, name
 
 
+def test_the_bfloat16_form_has_losses_too() -> None:
+    config = tiny_config(FIGURES)
+    batch = make_batch()
+    truth = make_truth(config, batch)
+    model = lively(config).eval()
+    with torch.no_grad():
+        whole, half = model.losses(batch, truth), optimize(model, "bfloat16").losses(batch, truth)
+    for name in ("rpn_objectness", "rpn_box"):
+        torch.testing.assert_close(half[name], whole[name], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("part", ["mask", "keypoint", "box"])
 def test_the_gradient_of_each_head_equals_finite_differences(part: str) -> None:
     config = tiny_config(FIGURES)

@@ -73,17 +73,18 @@ class Pyramid(NamedTuple):
 
     @classmethod
     def of(cls, levels: list[Float[Tensor, "B C _ _"]]) -> Pyramid:
-        """Copies the levels into the table; those that are channels last become views of it, so that there is no second copy."""
+        """Copies the levels into the table (a single one that is channels last is it already); those that are channels last become views of it, so
+        that there is no second copy, the others stay beside it."""
         tables = [x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in levels]
         if len(levels) == 1:
             return cls(levels, tables[0])
         table = torch.cat(tables)
         parts = table.split([len(t) for t in tables])
         views = [part.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for part, x in zip(parts, levels, strict=True)]
-        last = [x.is_contiguous(memory_format=torch.channels_last) for x in levels]
-        return cls([view if is_last else x for view, x, is_last in zip(views, levels, last, strict=True)], table)
+        channels_last = [x.is_contiguous(memory_format=torch.channels_last) for x in levels]
+        return cls([view if same else x for view, x, same in zip(views, levels, channels_last, strict=True)], table)
 
-    def place(self, level: Int64[Tensor, "*n"]) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
+    def maps(self, level: Int64[Tensor, "*n"]) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
         """First row in the table, height and width of each given level, an index into `levels`."""
         pictures, _, heights, widths = zip(*(x.shape for x in self.levels), strict=True)
         sizes = (b * h * w for b, h, w in zip(pictures, heights, widths, strict=True))

@@ -148,7 +148,7 @@ class MaskRCNN(nn.Module):
         pyramid = self.pyramid(batch)
         anchors = self.rpn.anchors(pyramid.levels, batch)
         losses = self.rpn.losses(pyramid, anchors, batch, truth)
-        with torch.no_grad():  # after the losses, for autocast may keep the weights that it rounds first
+        with torch.no_grad():  # after the losses: autocast may keep each weight that it rounds, and one kept from here would have no gradient
             logits, deltas = self.rpn(pyramid.levels)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
 

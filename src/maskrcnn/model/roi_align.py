@@ -93,7 +93,7 @@ def bag_of_pixels(
     extent = scaled[:, 2:] - scaled[:, :2]
     if not config.aligned:
         extent = extent.clamp(min=1.0)  # as RoIAlign first had it: no RoI is smaller than a cell
-    first, height, width = pyramid.place(level_index)
+    first, height, width = pyramid.maps(level_index)
     first = first + image_index * height * width
     groups: list[tuple[slice | Tensor, int]]
     if config.sampling_ratio:
@@ -105,12 +105,18 @@ def bag_of_pixels(
         groups = [((most == samples).nonzero()[:, 0], samples) for samples in most.unique().tolist()]
 
     weighted_sum = _weighted_sum if runs_ahead(device) else _Bag.apply
-    pooled = table.new_empty(len(boxes), size * size, table.shape[1])
-    for group, samples in groups:
+
+    def read(group: slice | Tensor, samples: int) -> Float[Tensor, "k bins C"]:
         y = _axis_taps(scaled[group, 1], extent[group, 1], counts[group, 1], height[group], size, samples)
         x = _axis_taps(scaled[group, 0], extent[group, 0], counts[group, 0], width[group], size, samples)
-        bins = weighted_sum(table, first[group], y, x, width[group]).view(-1, *pooled.shape[1:])
-        pooled = pooled.index_copy_(0, group, bins) if isinstance(group, Tensor) and len(groups) > 1 else bins
+        return weighted_sum(table, first[group], y, x, width[group]).view(-1, size * size, table.shape[1])
+
+    if len(groups) == 1:
+        pooled = read(*groups[0])
+    else:
+        pooled = table.new_empty(len(boxes), size * size, table.shape[1])
+        for group, samples in groups:
+            pooled = pooled.index_copy_(0, group, read(group, samples))  # ty: ignore[invalid-argument-type]
     return pooled.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
 
 

@@ -75,10 +75,10 @@ class Rpn(nn.Module):
         """
         per_cell = self.objectness.out_channels
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
-        for conv in self.convs:
-            x = F.relu(F.conv2d(x, conv.weight, conv.bias))  # ty: ignore[no-matching-overload]
+        for conv in self.convs:  # each has zeros beyond its map
+            x = F.relu(F.conv2d(torch.where(inside, x, 0.0), conv.weight, conv.bias))  # ty: ignore[no-matching-overload]
             inside = inside[..., 1:-1, 1:-1]
-            x = x * inside  # the next convolution, too, has zeros beyond its map
+        x = x.to(self.objectness.weight.dtype)
         own = (index % per_cell).flatten()
         row = torch.arange(len(own), device=own.device)
         logits = self.objectness(x).flatten(1)[row, own]
@@ -128,7 +128,7 @@ class Rpn(nn.Module):
 
 
 def surroundings(pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
-    """The features around cells, D = 2 reach + 1 wide, zero beyond the map; and which of them are on the map.
+    """The features around cells, D = 2 reach + 1 wide, and which of them are on the map: what stands beyond it means nothing.
 
     Args:
         pyramid: of all pictures.
@@ -138,15 +138,14 @@ def surroundings(pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int) -> tu
     device = cell.device
     starts = (0, *accumulate(level.shape[2] * level.shape[3] for level in pyramid.levels))  # of the levels, in one picture
     level = torch.bucketize(cell, constant(starts[1:-1], device, torch.int64), right=True)
-    place = (cell - constant(starts[:-1], device, torch.int64)[level])[..., None, None]
-    first, height, width = (numbers[..., None, None] for numbers in pyramid.place(level))
+    first, height, width = (numbers[..., None, None] for numbers in pyramid.maps(level))
+    place = cell[..., None, None] - first // len(cell)
     step = torch.arange(-reach, reach + 1, device=device)
     y, x = place // width + step[:, None], place % width + step
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     picture = torch.arange(len(cell), device=device)[:, None, None, None]
     row = torch.where(inside, first + (picture * height + y) * width + x, 0)
-    features = F.embedding(row, pyramid.table) * inside[..., None]
-    return features.flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
+    return F.embedding(row, pyramid.table).flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
 
 
 def unmarked_loss(logits: Float[Tensor, "B S"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B S"]:

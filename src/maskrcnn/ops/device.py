@@ -29,7 +29,7 @@ def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype =
     return _kept(values, device, dtype) if runs_ahead(device) else torch.tensor(values, dtype=dtype)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=8192)  # some for each padded shape
 def _kept(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):  # made while predicting, it may be used while training
         return torch.tensor(values, dtype=dtype, device=device)
