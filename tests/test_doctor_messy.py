@@ -132,6 +132,18 @@ def test_the_split_that_the_data_have_to_judge_by_is_checked_unless_refused(tmp_
     assert run(["check", path, "--val", "none"]) == 0
 
 
+def test_a_split_to_judge_by_that_is_listed_but_absent_is_a_problem_and_the_rest_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = yolo(tmp_path)
+    path.write_text("train: images/train\nval: ../valid/images\nnames: [cell]\n")
+    assert run(["check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "1 images, 1 annotations" in said
+    assert "no validation pictures (1)" in said
+    assert run(["check", str(path), "--val", "None"]) == 0
+
+
 def test_fix_of_another_format_leaves_what_its_reader_could_not_take_and_names_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
     shapes = [

@@ -38,7 +38,7 @@ def check(
     from ..doctor.check import check as run
     from ..formats.open import validation_split
 
-    judged = None if val == "none" else val or validation_split(data, images)
+    judged = None if val and val.lower() == "none" else val or validation_split(data, images)
     report = run(data, images, validation=judged, validation_images=val_images, decode_images=decode, fix=fix, html=html)
     print(report.describe(None if everything else 20))
     folder = report.data.image_folder

@@ -16,6 +16,7 @@ import numpy as np
 from ..config import ModelConfig
 from ..data.check import DataWarning, Problem, describe, listed
 from ..data.coco import CocoDataset
+from ..formats.content import MissingSplit
 from ..presets import maskrcnn_r18_small
 from .fix import Fixed, fixed
 from .look import Objects, findings, objects_of, other_form
@@ -102,7 +103,11 @@ def check(
         DataError: the annotations cannot be read at all, or `fix` would overwrite them.
     """
     opened = _opened(data, images)
-    judged = None if validation is None else _opened(validation, validation_images or images)
+    judged, lost = None, []
+    try:
+        judged = None if validation is None else _opened(validation, validation_images or images)
+    except MissingSplit as error:
+        lost = [Problem("no validation pictures", opened.name, str(error), "mend the path, or take the split out of the list", True)]
     decoded = {id(d): decode(d, progress) if decode_images else [] for d in (opened, judged) if d is not None}
     judged_report = None
     if judged is not None:
@@ -112,7 +117,7 @@ def check(
     if fix is not None:
         mended = fixed(opened, broken(decoded[id(opened)]))
         mended.write(Path(fix), *(s if isinstance(s, str | Path) else getattr(s, "annotations_path", None) for s in (data, validation)))
-    own = [*_without_pictures(opened, data), *broken(decoded[id(opened)]), *copies(decoded[id(opened)])]
+    own = [*lost, *_without_pictures(opened, data), *broken(decoded[id(opened)]), *copies(decoded[id(opened)])]
     report = _report(opened, own, mended, judged_report)
     if html is not None:
         from .page import write_page
