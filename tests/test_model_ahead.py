@@ -12,9 +12,10 @@ from models import make_batch, make_truth, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn.config import RoiConfig
-from maskrcnn.model import assign, maskrcnn, roi_align
+from maskrcnn.model import assign, layers, maskrcnn, roi_align
 from maskrcnn.model.fpn import Pyramid
-from maskrcnn.model.maskrcnn import MaskRCNN
+from maskrcnn.model.fuse import optimize
+from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.roi_align import RoiPooler
 from maskrcnn.ops import device, keypoints, nms
 from maskrcnn.structures import Batch, Detections
@@ -185,6 +186,24 @@ def test_losses_are_those_of_the_processor(request: pytest.FixtureRequest) -> No
     found = net.losses(batch, truth)
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batch = model(), four_pictures()
+    truth = make_truth(net.config, batch)
+    plain = net.losses(batch, truth)
+    monkeypatch.setattr(layers, "_HAS_ONEDNN", False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.losses(batch, truth)
+    total(found).backward()
+    assert total(found).item() == pytest.approx(total(plain).item(), rel=0.02)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    with torch.inference_mode():
+        half = optimize(net, "bfloat16")(batch)
+        full = optimize(net)(batch)
+    torch.testing.assert_close(half.scores.mean(dim=1), full.scores.mean(dim=1), atol=0, rtol=0.01)
+    assert half.masks is not None
+    assert half.boxes.dtype == half.masks.dtype == torch.float32
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9])

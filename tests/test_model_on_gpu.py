@@ -1,0 +1,118 @@
+"""What a GPU would refuse is refused here: the model runs on stand-ins of GPU tensors, which have a shape, a type and a place but no values.
+
+They refuse an operation between the GPU and the processor, and every value that is needed other than by `ask`. The backward pass and autocast need a
+real GPU; tests/test_model_ahead.py compares the values of these forms on the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from models import make_batch, make_truth
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+
+import maskrcnn as mr
+from maskrcnn.config import ModelConfig
+from maskrcnn.model import anchors, maskrcnn
+from maskrcnn.model.maskrcnn import MaskRCNN
+from maskrcnn.ops import device, keypoints
+from maskrcnn.structures import Batch, Truth
+
+FOUND = 3
+MODELS: dict[str, Callable[[], ModelConfig]] = {
+    "small": lambda: mr.maskrcnn_r18_small(3),
+    "joint": mr.joint_r50_fpn,
+    "keypoints alone": mr.keypointrcnn_r50_fpn,
+    "one level": lambda: mr.maskrcnn_r50_c4(5),
+    "torchvision's": lambda: mr.torchvision_v2(5, 3),
+    "adaptive RoIAlign": lambda: _changed(mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)),
+    "soft NMS": lambda: _changed(mr.maskrcnn_r18_small(3), nms="soft"),
+}
+
+
+def _changed(config: ModelConfig, **box: Any) -> ModelConfig:
+    return replace(config, box=replace(config.box, **box))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Tensors without values, on a GPU that is not there; gives the numbers that were asked for."""
+    asked: list[Tensor] = []
+
+    def ask(*numbers: Tensor) -> list[Any]:
+        asked.extend(numbers)
+        with unset_fake_temporarily():
+            return [torch.full(n.shape, FOUND).tolist() for n in numbers]
+
+    for module in (device, maskrcnn, keypoints):
+        monkeypatch.setattr(module, "ask", ask)
+    numbers = anchors._numbers
+    monkeypatch.setattr(anchors, "_numbers", lambda *given: _outside(numbers, *given))
+    device._kept.cache_clear()
+    with FakeTensorMode():
+        yield asked
+    device._kept.cache_clear()
+
+
+def _outside(function: Callable[..., Any], *given: Any) -> Any:
+    """The values of a function of plain numbers."""
+    with unset_fake_temporarily():
+        return function(*given)
+
+
+def on_gpu(config: ModelConfig) -> tuple[MaskRCNN, Batch, Truth]:
+    """A model, two pictures and their truth there."""
+    batch, truth = _outside(_inputs, config)
+    there = lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda")  # noqa: E731
+    with torch.device("cuda"):
+        model = MaskRCNN.from_config(config)
+    labelled = torch.ones(2, config.num_classes, dtype=torch.bool, device="cuda")
+    return model, batch._map(there), replace(truth._map(there), labelled=labelled)
+
+
+def _inputs(config: ModelConfig) -> tuple[Batch, Truth]:
+    batch = make_batch([(256, 320), (320, 192)])
+    return batch, make_truth(config, batch)
+
+
+def places(tensors: Any) -> set[str]:
+    return {value.device.type for value in tensors if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
+    model, batch, truth = on_gpu(MODELS[name]())
+    losses = model.train().losses(batch, truth)
+    assert places(losses.values()) == {"cuda"}
+    assert places(gpu) == {"cuda"}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MODELS), ("joint", "bfloat16")])
+def test_answers_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
+    model, batch, _ = on_gpu(MODELS[name]())
+    fast = mr.optimize(model.eval(), dtype)
+    with torch.inference_mode():
+        found = fast(batch)
+    assert places(vars(found).values()) == {"cuda"}
+    assert found.valid.shape == (2, model.config.box.max_detections)
+    assert len(gpu) == (2 if name in ("soft NMS", "torchvision's") else 1)  # torchvision's joints are sought in heat maps as large as the boxes
+
+
+def test_the_reference_stays_on_the_gpu(gpu: list[Tensor]) -> None:
+    model, batch, _ = on_gpu(mr.maskrcnn_r18_small(3))
+    with torch.inference_mode():
+        found = mr.model.fuse.reference(model)(batch)
+    assert places(vars(found).values()) == {"cuda"}
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses(gpu: list[Tensor]) -> None:
+    there = torch.empty(3, device="cuda")
+    with pytest.raises(RuntimeError, match="same device"):
+        there + torch.ones(3)
+    with pytest.raises(DataDependentOutputException):
+        there.sum().item()
