@@ -62,14 +62,14 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     device._kept.cache_clear()
 
 
-def candidates(pictures: int, count: int, seed: int, side: float = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def candidates(pictures: int, count: int, seed: int, side: float = 60) -> nms.Candidates:
     """Boxes, scores with ties, three groups, and which are valid."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.rand(pictures, count, 2, generator=generator) * 100
     boxes = torch.cat([low, low + 2 + side * torch.rand(pictures, count, 2, generator=generator)], dim=-1)
     scores = (torch.rand(pictures, count, generator=generator) * 50).round() / 50
     groups = torch.randint(3, (pictures, count), generator=generator)
-    return boxes, scores, groups, torch.rand(pictures, count, generator=generator) < 0.8
+    return nms.Candidates(boxes, scores, groups, torch.rand(pictures, count, generator=generator) < 0.8)
 
 
 def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> None:
@@ -81,11 +81,11 @@ def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> None:
 @pytest.mark.parametrize(("count", "keep"), [(1, 5), (40, 100), (300, 20)])
 def test_nms_of_all_pictures_at_once_keeps_what_the_loop_keeps(threshold: float, count: int, keep: int) -> None:
     for seed in range(4):
-        boxes, scores, groups, valid = candidates(3, count, seed)
-        scores = scores + torch.linspace(0, 1e-3, count)  # torchvision's own order of ties is not defined
-        index, kept, exact = nms.select_at_once(boxes, scores, groups, valid, threshold, keep)
+        given = candidates(3, count, seed)
+        given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, count))  # torchvision's own order of ties is not defined
+        index, kept, exact = nms.select_at_once(given, threshold, keep)
         assert exact
-        same((index, kept), nms.select_one_by_one(boxes, scores, groups, valid, threshold, keep))
+        same((index, kept), nms.select_one_by_one(given, threshold, keep))
 
 
 def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
@@ -96,34 +96,34 @@ def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
         levels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(2, -1)
         for keep in (10, 300):
             ours = nms.select_by_level(boxes, scores, valid, sizes, 0.5, keep)
-            same(ours, nms.select_one_by_one(boxes, scores, levels, valid, 0.5, keep))
+            same(ours, nms.select_one_by_one(nms.Candidates(boxes, scores, levels, valid), 0.5, keep))
     assert ahead == []
 
 
-def chain(length: int) -> tuple[torch.Tensor, ...]:
+def chain(length: int) -> nms.Candidates:
     """Boxes that each overlap the next by more than half, with falling scores: every other one survives, decided one after the other."""
     left = torch.arange(length) * 3.0
     boxes = torch.stack([left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=-1)[None]
     zeros = torch.zeros(1, length, dtype=torch.int64)
-    return boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0
+    return nms.Candidates(boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0)
 
 
 def test_what_the_rounds_cannot_decide_is_decided_by_the_loop(ahead: list[int]) -> None:
-    boxes, scores, groups, valid = chain(3 * nms.ROUNDS)
-    assert not nms.select_at_once(boxes, scores, groups, valid, 0.5, 500)[2]
-    index, kept, count = nms.select(boxes, scores, groups, valid, 0.5, 500)
+    given = chain(3 * nms.ROUNDS)
+    assert not nms.select_at_once(given, 0.5, 500)[2]
+    index, kept, count = nms.select(given, 0.5, 500)
     assert count == 3 * nms.ROUNDS // 2
     assert index[kept].tolist() == list(range(0, 3 * nms.ROUNDS, 2))
 
 
 def test_more_candidates_than_are_compared_at_once_change_nothing(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nms, "CANDIDATES", 16)
-    boxes, scores, groups, valid = candidates(2, 200, 0)
-    scores = scores + torch.linspace(0, 1e-3, 200)
-    boxes[:, scores[0].topk(120).indices] = torch.tensor([0.0, 0, 9, 9])  # the best are copies of few
+    given = candidates(2, 200, 0)
+    given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, 200))
+    given.boxes[:, given.scores[0].topk(120).indices] = torch.tensor([0.0, 0, 9, 9])  # the best are copies of few
     for threshold, keep, exact in ((0.5, 3, True), (0.5, 30, False)):
-        assert nms.select_at_once(boxes, scores, groups, valid, threshold, keep)[2] == exact
-        same(nms.select(boxes, scores, groups, valid, threshold, keep)[:2], nms.select_one_by_one(boxes, scores, groups, valid, threshold, keep))
+        assert nms.select_at_once(given, threshold, keep)[2] == exact
+        same(nms.select(given, threshold, keep)[:2], nms.select_one_by_one(given, threshold, keep))
     assert len(ahead) == 2
 
 

@@ -136,7 +136,7 @@ def test_random_keys_are_uniform_and_independent_of_stream_and_seed() -> None:
 def test_padded_nms_equals_torchvision_for_each_picture() -> None:
     boxes, scores = random_boxes(2, 300, side=60), torch.rand(2, 300, generator=torch.Generator().manual_seed(4))
     groups, valid = torch.arange(600).view(2, 300) % 3, scores > 0.2
-    index, kept, count = nms.select(boxes, scores, groups, valid, 0.4, 20)
+    index, kept, count = nms.select(nms.Candidates(boxes, scores, groups, valid), 0.4, 20)
     assert count == kept.sum()
     for b in range(2):
         candidates = valid[b].nonzero()[:, 0]
@@ -147,7 +147,7 @@ def test_padded_nms_equals_torchvision_for_each_picture() -> None:
 def test_soft_nms_decays_scores_by_the_overlap_with_better_boxes() -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0.0, 0, 10, 5], [50.0, 50, 60, 60], [0.0, 0, 10, 10]]])
     scores, groups = torch.tensor([[0.9, 0.8, 0.5, 0.7]]), torch.tensor([[0, 0, 0, 1]])
-    (index, kept, _), new = nms.select_soft(boxes, scores, groups, torch.ones(1, 4, dtype=torch.bool), 0.5, 0.01, 4)
+    (index, kept, _), new = nms.select_soft(nms.Candidates(boxes, scores, groups, torch.ones(1, 4, dtype=torch.bool)), 0.5, 0.01, 4)
     assert kept.all()
     assert index[0].tolist() == [0, 3, 2, 1]
     torch.testing.assert_close(new[0], torch.tensor([0.9, 0.7, 0.5, 0.8 * torch.tensor(-0.25 / 0.5).exp()]))

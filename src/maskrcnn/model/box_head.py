@@ -130,20 +130,24 @@ class BoxHead(nn.Module):
         sides = boxes[..., 2:] - boxes[..., :2]
         valid = (sides >= config.min_size).all(dim=-1) & (scores > config.score_threshold)
         valid &= proposals.valid.repeat_interleave(classes, dim=1)
-        groups = torch.zeros_like(labels) if config.nms == "all" else labels
+        candidates = nms.Candidates(boxes, scores, torch.zeros_like(labels) if config.nms == "all" else labels, valid)
         if config.nms == "soft":
-            chosen, score = nms.select_soft(boxes, scores, groups, valid, config.soft_sigma, config.score_threshold, config.max_detections)
+            chosen, score = nms.select_soft(candidates, config.soft_sigma, config.score_threshold, config.max_detections)
         else:
-            chosen = nms.select(boxes, scores, groups, valid, config.nms_iou, config.max_detections)
+            chosen = nms.select(candidates, config.nms_iou, config.max_detections)
             score = gather(scores, chosen.index)
-        kept = chosen.valid
-        found = Detections(
-            boxes=torch.where(kept[..., None], gather(boxes, chosen.index), 0.0),
-            scores=torch.where(kept, score, 0.0),
-            labels=torch.where(kept, gather(labels, chosen.index), 0),
-            valid=kept,
-        )
-        return found, chosen.count
+        return detections_of(chosen, boxes, score, labels), chosen.count
+
+
+def detections_of(chosen: nms.Selection, boxes: Float[Tensor, "B N 4"], scores: Float[Tensor, "B K"], labels: Int64[Tensor, "B N"]) -> Detections:
+    """The chosen boxes with their scores (given in the order of the choice) and labels; zeros where there is none."""
+    kept = chosen.valid
+    return Detections(
+        boxes=torch.where(kept[..., None], gather(boxes, chosen.index), 0.0),
+        scores=torch.where(kept, scores, 0.0),
+        labels=torch.where(kept, gather(labels, chosen.index), 0),
+        valid=kept,
+    )
 
 
 def open_cross_entropy(class_logits: Float[Tensor, "B R C1"], labels: Int64[Tensor, "B R"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B R"]:

@@ -1,6 +1,6 @@
 """Non-maximum suppression on padded batches.
 
-In: boxes [B, N, 4], scores [B, N], a group for each box (boxes of different groups never suppress one another), a mask of the valid ones.
+In:  candidates: boxes [B, N, 4] with scores, groups, and which of them are valid.
 Out: the indices of the kept boxes, best first, padded to `keep` per picture, and which of them are valid.
 
 Two forms of one definition. On a processor torchvision's kernel, picture by picture: the loop is here and nowhere else. On a device that runs ahead
@@ -27,6 +27,17 @@ ROUNDS = 64
 CANDIDATES = 1024
 
 
+class Candidates(NamedTuple):
+    """The boxes to choose from."""
+
+    boxes: Float[Tensor, "B N 4"]
+    scores: Float[Tensor, "B N"]
+    groups: Int64[Tensor, "B N"]
+    """Boxes of different groups never suppress one another."""
+    valid: Bool[Tensor, "B N"]
+    """The others neither suppress nor are kept."""
+
+
 class Selection(NamedTuple):
     """The boxes that are kept."""
 
@@ -36,21 +47,20 @@ class Selection(NamedTuple):
     """How many are valid in all pictures together."""
 
 
-def select(
-    boxes: Float[Tensor, "B N 4"],
-    scores: Float[Tensor, "B N"],
-    groups: Int64[Tensor, "B N"],
-    valid: Bool[Tensor, "B N"],
-    threshold: float,
-    keep: int,
-) -> Selection:
-    """Greedy NMS within each group; the `keep` best survivors of each picture. Waits once on a device that runs ahead."""
-    if device.runs_ahead(boxes.device):
-        index, kept, exact = select_at_once(boxes, scores, groups, valid, threshold, keep)
+def select(candidates: Candidates, threshold: float, keep: int) -> Selection:
+    """Greedy NMS within each group: the `keep` best survivors of each picture. Waits once on a device that runs ahead.
+
+    Args:
+        candidates: of all pictures.
+        threshold: of IoU, above which the worse of two boxes goes.
+        keep: boxes of a picture.
+    """
+    if device.runs_ahead(candidates.boxes.device):
+        index, kept, exact = select_at_once(candidates, threshold, keep)
         (count,) = device.ask(torch.where(exact, kept.sum(), -1))
         if count >= 0:
             return Selection(index, kept, count)
-    index, kept = select_one_by_one(boxes, scores, groups, valid, threshold, keep)
+    index, kept = select_one_by_one(candidates, threshold, keep)
     return Selection(index, kept, int(kept.sum()))
 
 
@@ -71,7 +81,7 @@ def select_by_level(
     """
     if not device.runs_ahead(boxes.device):
         levels = torch.cat([torch.full((size,), level) for level, size in enumerate(sizes)])
-        return select_one_by_one(boxes, scores, levels.expand(len(boxes), -1), valid, threshold, keep)
+        return select_one_by_one(Candidates(boxes, scores, levels.expand(len(boxes), -1), valid), threshold, keep)
     longest = max(sizes)
     exists = torch.stack([F.pad(part, (0, longest - part.shape[1])) for part in valid.split(list(sizes), dim=1)], dim=1)
     rivals = torch.zeros(*exists.shape, longest, dtype=_matrix_type(boxes), device=boxes.device)
@@ -83,39 +93,27 @@ def select_by_level(
     return _first(order, kept.gather(1, order), keep)
 
 
-def select_one_by_one(
-    boxes: Float[Tensor, "B N 4"],
-    scores: Float[Tensor, "B N"],
-    groups: Int64[Tensor, "B N"],
-    valid: Bool[Tensor, "B N"],
-    threshold: float,
-    keep: int,
-) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
+def select_one_by_one(candidates: Candidates, threshold: float, keep: int) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """Greedy NMS, picture by picture."""
+    boxes, scores, groups, valid = candidates
     index = torch.zeros(len(boxes), keep, dtype=torch.int64, device=boxes.device)
     kept = torch.zeros_like(index, dtype=torch.bool)
     for b in range(len(boxes)):
-        candidates = valid[b].nonzero()[:, 0]
-        best = candidates[batched_nms(boxes[b, candidates], scores[b, candidates], groups[b, candidates], threshold)[:keep]]
+        there = valid[b].nonzero()[:, 0]
+        best = there[batched_nms(boxes[b, there], scores[b, there], groups[b, there], threshold)[:keep]]
         index[b, : len(best)] = best
         kept[b, : len(best)] = True
     return index, kept
 
 
-def select_at_once(
-    boxes: Float[Tensor, "B N 4"],
-    scores: Float[Tensor, "B N"],
-    groups: Int64[Tensor, "B N"],
-    valid: Bool[Tensor, "B N"],
-    threshold: float,
-    keep: int,
-) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"], Bool[Tensor, ""]]:
+def select_at_once(candidates: Candidates, threshold: float, keep: int) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"], Bool[Tensor, ""]]:
     """Greedy NMS among the best candidates of every picture, without waiting.
 
     Returns:
         The indices, which are valid, and whether this is the answer of `select_one_by_one`: every box was decided, and boxes beyond the
         candidates could not have been kept.
     """
+    boxes, scores, groups, valid = candidates
     most = min(max(CANDIDATES, 4 * keep), boxes.shape[1])
     order = torch.where(valid, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :most]
     box, group, exists = boxes.gather(1, order[..., None].expand(-1, -1, 4)), groups.gather(1, order), valid.gather(1, order)
@@ -155,15 +153,7 @@ def _first(order: Int64[Tensor, "B N"], kept: Bool[Tensor, "B N"], keep: int) ->
     return F.pad(order.gather(1, place), padding), F.pad(kept.gather(1, place), padding)
 
 
-def select_soft(
-    boxes: Float[Tensor, "B N 4"],
-    scores: Float[Tensor, "B N"],
-    groups: Int64[Tensor, "B N"],
-    valid: Bool[Tensor, "B N"],
-    sigma: float,
-    floor: float,
-    keep: int,
-) -> tuple[Selection, Float[Tensor, "B K"]]:
+def select_soft(candidates: Candidates, sigma: float, floor: float, keep: int) -> tuple[Selection, Float[Tensor, "B K"]]:
     """Gaussian Soft-NMS: a box that overlaps a better one of its group loses score, times exp(-iou^2 / sigma), instead of being removed.
 
     Returns:
@@ -171,6 +161,7 @@ def select_soft(
 
     Source: Bodla et al. 2017, section 3.
     """
+    boxes, scores, groups, valid = candidates
     (most,) = device.ask(valid.sum(dim=1).amax())
     remaining, order = torch.where(valid, scores, -1.0).topk(most, dim=1)
     box, group = boxes.gather(1, order[..., None].expand(-1, -1, 4)), groups.gather(1, order)

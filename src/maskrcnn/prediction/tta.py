@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import geometry
+from ..model.box_head import detections_of
 from ..model.maskrcnn import MaskRCNN
 from ..ops import boxes as box_ops
 from ..ops import nms
@@ -132,13 +133,8 @@ def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> Detecti
     boxes = box_ops.clip(boxes, batch.sizes)
     valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     groups = torch.zeros_like(labels) if config.box.nms == "all" else labels
-    index, kept = nms.select(boxes, scores, groups, valid, config.box.nms_iou, config.box.max_detections)[:2]
-    return Detections(
-        boxes=torch.where(kept[..., None], boxes.gather(1, index[..., None].expand(-1, -1, 4)), 0.0),
-        scores=torch.where(kept, scores.gather(1, index), 0.0),
-        labels=torch.where(kept, labels.gather(1, index), 0),
-        valid=kept,
-    )
+    chosen = nms.select(nms.Candidates(boxes, scores, groups, valid), config.box.nms_iou, config.box.max_detections)
+    return detections_of(chosen, boxes, scores.gather(1, chosen.index), labels)
 
 
 def _move(matrices: Float[Tensor, "B 3 3"], boxes: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N 4"]:
