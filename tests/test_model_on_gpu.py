@@ -1,7 +1,8 @@
 """What a GPU would refuse is refused here: the model runs on stand-ins of GPU tensors, which have a shape, a type and a place but no values.
 
-They refuse an operation between the GPU and the processor, and every value that is needed other than by `ask`. The backward pass and autocast need a
-real GPU; tests/test_model_ahead.py compares the values of these forms on the processor.
+They refuse an operation between the GPU and the processor, and every value that is needed other than by `ask`. PyTorch's gradients need a real
+device, so they are of tensors on "meta", another place that is not the processor. tests/test_model_ahead.py compares the values of these forms on
+the processor.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import maskrcnn as mr
 from maskrcnn.config import ModelConfig
 from maskrcnn.model import anchors, maskrcnn
-from maskrcnn.model.maskrcnn import MaskRCNN
+from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.ops import device, keypoints
 from maskrcnn.structures import Batch, Truth
 
@@ -40,8 +41,8 @@ def _changed(config: ModelConfig, **box: Any) -> ModelConfig:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Tensors without values, on a GPU that is not there; gives the numbers that were asked for."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """The numbers that the model asks for; the answer is always the same."""
     asked: list[Tensor] = []
 
     def ask(*numbers: Tensor) -> list[Any]:
@@ -51,12 +52,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
     for module in (device, maskrcnn, keypoints):
         monkeypatch.setattr(module, "ask", ask)
+    device._kept.cache_clear()
+    yield asked
+    device._kept.cache_clear()
+
+
+@pytest.fixture
+def gpu(asked: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Tensors without values, on a GPU that is not there."""
     numbers = anchors._numbers
     monkeypatch.setattr(anchors, "_numbers", lambda *given: _outside(numbers, *given))
-    device._kept.cache_clear()
     with FakeTensorMode():
         yield asked
-    device._kept.cache_clear()
 
 
 def _outside(function: Callable[..., Any], *given: Any) -> Any:
@@ -65,13 +72,13 @@ def _outside(function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
 
 
-def on_gpu(config: ModelConfig) -> tuple[MaskRCNN, Batch, Truth]:
-    """A model, two pictures and their truth there."""
+def build(config: ModelConfig, place: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
+    """A model, two pictures and their truth in a place."""
     batch, truth = _outside(_inputs, config)
-    there = lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda")  # noqa: E731
-    with torch.device("cuda"):
+    there = lambda t: torch.empty(t.shape, dtype=t.dtype, device=place)  # noqa: E731
+    with torch.device(place):
         model = MaskRCNN.from_config(config)
-    labelled = torch.ones(2, config.num_classes, dtype=torch.bool, device="cuda")
+    labelled = torch.ones(2, config.num_classes, dtype=torch.bool, device=place)
     return model, batch._map(there), replace(truth._map(there), labelled=labelled)
 
 
@@ -86,15 +93,24 @@ def places(tensors: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
-    model, batch, truth = on_gpu(MODELS[name]())
+    model, batch, truth = build(MODELS[name]())
     losses = model.train().losses(batch, truth)
     assert places(losses.values()) == {"cuda"}
     assert places(gpu) == {"cuda"}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_trained_weight_has_a_gradient_in_its_place(name: str, asked: list[Tensor]) -> None:
+    model, batch, truth = build(MODELS[name](), "meta")
+    total(model.train().losses(batch, truth)).backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert {p.grad.device.type for p in trained if p.grad is not None} == {"meta"}
+    assert all(p.grad is not None for p in trained)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MODELS), ("joint", "bfloat16")])
 def test_answers_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
-    model, batch, _ = on_gpu(MODELS[name]())
+    model, batch, _ = build(MODELS[name]())
     fast = mr.optimize(model.eval(), dtype)
     with torch.inference_mode():
         found = fast(batch)
@@ -104,7 +120,7 @@ def test_answers_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> No
 
 
 def test_the_reference_stays_on_the_gpu(gpu: list[Tensor]) -> None:
-    model, batch, _ = on_gpu(mr.maskrcnn_r18_small(3))
+    model, batch, _ = build(mr.maskrcnn_r18_small(3))
     with torch.inference_mode():
         found = mr.model.fuse.reference(model)(batch)
     assert places(vars(found).values()) == {"cuda"}
