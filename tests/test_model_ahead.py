@@ -18,7 +18,7 @@ from maskrcnn.model.fuse import optimize
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.roi_align import RoiPooler
 from maskrcnn.ops import device, keypoints, nms
-from maskrcnn.structures import Batch, Detections
+from maskrcnn.structures import Batch, Detections, Proposals
 
 # Operations that make the program wait for a GPU, for a value or a shape depends on a result. `lift_fresh`: a copy from the host's memory.
 WAITING = {
@@ -204,6 +204,25 @@ def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(ahea
     torch.testing.assert_close(half.scores.mean(dim=1), full.scores.mean(dim=1), atol=0, rtol=0.01)
     assert half.masks is not None
     assert half.boxes.dtype == half.masks.dtype == torch.float32
+
+
+def test_rois_that_do_not_count_have_no_part_in_the_gradients(ahead: list[int]) -> None:
+    net, batch = model(), four_pictures()
+    truth = make_truth(net.config, batch)
+    truth.ignore[...] = True
+    truth.boxes[...] = torch.tensor([-1e3, -1e3, 1e3, 1e3])  # nobody knows what is where
+    net.rpn.propose = lambda *_, **__: Proposals(torch.zeros(4, 500, 4), torch.zeros(4, 500), torch.zeros(4, 500, dtype=torch.bool))  # ty: ignore
+    losses = net.losses(batch, truth)
+    total(losses).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_network_that_diverged_gives_no_objects(ahead: list[int]) -> None:
+    net = model()
+    with torch.no_grad():
+        net.rpn.deltas.bias.fill_(torch.nan)  # ty: ignore[invalid-argument-type, call-non-callable]
+    with torch.inference_mode():
+        assert not net(four_pictures()).valid.any()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9])

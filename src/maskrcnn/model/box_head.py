@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..config import BoxHeadConfig
 from ..ops import boxes as box_ops
 from ..ops import nms
+from ..ops.device import constant
 from ..ops.noise import random_keys
 from ..ops.ranks import average_over_ranks
 from ..structures import Batch, Detections, Proposals, Truth
@@ -51,7 +52,8 @@ def sample_rois(proposals: Proposals, truth: Truth, batch: Batch, config: BoxHea
     truth_index = gather(found.truth_index, index)
     positive = gather(found.positive, index) & valid
     labels = gather(truth.labels, truth_index) if truth.labels.shape[1] else truth_index
-    return RoiSample(gather(boxes, index), labels, truth_index, positive, valid)
+    somewhere = constant((0.0, 0.0, 1.0, 1.0), boxes.device)  # for a box without area has no gradient, and none times 0 is none
+    return RoiSample(torch.where(valid[..., None], gather(boxes, index), somewhere), labels, truth_index, positive, valid)
 
 
 class BoxHead(nn.Module):

@@ -103,7 +103,7 @@ class Rpn(nn.Module):
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
         rank = score.sigmoid() if self.config.nms_score == "probability" else score
         index, kept = nms.select_by_level(box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms)
-        return Proposals(boxes=gather(box, index), scores=gather(score, index), valid=kept)
+        return Proposals(boxes=torch.where(kept[..., None], gather(box, index), 0.0), scores=gather(score, index), valid=kept)
 
     def losses(self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """Cross-entropy of the sampled anchors' objectness; smooth L1 of the positive ones' offsets, over the number of samples."""
