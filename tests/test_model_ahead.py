@@ -44,6 +44,19 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Copies(TorchDispatchMode):
+    """The sizes of tensors that are given another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name == "aten::_to_copy":
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The processor taken for a device that runs ahead; gives the numbers that were asked for, one entry each time."""
@@ -114,6 +127,15 @@ def test_what_the_rounds_cannot_decide_is_decided_by_the_loop(ahead: list[int]) 
     index, kept, count = nms.select(given, 0.5, 500)
     assert count == 3 * nms.ROUNDS // 2
     assert index[kept].tolist() == list(range(0, 3 * nms.ROUNDS, 2))
+
+
+def test_autocast_copies_no_matrix_of_rivals(ahead: list[int]) -> None:
+    given = candidates(2, 200, 0)
+    given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, 200))
+    with torch.autocast("cpu", torch.bfloat16), Copies() as copies:
+        selection = nms.select(given, 0.5, 300)
+    same(selection[:2], nms.select_one_by_one(given, 0.5, 300))
+    assert copies.sizes.count(2 * 200 * 200) == 1  # from its truth values
 
 
 def test_more_candidates_than_are_compared_at_once_change_nothing(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

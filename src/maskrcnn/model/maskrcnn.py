@@ -189,7 +189,7 @@ class MaskRCNN(nn.Module):
     def _mask_loss(self, pyramid: Pyramid, rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        # Where there is none the first RoI stands in, and does not count: a head that sees nothing would have no gradients.
+        # Where there is none a RoI stands in, and does not count: a head that sees nothing would have no gradients.
         image, slot = _rows(chosen, max(count, 1))
         boxes, counts = rois.boxes[image, slot], chosen[image, slot]
         logits = self.mask_head(self._roi_features(self.mask_pool, pyramid, boxes, image), rois.labels[image, slot])
