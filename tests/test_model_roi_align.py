@@ -95,6 +95,18 @@ def test_a_linear_ramp_is_read_at_the_middle_of_each_bin() -> None:
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([25.0, 35.0, 45.0, 55.0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_kernel_rounds_features_and_not_boxes(dtype: torch.dtype) -> None:
+    pooler = RoiPooler(STRIDES, RoiConfig(size=7, sampling_ratio=2))
+    pooler.use_torchvision_kernel = True
+    rois, image = boxes()
+    rounded = levels(dtype=dtype)
+    exact = pooler(Pyramid.of([level.float() for level in rounded]), rois, image)
+    found = pooler(Pyramid.of(rounded), rois, image)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, atol=0, rtol=torch.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("use_kernel", [False, True])
 def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bool) -> None:
     pooler = RoiPooler(STRIDES, RoiConfig())

@@ -61,16 +61,14 @@ class RoiPooler(nn.Module):
         size, ratio, aligned = self.config.size, self.config.sampling_ratio or -1, self.config.aligned
         pooled = levels[0].new_zeros(len(boxes), levels[0].shape[1], size, size)
         for i, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
-            own = level_index == i
-            if level.device.type != "cpu" and level.dtype == torch.bfloat16:
-                level = level.float()  # torchvision's kernel for GPUs has no bfloat16
+            own, level = level_index == i, level.float()  # the kernel takes boxes of the level's type, where they would be rounded
             if runs_ahead(level.device):  # RoIs of other levels shrink to nothing: to count them would be to wait
-                values = torchvision_roi_align(level, (rois * own[:, None]).to(level.dtype), size, 1 / stride, ratio, aligned)
+                values = torchvision_roi_align(level, rois * own[:, None], size, 1 / stride, ratio, aligned)
                 pooled = torch.where(own[:, None, None, None], values.to(pooled.dtype), pooled)
             else:
                 chosen = own.nonzero()[:, 0]
-                values = torchvision_roi_align(level, rois[chosen].to(level.dtype), size, 1 / stride, ratio, aligned)
-                pooled = pooled.index_copy(0, chosen, values)
+                values = torchvision_roi_align(level, rois[chosen], size, 1 / stride, ratio, aligned)
+                pooled = pooled.index_copy(0, chosen, values.to(pooled.dtype))
         return pooled
 
 
