@@ -159,6 +159,8 @@ def test_mask_targets_are_the_exact_average_of_the_mask_over_each_cell() -> None
     boxes = random_boxes(8, side=40, seed=1).round() + torch.tensor([0, 0, 16, 16])
     rois = boxes + torch.randn(8, 4, generator=generator) * 3
     targets = mask_targets(masks, boxes, rois, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(targets, mask_targets(masks, boxes, rois, 7)), "exact in bfloat16 training as well"
     fine = 64  # a cell's average by brute force: many points in each cell
     for k in range(8):
         points = (torch.arange(7 * fine) + 0.5) / (7 * fine)

@@ -18,10 +18,11 @@ from maskrcnn.evaluation.answers import match_categories
 from maskrcnn.evaluation.coco import evaluate
 from maskrcnn.images import ImageError, image_size
 from maskrcnn.instances import Instances
+from maskrcnn.model.fuse import optimize
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.ops.rle import area
 from maskrcnn.prediction.files import predict_files
-from maskrcnn.prediction.predictor import Source, answering, predict, stream, to_instances
+from maskrcnn.prediction.predictor import Form, Source, answering, predict, stream, to_instances
 from maskrcnn.structures import Batch, Detections
 
 CATEGORIES = (Category("stone", 4), Category("fly", 2, keypoints=("head", "tail"), skeleton=((0, 1),)))
@@ -166,6 +167,19 @@ def test_wrong_arguments_are_errors_with_a_cure(model: MaskRCNN, tmp_path: Path)
         predict(model, torch.zeros(3, 32, 32))  # ty: ignore[invalid-argument-type]
     with pytest.raises(ValueError, match="batch_size is 0"):
         list(predict(model, [picture(48, 64)], batch_size=0))
+
+
+@pytest.mark.parametrize("form", ["fast", "reference"])
+def test_a_model_is_brought_to_another_place_once(form: Form) -> None:
+    model = make_model()
+    there = answering(model, form=form, device="meta").network
+    assert next(there.parameters()).device.type == "meta"
+    assert answering(model, form=form, device="meta").network is there
+    assert next(answering(model, form=form).network.parameters()).device.type == "cpu"
+    assert answering(optimize(model), device="cpu").network.optimized
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    assert answering(model, form=form, device="meta").network is not there
 
 
 def test_the_fast_form_follows_a_model_that_is_still_trained() -> None:

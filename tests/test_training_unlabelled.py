@@ -131,6 +131,13 @@ def test_a_disturbed_view_is_a_function_of_its_seed_and_stays_a_picture(height: 
     assert torch.allclose(seen.images[1, :, :height, :width], alone, atol=1e-3), "neighbours in the batch change nothing"
 
 
+def test_a_disturbed_view_is_not_rounded_to_bfloat16() -> None:
+    batch = Batch.collate([torch.randint(256, (3, 64, 80), dtype=torch.uint8)] * 8, seeds=range(8))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = disturb(batch).images
+    assert torch.equal(rounded, disturb(batch).images)
+
+
 def test_disturbed_views_differ_from_the_plain_one_and_from_each_other_but_what_is_where_stays() -> None:
     card = torch.zeros(3, 64, 64)
     card[:, 20:40, 10:50] = 200

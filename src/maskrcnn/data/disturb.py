@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ops.device import no_autocast
 from ..structures import Batch
 from .augment import colour_matrix
 
@@ -30,6 +31,11 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 @torch.no_grad()
 def disturb(batch: Batch) -> Batch:
     """The strong view: colours, blur and missing patches drawn by each picture's own seed; what is where stays the same."""
+    with no_autocast(batch.images.device):
+        return replace(batch, images=_disturbed(batch))
+
+
+def _disturbed(batch: Batch) -> Float[Tensor, "B 3 H W"]:
     images = batch.images.clone()
     for image, (height, width), seed in zip(images, batch.sizes.tolist(), batch.seeds.tolist(), strict=True):
         rng = np.random.default_rng((seed, 1))  # not the numbers that drew the geometry
@@ -38,7 +44,7 @@ def disturb(batch: Batch) -> Batch:
         fill = seen.mean(dim=(1, 2), keepdim=True)
         for y0, y1, x0, x1 in _patches(height, width, rng):
             seen[:, y0:y1, x0:x1] = fill
-    return replace(batch, images=images)
+    return images
 
 
 def _coloured(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..config import MaskHeadConfig
+from ..ops.device import no_autocast
 from ..ops.ranks import average_over_ranks
 from .layers import conv_tower, initialise
 
@@ -83,7 +84,8 @@ def mask_targets(masks: UInt8[Tensor, "K S S"], mask_boxes: Float[Tensor, "K 4"]
     grid = masks.shape[-1]
     rows = _overlap(mask_boxes[:, 1], mask_boxes[:, 3], rois[:, 1], rois[:, 3], grid, size)
     columns = _overlap(mask_boxes[:, 0], mask_boxes[:, 2], rois[:, 0], rois[:, 2], grid, size)
-    return (rows @ (masks.float() / 255) @ columns.transpose(1, 2)).clamp(0, 1)
+    with no_autocast(rois.device):
+        return (rows @ (masks.float() / 255) @ columns.transpose(1, 2)).clamp(0, 1)
 
 
 def _overlap(low: Tensor, high: Tensor, roi_low: Tensor, roi_high: Tensor, grid: int, size: int) -> Float[Tensor, "K size grid"]:

@@ -7,6 +7,7 @@ anybody wait, shapes are what they need to be.
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,12 @@ def runs_ahead(device: torch.device) -> bool:
 def ask(*numbers: Tensor) -> list[Any]:
     """The values of whole numbers (tensors of one shape, as nested lists), with one wait."""
     return torch.stack([n.long() for n in numbers]).tolist()
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Products in the types of what is multiplied, for arithmetic that bfloat16 would spoil."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 
 
 def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

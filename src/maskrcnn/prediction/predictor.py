@@ -107,7 +107,7 @@ class Answering:
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
         with torch.inference_mode():
-            batch = batch.to(next(self.network.parameters()).device)
+            batch = batch.to(next(self.network.parameters()).device, non_blocking=True)
             found = answer_from_views(self.network, batch, self.views) if self.views else self.network(batch)
             return found.to("cpu")
 
@@ -135,10 +135,8 @@ def answering(
     lowest = model.config.box.score_threshold
     if min_score is not None and min_score < lowest:
         raise ValueError(f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}")
-    network = reference(model) if form == "reference" else model if model.optimized else _fast(model)
-    if device is not None and torch.device(device) != next(network.parameters()).device:
-        network = copy.deepcopy(network).to(device)  # a copy, for the model itself stays where it is
-    return Answering(network, lowest if min_score is None else min_score, views_of(tta))
+    place = next(model.parameters()).device if device is None else torch.empty(0, device=device).device  # "cuda" with its number
+    return Answering(_in_form(model, form, place), lowest if min_score is None else min_score, views_of(tta))
 
 
 def stream(
@@ -274,16 +272,25 @@ def _ready(waiting: list[_Waiting]) -> Iterator[Instances]:
         yield waiting.pop(0).answer  # ty: ignore[invalid-yield]
 
 
-# The fast form of each model, and what the model was when it was made.
-_FAST: WeakKeyDictionary[MaskRCNN, tuple[Any, MaskRCNN]] = WeakKeyDictionary()
+# The forms of each model that were made, by kind and place, and what the model was when they were made.
+_FORMS: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[tuple[Form, torch.device], MaskRCNN]]] = WeakKeyDictionary()
 
 
-def _fast(model: MaskRCNN) -> MaskRCNN:
-    """The fast form, made anew when the model's weights, settings or place have changed since (it may be in training)."""
+def _in_form(model: MaskRCNN, form: Form, place: torch.device) -> MaskRCNN:
+    """The model in a form and a place, made anew when its weights or settings have changed since (it may be in training)."""
+    stays = place == next(model.parameters()).device
+    if stays and form == "reference":
+        return reference(model)
+    if stays and model.optimized:
+        return model
     state = _fingerprint(model)
-    if model not in _FAST or _FAST[model][0] != state:
-        _FAST[model] = (state, optimize(model))
-    return _FAST[model][1]
+    if model not in _FORMS or _FORMS[model][0] != state:
+        _FORMS[model] = (state, {})
+    forms = _FORMS[model][1]
+    if (form, place) not in forms:
+        made = reference(model) if form == "reference" else model if model.optimized else optimize(model)
+        forms[form, place] = made if stays else copy.deepcopy(made).to(place)
+    return forms[form, place]
 
 
 def _fingerprint(model: MaskRCNN) -> Any:

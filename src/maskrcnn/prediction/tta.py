@@ -87,7 +87,7 @@ def answer_from_views(network: MaskRCNN, batch: Batch, views: tuple[View, ...]) 
         pyramids.append(network.pyramid(seen))
         matrices.append(matrix)
         boxes, _ = network.find(pyramids[-1], seen)
-        found.append(replace(boxes, boxes=_move(torch.linalg.inv(matrix), boxes.boxes)))
+        found.append(replace(boxes, boxes=_move(torch.linalg.inv_ex(matrix)[0], boxes.boxes)))
     merged = merge(found, batch, network.config)
 
     image, slot = merged.valid.nonzero(as_tuple=True)

@@ -125,7 +125,7 @@ class Learner:
         losses, image_ids, waited = self._backward(number, weight)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_norm or math.inf)
-        *means, norm = self.processes.average(torch.cat([losses, norm[None]])).tolist()  # the only wait for the device
+        *means, norm = self.processes.average(torch.cat([losses, norm[None]])).tolist()  # the second wait for the device, after that of the losses
         means, taught = means[: len(self.terms)], means[len(self.terms) :]
         self._stop_if_not_finite(number, means, norm, image_ids, rate)
         self.scaler.step(self.optimizer)

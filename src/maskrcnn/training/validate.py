@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import ModelConfig, TrainConfig
+from ..ops.device import runs_ahead
 from .processes import Processes
 from .sampler import BatchPlan
 
@@ -77,7 +78,9 @@ def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, pr
     from ..evaluation.coco import evaluate_results
 
     share = validation.subset(range(processes.rank, len(validation), processes.world)) if processes.world > 1 else validation
-    found = results_on(model, share, share.truth(), validation.categories, device=str(processes.device)) if len(share) else []
+    together = config.batch_size if runs_ahead(processes.device) else 1  # one picture fills a processor
+    given = (model, share, share.truth(), validation.categories)
+    found = results_on(*given, batch_size=together, device=str(processes.device)) if len(share) else []
     results = list(chain.from_iterable(processes.gather(found)))
     numbers: dict[str, float] = {}
     if processes.main:
