@@ -1,13 +1,16 @@
 """Item 4: R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and beside what the card could do.
 
-Pictures lie on the device. An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more
-without pasting its masks into whole pictures, which ours leaves to whoever wants them. A training step is forward, backward and fused AdamW on the
-same pictures with 20 objects each; BatchNorm is frozen in both. "waits" are the times that the host stood still for the device in one batch, from a
-profile. "of the limit" compares with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
+Pictures lie on the device: a list of them for torchvision, which normalises and joins them itself; ours as the loader joins them, not normalised.
+An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more without pasting its masks into
+whole pictures, which ours leaves to whoever wants them; ours once more with trunk and pyramid compiled. A training step is forward, backward and
+fused AdamW on the same pictures with 20 objects each; in both, BatchNorm is frozen and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
+are what the heads saw in a step, "waits" the times that the host stood still for the device in one batch, from a profile. "of the limit" compares
+with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 from collections.abc import Callable
@@ -24,13 +27,16 @@ from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import total
 from maskrcnn.model.roi_align import bag_of_pixels
 from maskrcnn.structures import Batch, Truth
+from maskrcnn.weights.torchvision import convert
 
 from .limits import rates
 from .models import as_theirs, ours_of, picture, torchvision_model
 from .timing import in_turns
+from .training import NAMES, large_torchvision, rois
 
 Work = Callable[[], object]
 OBJECTS = 20
+BACKGROUND = 4 * 1025 + 257  # weights that torchvision trains for offsets and masks of background
 # What the CUDA runtime calls by which the host waits; copies without "Async" wait as well.
 WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!.*Async)|hip(Stream|Device|Event)Synchronize|hipMemcpy(?!.*Async)")
 
@@ -44,59 +50,62 @@ def run(quick: bool) -> dict[str, Any]:
 
 def measure(device: torch.device, side: tuple[int, int], batches: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """The tables for pictures of one size; also runs on a processor, to see that it works."""
-    theirs = torchvision_model()
-    ours = ours_of(theirs)
     card = rates(device=device.type)
-    result: dict[str, Any] = {"rows": [], "agreement": agreement(ours, device, side), "card": card, "seconds": {}}
+    result: dict[str, Any] = {"rows": [], "agreement": agreement(ours_of(torchvision_model()), device, side), "card": card, "seconds": {}}
     for count in batches:
         for kind, works in {"inference": inference, "training": training}.items():
-            work, operations = works(ours, theirs, device, side, count)
+            work, operations, seen_by_heads = works(device, side, count)
             waits = {name: count_waits(function, device) for name, function in work.items()}
             memory = {name: peak(function, device) for name, function in work.items()}
             times = in_turns(work, rounds, warm_up=3)
             limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
             for row in times.rows("torchvision"):
                 name, rate = row["what"], count / row["s"][0]
-                seen = {"img/s": rate, "of the limit": rate / limit, "waits": waits[name], "GB": memory[name]}
+                seen = {"img/s": rate, "of the limit": rate / limit, "waits": waits[name], "GB": memory[name]} | seen_by_heads.get(name, {})
                 result["rows"].append({"what": f"{kind}, batch {count}: {name}", **{k: v for k, v in row.items() if k != "what"}, **seen})
             result["seconds"][f"{kind} {count}"] = times.seconds
             del work
             gc.collect()
-    result["rows"] += pooling(device, max(batches), rounds)
+    for count, gradient in ((1000, False), (512, True)):
+        result["rows"] += pooling(device, max(batches), count if device.type != "cpu" else 50, gradient, rounds)
     return result
 
 
-def inference(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float]:
+def inference(device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float, dict[str, Any]]:
     """What answers a batch, and the operations that ours needs for it."""
-    fast = mr.optimize(ours.to(device), "bfloat16")
+    theirs = torchvision_model()
+    ours = ours_of(theirs).to(device)
+    fast, compiled = mr.optimize(ours, "bfloat16"), mr.optimize(ours, "bfloat16", compile=True)
     peer: Any = theirs.to(device).to(memory_format=torch.channels_last).eval()
     pictures, batch = inputs(device, side, count)
     paste = peer.transform.postprocess
 
     @torch.inference_mode()
-    def answer() -> Any:
-        return fast(batch).to("cpu")
+    def answer(network: mr.MaskRCNN) -> Any:
+        return network(batch).to("cpu")
 
     @torch.inference_mode()
     def peer_answer(pasted: bool = True) -> Any:
-        peer.eval()
         peer.transform.postprocess = paste if pasted else lambda found, *_: found
         with torch.autocast(device.type, torch.bfloat16):
             return [{k: v.cpu() for k, v in found.items()} for found in peer(pictures)]
 
-    work = {"torchvision": peer_answer, "torchvision, masks not pasted": lambda: peer_answer(False), "ours": answer}
-    return work, float(operations(answer))
+    work = {"torchvision": peer_answer, "torchvision, masks not pasted": lambda: peer_answer(False)}
+    work |= {"ours": lambda: answer(fast), "ours, compiled": lambda: answer(compiled)}
+    return work, float(operations(work["ours"])), {}
 
 
-def training(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float]:
-    """What learns from a batch, and the operations that ours needs for it."""
-    config = ours.config
-    model = mr.MaskRCNN.from_config(config)
-    model.load_state_dict(ours.state_dict())
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    peer = theirs.to(device).to(memory_format=torch.channels_last)
+def training(device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float, dict[str, Any]]:
+    """What learns from a batch, the operations that ours needs for it, and the RoIs that the heads see."""
+    theirs = large_torchvision()
+    model = mr.MaskRCNN.from_config(mr.torchvision_v1(NAMES))
+    model.load_state_dict(convert(theirs.state_dict(), bn_eps=1e-5)[1])
+    model, peer = (m.to(device).to(memory_format=torch.channels_last).train() for m in (model, theirs))
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model, peer)]
+    if trained[0] != trained[1] - BACKGROUND:
+        raise RuntimeError(f"ours trains {trained[0]:,} numbers, torchvision's {trained[1]:,}: their times cannot be compared")
     pictures, batch = inputs(device, side, count)
-    truth, targets = objects(device, side, count, config.num_classes)
+    truth, targets = objects(device, side, count, len(NAMES))
 
     def learn(losses: Callable[[], Tensor], network: nn.Module) -> Work:
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-6, fused=True)
@@ -111,18 +120,13 @@ def training(ours: mr.MaskRCNN, theirs: nn.Module, device: torch.device, side: t
 
         return step
 
-    def peer_losses() -> Tensor:
-        peer.train()
-        for part in peer.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.eval()
-        return torch.stack([*peer(pictures, targets).values()]).sum()
-
-    for part in peer.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.requires_grad_(False)
-    work = {"torchvision": learn(peer_losses, peer), "ours": learn(lambda: total(model.losses(batch, truth)), model)}
-    return work, float(operations(work["ours"]))
+    work = {
+        "torchvision": learn(lambda: torch.stack([*peer(pictures, targets).values()]).sum(), peer),
+        "ours": learn(lambda: total(model.losses(batch, truth)), model),
+    }
+    heads = {"torchvision": peer.roi_heads, "ours": model}
+    seen = {name: rois(heads[name], step) for name, step in work.items()}
+    return work, float(operations(work["ours"])), seen
 
 
 def inputs(device: torch.device, side: tuple[int, int], count: int) -> tuple[list[Tensor], Batch]:
@@ -167,15 +171,15 @@ def agreement(ours: mr.MaskRCNN, device: torch.device, side: tuple[int, int]) ->
     found = distance < 1
     score = (here.scores[0][here.valid[0]] - there.scores[0][there.valid[0]][twin]).abs()[found]
     counts = {"objects": int(here.valid.sum()), "objects there": int(there.valid.sum()), "of them in the same place": int(found.sum())}
-    return counts | {"px": float(distance[found].amax()), "score": float(score.amax())}
+    return counts | ({"px": float(distance[found].amax()), "score": float(score.amax())} if found.any() else {})
 
 
-def pooling(device: torch.device, count: int, rounds: int) -> list[dict[str, Any]]:
-    """RoIAlign of 1000 RoIs a picture from four levels: from one table, and by torchvision's kernel in float32."""
+def pooling(device: torch.device, count: int, rois: int, gradient: bool, rounds: int) -> list[dict[str, Any]]:
+    """RoIAlign of so many RoIs a picture from four levels: from one table, and by torchvision's kernel in float32."""
     strides, generator = (4, 8, 16, 32), torch.Generator().manual_seed(0)
     sides = [(-(-800 // s), -(-1088 // s)) for s in strides]
-    rois = 1000 if device.type != "cpu" else 50
     levels = [torch.randn(count, 256, *s, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for s in sides]
+    levels = [level.requires_grad_(gradient) for level in levels]
     low = torch.rand(count * rois, 2, generator=generator) * torch.tensor([900.0, 600.0])
     boxes = torch.cat([low, low + 8 + 400 * torch.rand(count * rois, 2, generator=generator) ** 3], dim=1).to(device)
     image = torch.arange(count, device=device).repeat_interleave(rois)
@@ -185,19 +189,22 @@ def pooling(device: torch.device, count: int, rounds: int) -> list[dict[str, Any
     own = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
     keyed = torch.cat([image[:, None].float(), boxes], dim=1)
 
-    def table() -> None:
-        bag_of_pixels(Pyramid.of(levels), boxes, image, level, strides, config)
+    def done(parts: list[Tensor]) -> None:
+        if gradient:
+            torch.autograd.grad(parts, levels, [torch.ones_like(part) for part in parts])
         finish(device)
+
+    def table() -> None:
+        done([bag_of_pixels(Pyramid.of(levels), boxes, image, level, strides, config)])
 
     def kernel() -> None:
-        for feature, chosen, stride in zip(levels, own, strides, strict=True):
-            roi_align(feature.float(), keyed[chosen], config.size, 1 / stride, 2, config.aligned)
-        finish(device)
+        parts = zip(levels, own, strides, strict=True)
+        done([roi_align(x.float(), keyed[chosen], config.size, 1 / stride, 2, config.aligned) for x, chosen, stride in parts])
 
-    with torch.inference_mode():
+    with contextlib.nullcontext() if gradient else torch.inference_mode():
         times = in_turns({"torchvision's kernel, float32": kernel, "one table, bfloat16": table}, rounds, warm_up=3)
-    rows = times.rows("torchvision's kernel, float32")
-    return [{**row, "what": f"RoIAlign of {count} x {rois} RoIs: {row['what']}"} for row in rows]
+    title = f"RoIAlign{' and its gradient' if gradient else ''} of {count} x {rois} RoIs"
+    return [{**row, "what": f"{title}: {row['what']}"} for row in times.rows("torchvision's kernel, float32")]
 
 
 def operations(function: Work) -> int:
