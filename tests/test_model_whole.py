@@ -271,6 +271,17 @@ def test_a_form_of_a_model_is_changed_without_the_model(form: Callable[[MaskRCNN
         assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
 
 
+def test_pictures_travel_as_bytes_and_answer_as_numbers_do() -> None:
+    model = MaskRCNN.from_config(tiny_config()).eval()
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8), torch.randint(256, (3, 80, 64), dtype=torch.uint8)]
+    batch = Batch.collate(images, seeds=[0, 1])
+    assert batch.images.dtype == torch.uint8
+    numbers = Batch.collate([images[0], images[1].float()], seeds=[0, 1])
+    assert numbers.images.dtype == torch.float32
+    with torch.inference_mode():
+        assert torch.equal(model(batch).scores, model(numbers).scores)
+
+
 @pytest.mark.parametrize("kind", ["c4", "dc5"])
 def test_single_level_networks_predict_and_train(kind: str) -> None:
     config = tiny_config(2)

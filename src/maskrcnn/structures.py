@@ -47,8 +47,8 @@ class _Tensors:
 class Batch(_Tensors):
     """Pictures of a batch at the model's input size, padded at the right and the bottom."""
 
-    images: Float[Tensor, "B 3 H W"]
-    """RGB, 0..255, not normalised; padding is zero."""
+    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+    """RGB, 0..255, not normalised; padding is zero. Whole numbers travel to the device as bytes."""
     sizes: Int64[Tensor, "B 2"]
     """Height and width of each picture inside its padding."""
     to_model: Float[Tensor, "B 3 3"]
@@ -69,11 +69,12 @@ class Batch(_Tensors):
         image_ids: Sequence[int] = (),
         normalised: bool = False,
     ) -> Batch:
-        """Pads pictures [3, h, w] of any number type to one tensor whose sides are multiples of `size_divisor`."""
+        """Pads pictures [3, h, w] to one tensor whose sides are multiples of `size_divisor`: uint8 if all are, else float32."""
         if not images:
             raise ValueError("a batch needs at least one picture")
         height, width = (-(-max(i.shape[d] for i in images) // size_divisor) * size_divisor for d in (1, 2))
-        padded = torch.zeros(len(images), 3, height, width, device=images[0].device)
+        kind = torch.uint8 if all(image.dtype == torch.uint8 for image in images) else torch.float32
+        padded = torch.zeros(len(images), 3, height, width, dtype=kind, device=images[0].device)
         for row, image in zip(padded, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]].copy_(image)
         eye = torch.eye(3).expand(len(images), 3, 3)

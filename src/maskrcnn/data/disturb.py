@@ -36,7 +36,7 @@ def disturb(batch: Batch) -> Batch:
 
 
 def _disturbed(batch: Batch) -> Float[Tensor, "B 3 H W"]:
-    images = batch.images.clone()
+    images = batch.images.to(torch.float32, copy=True)
     for image, (height, width), seed in zip(images, batch.sizes.tolist(), batch.seeds.tolist(), strict=True):
         rng = np.random.default_rng((seed, 1))  # not the numbers that drew the geometry
         seen = image[:, :height, :width]

@@ -173,10 +173,10 @@ class MaskRCNN(nn.Module):
 
     def normalise(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """The pictures as the trunk learnt to see them, zero mean and unit variance; padding becomes exactly zero."""
-        config, images = self.config.input, batch.images
+        config, images = self.config.input, batch.images.float()
         if config.channel_order == "bgr":
             images = images.flip(1)
-        mean, std = (constant(v, images.device, images.dtype)[:, None, None] for v in (config.mean, config.std))
+        mean, std = (constant(v, images.device)[:, None, None] for v in (config.mean, config.std))
         height, width = batch.sizes[:, 0, None, None, None], batch.sizes[:, 1, None, None, None]
         inside_y = torch.arange(images.shape[2], device=images.device)[:, None] < height
         inside_x = torch.arange(images.shape[3], device=images.device) < width

@@ -118,8 +118,9 @@ def see(batch: Batch, view: View, size_divisor: int) -> tuple[Batch, Float[Tenso
     """
     sizes = [(height, width) for height, width in batch.sizes.tolist()]
     height, width = (int(np.ceil(side * view.scale / size_divisor - 1e-6)) * size_divisor for side in batch.images.shape[2:])
-    images = batch.images.new_zeros(len(sizes), 3, *((width, height) if view.turns % 2 else (height, width)))
-    seen = [view.pixels(image[:, :h, :w]) for image, (h, w) in zip(batch.images, sizes, strict=True)]
+    plain = batch.images.float()
+    images = plain.new_zeros(len(sizes), 3, *((width, height) if view.turns % 2 else (height, width)))
+    seen = [view.pixels(image[:, :h, :w]) for image, (h, w) in zip(plain, sizes, strict=True)]
     for row, image in zip(images, seen, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     matrices = torch.stack([view.matrix(size) for size in sizes]).to(images.device)
