@@ -254,3 +254,24 @@ def test_unknown_categories_are_an_error_or_a_warning_never_silent() -> None:
         evaluate([{**r, "category_id": 5} for r in results], truth)
     with pytest.warns(UserWarning, match="1 detections of the categories"):
         evaluate([*results, {**results[0], "category_id": 5}], truth)
+
+
+def test_results_with_file_names_belong_to_the_pictures_of_these_names() -> None:
+    truth, results = random_data(3)
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    wanted = evaluate(results, truth)
+    counted = [{**r, "image_id": len(names) + 1 - r["image_id"], "file_name": names[r["image_id"]]} for r in results]  # as predict counts its files
+    assert evaluate(counted, truth) == wanted
+    inside = {**truth, "images": [{**image, "file_name": f"photos/{image['file_name']}"} for image in truth["images"]]}
+    assert evaluate(counted, inside) == wanted
+    with pytest.raises(ValueError, match=r'entry 0: "other.png" is the name of none of the 6 annotated pictures'):
+        evaluate([{**counted[0], "file_name": "other.png"}], truth)
+
+
+def test_pictures_of_one_name_in_two_folders_are_told_apart() -> None:
+    truth, results = random_data(3)
+    folders = {**truth, "images": [{**image, "file_name": f"{image['id']}/x.png"} for image in truth["images"]]}
+    counted = [{**r, "image_id": len(truth["images"]) + 1 - r["image_id"], "file_name": f"{r['image_id']}/x.png"} for r in results]
+    assert evaluate(counted, folders) == evaluate(results, truth)
+    with pytest.raises(ValueError, match=r'"y/x.png" is the name of 6 of the 6'):
+        evaluate([{**counted[0], "file_name": "y/x.png", "image_id": 99}], folders)

@@ -80,7 +80,8 @@ def evaluate(
     """The average precision of a model, or of results, on annotated pictures.
 
     Args:
-        model: a model, whatever `load` reads, a COCO results.json, or its entries.
+        model: a model, whatever `load` reads, a COCO results.json, or its entries; those with a `file_name`, as `maskrcnn predict` writes them,
+            belong to the annotated picture of that name.
         data: annotated pictures, what `open_data` reads, or COCO's dict; for results COCO's file or dict.
         images: the folder of the pictures where `data` is a file; not needed for results.
         out: folder for metrics.json (the numbers) and results.json (what was found); made if absent. Nothing is written without it.
@@ -101,6 +102,7 @@ def evaluate(
         if tta is not None:
             raise ValueError(f'tta is "{tta}", but these are results, not a model; leave it out')
         truth, categories = _truth(data)
+        found = _by_name(found, truth, str(model) if isinstance(model, str | Path) else "results")
         _check_results(found, truth, categories, str(model) if isinstance(model, str | Path) else "results")
         tasks: list[Task] = [task for task, name in FIELD.items() if not found or any(r.get(name) is not None for r in found)]
         return _written(evaluate_results(found, truth, categories, tasks, max_detections or 100), found, out)
@@ -204,6 +206,37 @@ def _has_truth(task: Task, truth: Mapping[str, Any], categories: Sequence[Catego
     if task == "keypoints":
         return any(c.keypoints for c in categories) and any(any(v > 0 for v in (a.get("keypoints") or ())[2::3]) for a in truth["annotations"])
     return any(a.get("segmentation") or (task == "bbox" and a.get("bbox")) for a in truth["annotations"])
+
+
+def _by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
+    """The results with the ids of the annotation file. Those of `maskrcnn predict` count its files from 1, and would be taken for other pictures.
+
+    An id stays where its picture has the entry's name; folders before a name matter only where two pictures share it.
+    """
+    names = {i["id"]: _slashed(i["file_name"]) for i in truth["images"] if i.get("file_name")}
+    ids: dict[str, list[Any]] = {}
+    for id_, name in names.items():
+        ids.setdefault(_last(name), []).append(id_)
+    matched = []
+    for n, entry in enumerate(results):
+        name, own = _slashed(entry.get("file_name") or ""), names.get(entry.get("image_id"), "")
+        alike = ids.get(_last(name), [])
+        exact = [i for i in alike if names[i] == name]
+        if name and names and own != name and (exact or _last(own) != _last(name)):
+            if len(fitting := exact or alike) != 1:
+                problem = f'"{name}" is the name of {len(fitting) or "none"} of the {len(truth["images"])} annotated pictures'
+                raise ValueError(f"{where}, entry {n}: {problem}; predict these alone, or give the model instead of its results")
+            entry = {**entry, "image_id": fitting[0]}
+        matched.append(entry)
+    return matched
+
+
+def _slashed(name: Any) -> str:
+    return str(name).replace("\\", "/")
+
+
+def _last(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _check_results(results: Results, truth: Mapping[str, Any], categories: Sequence[Category], where: str) -> None:
