@@ -36,6 +36,7 @@ def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
         ("optimizer", "adam", "must be one of 'adamw', 'sgd'"),
         ("augment.scale", "[1, 2, 3]", "got 3 values, must be 2"),
         ("seed.deeper", "1", "has no parts"),
+        ("augment", "3", "augment: got 3, but it has parts to set one by one, such as augment."),
     ],
 )
 def test_a_wrong_name_or_value_is_refused_with_the_cure(name: str, value: str, message: str) -> None:
@@ -46,6 +47,17 @@ def test_a_wrong_name_or_value_is_refused_with_the_cure(name: str, value: str, m
 def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("epochs = 3\n[augment]\nscale = [0.5, 2]\n")
     assert load_toml(tmp_path / "run.toml", TrainConfig) == override(TrainConfig(), {"epochs": 3, "augment.scale": (0.5, 2.0)})
+
+
+def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("epochs = \n")
+    with pytest.raises(ValueError, match=r"run\.toml: not TOML: .*line 1"):
+        load_toml(tmp_path / "run.toml", TrainConfig)
+
+
+def test_names_in_errors_are_those_that_the_user_wrote() -> None:
+    with pytest.raises(ValueError, match=r'unknown setting "model\.input\.scal"; did you mean scale'):
+        override(presets.maskrcnn_r18_small(), {"input.scal": 2}, "model.")
 
 
 def test_a_model_without_categories_or_with_a_headless_skeleton_is_refused() -> None:

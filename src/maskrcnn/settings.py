@@ -38,20 +38,32 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     return kind(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
 
 
-def override(config: T, changes: Mapping[str, Any]) -> T:
+def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
     """A copy with dotted names replaced: `override(config, {"augment.crop": 256, "learning_rate": 1e-3})`.
 
-    Strings are accepted for numbers, booleans and tuples, so that command-line words work as they are.
+    Strings are accepted for numbers, booleans and tuples, so that command-line words work as they are. `where` stands before the names in errors.
 
     Raises:
         ValueError: an unknown name, or a value of the wrong type.
     """
-    return _overridden(config, [(path.split("."), value, path) for path, value in changes.items()])
+    return _overridden(config, [(path.split("."), value, where + path) for path, value in changes.items()])
 
 
 def load_toml(path: str | Path, kind: type[T]) -> T:
     """Reads a configuration from a TOML file; absent names keep their defaults."""
-    return from_dict(kind, tomllib.loads(Path(path).read_text()))
+    return from_dict(kind, read_toml(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ValueError: the file is no TOML; it and the place are named.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not TOML: {error}") from error
 
 
 def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
@@ -101,7 +113,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         (hint,) = (a for a in args if a is not type(None))
         return _convert(hint, value, where)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where + ".")
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            first = dataclasses.fields(hint)[0].name
+            raise ValueError(f"{where}: got {value!r}, but it has parts to set one by one, such as {where}.{first}=..")
+        return from_dict(hint, value, where + ".")
     if origin is Literal:
         if value in args:
             return value

@@ -110,7 +110,7 @@ def _begin(
         config = replace(config, input=replace(config.input, intensity_range=fitted))
     own = {setting.removeprefix("model."): value for setting, value in settings.items() if setting.startswith("model.")}
     training = override(TrainConfig(), {setting: value for setting, value in settings.items() if not setting.startswith("model.")})
-    choices = Choices(kind, device, frozenset(settings), override(config, own), training)
+    choices = Choices(kind, device, frozenset(settings), override(config, own, "model."), training)
     choices.reasons.append(Reason("model", name, why))
     said = {"none": "random weights, unless another start is named", "trunk": "an ImageNet trunk; all else begins anew"}
     choices.reasons.append(Reason("pretrained", pretrained or "none", said.get(kind, "a detector; what fits its weights is kept")))
