@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,15 @@ def test_tensors_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert read_state == state
     assert {group: set(named) for group, named in read.items()} == {group: set(named) for group, named in tensors.items()}
     assert all(torch.equal(value, read[group][name]) for group, named in tensors.items() for name, value in named.items())
+
+
+def test_whom_the_umask_lets_may_read_a_checkpoint(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_checkpoint(tmp_path / "checkpoint.safetensors", {"model": {"a": torch.zeros(1)}}, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "checkpoint.safetensors").stat().st_mode) == 0o640
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

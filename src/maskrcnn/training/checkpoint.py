@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping
+import shlex
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,11 @@ def replacing(path: Path) -> Generator[Path]:
 
     Killed before that, the old file stays whole and a `.partial-` file may lie beside it, which the next write replaces.
     """
+    from ..weights.load import umask
+
     partial = path.with_name(f".partial-{path.name}")
     yield partial
+    partial.chmod(0o666 & ~umask())  # safetensors' own files are for their owner alone
     _flush(partial)
     os.replace(partial, path)
     _flush(path.parent)
@@ -78,24 +82,41 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         model.load_state_dict(dict(tensors))
 
 
+def held(out: Path) -> list[str]:
+    """Which files of a run lie in `out`."""
+    return [name for name in ("config.json", "metrics.csv", "checkpoint.safetensors") if (out / name).exists()]
+
+
+def refuse_folder(out: Path, taken: Sequence[str], resume: bool) -> None:
+    """Refuses a folder that holds a run, unless that is to be resumed, and what is no folder.
+
+    Raises:
+        ValueError: as said.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a run needs a folder of its own")
+    if taken and not resume:
+        raise ValueError(f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder")
+
+
 def claim_folder(
     out: Path, settings: dict[str, Any], resume: bool, processes: Processes
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """Makes `out` the folder of a run with these settings; the tensors and the state to go on from, None for a new run.
 
     Raises:
-        ValueError: there is a run in the folder and it is not to be resumed, or it is another one.
+        ValueError: there is a run in the folder and it is not to be resumed, or it is another one; `out` is a file.
     """
     checkpoint = out / "checkpoint.safetensors"
-    taken = processes.from_main([name for name in ("config.json", "metrics.csv", checkpoint.name) if (out / name).exists()])
-    if taken and not resume:
-        raise ValueError(f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder")
+    taken = processes.from_main(held(out))
+    refuse_folder(out, taken, resume)
     found = None
     if checkpoint.name in taken:
         tensors, content = read_checkpoint(checkpoint)
         if changed := [d for d in differences(_complete(content["settings"], settings), settings) if d.split(":")[0] not in FREE]:
             cure = "resume with the settings and data of the run, or start a new one in another folder"
-            raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure} (from its last.safetensors, to keep what it has learnt)")
+            keep = f"with pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) it keeps what this one has learnt"
+            raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure}; {keep}")
         found = tensors, content["state"]
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)

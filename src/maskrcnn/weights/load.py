@@ -102,7 +102,7 @@ def save(model: MaskRCNN, path: str | Path, info: Mapping[str, Any] | None = Non
         save_file(state, temporary, metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -282,7 +282,8 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that this process keeps from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
