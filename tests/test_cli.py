@@ -136,7 +136,7 @@ def test_train_passes_every_setting_on(scenes: Path, tmp_path: Path, fit: list, 
     assert [c.name for c in given["model"].categories] == [c.name for c in CATEGORIES]
     assert len(given["validation"]) == len(given["data"]) == 4
     told = capsys.readouterr().out
-    for part in ("4 images", "ball, star, ring, figure", "1.5 minutes", "16 images a step", "boxes, keypoints", "maskrcnn_r18_small"):
+    for part in ("4 images", "ball, star, ring, figure", "1.5 min, 16 images a step", "boxes, keypoints", "maskrcnn_r18_small"):
         assert part in told
 
 
@@ -237,6 +237,27 @@ def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(scen
     (tmp_path / "config.json").write_text(json.dumps(stored))
     assert run([*words, "--resume", "batch_size=3"]) == 0
     assert (fit[0]["model"].input.scale, fit[0]["config"].learning_rate, fit[0]["config"].batch_size) == (1.75, 0.125, 3)
+
+
+def test_one_process_of_several_says_what_is_going_to_happen(
+    scenes: Path, tmp_path: Path, fit: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    from maskrcnn.training.processes import Processes
+
+    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", str(tmp_path / "run")]
+    for rank, times in ((0, 1), (1, 0)):
+        monkeypatch.setattr(Processes, "start", lambda _=None, rank=rank: Processes(rank, 2, "cpu"))
+        assert run([*words, "--recipe", "none", "--model", "maskrcnn_r18_small"]) == 0
+        assert capsys.readouterr().out.count("run folder") == times
+    assert len(fit) == 2
+
+
+def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for name, told in (("run", "already holds a run (config.json)"), ("run/config.json", "is a file")):
+        assert run(["train", "--data", str(tmp_path / "absent.json"), "--out", str(tmp_path / name)]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_an_interrupted_training_says_how_to_go_on(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -109,6 +109,15 @@ def test_resuming_without_a_checkpoint_begins_and_says_so(data: CocoDataset, tmp
         assert part in printed.splitlines()[0]
 
 
+def test_notes_of_a_file_that_is_split_are_told_once(data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads(Path(str(data.annotations_path)).read_text())
+    content["annotations"][1]["keypoints"][0] = 1  # a joint far outside its box
+    noted = CocoDataset(content, Path(str(data.annotations_path)).parent)
+    assert noted.notes
+    train(tiny_model(noted), noted.subset(range(6)), noted.subset([6, 7]), tiny_config(steps=1), tmp_path, device="cpu")
+    assert capsys.readouterr().out.count("maskrcnn check lists them") == 1
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_pictures(data: CocoDataset, tmp_path: Path) -> None:
     model = MaskRCNN.from_config(tiny_model(data))
     with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -64,12 +63,14 @@ def train(
     """
     from ..formats.open import open_data, validation_split
     from ..ops.allocation import keep_memory
+    from ..training.checkpoint import held, refuse_folder
     from ..training.fit import train as fit
     from ..training.processes import Processes
     from .device import chosen
 
     given = settings_of(config, settings, max_time)
     check_names(given)
+    refuse_folder(out, held(out), resume)
     keep_memory()
     pictures = open_data(data, images, on_error=on_error)
     place = device and chosen(device)
@@ -86,7 +87,8 @@ def train(
         made = processes.from_main(
             choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given) if processes.main else None
         )
-    print(plan(made, pictures, judged, pretrained, out))
+    if Processes.start(place).main:
+        print(plan(made, pictures, judged, pretrained, out))
     fit(
         made.model,
         pictures,
@@ -117,9 +119,11 @@ def settings_of(file: Path | None, words: Sequence[str], max_time: str | None) -
     """All that the user set, by dotted name; words overrule the file.
 
     Raises:
-        ValueError: a word that is not name=value.
+        ValueError: a word that is not name=value, or a file that is no TOML.
     """
-    changes = _flat(tomllib.loads(file.read_text())) if file else {}
+    from ..settings import read_toml
+
+    changes = _flat(read_toml(file)) if file else {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
@@ -183,7 +187,7 @@ def unfitted(data: CocoDataset, name: str, pretrained: str | None, given: Mappin
         raise ValueError("--recipe none needs a --model, such as maskrcnn_r18_small")
     else:
         model = getattr(presets, name)(data.categories)
-    model = override(model, {"input.intensity_range": data.intensity_range()} | _model(given))  # of 16-bit pictures
+    model = override(model, {"input.intensity_range": data.intensity_range()} | _model(given), "model.")  # of 16-bit pictures
     return Recipe(model, override(TrainConfig(), _training(given)), (Reason("model", name, "as given, with no look at the data"),), pretrained)
 
 
@@ -196,15 +200,17 @@ def recorded(path: Path, given: Mapping[str, Any]) -> Recipe:
     run = json.loads(path.read_text())
     model, training = from_dict(ModelConfig, run["model"]), from_dict(TrainConfig, run["train"])
     reasons = (Reason("settings", path.name, "of the run that goes on"),)
-    return Recipe(override(model, _model(given)), override(training, _training(given)), reasons)
+    return Recipe(override(model, _model(given), "model."), override(training, _training(given)), reasons)
 
 
 def plan(made: Recipe, data: CocoDataset, judged: str, pretrained: str, out: Path) -> str:
     """What is going to happen, in a few lines, and why."""
+    from ..training.setup import duration
+
     model, config = made.model, made.training
     heads = ", ".join(["boxes", *(["masks"] if model.mask else []), *(["keypoints"] if model.keypoint else [])])
     names = ", ".join(c.name for c in data.categories[:8]) + (f" and {len(data.categories) - 8} more" if len(data.categories) > 8 else "")
-    length = f"{config.steps} steps" if config.steps else f"{config.max_time / 60:g} minutes" if config.max_time else f"{config.epochs:g} epochs"
+    length = f"{config.steps} steps" if config.steps else duration(config.max_time) if config.max_time else f"{config.epochs:g} epochs"
     rate = f"{config.optimizer} with learning rate {config.learning_rate:g} at {config.reference_batch} images a step, {config.schedule}"
     return "\n".join(
         (

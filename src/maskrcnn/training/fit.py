@@ -164,9 +164,8 @@ class Trainer:
         self.log = self._log(progress, resumed=bool(found))
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
-        for part in parts.values():
-            if part is not None and part.notes:
-                self.log.say(f"{summary(part.name, part.notes)}; maskrcnn check lists them")
+        for line in dict.fromkeys(summary(part.name, part.notes) for part in parts.values() if part is not None and part.notes):  # once of a file
+            self.log.say(f"{line}; maskrcnn check lists them")
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(self.state.total))
         if resume:
