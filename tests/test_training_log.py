@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageDraw
 
 from maskrcnn.training.curves import draw_curves
 from maskrcnn.training.log import RunLog, read_rows
@@ -61,6 +63,25 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
     log.close()
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [((14,), [14]), ((1, 2, 3, 4, 5, 6), [1, 2, 3, 4, 6]), ((3, 5, 6), [3, 4, 5, 6])])
+def test_the_ticks_of_a_short_run_are_whole_steps_each_once(
+    steps: tuple[int, ...], wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[float, str]] = []
+    plain = ImageDraw.ImageDraw.text
+
+    def text(self: Any, xy: Any, words: str, *rest: Any, **named: Any) -> None:
+        if named.get("anchor") == "mt":
+            told.append((xy[0], words))
+        plain(self, xy, words, *rest, **named)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    draw_curves([{"step": step, "learning_rate": 1.0} for step in steps], tmp_path / "curves.png")
+    assert [words for _, words in told] == [str(step) for step in wanted]
+    places = [(x - told[0][0]) / max(1, told[-1][0] - told[0][0]) for x, _ in told]
+    assert places == pytest.approx([(step - wanted[0]) / max(1, wanted[-1] - wanted[0]) for step in wanted])
 
 
 def test_curves_are_drawn_where_the_numbers_are(tmp_path: Path) -> None:

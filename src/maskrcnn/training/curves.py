@@ -56,14 +56,15 @@ def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     xs, ys = (np.concatenate([curve[axis] for curve in named.values()]) for axis in (0, 1))
     # Below zero there is nothing; the top leaves out the few highest points of the first steps.
-    x0, x1, y0, y1 = xs.min(), max(xs.max(), xs.min() + 1), 0.0, max(float(np.quantile(ys, 0.995)) * 1.08, 1e-9)
+    x0, x1, y0, y1 = xs.min(), max(xs.max(), xs.min() + 1), 0.0, float(np.quantile(ys, 0.995)) * 1.08 or 1.0
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     draw.text((LEFT, 8), title, fill="black", font=ImageFont.load_default(15))
     for part in np.linspace(0, 1, 5):
         y = TOP + height * (1 - part)
         draw.line([(LEFT, y), (LEFT + width, y)], fill="#dddddd")
         draw.text((LEFT - 6, y), f"{y0 + part * (y1 - y0):.3g}", fill="#555555", font=font, anchor="rm")
-        draw.text((LEFT + width * part, HEIGHT - BOTTOM + 6), f"{x0 + part * (x1 - x0):.0f}", fill="#555555", font=font, anchor="mt")
+    for step in sorted({int(x) for x in np.linspace(x0, xs.max(), 5)}):  # whole steps, each once
+        draw.text((LEFT + width * (step - x0) / (x1 - x0), HEIGHT - BOTTOM + 6), f"{step}", fill="#555555", font=font, anchor="mt")
     for i, (name, (steps, values)) in enumerate(named.items()):
         colour = COLOURS[i % len(COLOURS)]
         points = [
