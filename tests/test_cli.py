@@ -282,6 +282,12 @@ def test_predict_does_the_rest_when_a_file_is_broken(scenes: Path, tiny_model: P
     assert run(["predict", str(tiny_model), str(picture), "--out", str(tmp_path / "again")]) == 0
 
 
+def test_predict_tells_a_long_path_in_one_piece(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "a long name of several words" / "and of several folders"
+    assert run(["predict", str(tiny_model), str(scenes / "images" / "00001.png"), "--out", str(out)]) == 0
+    assert str(out / "results.json") in capsys.readouterr().out
+
+
 def test_evaluate_writes_metrics_and_results_that_evaluate_to_the_same(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["--data", str(scenes / "annotations.json"), "--images", str(scenes / "images")]
     assert run(["evaluate", str(tiny_model), *words, "--out", str(tmp_path / "report")]) == 0

@@ -49,7 +49,7 @@ def predict(
 
     from ..model.fuse import optimize
     from ..ops.allocation import keep_memory
-    from ..prediction.files import predict_files
+    from ..prediction.files import RESULTS, predict_files
     from ..weights.load import load
     from .device import chosen
 
@@ -64,6 +64,7 @@ def predict(
         format = "yolo-pose" if network.config.keypoint else "yolo-seg"
     summary = predict_files(network, inputs, out, min_score=min_score, batch_size=batch_size, tta=tta, annotations=format, simplify=simplify)
     Console().print(summary.table())
+    print(f"{out / RESULTS}: what was found; the overlays lie beside it")  # not in the table, which would break a long path
     for file, reason in summary.failed:
         print(f"Not done: {reason if file in reason else f'{file}: {reason}'}", file=sys.stderr)
     if format:

@@ -56,7 +56,7 @@ class Summary:
         from rich.table import Table
 
         pace = f", {self.seconds / self.images:.2f} s each" if self.images else ""
-        table = Table(title=f"{self.images} images in {self.seconds:.1f} s{pace}", caption=f"{self.out / RESULTS}")
+        table = Table(title=f"{self.images} image{'s' * (self.images != 1)} in {self.seconds:.1f} s{pace}")
         for name in ("category", "objects", "in images"):
             table.add_column(name, justify="left" if name == "category" else "right")
         for name, count in self.objects.most_common():
