@@ -26,7 +26,7 @@ def evaluate(
         data: Annotation file or folder, in any format that `maskrcnn convert` reads; a split is named behind a colon, as data.yaml:val.
         images: Folder of its pictures; by default where the format has them.
         out: Folder for metrics.json and results.json; nothing is written without it.
-        max_detections: Detections per picture that count, where 100 are too few.
+        max_detections: Detections per picture and category that count; by default what the model may give, at least COCO's 100.
         batch_size: Pictures of equal shape that go through the model together.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
