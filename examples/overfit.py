@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     chosen = parser.parse_args()
 
-    data = mr.CocoDataset(chosen.annotations, images=chosen.folder).subset(range(chosen.images))
+    data = mr.CocoDataset(chosen.annotations, images=chosen.folder)
+    data = data.subset(range(min(chosen.images, len(data))))
     config = mr.TrainConfig(
         max_time=chosen.minutes * 60,
         batch_size=2,

@@ -96,7 +96,7 @@ def scale(choices: Choices) -> None:
         why = f"the median object spans {median:.0f} px, of which {median * scale:.0f} are enough"
     else:
         scale = float(np.clip(np.ceil(2 * OBJECT_SIDE / median - 0.2) / 2, 1.0, 4.0))  # halves, a tenth less is no reason for the next
-        cells = f"{median / 4:.1f} cells of the finest level" + (f", magnified {median * scale / 4:.1f}" if scale > 1 else "")
+        cells = f"{median / 4:.1f} cells of the finest level" + (f" ({median * scale / 4:.1f} when magnified)" if scale > 1 else "")
         why = f"the median object spans {median:.0f} px, {cells}; {OBJECT_SIDE // 4} are wanted"
     choices.choose("model.input.min_size", None, "pictures keep their own scale, times the next line")
     if choices.model.input.min_size is None:
