@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import resource
 import subprocess
@@ -326,3 +327,10 @@ if __name__ == "__main__":
     FROZEN.mkdir(exist_ok=True)
     for name in ("", *COMMANDS):
         (FROZEN / f"{name or 'maskrcnn'}.txt").write_text(help_text(*name.split()))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise")
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = f"{sys.executable} -m maskrcnn weights; echo status $? >&2"
+    done = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "status 141"

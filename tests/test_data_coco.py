@@ -71,6 +71,8 @@ def test_wanted_categories_set_the_labels_and_the_order_of_joints(tmp_path):
 def test_a_subset_has_the_chosen_pictures_in_their_order(tmp_path):
     data = CocoDataset(write(tmp_path), tmp_path)
     part = data.subset([2, 0])
+    with pytest.raises(IndexError, match="picture 3 is wanted, there are 3"):
+        data.subset([0, 3])
     assert [part[i].image_id for i in range(2)] == [72, 70]
     assert [i["id"] for i in part.truth()["images"]] == [72, 70]
     assert len(part.truth()["annotations"]) == 3

@@ -1,6 +1,6 @@
 """The command line: each command is one small file that parses words and calls one public function.
 
-In: words. Out: an exit status: 0 done, 1 done in part (a file could not be read), 2 wrong input, 130 interrupted.
+In: words. Out: an exit status: 0 done, 1 done in part (a file could not be read), 2 wrong input, 130 interrupted, 141 nobody reads on.
 Heavy imports stand inside the commands, so that `maskrcnn --help` answers at once.
 """
 
@@ -54,11 +54,15 @@ def run(words: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
-            return make_app()(words, exit_on_error=False) or 0
+            status = make_app()(words, exit_on_error=False) or 0
+            sys.stdout.flush()
+            return status
     except CycloptsError:  # already told
         return 2
     except KeyboardInterrupt:
         return _interrupted(words)
+    except BrokenPipeError:
+        return _unread()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if debug:
             raise
@@ -68,6 +72,12 @@ def run(words: Sequence[str]) -> int:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"Warning: {message}", file=sys.stderr)
+
+
+def _unread() -> int:
+    """Ends quietly where the reader of a pipe (`| head`) has had enough: nothing more is written, not even at Python's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _interrupted(words: Sequence[str]) -> int:

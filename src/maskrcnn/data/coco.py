@@ -144,8 +144,15 @@ class CocoDataset:
         return self._range
 
     def subset(self, indices: Iterable[int]) -> CocoDataset:
-        """The same data set with these pictures only, in this order."""
-        part = copy.copy(self)
+        """The same data set with these pictures only, in this order.
+
+        Raises:
+            IndexError: there is no such picture.
+        """
+        part, count = copy.copy(self), len(self)
+        indices = list(indices)
+        if outside := [i for i in indices if not -count <= i < count]:
+            raise IndexError(f"{self.name}: picture {outside[0]} is wanted, there are {count}, counted from 0")
         part._places = [self._places[i] for i in indices]
         part._range = None
         return part
