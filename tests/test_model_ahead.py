@@ -17,7 +17,7 @@ from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.fuse import optimize
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.roi_align import RoiPooler
-from maskrcnn.ops import device, keypoints, nms
+from maskrcnn.ops import device, keypoints, nms, rows
 from maskrcnn.structures import Batch, Detections, Proposals
 
 # Operations that make the program wait for a GPU, for a value or a shape depends on a result. `lift_fresh`: a copy from the host's memory.
@@ -61,7 +61,7 @@ class Copies(TorchDispatchMode):
 def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The processor taken for a device that runs ahead; gives the numbers that were asked for, one entry each time."""
     asked: list[int] = []
-    for module in (device, maskrcnn, assign, roi_align):
+    for module in (device, rows, assign, roi_align):
         monkeypatch.setattr(module, "runs_ahead", lambda _: True)
 
     def ask(*numbers: torch.Tensor) -> list[Any]:

@@ -213,10 +213,13 @@ def test_the_best_view_of_each_object_stays() -> None:
         return Detections(boxes[None], scores[None], labels[None], torch.ones(1, len(rows), dtype=torch.bool))
 
     batch = Batch.collate([torch.zeros(3, 20, 64)])
-    merged = merge([found((0.0, 0.9, 0), (30.0, 0.3, 1)), found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0))], batch, config)
+    merged, count = merge(
+        [found((0.0, 0.9, 0), (30.0, 0.3, 1)), found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0))], batch, config
+    )
     assert merged.boxes[0, :, 0].tolist() == [1, 30, 30]
     assert merged.labels[0].tolist() == [0, 2, 1]
-    one_for_all = merge([found((30.0, 0.3, 1)), found((30.0, 0.5, 2))], batch, replace(config, box=replace(config.box, nms="all")))
+    assert count == 3
+    one_for_all, _ = merge([found((30.0, 0.3, 1)), found((30.0, 0.5, 2))], batch, replace(config, box=replace(config.box, nms="all")))
     assert one_for_all.valid.tolist() == [[True, False, False]]
     assert one_for_all.labels[0, 0] == 2
 

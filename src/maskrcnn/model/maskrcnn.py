@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..ops.device import ask, constant, runs_ahead
+from ..ops.device import ask, constant
+from ..ops.rows import Rows
 from ..structures import Batch, Detections, Truth
 from .assign import gather
 from .backbone import TimmTrunk
@@ -103,14 +104,13 @@ class MaskRCNN(nn.Module):
         """What is in the pictures, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
         found, count = self.find(pyramid, batch)
-        image, slot = _rows(found.valid, count)
-        boxes, labels = found.boxes[image, slot], found.labels[image, slot]
+        rows = Rows.of(found.valid, count)
+        boxes, labels = rows.take(found.boxes), rows.take(found.labels)
         if self.mask_head is not None:
-            masks = self.draw_masks(pyramid, boxes, labels, image)
-            found = replace(found, masks=_pad(masks, image, slot, found.valid))
+            found = replace(found, masks=rows.back(self.draw_masks(pyramid, boxes, labels, rows.image)))
         if self.keypoint_head is not None:
-            points, peaks = self.keypoint_head.decode(self.draw_heatmaps(pyramid, boxes, image), boxes, labels)
-            found = replace(found, keypoints=_pad(points, image, slot, found.valid), keypoint_logits=_pad(peaks, image, slot, found.valid))
+            points, peaks = self.keypoint_head.decode(self.draw_heatmaps(pyramid, boxes, rows.image), boxes, labels)
+            found = replace(found, keypoints=rows.back(points), keypoint_logits=rows.back(peaks))
         return found
 
     def find(self, pyramid: Pyramid, batch: Batch) -> tuple[Detections, int]:
@@ -119,10 +119,7 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.rpn(pyramid.levels)
         anchors = self.rpn.anchors(pyramid.levels, batch)
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_test, post_nms=config.rpn.post_nms_test)
-        image, slot = _rows(proposals.valid)
-        features = self._roi_features(self.box_pool, pyramid, proposals.boxes[image, slot], image)
-        class_logits, box_deltas = (_pad(v, image, slot, proposals.valid) for v in self.box_head(features))
-        return self.box_head.detect(class_logits, box_deltas, proposals, batch)
+        return self.box_head.detect(*self._classify(pyramid, proposals.boxes, Rows.of(proposals.valid)), proposals, batch)
 
     def draw_masks(
         self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], labels: Int64[Tensor, "K"], image: Int64[Tensor, "K"]
@@ -153,10 +150,7 @@ class MaskRCNN(nn.Module):
         proposals = self.rpn.propose(logits, deltas, anchors, batch, pre_nms=config.rpn.pre_nms_train, post_nms=config.rpn.post_nms_train)
 
         rois = sample_rois(proposals, truth, batch, config.box)
-        image, slot = _rows(rois.valid, most=config.box.samples)
-        features = self._roi_features(self.box_pool, pyramid, rois.boxes[image, slot], image)
-        class_logits, box_deltas = (_pad(v, image, slot, rois.valid) for v in self.box_head(features))
-        losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
+        losses |= self.box_head.losses(*self._classify(pyramid, rois.boxes, Rows.of(rois.valid, most=config.box.samples)), rois, truth)
         chosen = {}
         if config.mask is not None:
             chosen["mask"] = _positives(rois, truth, truth.has_mask, config.mask.max_positives)
@@ -182,6 +176,11 @@ class MaskRCNN(nn.Module):
         inside_x = torch.arange(images.shape[3], device=images.device) < width
         return (images - mean) / std * (inside_y & inside_x)
 
+    def _classify(self, pyramid: Pyramid, boxes: Float[Tensor, "B N 4"], rows: Rows) -> tuple[Float[Tensor, "B N C1"], Float[Tensor, "B N C2 4"]]:
+        """What the box head says of the valid boxes: class_logits and box_deltas."""
+        class_logits, box_deltas = self.box_head(self._roi_features(self.box_pool, pyramid, rows.take(boxes), rows.image))
+        return rows.back(class_logits), rows.back(box_deltas)
+
     def _roi_features(self, pool: RoiPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor) -> Float[Tensor, "K C S S"]:
         features = pool(pyramid, boxes, image)
         return features if self.res5 is None else self.res5(features)
@@ -190,25 +189,25 @@ class MaskRCNN(nn.Module):
         assert self.mask_head is not None
         assert self.mask_pool is not None
         # Where there is none a RoI stands in, and does not count: a head that sees nothing would have no gradients.
-        image, slot = _rows(chosen, max(count, 1))
-        boxes, counts = rois.boxes[image, slot], chosen[image, slot]
-        logits = self.mask_head(self._roi_features(self.mask_pool, pyramid, boxes, image), rois.labels[image, slot])
+        rows = Rows.of(chosen, max(count, 1))
+        boxes, counts = rows.take(rois.boxes), rows.take(chosen)
+        logits = self.mask_head(self._roi_features(self.mask_pool, pyramid, boxes, rows.image), rows.take(rois.labels))
         if truth.boxes.shape[1] == 0:
             return self.mask_head.loss(logits, torch.zeros_like(logits), counts)
-        matched = rois.truth_index[image, slot]
-        targets = mask_targets(truth.masks[image, matched], truth.boxes[image, matched], boxes, logits.shape[-1])
+        matched = rows.image, rows.take(rois.truth_index)
+        targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, logits.shape[-1])
         return self.mask_head.loss(logits, targets, counts)
 
     def _keypoint_loss(self, pyramid: Pyramid, rois: RoiSample, truth: Truth, chosen: Bool[Tensor, "B R"], count: int) -> Tensor:
         assert self.keypoint_head is not None
         assert self.keypoint_pool is not None
-        image, slot = _rows(chosen, max(count, 1))
-        boxes = rois.boxes[image, slot]
-        heatmaps = self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
+        rows = Rows.of(chosen, max(count, 1))
+        boxes = rows.take(rois.boxes)
+        heatmaps = self.keypoint_head(self.keypoint_pool(pyramid, boxes, rows.image))
         if truth.boxes.shape[1] == 0:
             return self.keypoint_head.loss(heatmaps, heatmaps.new_zeros(*heatmaps.shape[:2], 3), boxes)
-        keypoints = truth.keypoints[image, rois.truth_index[image, slot]]
-        visible = torch.where(chosen[image, slot][:, None], keypoints[..., 2], 0.0)
+        keypoints = truth.keypoints[rows.image, rows.take(rois.truth_index)]
+        visible = torch.where(rows.take(chosen)[:, None], keypoints[..., 2], 0.0)
         return self.keypoint_head.loss(heatmaps, torch.cat([keypoints[..., :2], visible[..., None]], dim=-1), boxes)
 
 
@@ -218,31 +217,6 @@ def _positives(rois: RoiSample, truth: Truth, annotated: Bool[Tensor, "B N"], mo
     if truth.boxes.shape[1]:
         chosen = chosen & gather(annotated, rois.truth_index)
     return chosen if most is None else chosen & (chosen.cumsum(dim=1) <= most)
-
-
-def _rows(valid: Bool[Tensor, "B N"], count: int | None = None, most: int | None = None) -> tuple[Int64[Tensor, "K"], Int64[Tensor, "K"]]:
-    """Picture and slot of the valid ones, in their order.
-
-    Args:
-        valid: which there are.
-        count: how many. Without it they are counted on a processor; on a device that runs ahead, where to count is to wait, the rest of the rows are
-            invalid ones.
-        most: how many a picture has at most.
-    """
-    if count is None:
-        count = len(valid) * min(most or valid.shape[1], valid.shape[1]) if runs_ahead(valid.device) else int(valid.sum())
-    if count == valid.numel():
-        place = torch.arange(count, device=valid.device)
-    else:
-        place = (~valid).flatten().to(torch.uint8).argsort(stable=True)[:count]
-    return place.div(valid.shape[1], rounding_mode="floor"), place % valid.shape[1]
-
-
-def _pad(values: Tensor, image: Int64[Tensor, "K"], slot: Int64[Tensor, "K"], valid: Bool[Tensor, "B N"]) -> Tensor:
-    """Rows [K, ..] back at their places in a padded [B, N, ..], zero elsewhere."""
-    if len(image) == valid.numel():
-        return values.view(*valid.shape, *values.shape[1:])
-    return values.new_zeros(*valid.shape, *values.shape[1:]).index_put((image, slot), values)
 
 
 def total(losses: Mapping[str, Tensor]) -> Tensor:

@@ -29,6 +29,7 @@ from ..model.box_head import detections_of
 from ..model.maskrcnn import MaskRCNN
 from ..ops import boxes as box_ops
 from ..ops import nms
+from ..ops.rows import Rows
 from ..structures import Batch, Detections
 
 KINDS = {"flip": "the mirror image as well", "turns": "turned by right angles as well", "scales": "at 0.8 and 1.25 times the size as well"}
@@ -88,26 +89,23 @@ def answer_from_views(network: MaskRCNN, batch: Batch, views: tuple[View, ...]) 
         matrices.append(matrix)
         boxes, _ = network.find(pyramids[-1], seen)
         found.append(replace(boxes, boxes=_move(torch.linalg.inv_ex(matrix)[0], boxes.boxes)))
-    merged = merge(found, batch, network.config)
+    merged, count = merge(found, batch, network.config)
 
-    image, slot = merged.valid.nonzero(as_tuple=True)
-    labels, masks, heatmaps = merged.labels[image, slot], [], []
+    rows = Rows.of(merged.valid, count)
+    labels, masks, heatmaps = rows.take(merged.labels), [], []
     for view, pyramid, matrix in zip(views, pyramids, matrices, strict=True):
-        boxes = _move(matrix, merged.boxes)[image, slot]
+        boxes = rows.take(_move(matrix, merged.boxes))
         if network.mask_head is not None:
-            masks.append(view.undo(network.draw_masks(pyramid, boxes, labels, image)))
+            masks.append(view.undo(network.draw_masks(pyramid, boxes, labels, rows.image)))
         if network.keypoint_head is not None:
-            upright = view.undo(network.draw_heatmaps(pyramid, boxes, image))
+            upright = view.undo(network.draw_heatmaps(pyramid, boxes, rows.image))
             heatmaps.append(_mirrored(upright, labels, network.config) if view.mirrored else upright)
 
-    def padded(values: Tensor) -> Tensor:
-        return values.new_zeros(*merged.valid.shape, *values.shape[1:]).index_put((image, slot), values)
-
     if masks:
-        merged = replace(merged, masks=padded(torch.stack(masks).mean(dim=0)))
+        merged = replace(merged, masks=rows.back(torch.stack(masks).mean(dim=0)))
     if network.keypoint_head is not None:
-        points, peaks = network.keypoint_head.decode(torch.stack(heatmaps).mean(dim=0), merged.boxes[image, slot], labels)
-        merged = replace(merged, keypoints=padded(points), keypoint_logits=padded(peaks))
+        points, peaks = network.keypoint_head.decode(torch.stack(heatmaps).mean(dim=0), rows.take(merged.boxes), labels)
+        merged = replace(merged, keypoints=rows.back(points), keypoint_logits=rows.back(peaks))
     return merged
 
 
@@ -128,14 +126,14 @@ def see(batch: Batch, view: View, size_divisor: int) -> tuple[Batch, Float[Tenso
     return replace(batch, images=images, sizes=new_sizes, to_model=matrices @ batch.to_model), matrices
 
 
-def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> Detections:
-    """Of boxes that several views found in the same pictures the best of each object, best first."""
+def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> tuple[Detections, int]:
+    """Of boxes that several views found in the same pictures the best of each object, best first; and how many these are."""
     boxes, scores, labels, valid = (torch.cat([getattr(f, name) for f in found], dim=1) for name in ("boxes", "scores", "labels", "valid"))
     boxes = box_ops.clip(boxes, batch.sizes)
     valid = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     groups = torch.zeros_like(labels) if config.box.nms == "all" else labels
     chosen = nms.select(nms.Candidates(boxes, scores, groups, valid), config.box.nms_iou, config.box.max_detections)
-    return detections_of(chosen, boxes, scores.gather(1, chosen.index), labels)
+    return detections_of(chosen, boxes, scores.gather(1, chosen.index), labels), chosen.count
 
 
 def _move(matrices: Float[Tensor, "B 3 3"], boxes: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N 4"]:
