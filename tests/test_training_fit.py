@@ -105,7 +105,7 @@ def test_resuming_without_a_checkpoint_begins_and_says_so(data: CocoDataset, tmp
     train(tiny_model(data), data, None, config, tmp_path / "run", resume=True, device="cpu")
     printed = capsys.readouterr().out
     assert "no checkpoint in" in printed
-    for part in ("8 images, 2 categories (card, stick)", "2 steps", "learning rate 0.000354 (0.0005 at 4 images)", "cpu", "threads", "fp32"):
+    for part in ("8 images, 2 categories (card, stick)", "2 steps", "learning rate 0.000354 (0.0005 at 4 images)", "cpu", " thread", "fp32"):
         assert part in printed.splitlines()[0]
 
 

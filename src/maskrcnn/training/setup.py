@@ -106,14 +106,14 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def first_line(total: int | None, data: CocoDataset, config: TrainConfig, processes: Processes, out: Path) -> str:
     """What is going to happen."""
-    names, images = [c.name for c in data.categories], images_per_step(config, processes.world)
+    names, images, threads = [c.name for c in data.categories], images_per_step(config, processes.world), torch.get_num_threads()
     shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
     length = f"{total} steps ({total * images / len(data):.3g} epochs)" if total else duration(config.max_time or 0)
     rate = f"{scaled_rate(config, processes.world):.3g} ({config.learning_rate:g} at {config.reference_batch} images)"
-    machine = f"{processes.device}, {f'{processes.world} processes, ' if processes.world > 1 else ''}{torch.get_num_threads()} threads"
+    machine = f"{processes.device}, {f'{processes.world} processes, ' if processes.world > 1 else ''}{threads} thread{'s' * (threads != 1)}"
     return (
-        f"{len(data)} images, {len(names)} categories ({shown}); {length}, {images} images a step; {config.optimizer}, learning rate {rate}; "
-        f"{machine}, {config.precision}; {out}"
+        f"{len(data)} images, {len(names)} categor{'y' if len(names) == 1 else 'ies'} ({shown}); {length}, {images} images a step; "
+        f"{config.optimizer}, learning rate {rate}; {machine}, {config.precision}; {out}"
     )
 
 
