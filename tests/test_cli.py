@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -323,14 +324,29 @@ def test_what_is_no_duration_is_refused(text: str):
         seconds(text)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise")
+@pytest.mark.parametrize("words", ["weights", "--help", "predict --help"])
+def test_a_reader_that_has_had_enough_is_no_error(words: str):
+    command = f"{shlex.quote(sys.executable)} -m maskrcnn {words}; echo status $? >&2"
+    done = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "status 141"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shells close otherwise")
+def test_a_command_needs_no_output():
+    subprocess.run(["bash", "-c", f"{shlex.quote(sys.executable)} -m maskrcnn weights >&-"], check=True)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    def broken(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError(32, "Broken pipe of a worker")
+
+    monkeypatch.setattr("maskrcnn.weights.catalogue.table", broken)
+    assert run(["weights"]) == 2
+    assert "Broken pipe of a worker" in capfd.readouterr().err
+
+
 if __name__ == "__main__":
     FROZEN.mkdir(exist_ok=True)
     for name in ("", *COMMANDS):
         (FROZEN / f"{name or 'maskrcnn'}.txt").write_text(help_text(*name.split()))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise")
-def test_a_reader_that_has_had_enough_is_no_error():
-    command = f"{sys.executable} -m maskrcnn weights; echo status $? >&2"
-    done = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "status 141"

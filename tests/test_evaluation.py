@@ -273,5 +273,10 @@ def test_pictures_of_one_name_in_two_folders_are_told_apart() -> None:
     folders = {**truth, "images": [{**image, "file_name": f"{image['id']}/x.png"} for image in truth["images"]]}
     counted = [{**r, "image_id": len(truth["images"]) + 1 - r["image_id"], "file_name": f"{r['image_id']}/x.png"} for r in results]
     assert evaluate(counted, folders) == evaluate(results, truth)
-    with pytest.raises(ValueError, match=r'"y/x.png" is the name of 6 of the 6'):
-        evaluate([{**counted[0], "file_name": "y/x.png", "image_id": 99}], folders)
+    beyond = [{**r, "file_name": f"photos/{r['file_name']}"} for r in counted]
+    assert evaluate(beyond, folders) == evaluate(results, truth)
+    for id_ in (99, 1):  # an id that exists says nothing: predict counts the files that it was given
+        with pytest.raises(ValueError, match=r'"y/x.png" is the name of 6 of the 6'):
+            evaluate([{**counted[0], "file_name": "y/x.png", "image_id": id_}], folders)
+        with pytest.raises(ValueError, match=r'"x.png" is the name of 6 of the 6'):
+            evaluate([{**counted[0], "file_name": "x.png", "image_id": id_}], folders)

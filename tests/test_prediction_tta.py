@@ -193,6 +193,12 @@ def test_a_pictures_answer_does_not_depend_on_its_neighbours(model: MaskRCNN) ->
         assert_equal(b, a)
 
 
+def test_a_view_of_bytes_is_not_rounded_to_them() -> None:
+    pixels = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
+    by_bytes, by_numbers = (see(Batch.collate([p]), View(0.8), 32)[0].images for p in (pixels, pixels.float()))
+    assert torch.equal(by_bytes, by_numbers)
+
+
 def test_views_of_a_batch_are_padded_by_its_shape() -> None:
     batch = Batch.collate([torch.ones(3, 40, 60), torch.ones(3, 33, 64)])
     seen, matrices = see(batch, View(0.8, turns=1), 32)

@@ -7,6 +7,7 @@ Heavy imports stand inside the commands, so that `maskrcnn --help` answers at on
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import sys
 import warnings
@@ -24,6 +25,7 @@ from .rank import rank
 from .train import train
 from .weights import weights
 
+UNREAD = 141
 HELP = """Mask R-CNN: boxes, categories, pixel masks and keypoints of every object, from one jointly trained model.
 
 Begin with `maskrcnn demo`. With `--debug`, or MASKRCNN_DEBUG=1, an error shows where it arose.
@@ -55,15 +57,21 @@ def run(words: Sequence[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
             status = make_app()(words, exit_on_error=False) or 0
-            sys.stdout.flush()
+            if sys.stdout:
+                sys.stdout.flush()
             return status
     except CycloptsError:  # already told
         return 2
     except KeyboardInterrupt:
         return _interrupted(words)
-    except BrokenPipeError:
-        return _unread()
+    except SystemExit as end:  # rich's end where nobody reads on
+        if isinstance(end.__context__, BrokenPipeError):
+            return UNREAD
+        raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+            return UNREAD
         if debug:
             raise
         print(f"Error: {error}", file=sys.stderr)
@@ -74,10 +82,13 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"Warning: {message}", file=sys.stderr)
 
 
-def _unread() -> int:
-    """Ends quietly where the reader of a pipe (`| head`) has had enough: nothing more is written, not even at Python's end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+def _nobody_reads() -> bool:
+    """Whether the reader of what we print (`| head`) has gone."""
+    if not sys.stdout or not hasattr(select, "poll"):
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
 
 
 def _interrupted(words: Sequence[str]) -> int:

@@ -74,6 +74,7 @@ def train(
     keep_memory()
     pictures = open_data(data, images, on_error=on_error)
     place = device and chosen(device)
+    processes = Processes.start(place)
     start = None if pretrained.lower() == "none" else pretrained
     pictures, validation, judged = parted(pictures, val or validation_split(data, images), val_images or images, on_error, int(given.get("seed", 0)))
     if resume and (out / "config.json").is_file():
@@ -83,11 +84,10 @@ def train(
     else:
         from ..training.recipe import recipe as choose
 
-        processes = Processes.start(place)  # their free memory may differ: one chooses for all
-        made = processes.from_main(
+        made = processes.from_main(  # their free memory may differ: one chooses for all
             choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given) if processes.main else None
         )
-    if Processes.start(place).main:
+    if processes.main:
         print(plan(made, pictures, judged, pretrained, out))
     fit(
         made.model,

@@ -211,7 +211,11 @@ def _has_truth(task: Task, truth: Mapping[str, Any], categories: Sequence[Catego
 def _by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
     """The results with the ids of the annotation file. Those of `maskrcnn predict` count its files from 1, and would be taken for other pictures.
 
-    An id stays where its picture has the entry's name; folders before a name matter only where two pictures share it.
+    An entry belongs to the picture of its name, else to the one whose name ends with it or with which it ends (folders before it are missing on one
+    side), else to the one of the same file in another folder.
+
+    Raises:
+        ValueError: none or several are such.
     """
     names = {i["id"]: _slashed(i["file_name"]) for i in truth["images"] if i.get("file_name")}
     ids: dict[str, list[Any]] = {}
@@ -220,12 +224,14 @@ def _by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
     matched = []
     for n, entry in enumerate(results):
         name, own = _slashed(entry.get("file_name") or ""), names.get(entry.get("image_id"), "")
-        alike = ids.get(_last(name), [])
-        exact = [i for i in alike if names[i] == name]
-        if name and names and own != name and (exact or _last(own) != _last(name)):
-            if len(fitting := exact or alike) != 1:
+        if name and names and own != name:
+            alike = ids.get(_last(name), [])
+            within = [i for i in alike if f"/{names[i]}".endswith(f"/{name}") or f"/{name}".endswith(f"/{names[i]}")]
+            if len(fitting := [i for i in alike if names[i] == name] or within or alike) != 1:
                 problem = f'"{name}" is the name of {len(fitting) or "none"} of the {len(truth["images"])} annotated pictures'
-                raise ValueError(f"{where}, entry {n}: {problem}; predict these alone, or give the model instead of its results")
+                raise ValueError(
+                    f"{where}, entry {n}: {problem}; give the model instead of its results, or, where image_id is right, results without file_name"
+                )
             entry = {**entry, "image_id": fitting[0]}
         matched.append(entry)
     return matched

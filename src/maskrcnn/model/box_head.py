@@ -52,8 +52,8 @@ def sample_rois(proposals: Proposals, truth: Truth, batch: Batch, config: BoxHea
     truth_index = gather(found.truth_index, index)
     positive = gather(found.positive, index) & valid
     labels = gather(truth.labels, truth_index) if truth.labels.shape[1] else truth_index
-    somewhere = constant((0.0, 0.0, 1.0, 1.0), boxes.device)  # for a box without area has no gradient, and none times 0 is none
-    return RoiSample(torch.where(valid[..., None], gather(boxes, index), somewhere), labels, truth_index, positive, valid)
+    unit = constant((0.0, 0.0, 1.0, 1.0), boxes.device)  # a box without area would have offsets of nan, and gradients of nan times a weight of 0
+    return RoiSample(torch.where(valid[..., None], gather(boxes, index), unit), labels, truth_index, positive, valid)
 
 
 class BoxHead(nn.Module):

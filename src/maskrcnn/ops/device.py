@@ -1,8 +1,8 @@
 """Working on a device that computes on its own time, as a GPU does: the program runs ahead of it and must hardly ever wait.
 
 The program waits wherever a value or a shape depends on a result (`nonzero`, `.item()`, a mask as an index) and wherever memory of its own goes to
-the device. The model waits in `ask` only, once in `forward` and once in `losses`: shapes are fixed up to there. On a processor, which never lets
-anybody wait, shapes are what they need to be.
+the device. The model waits in `ask` only, once in `forward` (twice with soft NMS or torchvision's joints) and once in `losses`: shapes are fixed up
+to there. On a processor, which never lets anybody wait, shapes are what they need to be.
 """
 
 from __future__ import annotations

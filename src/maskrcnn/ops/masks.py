@@ -26,6 +26,7 @@ from torch import Tensor
 PasteRule = Literal["border", "grid", "torchvision"]
 # Pixels of one band of rows: 16 MB as float32, so a crop as large as a 24-megapixel picture costs little beside its bool result.
 BAND_PIXELS = 4_000_000
+HUGE = 4 << 20  # bytes, from which on numpy asks for huge pages
 
 
 class Crop(NamedTuple):
@@ -72,7 +73,7 @@ def _zeros(*shape: int) -> Bool[np.ndarray, "..."]:
     numpy asks for huge pages for large arrays. To make room for them can take Linux 0.2 s for the masks of one picture, a tenth of the whole answer.
     """
     size = math.prod(shape)
-    if size == 0:
+    if size < HUGE:
         return np.zeros(shape, dtype=bool)
     own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}  # Windows has no such choice
     return np.frombuffer(mmap.mmap(-1, size, **own), dtype=bool).reshape(shape)

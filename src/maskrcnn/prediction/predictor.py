@@ -77,7 +77,7 @@ def predict(
         min_score: objects scored lower are left out; by default the model's own threshold, below which it gives none.
         batch_size: pictures of equal padded shape that go through the model together.
         form: "fast" (folded BatchNorm, channels last; equal to 0.05 px) or "reference" (the plain network).
-        device: where to run; by default where the model is.
+        device: where to run; by default where the model is. A copy elsewhere is kept there while the model lives as it is.
         tta: see each picture several times and join the answers, slower and better: "flip" (mirrored), "turns" (by right angles), "scales" (0.8 and
             1.25 times as large), or several of them with commas.
 
