@@ -107,7 +107,8 @@ class Answering:
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
         with torch.inference_mode():
-            batch = batch.to(next(self.network.parameters()).device, non_blocking=True)
+            place = next(self.network.parameters()).device
+            batch = batch.to(place, non_blocking=place.type == "cuda")  # which has read unpinned memory when the call returns
             found = answer_from_views(self.network, batch, self.views) if self.views else self.network(batch)
             return found.to("cpu")
 
