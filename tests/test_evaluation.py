@@ -237,6 +237,7 @@ def test_evaluation_prints_a_table_and_becomes_json() -> None:
     ("change", "message"),
     [
         ({"image_id": 99}, r"entry 0: image_id 99 is not among the 6 annotated"),
+        ({"image_id": [1]}, r"entry 0: \{.* is no result; each is an object with image_id"),
         ({"score": None}, r"entry 0: score missing"),
         ({"keypoints": [1, 2, 3]}, r"entry 0: 3 keypoint numbers, but category \d has 0 joints"),
     ],
@@ -246,6 +247,12 @@ def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
     results[0] = {key: value for key, value in {**results[0], **change}.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         evaluate(results, truth)
+
+
+def test_what_is_no_result_is_named() -> None:
+    truth, results = random_data(3)
+    with pytest.raises(ValueError, match=r"results, entry 1: 3 is no result"):
+        evaluate([results[0], 3], truth)
 
 
 def test_unknown_categories_are_an_error_or_a_warning_never_silent() -> None:

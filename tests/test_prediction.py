@@ -279,6 +279,8 @@ def test_a_second_job_does_not_read_the_first_ones_overlays_nor_replace_inputs(m
     Image.fromarray(picture(48, 64)).save(tmp_path / "a.png")
     for _ in range(2):
         assert predict_files(model, [tmp_path], tmp_path / "out", progress=False).images == 1
+    with pytest.raises(ValueError, match="is a file; the results need a folder"):
+        predict_files(model, [tmp_path], tmp_path / "a.png", progress=False)
     with pytest.raises(ValueError, match="would replace the picture"):
         predict_files(model, [tmp_path / "a.png"], tmp_path, progress=False)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):

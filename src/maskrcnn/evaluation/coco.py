@@ -102,8 +102,9 @@ def evaluate(
         if tta is not None:
             raise ValueError(f'tta is "{tta}", but these are results, not a model; leave it out')
         truth, categories = _truth(data)
-        found = _by_name(found, truth, str(model) if isinstance(model, str | Path) else "results")
-        _check_results(found, truth, categories, str(model) if isinstance(model, str | Path) else "results")
+        where = str(model) if isinstance(model, str | Path) else "results"
+        found = _by_name(found, truth, where)
+        _check_results(found, truth, categories, where)
         tasks: list[Task] = [task for task, name in FIELD.items() if not found or any(r.get(name) is not None for r in found)]
         return _written(evaluate_results(found, truth, categories, tasks, max_detections or 100), found, out)
     from .answers import results_on
@@ -223,6 +224,8 @@ def _by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
         ids.setdefault(_last(name), []).append(id_)
     matched = []
     for n, entry in enumerate(results):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("image_id"), int | str | None):
+            raise ValueError(f"{where}, entry {n}: {entry!r:.60} is no result; each is an object with image_id, category_id and score")
         name, own = _slashed(entry.get("file_name") or ""), names.get(entry.get("image_id"), "")
         if name and names and own != name:
             alike = ids.get(_last(name), [])

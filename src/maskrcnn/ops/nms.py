@@ -124,11 +124,8 @@ def select_at_once(candidates: Candidates, threshold: float, keep: int) -> tuple
 
 
 def _matrix_type(boxes: Tensor) -> torch.dtype:
-    """Of matrices of zeros and ones, whose sums need only be told from zero: the type of products here, or autocast would copy them in each round."""
-    kind = boxes.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return torch.float32 if kind == "cpu" else torch.float16
+    """Of matrices of zeros and ones; sums of them need only be told from zero."""
+    return torch.float32 if boxes.device.type == "cpu" else torch.float16
 
 
 def _survivors(rivals: Float[Tensor, "*b n n"], exists: Bool[Tensor, "*b n"]) -> tuple[Bool[Tensor, "*b n"], Bool[Tensor, ""]]:
@@ -143,9 +140,10 @@ def _survivors(rivals: Float[Tensor, "*b n n"], exists: Bool[Tensor, "*b n"]) ->
     """
     rivals = rivals.triu_(1)
     kept = before = exists
-    for _ in range(ROUNDS):
-        suppressed = (kept[..., None, :].to(rivals.dtype) @ rivals)[..., 0, :] > 0
-        before, kept = kept, exists & ~suppressed
+    with device.no_autocast(rivals.device):  # which would copy the matrix in every round
+        for _ in range(ROUNDS):
+            suppressed = (kept[..., None, :].to(rivals.dtype) @ rivals)[..., 0, :] > 0
+            before, kept = kept, exists & ~suppressed
     return kept, (kept == before).all()
 
 

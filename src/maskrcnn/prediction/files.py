@@ -102,9 +102,11 @@ def predict_files(
     Raises:
         FileNotFoundError: an input that does not exist.
         FileExistsError: OUT/FORMAT exists.
-        ValueError: a folder without pictures, or an overlay would replace an input.
+        ValueError: a folder without pictures, an `out` that is a file, or an overlay that would replace an input.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; the results need a folder of their own")
     files = _named(inputs, out)
     targets = _overlay_paths(files, out) if overlays else {}
     answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
