@@ -1,0 +1,140 @@
+"""Files saved before names changed: models answer as they did, settings are read, runs go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import maskrcnn as mr
+from maskrcnn.cli.train import check_names, settings_of
+from maskrcnn.config import ModelConfig, TrainConfig
+from maskrcnn.settings import from_dict, override
+from maskrcnn.training.log import read_rows
+
+SAVED = Path(__file__).parent / "fixtures" / "saved_before_renaming"
+SOURCES = {"model": "model.safetensors", "run": "run", "last": "run/last.safetensors"}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def written_in(path: Path) -> dict[str, Any]:
+    """What a model file says of itself."""
+    with safe_open(path, framework="np") as file:
+        return json.loads(file.metadata()["maskrcnn"])
+
+
+def configurations(run: Path) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a run."""
+    settings = json.loads((run / "config.json").read_text())
+    return from_dict(ModelConfig, settings["model"]), from_dict(TrainConfig, settings["train"])
+
+
+@pytest.mark.parametrize("form", ["reference", "fast"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_models_answer_as_they_did(name: str, form: Any) -> None:
+    expected = np.load(SAVED / "expected.npz")
+    found = mr.predict(mr.load(SAVED / SOURCES[name]), expected["image"], form=form)
+    assert len(found) == 8
+    assert found.labels.tolist() == expected[f"{name}/labels"].tolist()
+    answers = {
+        "boxes": found.boxes,
+        "scores": found.scores,
+        "mask_grids": found.mask_grids,
+        "keypoints": found.keypoints,
+        "keypoint_logits": found.keypoint_logits,
+    }
+    for part, values in answers.items():
+        wanted = expected[f"{name}/{part}"]
+        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-4, err_msg=part)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_models_know_their_categories_and_settings(name: str) -> None:
+    config = mr.load(SAVED / SOURCES[name]).config
+    card, stick = config.categories
+    assert (card.name, card.id, card.keypoints) == ("card", 1, ())
+    assert (stick.name, stick.id, stick.keypoints) == ("stick", 2, ("top", "end"))
+    assert stick.skeleton == ((0, 1),)
+    trunk = config.trunk
+    assert (trunk.depth, trunk.stem_channels, trunk.res2_channels) == (18, 4, 2)
+    assert config.rpn.sizes == ((8,), (16,), (32,), (64,), (128,))
+    assert config.mask is not None
+    assert config.keypoint is not None
+    assert (config.box.max_detections, config.mask.truth_size) == (8, 28)
+    assert config == configurations(SAVED / "run")[0]
+
+
+def test_what_was_told_with_a_model_is_still_in_it() -> None:
+    model = written_in(SAVED / "model.safetensors")["info"]
+    last = written_in(SAVED / "run" / "last.safetensors")["info"]
+    best = written_in(SAVED / "run" / "best.safetensors")["info"]
+    assert model == {"made": "before the renaming", "step": 0}
+    assert (last["step"], best["step"]) == (3, 2)
+    assert best["best"]["step"] == 2
+
+
+@pytest.mark.parametrize("run", ["run", "stopped"])
+def test_the_settings_of_a_training_are_read(run: str) -> None:
+    config = configurations(SAVED / run)[1]
+    assert (config.steps, config.batch_size, config.ema, config.learning_rate) == (3, 2, 0.5, 0.002)
+    assert config.augment.scale == (0.9, 1.1)
+    assert (config.augment.copy_paste, config.augment.copy_paste_choices) == (0.5, 2)
+    more = config.unlabelled
+    assert (more.ratio, more.burn_in, more.ramp, more.weight) == (1.0, 0.25, 0.25, 0.5)
+    assert (more.threshold, more.doubt) == (0.5, 0.2)
+    assert (more.mask_threshold, more.joint_threshold) == (0.6, 0.05)
+
+
+def test_a_file_of_settings_is_read() -> None:
+    given = settings_of(SAVED / "training.toml", [], None)
+    check_names(given)
+    assert given["model.trunk.stem_channels"] == 4
+    assert given["learning_rate"] == 0.002
+    training = {name: value for name, value in given.items() if not name.startswith("model.")}
+    _, config = configurations(SAVED / "run")
+    assert override(TrainConfig(), training) == config
+
+
+@pytest.mark.parametrize(
+    ("run", "steps", "reader"),
+    [("run", 3, mr.open_data), ("stopped", 2, mr.CocoDataset)],  # as they were opened then
+)
+def test_runs_go_on(
+    run: str,
+    steps: int,
+    reader: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "saved"
+    shutil.copytree(SAVED, folder)
+    monkeypatch.chdir(folder)  # the model that the run started from is recorded by its path
+    before = read_rows(folder / run / "metrics.csv")
+    assert len(before) == steps
+    model, config = configurations(folder / run)
+    data = reader("data/annotations.json")
+    ended = mr.train(
+        model,
+        data,
+        data,
+        config,
+        run,
+        resume=True,
+        device="cpu",
+        unlabelled="more",
+        pretrained="model.safetensors",
+        progress=False,
+    )
+    rows = read_rows(folder / run / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0] == before[0]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert list(rows[2]) == list(read_rows(SAVED / "run" / "metrics.csv")[2])
+    assert ended.best is not None
+    assert len(mr.predict(ended.model, folder / "data" / "0.png")) > 0
