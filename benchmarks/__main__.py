@@ -23,13 +23,27 @@ MORE = ("check",)
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"one of {', '.join(NAMES)} (all of these by default), {', '.join(MORE)}")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and sizes, nothing is kept: to see that it works")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="name",
+        help=f"one of {', '.join(NAMES)} (all of these by default), {', '.join(MORE)}",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="fewer rounds and sizes, nothing is kept: to see that it works",
+    )
     given = parser.parse_args()
     if unknown := set(given.names) - {*NAMES, *MORE}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join((*NAMES, *MORE))}")
+        parser.error(
+            f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join((*NAMES, *MORE))}"
+        )
     if not given.quick and os.getloadavg()[0] > 0.5:
-        print(f"The load of this machine is {os.getloadavg()[0]:.2f}: ratios stay fair, seconds do not.", file=sys.stderr)
+        print(
+            f"The load of this machine is {os.getloadavg()[0]:.2f}: ratios stay fair, seconds do not.",
+            file=sys.stderr,
+        )
     for name in given.names or NAMES:
         before, start = machine(), time.time()
         result = import_module(f"{__package__}.{name}").run(given.quick)
@@ -37,7 +51,13 @@ def main() -> None:
             print(f"{name}: skipped, {result['skipped']}")
             continue
         command = f"python -m benchmarks {name}{' --quick' if given.quick else ''}"
-        result = {"command": command, "taken s": round(time.time() - start), "machine": before, "load after": machine()["load"], **result}
+        result = {
+            "command": command,
+            "taken s": round(time.time() - start),
+            "machine": before,
+            "load after": machine()["load"],
+            **result,
+        }
         show(name, result)
         if not given.quick:
             page.RESULTS.mkdir(exist_ok=True)
@@ -48,7 +68,10 @@ def main() -> None:
 def show(name: str, result: dict[str, Any]) -> None:
     """Prints a result: its tables, then its other numbers."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(f"[bold]{name}[/bold], {result['taken s']} s, {page.where(result['machine'])}", highlight=False)
+    console.print(
+        f"[bold]{name}[/bold], {result['taken s']} s, {page.where(result['machine'])}",
+        highlight=False,
+    )
     for title, rows in page.tables(result):
         table = Table(title=title or None, title_justify="left")
         for column in page.columns(rows):

@@ -18,13 +18,19 @@ from typing import Any
 
 from .timing import PeakMemory, Times, in_new_process, spread
 
-# What is computed: preset, side of the picture or of the batch's four crops, precision.
-PREDICTIONS = (("maskrcnn_r50_fpn", 800, "float32"), ("maskrcnn_r50_fpn", 800, "bfloat16"), ("maskrcnn_r18_small", 256, "float32"))
+# What is computed: preset, side of the image or of the batch's four crops, precision.
+PREDICTIONS = (
+    ("maskrcnn_r50_fpn", 800, "float32"),
+    ("maskrcnn_r50_fpn", 800, "bfloat16"),
+    ("maskrcnn_r18_small", 256, "float32"),
+)
 STEPS = (("maskrcnn_r18_small", 256, "fp32"), ("maskrcnn_r18_small", 256, "bf16"))
 
 
 def run(quick: bool) -> dict[str, Any]:
-    cases = [("prediction", *case) for case in PREDICTIONS] + [("training step", *case) for case in STEPS]
+    cases = [("prediction", *case) for case in PREDICTIONS] + [
+        ("training step", *case) for case in STEPS
+    ]
     rows = [compared(case, 2 if quick else 3) for case in cases[-3 if quick else 0 :]]
     return {"rows": rows}
 
@@ -48,27 +54,32 @@ def compared(case: tuple[str, str, int, str], rounds: int) -> dict[str, Any]:
 
 
 def prediction(preset: str, side: int, precision: str) -> Callable[[], object]:
-    """Predicts the same picture with random weights."""
+    """Predicts the same image with random weights."""
     import maskrcnn as mr
 
-    from .models import picture
+    from .models import random_image
 
-    model = mr.optimize(mr.MaskRCNN.from_config(getattr(mr, preset)()), precision)  # ty: ignore[invalid-argument-type]
-    image = picture(side, side * 4 // 3)
+    model = mr.optimize_for_inference(mr.MaskRCNN.from_config(getattr(mr, preset)()), precision)  # ty: ignore[invalid-argument-type]
+    image = random_image(side, side * 4 // 3)
     return lambda: mr.predict(model, image)
 
 
 def training_step(preset: str, side: int, precision: str, folder: Path) -> Callable[[], object]:
-    """Learns from a batch of four pictures again and again."""
+    """Learns from a batch of four images again and again."""
     import maskrcnn as mr
-    from maskrcnn.data.dataset import TrainingSet, collate
+    from maskrcnn.augmentation.training_set import TrainingSet, collate
 
     from .training import NAMES, RATES, mosaics, trainer
 
-    data, model = mosaics(folder / "images", side, 3, count=4), mr.MaskRCNN.from_config(getattr(mr, preset)(NAMES))
-    pictures = TrainingSet(data, model.config, None)
-    batch = collate([pictures.example(i, seed=i) for i in range(4)], model.config.input.size_divisor)
-    training = trainer(model, data, replace(RATES, batch_size=4, precision=precision), folder / "run")  # ty: ignore[invalid-argument-type]
+    data, model = (
+        mosaics(folder / "images", side, 3, count=4),
+        mr.MaskRCNN.from_config(getattr(mr, preset)(NAMES)),
+    )
+    images = TrainingSet(data, model.config, None)
+    batch = collate([images.example(i, seed=i) for i in range(4)], model.config.input.size_divisor)
+    training = trainer(
+        model, data, replace(RATES, batch_size=4, precision=precision), folder / "run"
+    )  # ty: ignore[invalid-argument-type]
     training.learner.batches = itertools.repeat(batch)
     return training.step
 
@@ -83,7 +94,11 @@ def _measure(how: str, what: str, preset: str, side: int, precision: str) -> Non
     with tempfile.TemporaryDirectory() as folder:
         if how == "kept" and not mr.keep_memory():
             raise SystemExit("memory cannot be kept here")
-        work = prediction(preset, side, precision) if what == "prediction" else training_step(preset, side, precision, Path(folder))
+        work = (
+            prediction(preset, side, precision)
+            if what == "prediction"
+            else training_step(preset, side, precision, Path(folder))
+        )
         seconds = []
         with PeakMemory() as peak:
             for _ in range(10):

@@ -15,51 +15,73 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 62
 TICKS = 4
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: int = 3) -> None:
-    """Writes panels in rows: title -> (what x counts, curves). A name has the same colour in all of them."""
+    """Writes panels in rows: title -> (what x counts, curves). A name has the same color in all of them."""
     names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
-    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    colors = dict(zip(names, cycle(COLORS), strict=False))
     size = f"{WIDTH * min(columns, len(panels))} {HEIGHT * ceil(len(panels) / columns)}"
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="11">']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="11">'
+    ]
     parts.append('<rect width="100%" height="100%" fill="white"/>')
     for number, (title, (x_label, curves)) in enumerate(panels.items()):
         row, column = divmod(number, columns)
-        parts.append(f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colours)}</g>')
+        parts.append(
+            f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colors)}</g>'
+        )
     path.write_text("\n".join([*parts, "</svg>\n"]))
 
 
-def _panel(title: str, x_label: str, curves: Curves, colours: Mapping[str, str]) -> str:
+def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) -> str:
     points = [point for curve in curves.values() for point in curve]
     x_end, tick = max(x for x, _ in points), _tick(max(y for _, y in points))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / (TICKS * tick) * (HEIGHT - TOP - BOTTOM)
+        return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / (TICKS * tick) * (
+            HEIGHT - TOP - BOTTOM
+        )
 
-    parts = [f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(title)}</text>']
+    parts = [
+        f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(title)}</text>'
+    ]
     for step in range(TICKS + 1):
         left, y = place(0, step * tick)
-        parts.append(f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{step * tick:g}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
+        )
+        parts.append(
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{step * tick:g}</text>'
+        )
     free = 0.0
     for x in sorted({x for x, _ in points}):
         across = place(x, 0)[0]
         if across >= free:  # else the label would stand on the one before
-            parts.append(f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>')
+            parts.append(
+                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>'
+            )
             free = across + 20
-    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 30}" text-anchor="middle" fill="#444">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 30}" text-anchor="middle" fill="#444">{escape(x_label)}</text>'
+    )
     for number, (name, curve) in enumerate(curves.items()):
-        colour, placed = colours[name], [place(x, y) for x, y in sorted(curve)]
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+        color, placed = colors[name], [place(x, y) for x, y in sorted(curve)]
+        parts.append(
+            f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
+        )
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in placed]
         x = LEFT + (number % 3) * (WIDTH - LEFT) / 3
-        parts.append(f'<text x="{x:.0f}" y="{HEIGHT - 18 + 14 * (number // 3)}" fill="{colour}">{escape(name)}</text>')
+        parts.append(
+            f'<text x="{x:.0f}" y="{HEIGHT - 18 + 14 * (number // 3)}" fill="{color}">{escape(name)}</text>'
+        )
     return "\n".join(parts)
 
 
 def _tick(highest: float) -> float:
     """The least round number of which the axis' ticks reach above the highest value."""
     power = 10.0 ** floor(log10(highest / TICKS))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if TICKS * power * factor >= highest)
+    return next(
+        power * factor for factor in (1, 2, 2.5, 5, 10) if TICKS * power * factor >= highest
+    )

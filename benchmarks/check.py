@@ -1,7 +1,7 @@
 """Issue of the dataset doctor: how many annotations a second are checked, and how much of that is the search for polygons that cross themselves.
 
 A made-up COCO file in memory: 200,000 objects, half of them polygons (about 27 points, as in COCO), a third compressed and a few uncompressed run
-lengths, a tenth with 17 joints. Everything of `maskrcnn check` that looks at annotations runs; no picture is opened.
+lengths, a tenth with 17 keypoints. Everything of `maskrcnn check` that looks at annotations runs; no image is opened.
 """
 
 from __future__ import annotations
@@ -11,42 +11,57 @@ from typing import Any
 import numpy as np
 
 import maskrcnn as mr
-from maskrcnn.ops.rle import counts, encode_crop
+from maskrcnn.annotations.rle import counts, encode_crop
 
 from .timing import in_turns
 
-SIZE, CATEGORIES, JOINTS = (480, 640), 80, 17
+SIZE, CATEGORIES, KEYPOINTS = (480, 640), 80, 17
 
 
 def run(quick: bool) -> dict[str, Any]:
     content = made_up(5_000 if quick else 200_000)
     number = len(content["annotations"])
-    work = {"opening the data set": lambda: mr.CocoDataset(content), "maskrcnn check": lambda: mr.check(content)}
+    work = {
+        "opening the data set": lambda: mr.CocoDataset(content),
+        "maskrcnn check": lambda: mr.check_dataset(content),
+    }
     times = in_turns(work, rounds=1 if quick else 3, warm_up=0)
     rates = {f"annotations a second, {name}": round(number / times.median(name)) for name in work}
     return {"rows": times.rows(), "annotations": number, **rates, "seconds": times.seconds}
 
 
 def made_up(number: int, seed: int = 0) -> dict[str, Any]:
-    """A COCO file of so many objects, 7 a picture."""
+    """A COCO file of so many objects, 7 an image."""
     rng = np.random.default_rng(seed)
-    pictures = [{"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.jpg"} for n in range(1, number // 7 + 2)]
-    joints = [f"left_{j // 2}" if j % 2 else f"right_{j // 2}" for j in range(JOINTS)]
-    categories: list[dict[str, Any]] = [{"id": n, "name": f"category {n}"} for n in range(1, CATEGORIES + 1)]
-    categories[0] |= {"keypoints": joints, "skeleton": []}
+    images = [
+        {"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.jpg"}
+        for n in range(1, number // 7 + 2)
+    ]
+    keypoints = [f"left_{j // 2}" if j % 2 else f"right_{j // 2}" for j in range(KEYPOINTS)]
+    categories: list[dict[str, Any]] = [
+        {"id": n, "name": f"category {n}"} for n in range(1, CATEGORIES + 1)
+    ]
+    categories[0] |= {"keypoints": keypoints, "skeleton": []}
     annotations = [made_up_object(rng, n) for n in range(1, number + 1)]
-    return {"images": pictures, "annotations": annotations, "categories": categories}
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def made_up_object(rng: np.random.Generator, number: int) -> dict[str, Any]:
-    """A star-shaped blob as polygon or run lengths, one in ten a person with joints."""
+    """A star-shaped blob as polygon or RLE, one in ten a person with keypoints."""
     side = 2 ** rng.uniform(3.5, 7)
-    centre = rng.uniform([side, side], [SIZE[1] - side, SIZE[0] - side])
+    center = rng.uniform([side, side], [SIZE[1] - side, SIZE[0] - side])
     angles = np.linspace(0, 2 * np.pi, int(rng.integers(8, 46)), endpoint=False)
-    points = centre + side * rng.uniform(0.6, 1, len(angles))[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = center + side * rng.uniform(0.6, 1, len(angles))[:, None] * np.stack(
+        [np.cos(angles), np.sin(angles)], axis=1
+    )
     points = points.round(2)
     low, high = points.min(axis=0), points.max(axis=0)
-    entry = {"id": number, "image_id": (number - 1) // 7 + 1, "category_id": int(rng.integers(2, CATEGORIES + 1)), "iscrowd": 0}
+    entry = {
+        "id": number,
+        "image_id": (number - 1) // 7 + 1,
+        "category_id": int(rng.integers(2, CATEGORIES + 1)),
+        "iscrowd": 0,
+    }
     kind = rng.random()
     if kind < 0.6:
         x, y = points.T
@@ -63,7 +78,17 @@ def made_up_object(rng: np.random.Generator, number: int) -> dict[str, Any]:
         entry |= {"segmentation": rle if kind < 0.97 else rle | {"counts": counts(rle).tolist()}}
     entry |= {"bbox": [*low.tolist(), *(high - low).tolist()], "area": area}
     if rng.random() < 0.1:
-        joints = np.concatenate([rng.uniform(low, high, (JOINTS, 2)).astype(int), rng.integers(0, 3, (JOINTS, 1))], axis=1)
-        joints[joints[:, 2] == 0] = 0
-        entry |= {"category_id": 1, "keypoints": joints.reshape(-1).tolist(), "num_keypoints": int((joints[:, 2] > 0).sum())}
+        keypoints = np.concatenate(
+            [
+                rng.uniform(low, high, (KEYPOINTS, 2)).astype(int),
+                rng.integers(0, 3, (KEYPOINTS, 1)),
+            ],
+            axis=1,
+        )
+        keypoints[keypoints[:, 2] == 0] = 0
+        entry |= {
+            "category_id": 1,
+            "keypoints": keypoints.reshape(-1).tolist(),
+            "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+        }
     return entry

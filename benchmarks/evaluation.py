@@ -1,4 +1,4 @@
-"""Item 5, evaluation: boxes and masks of 5,000 pictures with 80 categories, ours against pycocotools, and whether the numbers are equal.
+"""Item 5, evaluation: boxes and masks of 5,000 images with 80 categories, ours against pycocotools, and whether the numbers are equal.
 
 Truth and detections are made up: ellipses, found again with noise, with wrong categories and false alarms, as dicts in memory. Each side goes from
 there to its 12 numbers; ours gives those of every category as well. pycocotools gets copies made beforehand, for it writes into its input.
@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import maskrcnn as mr
-from maskrcnn.ops.rle import encode_crop
+from maskrcnn.annotations.rle import encode_crop
 
 from .timing import in_turns
 
@@ -30,12 +30,25 @@ def run(quick: bool) -> dict[str, Any]:
     copies = [(copy.deepcopy(truth), copy.deepcopy(results)) for _ in range(rounds)]
     theirs: dict[str, list[float]] = {}
     ours: list[mr.evaluation.coco.Evaluation] = []
-    work = {"pycocotools": lambda: theirs.update(by_pycocotools(*copies.pop())), "ours": lambda: ours.append(mr.evaluate(results, truth))}
+    work = {
+        "pycocotools": lambda: theirs.update(by_pycocotools(*copies.pop())),
+        "ours": lambda: ours.append(mr.evaluate(results, truth)),
+    }
     times = in_turns(work, rounds, warm_up=0)
-    difference = max(abs(a - b) for task, numbers in theirs.items() for a, b in zip(numbers, ours[-1].tasks[task].values(), strict=True))
+    difference = max(
+        abs(a - b)
+        for task, numbers in theirs.items()
+        for a, b in zip(numbers, ours[-1].tasks[task].values(), strict=True)
+    )
     counts = {"images": images, "objects": len(truth["annotations"]), "detections": len(results)}
     same = {"largest difference of the 24 numbers": difference}
-    return {"rows": times.rows("pycocotools"), **counts, **same, "numbers": ours[-1].tasks, "seconds": times.seconds}
+    return {
+        "rows": times.rows("pycocotools"),
+        **counts,
+        **same,
+        "numbers": ours[-1].tasks,
+        "seconds": times.seconds,
+    }
 
 
 def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -46,8 +59,17 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict
         coco.dataset = truth
         coco.createIndex()
         for task in ("bbox", "segm"):
-            fields = ("image_id", "category_id", "score", "bbox" if task == "bbox" else "segmentation")
-            judge = COCOeval(coco, coco.loadRes([{name: entry[name] for name in fields} for entry in results]), task)
+            fields = (
+                "image_id",
+                "category_id",
+                "score",
+                "bbox" if task == "bbox" else "segmentation",
+            )
+            judge = COCOeval(
+                coco,
+                coco.loadRes([{name: entry[name] for name in fields} for entry in results]),
+                task,
+            )
             judge.evaluate()
             judge.accumulate()
             judge.summarize()
@@ -56,43 +78,75 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict
 
 
 def made_up(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """About 7 objects and 20 detections a picture, as in COCO."""
+    """About 7 objects and 20 detections an image, as in COCO."""
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for image in range(1, images + 1):
         for _ in range(rng.poisson(7)):
             side = 2 ** rng.uniform(3.5, 8, 2)
-            centre = rng.uniform([0, 0], [SIZE[1], SIZE[0]])
+            center = rng.uniform([0, 0], [SIZE[1], SIZE[0]])
             category = int(rng.integers(1, CATEGORIES + 1))
-            rle, box, area = ellipse(centre, side)
+            rle, box, area = ellipse(center, side)
             if area == 0:
                 continue
             crowd = int(rng.random() < 0.01)
-            entry = {"id": len(annotations) + 1, "image_id": image, "category_id": category, "iscrowd": crowd}
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": category,
+                "iscrowd": crowd,
+            }
             annotations.append({**entry, "segmentation": rle, "bbox": box, "area": area})
             for _ in range(rng.poisson(2)):
                 label = category if rng.random() < 0.8 else int(rng.integers(1, CATEGORIES + 1))
-                results.append(detection(rng, image, label, centre + rng.normal(0, 0.06, 2) * side, side * np.exp(rng.normal(0, 0.1, 2)), 0.4))
+                results.append(
+                    detection(
+                        rng,
+                        image,
+                        label,
+                        center + rng.normal(0, 0.06, 2) * side,
+                        side * np.exp(rng.normal(0, 0.1, 2)),
+                        0.4,
+                    )
+                )
         for _ in range(rng.poisson(6)):
             place, side = rng.uniform([0, 0], [SIZE[1], SIZE[0]]), 2 ** rng.uniform(3.5, 8, 2)
-            results.append(detection(rng, image, int(rng.integers(1, CATEGORIES + 1)), place, side, 0.05))
-    pictures = [{"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.jpg"} for n in range(1, images + 1)]
+            results.append(
+                detection(rng, image, int(rng.integers(1, CATEGORIES + 1)), place, side, 0.05)
+            )
+    photos = [
+        {"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.jpg"}
+        for n in range(1, images + 1)
+    ]
     categories = [{"id": n, "name": f"category {n}"} for n in range(1, CATEGORIES + 1)]
-    return {"images": pictures, "annotations": annotations, "categories": categories}, results
+    return {"images": photos, "annotations": annotations, "categories": categories}, results
 
 
-def detection(rng: np.random.Generator, image: int, category: int, centre: np.ndarray, side: np.ndarray, floor: float) -> dict[str, Any]:
+def detection(
+    rng: np.random.Generator,
+    image: int,
+    category: int,
+    center: np.ndarray,
+    side: np.ndarray,
+    floor: float,
+) -> dict[str, Any]:
     """A result with a random score from `floor` on."""
-    rle, box, _ = ellipse(centre, side)
-    return {"image_id": image, "category_id": category, "segmentation": rle, "bbox": box, "score": float(floor + (1 - floor) * rng.random())}
+    rle, box, _ = ellipse(center, side)
+    return {
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle,
+        "bbox": box,
+        "score": float(floor + (1 - floor) * rng.random()),
+    }
 
 
-def ellipse(centre: np.ndarray, side: np.ndarray) -> tuple[dict[str, Any], list[float], int]:
+def ellipse(center: np.ndarray, side: np.ndarray) -> tuple[dict[str, Any], list[float], int]:
     """RLE, box (xywh) and area of an ellipse."""
-    low = np.clip(np.floor(centre - side / 2), 0, [SIZE[1], SIZE[0]]).astype(int)
-    high = np.clip(np.ceil(centre + side / 2), 0, [SIZE[1], SIZE[0]]).astype(int)
+    low = np.clip(np.floor(center - side / 2), 0, [SIZE[1], SIZE[0]]).astype(int)
+    high = np.clip(np.ceil(center + side / 2), 0, [SIZE[1], SIZE[0]]).astype(int)
     y, x = np.ogrid[low[1] : high[1], low[0] : high[0]]
-    crop = ((x + 0.5 - centre[0]) / side[0]) ** 2 + ((y + 0.5 - centre[1]) / side[1]) ** 2 <= 0.25
+    crop = ((x + 0.5 - center[0]) / side[0]) ** 2 + ((y + 0.5 - center[1]) / side[1]) ** 2 <= 0.25
     box = [float(v) for v in (*low, *np.maximum(high - low, 1))]
     return encode_crop(crop, int(low[0]), int(low[1]), SIZE), box, int(crop.sum())

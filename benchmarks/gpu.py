@@ -1,9 +1,9 @@
 """Item 4: R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and beside what the card could do.
 
-Pictures lie on the device: a list of them for torchvision, which normalises and joins them itself; ours as the loader joins them, not normalised.
+Images lie on the device: a list of them for torchvision, which normalizes and joins them itself; ours as the loader joins them, not normalized.
 An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more without pasting its masks into
-whole pictures, which ours leaves to whoever wants them; ours once more with trunk and pyramid compiled. A training step is forward, backward and
-fused AdamW on the same pictures with 20 objects each; in both, BatchNorm is frozen and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
+whole images, which ours leaves to whoever wants them; ours once more with trunk and pyramid compiled. A training step is forward, backward and
+fused AdamW on the same images with 20 objects each; in both, BatchNorm is frozen and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
 are what the heads saw in a step, "waits" the times that the host stood still for the device in one batch, from a profile. "of the limit" compares
 with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
 """
@@ -27,10 +27,10 @@ from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import total
 from maskrcnn.model.roi_align import bag_of_pixels
 from maskrcnn.structures import Batch, Truth
-from maskrcnn.weights.torchvision import convert
+from maskrcnn.weights.from_torchvision import convert
 
 from .limits import rates
-from .models import as_theirs, ours_of, picture, torchvision_model
+from .models import as_theirs, ours_of, random_image, torchvision_model
 from .timing import in_turns
 from .training import NAMES, large_torchvision, rois
 
@@ -38,20 +38,31 @@ Work = Callable[[], object]
 OBJECTS = 20
 BACKGROUND = 4 * 1025 + 257  # weights that torchvision trains for offsets and masks of background
 # What the CUDA runtime calls by which the host waits; copies without "Async" wait as well.
-WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!.*Async)|hip(Stream|Device|Event)Synchronize|hipMemcpy(?!.*Async)")
+WAITS = re.compile(
+    r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!.*Async)|hip(Stream|Device|Event)Synchronize|hipMemcpy(?!.*Async)"
+)
 
 
 def run(quick: bool) -> dict[str, Any]:
     """All of it, where there is a GPU."""
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device here"}
-    return measure(torch.device("cuda"), (800, 1066), (1, 4) if quick else (1, 16), rounds=5 if quick else 30)
+    return measure(
+        torch.device("cuda"), (800, 1066), (1, 4) if quick else (1, 16), rounds=5 if quick else 30
+    )
 
 
-def measure(device: torch.device, side: tuple[int, int], batches: tuple[int, ...], rounds: int) -> dict[str, Any]:
-    """The tables for pictures of one size; also runs on a processor, to see that it works."""
+def measure(
+    device: torch.device, side: tuple[int, int], batches: tuple[int, ...], rounds: int
+) -> dict[str, Any]:
+    """The tables for images of one size; also runs on a processor, to see that it works."""
     card = rates(device=device.type)
-    result: dict[str, Any] = {"rows": [], "agreement": agreement(ours_of(torchvision_model()), device, side), "card": card, "seconds": {}}
+    result: dict[str, Any] = {
+        "rows": [],
+        "agreement": agreement(ours_of(torchvision_model()), device, side),
+        "card": card,
+        "seconds": {},
+    }
     for count in batches:
         for kind, works in {"inference": inference, "training": training}.items():
             work, operations, seen_by_heads = works(device, side, count)
@@ -61,23 +72,41 @@ def measure(device: torch.device, side: tuple[int, int], batches: tuple[int, ...
             limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
             for row in times.rows("torchvision"):
                 name, rate = row["what"], count / row["s"][0]
-                seen = {"img/s": rate, "of the limit": rate / limit, "waits": waits[name], "GB": memory[name]} | seen_by_heads.get(name, {})
-                result["rows"].append({"what": f"{kind}, batch {count}: {name}", **{k: v for k, v in row.items() if k != "what"}, **seen})
+                seen = {
+                    "img/s": rate,
+                    "of the limit": rate / limit,
+                    "waits": waits[name],
+                    "GB": memory[name],
+                } | seen_by_heads.get(name, {})
+                result["rows"].append(
+                    {
+                        "what": f"{kind}, batch {count}: {name}",
+                        **{k: v for k, v in row.items() if k != "what"},
+                        **seen,
+                    }
+                )
             result["seconds"][f"{kind} {count}"] = times.seconds
             del work
             gc.collect()
     for count, gradient in ((1000, False), (512, True)):
-        result["rows"] += pooling(device, max(batches), count if device.type != "cpu" else 50, gradient, rounds)
+        result["rows"] += pooling(
+            device, max(batches), count if device.type != "cpu" else 50, gradient, rounds
+        )
     return result
 
 
-def inference(device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float, dict[str, Any]]:
+def inference(
+    device: torch.device, side: tuple[int, int], count: int
+) -> tuple[dict[str, Work], float, dict[str, Any]]:
     """What answers a batch, and the operations that ours needs for it."""
     theirs = torchvision_model()
     ours = ours_of(theirs).to(device)
-    fast, compiled = mr.optimize(ours, "bfloat16"), mr.optimize(ours, "bfloat16", compile=True)
+    fast, compiled = (
+        mr.optimize_for_inference(ours, "bfloat16"),
+        mr.optimize_for_inference(ours, "bfloat16", compile=True),
+    )
     peer: Any = theirs.to(device).to(memory_format=torch.channels_last).eval()
-    pictures, batch = inputs(device, side, count)
+    images, batch = inputs(device, side, count)
     paste = peer.transform.postprocess
 
     @torch.inference_mode()
@@ -88,27 +117,35 @@ def inference(device: torch.device, side: tuple[int, int], count: int) -> tuple[
     def peer_answer(pasted: bool = True) -> Any:
         peer.transform.postprocess = paste if pasted else lambda found, *_: found
         with torch.autocast(device.type, torch.bfloat16):
-            return [{k: v.cpu() for k, v in found.items()} for found in peer(pictures)]
+            return [{k: v.cpu() for k, v in found.items()} for found in peer(images)]
 
     work = {"torchvision": peer_answer, "torchvision, masks not pasted": lambda: peer_answer(False)}
     work |= {"ours": lambda: answer(fast), "ours, compiled": lambda: answer(compiled)}
     return work, float(operations(work["ours"])), {}
 
 
-def training(device: torch.device, side: tuple[int, int], count: int) -> tuple[dict[str, Work], float, dict[str, Any]]:
+def training(
+    device: torch.device, side: tuple[int, int], count: int
+) -> tuple[dict[str, Work], float, dict[str, Any]]:
     """What learns from a batch, the operations that ours needs for it, and the RoIs that the heads see."""
     theirs = large_torchvision()
-    model = mr.MaskRCNN.from_config(mr.torchvision_v1(NAMES))
+    model = mr.MaskRCNN.from_config(mr.maskrcnn_r50_fpn_torchvision(NAMES))
     model.load_state_dict(convert(theirs.state_dict(), bn_eps=1e-5)[1])
-    model, peer = (m.to(device).to(memory_format=torch.channels_last).train() for m in (model, theirs))
+    model, peer = (
+        m.to(device).to(memory_format=torch.channels_last).train() for m in (model, theirs)
+    )
     trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model, peer)]
     if trained[0] != trained[1] - BACKGROUND:
-        raise RuntimeError(f"ours trains {trained[0]:,} numbers, torchvision's {trained[1]:,}: their times cannot be compared")
-    pictures, batch = inputs(device, side, count)
+        raise RuntimeError(
+            f"ours trains {trained[0]:,} numbers, torchvision's {trained[1]:,}: their times cannot be compared"
+        )
+    images, batch = inputs(device, side, count)
     truth, targets = objects(device, side, count, len(NAMES))
 
     def learn(losses: Callable[[], Tensor], network: nn.Module) -> Work:
-        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-6, fused=True)
+        optimizer = torch.optim.AdamW(
+            [p for p in network.parameters() if p.requires_grad], lr=1e-6, fused=True
+        )
 
         def step() -> None:
             optimizer.zero_grad()
@@ -121,7 +158,7 @@ def training(device: torch.device, side: tuple[int, int], count: int) -> tuple[d
         return step
 
     work = {
-        "torchvision": learn(lambda: torch.stack([*peer(pictures, targets).values()]).sum(), peer),
+        "torchvision": learn(lambda: torch.stack([*peer(images, targets).values()]).sum(), peer),
         "ours": learn(lambda: total(model.losses(batch, truth)), model),
     }
     heads = {"torchvision": peer.roi_heads, "ours": model}
@@ -130,18 +167,24 @@ def training(device: torch.device, side: tuple[int, int], count: int) -> tuple[d
 
 
 def inputs(device: torch.device, side: tuple[int, int], count: int) -> tuple[list[Tensor], Batch]:
-    """The same pictures for both, on the device."""
-    images = [picture(*side, seed=i) for i in range(count)]
-    batch = Batch.collate([torch.from_numpy(i).permute(2, 0, 1) for i in images], 32, seeds=range(count))
+    """The same images for both, on the device."""
+    images = [random_image(*side, seed=i) for i in range(count)]
+    batch = Batch.collate(
+        [torch.from_numpy(i).permute(2, 0, 1) for i in images], 32, seeds=range(count)
+    )
     return [as_theirs(i).to(device) for i in images], batch.to(device)
 
 
-def objects(device: torch.device, side: tuple[int, int], count: int, classes: int) -> tuple[Truth, list[dict[str, Tensor]]]:
+def objects(
+    device: torch.device, side: tuple[int, int], count: int, classes: int
+) -> tuple[Truth, list[dict[str, Tensor]]]:
     """The same objects for both: boxes of many sizes, their masks full."""
     generator = torch.Generator().manual_seed(0)
     size = torch.tensor([side[1], side[0]])
     low = torch.rand(count, OBJECTS, 2, generator=generator) * size * 0.7
-    high = torch.minimum(low + 16 + torch.rand(count, OBJECTS, 2, generator=generator) ** 2 * size / 2, size.float())
+    high = torch.minimum(
+        low + 16 + torch.rand(count, OBJECTS, 2, generator=generator) ** 2 * size / 2, size.float()
+    )
     truth = Truth.empty(count, OBJECTS)
     truth.boxes[...] = torch.cat([low, high], dim=-1)
     truth.labels[...] = torch.randint(classes, (count, OBJECTS), generator=generator)
@@ -153,7 +196,13 @@ def objects(device: torch.device, side: tuple[int, int], count: int, classes: in
     for boxes, labels in zip(truth.boxes, truth.labels, strict=True):
         x0, y0, x1, y1 = boxes[:, :, None, None].unbind(dim=1)
         masks = ((rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)).to(torch.uint8)
-        targets.append({"boxes": boxes.to(device), "labels": (labels + 1).to(device), "masks": masks.to(device)})
+        targets.append(
+            {
+                "boxes": boxes.to(device),
+                "labels": (labels + 1).to(device),
+                "masks": masks.to(device),
+            }
+        )
     return truth.to(device), targets
 
 
@@ -166,24 +215,41 @@ def agreement(ours: mr.MaskRCNN, device: torch.device, side: tuple[int, int]) ->
         here = ours.to("cpu").eval()(batch)
         there = ours.to(device)(batch.to(device)).to("cpu")
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-    near = (here.boxes[0][:, None] - there.boxes[0]).abs().amax(dim=-1) + 1e6 * (here.labels[0][:, None] != there.labels[0])
+    near = (here.boxes[0][:, None] - there.boxes[0]).abs().amax(dim=-1) + 1e6 * (
+        here.labels[0][:, None] != there.labels[0]
+    )
     distance, twin = near[here.valid[0]][:, there.valid[0]].min(dim=1)
     found = distance < 1
     score = (here.scores[0][here.valid[0]] - there.scores[0][there.valid[0]][twin]).abs()[found]
-    counts = {"objects": int(here.valid.sum()), "objects there": int(there.valid.sum()), "of them in the same place": int(found.sum())}
-    return counts | ({"px": float(distance[found].amax()), "score": float(score.amax())} if found.any() else {})
+    counts = {
+        "objects": int(here.valid.sum()),
+        "objects there": int(there.valid.sum()),
+        "of them in the same place": int(found.sum()),
+    }
+    return counts | (
+        {"px": float(distance[found].amax()), "score": float(score.amax())} if found.any() else {}
+    )
 
 
-def pooling(device: torch.device, count: int, rois: int, gradient: bool, rounds: int) -> list[dict[str, Any]]:
-    """RoIAlign of so many RoIs a picture from four levels: from one table, and by torchvision's kernel in float32."""
+def pooling(
+    device: torch.device, count: int, rois: int, gradient: bool, rounds: int
+) -> list[dict[str, Any]]:
+    """RoIAlign of so many RoIs an image from four levels: from one table, and by torchvision's kernel in float32."""
     strides, generator = (4, 8, 16, 32), torch.Generator().manual_seed(0)
     sides = [(-(-800 // s), -(-1088 // s)) for s in strides]
-    levels = [torch.randn(count, 256, *s, device=device, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for s in sides]
+    levels = [
+        torch.randn(count, 256, *s, device=device, dtype=torch.bfloat16).to(
+            memory_format=torch.channels_last
+        )
+        for s in sides
+    ]
     levels = [level.requires_grad_(gradient) for level in levels]
     low = torch.rand(count * rois, 2, generator=generator) * torch.tensor([900.0, 600.0])
-    boxes = torch.cat([low, low + 8 + 400 * torch.rand(count * rois, 2, generator=generator) ** 3], dim=1).to(device)
+    boxes = torch.cat(
+        [low, low + 8 + 400 * torch.rand(count * rois, 2, generator=generator) ** 3], dim=1
+    ).to(device)
     image = torch.arange(count, device=device).repeat_interleave(rois)
-    pooler = mr.MaskRCNN.from_config(mr.torchvision_v1(2)).box_pool
+    pooler = mr.MaskRCNN.from_config(mr.maskrcnn_r50_fpn_torchvision(2)).box_pool
     level = pooler.level(boxes)
     config = replace(pooler.config, sampling_ratio=2)
     own = [(level == i).nonzero()[:, 0] for i in range(len(strides))]
@@ -199,12 +265,24 @@ def pooling(device: torch.device, count: int, rois: int, gradient: bool, rounds:
 
     def kernel() -> None:
         parts = zip(levels, own, strides, strict=True)
-        done([roi_align(x.float(), keyed[chosen], config.size, 1 / stride, 2, config.aligned) for x, chosen, stride in parts])
+        done(
+            [
+                roi_align(x.float(), keyed[chosen], config.size, 1 / stride, 2, config.aligned)
+                for x, chosen, stride in parts
+            ]
+        )
 
     with contextlib.nullcontext() if gradient else torch.inference_mode():
-        times = in_turns({"torchvision's kernel, float32": kernel, "one table, bfloat16": table}, rounds, warm_up=3)
+        times = in_turns(
+            {"torchvision's kernel, float32": kernel, "one table, bfloat16": table},
+            rounds,
+            warm_up=3,
+        )
     title = f"RoIAlign{' and its gradient' if gradient else ''} of {count} x {rois} RoIs"
-    return [{**row, "what": f"{title}: {row['what']}"} for row in times.rows("torchvision's kernel, float32")]
+    return [
+        {**row, "what": f"{title}: {row['what']}"}
+        for row in times.rows("torchvision's kernel, float32")
+    ]
 
 
 def operations(function: Work) -> int:
@@ -228,7 +306,9 @@ def count_waits(function: Work, device: torch.device) -> int | str:
     # The profiler ends with waits of its own: what a profile of nothing shows does not count.
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as empty:
         pass
-    found, own = (sum(e.count for e in p.key_averages() if WAITS.search(e.key)) for p in (profiled, empty))
+    found, own = (
+        sum(e.count for e in p.key_averages() if WAITS.search(e.key)) for p in (profiled, empty)
+    )
     return found - own
 
 

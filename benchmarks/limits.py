@@ -20,18 +20,27 @@ def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
     size = 2048 if device == "cpu" else 8192
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.randn(size, size, device=device, dtype=dtype)
-        table = torch.randn(100, 256, 14, 14, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        table = torch.randn(100, 256, 14, 14, device=device, dtype=dtype).to(
+            memory_format=torch.channels_last
+        )
+        kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(
+            memory_format=torch.channels_last
+        )
         tries = [
             (2.0 * size**3, lambda square=square: square @ square),
-            (2.0 * table.numel() * 256 * 9, lambda table=table, kernel=kernel: F.conv2d(table, kernel, padding=1)),
+            (
+                2.0 * table.numel() * 256 * 9,
+                lambda table=table, kernel=kernel: F.conv2d(table, kernel, padding=1),
+            ),
         ]
         with torch.inference_mode():
             best = max(work / _best(function, seconds / 4, device) for work, function in tries)
         found[f"{str(dtype).removeprefix('torch.')} GFLOP/s"] = best / 1e9
     source = torch.ones(64_000_000, device=device)
     target = torch.empty_like(source)
-    found["copy GB/s"] = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 4, device) / 1e9
+    found["copy GB/s"] = (
+        2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 4, device) / 1e9
+    )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The same random Mask R-CNN twice, torchvision's and ours, and pictures for it.
+"""The same random Mask R-CNN twice, torchvision's and ours, and images for it.
 
 Random weights alone find nothing. `calibrate` scales each layer as the data reach it, so that activations, scores and offsets spread as in a trained
 network, and all 1000 proposals and 100 detections come out.
@@ -31,24 +31,31 @@ SPREAD = {
 }
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth blobs of several sizes, uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
-    noise = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)) for n in (4, 12, 40, 120)]
-    blobs = np.mean([np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)) for layer in noise], axis=0)
+    noise = [
+        Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)) for n in (4, 12, 40, 120)
+    ]
+    blobs = np.mean(
+        [np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC)) for layer in noise],
+        axis=0,
+    )
     return np.clip(blobs * 2 - 128, 0, 255).astype(np.uint8)
 
 
 def as_theirs(image: np.ndarray) -> torch.Tensor:
-    """A picture as torchvision takes it, float [3, H, W] of 0..1."""
+    """An image as torchvision takes it, float [3, H, W] of 0..1."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
 def torchvision_model(detections: int = 100, seed: int = 0) -> nn.Module:
     """torchvision's ResNet-50-FPN Mask R-CNN with calibrated random weights."""
     torch.manual_seed(seed)
-    model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, box_detections_per_img=detections)
-    calibrate(model.eval(), picture(400, 533, seed))
+    model = detection.maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=91, box_detections_per_img=detections
+    )
+    calibrate(model.eval(), random_image(400, 533, seed))
     return model
 
 
@@ -59,7 +66,11 @@ def ours_of(theirs: nn.Module) -> mr.MaskRCNN:
         torch.save(theirs.state_dict(), path)
         model = mr.load(path)
     detections = theirs.roi_heads.detections_per_img
-    return with_detections(model, detections) if detections != model.config.box.max_detections else model
+    return (
+        with_detections(model, detections)
+        if detections != model.config.box.max_detections
+        else model
+    )
 
 
 def with_detections(model: mr.MaskRCNN, detections: int) -> mr.MaskRCNN:
@@ -82,7 +93,9 @@ def calibrate(model: nn.Module, image: np.ndarray) -> None:
         module.weight.copy_(0.3 + 0.7 * torch.rand_like(module.weight))
 
     def after_layer(spread: float):
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        def hook(
+            module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor
+        ) -> torch.Tensor:
             if output.numel() < 100:
                 return output
             module.weight.mul_(spread / (output.std() + 1e-9))
@@ -94,7 +107,14 @@ def calibrate(model: nn.Module, image: np.ndarray) -> None:
     for name, part in model.named_modules():
         if hasattr(part, "running_var"):
             handles.append(part.register_forward_pre_hook(before_norm))
-        elif spread := next((s for key, s in SPREAD.items() if key in name and getattr(part, "bias", None) is not None), None):
+        elif spread := next(
+            (
+                s
+                for key, s in SPREAD.items()
+                if key in name and getattr(part, "bias", None) is not None
+            ),
+            None,
+        ):
             handles.append(part.register_forward_hook(after_layer(spread)))
     model([as_theirs(image)])
     for handle in handles:

@@ -31,7 +31,11 @@ def filled(page: str) -> str:
     def block(found: re.Match[str]) -> str:
         name = found[1]
         path = RESULTS / f"{name}.json"
-        text = markdown(json.loads(path.read_text())) if path.exists() else f"*Not measured yet: `python -m benchmarks {name}`.*"
+        text = (
+            markdown(json.loads(path.read_text()))
+            if path.exists()
+            else f"*Not measured yet: `python -m benchmarks {name}`.*"
+        )
         return f"<!-- results: {name} -->\n{text}\n<!-- end -->"
 
     return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
@@ -48,7 +52,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append("")
     lines += [f"- {name}: {cell(value)}" for name, value in facts(result)]
     machine = result["machine"]
-    lines += ["", f"`{result['command']}`, {result['taken s']} s; {where(machine)}; load before {machine['load'][0]}."]
+    lines += [
+        "",
+        f"`{result['command']}`, {result['taken s']} s; {where(machine)}; load before {machine['load'][0]}.",
+    ]
     return "\n".join(lines)
 
 
@@ -56,7 +63,9 @@ def where(machine: Mapping[str, Any]) -> str:
     """The machine in words."""
     gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
     versions = f"torch {machine['torch']}, torchvision {machine['torchvision']}, commit {machine['commit']}"
-    return f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {versions}"
+    return (
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {versions}"
+    )
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
@@ -69,7 +78,11 @@ def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
 def facts(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What is neither a table nor about the run."""
     shown = {title or "rows" for title, _ in tables(result)}
-    return ((name, value) for name, value in result.items() if name not in {*shown, "rows", *RAW, *ABOUT})
+    return (
+        (name, value)
+        for name, value in result.items()
+        if name not in {*shown, "rows", *RAW, *ABOUT}
+    )
 
 
 def columns(rows: Rows) -> list[str]:

@@ -27,7 +27,11 @@ def of_torchvision(model: nn.Module) -> Parts:
     return {
         "trunk + FPN": [(model.backbone, "forward")],
         "RPN head": [(rpn.head, "forward")],
-        "proposals": [(rpn.anchor_generator, "forward"), (rpn.box_coder, "decode"), (rpn, "filter_proposals")],
+        "proposals": [
+            (rpn.anchor_generator, "forward"),
+            (rpn.box_coder, "decode"),
+            (rpn, "filter_proposals"),
+        ],
         "RoIAlign, boxes": [(heads.box_roi_pool, "forward")],
         "box head": [(heads.box_head, "forward"), (heads.box_predictor, "forward")],
         "detections": [(heads, "postprocess_detections")],
@@ -61,7 +65,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 @contextmanager
-def watched(parts: Parts, clock: Callable[[], float] = time.perf_counter) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
+def watched(
+    parts: Parts, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     """What the clock (seconds, or operations) goes on in each part while the body runs, and how many bytes go in and out."""
     spent: dict[str, float] = defaultdict(float)
     moved: dict[str, int] = defaultdict(int)
@@ -72,12 +78,20 @@ def watched(parts: Parts, clock: Callable[[], float] = time.perf_counter) -> Ite
             result = method(*args, **options)
             spent[name] += clock() - start
             weights = list(owner.parameters()) if isinstance(owner, nn.Module) else []
-            moved[name] += _bytes(t for t in (*tree_leaves((args, options, result)), *weights) if isinstance(t, Tensor))
+            moved[name] += _bytes(
+                t
+                for t in (*tree_leaves((args, options, result)), *weights)
+                if isinstance(t, Tensor)
+            )
             return result
 
         return call
 
-    methods = [(owner, method, getattr(owner, method), method in vars(owner)) for part in parts.values() for owner, method in part]
+    methods = [
+        (owner, method, getattr(owner, method), method in vars(owner))
+        for part in parts.values()
+        for owner, method in part
+    ]
     names = [name for name, part in parts.items() for _ in part]
     for name, (owner, method, original, _) in zip(names, methods, strict=True):
         setattr(owner, method, watch(name, owner, original))

@@ -1,6 +1,6 @@
 """Does `rank` find what a model has not seen? `python -m benchmarks.ranking` (half a minute).
 
-A model of a few channels learns red rectangles. Then 30 pictures are ranked, of which every second shows an ellipse in another colour instead. Prints
+A model of a few channels learns red rectangles. Then 30 images are ranked, of which every second shows an ellipse in another color instead. Prints
 the places of these; by chance half of the first 15 would be ellipses.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from maskrcnn.active_learning.rank import rank_images
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import ModelConfig, TrainConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.prediction.rank import rank
 from maskrcnn.presets import maskrcnn_r18_small
 from maskrcnn.training.fit import train
 
@@ -25,7 +25,9 @@ SIDE = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -35,28 +37,60 @@ def main() -> None:
         data = draw(folder / "data", 16, 3 * given.seed, strange=False)
         draw(folder / "pool", 15, 3 * given.seed + 1, strange=False)
         draw(folder / "pool", 15, 3 * given.seed + 2, strange=True)
-        config = TrainConfig(steps=given.steps, learning_rate=3e-3, warmup=4, ema=0.9, tensorboard=False, seed=given.seed)
+        config = TrainConfig(
+            steps=given.steps,
+            learning_rate=3e-3,
+            warmup=4,
+            ema=0.9,
+            tensorboard=False,
+            seed=given.seed,
+        )
         model = train(tiny(data), data, config=config, out=folder / "run", device="cpu").model
-        places = sorted(one.place for one in rank(model, folder / "pool") if one.file_name.startswith("strange"))
-    print(f"unseen kind at the places {places}: {sum(place <= 15 for place in places)} of the first 15")
+        places = sorted(
+            one.place
+            for one in rank_images(model, folder / "pool")
+            if one.file_name.startswith("strange")
+        )
+    print(
+        f"unseen kind at the places {places}: {sum(place <= 15 for place in places)} of the first 15"
+    )
 
 
 def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
-    """Pictures of one thing each: a red rectangle, or an ellipse in another colour."""
+    """Images of one thing each: a red rectangle, or an ellipse in another color."""
     folder.mkdir(parents=True, exist_ok=True)
     random, images, annotations = np.random.default_rng(seed), [], []
     for i in range(count):
-        picture = Image.fromarray((90 + random.normal(0, 8, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8))
-        (w, h), (x, y) = (int(v) for v in random.integers(14, 24, 2)), (int(v) for v in random.integers(2, 38, 2))
+        image = Image.fromarray(
+            (90 + random.normal(0, 8, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8)
+        )
+        (w, h), (x, y) = (
+            (int(v) for v in random.integers(14, 24, 2)),
+            (int(v) for v in random.integers(2, 38, 2)),
+        )
         place = [x, y, x + w - 1, y + h - 1]
-        pen = ImageDraw.Draw(picture)
-        pen.ellipse(place, fill=(200, 140, 130)) if strange else pen.rectangle(place, fill=(220, 90, 60))
+        pen = ImageDraw.Draw(image)
+        pen.ellipse(place, fill=(200, 140, 130)) if strange else pen.rectangle(
+            place, fill=(220, 90, 60)
+        )
         name = f"{'strange' if strange else 'known'}{i}.png"
-        picture.save(folder / name)
+        image.save(folder / name)
         images.append({"id": i + 1, "file_name": name, "height": SIDE, "width": SIDE})
         polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-        annotations.append({"id": i + 1, "image_id": i + 1, "category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]})
-    return CocoDataset({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "card"}]}, folder)
+        annotations.append(
+            {
+                "id": i + 1,
+                "image_id": i + 1,
+                "category_id": 1,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "segmentation": [polygon],
+            }
+        )
+    return CocoDataset(
+        {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "card"}]},
+        folder,
+    )
 
 
 def tiny(data: CocoDataset) -> ModelConfig:

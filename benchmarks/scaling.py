@@ -1,8 +1,8 @@
-"""Item 2, how time and memory grow: with the batch, with the picture, with the number of objects.
+"""Item 2, how time and memory grow: with the batch, with the image, with the number of objects.
 
 Throughput is that of `mr.predict` on arrays of pixels, masks left as grids, 100 objects; of torchvision's model as its users call it. The better of
-the rounds counts. Memory is what the process held at most above what it held with the model loaded and the pictures read, nothing predicted yet,
-each case in a process of its own; masks are drawn, ours as run lengths.
+the rounds counts. Memory is what the process held at most above what it held with the model loaded and the images read, nothing predicted yet,
+each case in a process of its own; masks are drawn, ours as RLE.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from torch import nn
 from torchvision.models import detection
 
 import maskrcnn as mr
-from maskrcnn.model.fuse import computes_bfloat16
+from maskrcnn.model.optimize import computes_bfloat16
 
 from .charts import save_charts
-from .models import as_theirs, ours_of, picture, torchvision_model, with_detections
+from .models import as_theirs, ours_of, random_image, torchvision_model, with_detections
 from .timing import PeakMemory, in_new_process, in_turns
 
 BATCHES, OBJECTS = (1, 2, 4, 8), (1, 10, 100, 300)
-# The shorter side of a square picture, and how often its batches are timed: large ones spread little and take long.
+# The shorter side of a square image, and how often its batches are timed: large ones spread little and take long.
 SIDES = {256: 3, 512: 2, 800: 1, 1333: 1}
 SIZE, HUGE = (800, 1066), (4000, 6000)
 CHARTS = Path(__file__).parents[1] / "docs/images/scaling.svg"
@@ -51,39 +51,61 @@ def run(quick: bool) -> dict[str, Any]:
         speed = throughput(theirs, with_detections(model, 100), dtypes, batches, sides)
         many = against_objects(theirs, model, objects, rounds=1 if quick else 2)
         side = max(s for s in sides if s <= 800)
-        space = [memory(saved, form, side, batch, 100) for form in ("torchvision", *dtypes) for batch in batches]
+        space = [
+            memory(saved, form, side, batch, 100)
+            for form in ("torchvision", *dtypes)
+            for batch in batches
+        ]
         for row in many:
             row["peak MB"] = memory(saved, row["what"], SIZE, 1, row["objects"])["peak MB"]
         huge = memory(saved, "float32", HUGE, 1, 300)
     if not quick:
         draw(speed, many, space)
     return {
-        "rows": pivot(speed, "pictures a second, by batch"),
+        "rows": pivot(speed, "images a second, by batch"),
         "peak memory above the model": space,
-        "by the number of objects, masks in the picture, 800 x 1066": many,
+        "by the number of objects, masks in the image, 800 x 1066": many,
         f"300 objects on {HUGE[0]} x {HUGE[1]}, peak MB above the model": huge["peak MB"],
         "measured": speed,
     }
 
 
-def throughput(theirs: nn.Module, model: mr.MaskRCNN, dtypes: Sequence[Dtype], batches: Sequence[int], sides: Mapping[int, int]) -> Rows:
-    """Pictures a second by batch and side; torchvision's where that takes seconds, not minutes."""
-    forms = {dtype: mr.optimize(model, dtype=dtype) for dtype in dtypes}
+def throughput(
+    theirs: nn.Module,
+    model: mr.MaskRCNN,
+    dtypes: Sequence[Dtype],
+    batches: Sequence[int],
+    sides: Mapping[int, int],
+) -> Rows:
+    """Images a second by batch and side; torchvision's where that takes seconds, not minutes."""
+    forms = {dtype: mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes}
     theirs.roi_heads.detections_per_img = 100
     rows = []
     for side, rounds in sides.items():
         theirs.transform.min_size, theirs.transform.max_size = (side,), 2 * side
         work: dict[tuple[str, int], Callable[[], object]] = {}
         for batch in batches:
-            images = [picture(side, side, seed) for seed in range(batch)]
+            images = [random_image(side, side, seed) for seed in range(batch)]
             for name, form in forms.items():
                 work[name, batch] = partial(answer_together, _with_side(form, side), images)
             if batch == 1 or side <= 512:
                 work["torchvision", batch] = partial(by_torchvision, theirs, images)
-        times = in_turns({f"{name} {batch}": function for (name, batch), function in work.items()}, rounds, warm_up=side == min(sides))
+        times = in_turns(
+            {f"{name} {batch}": function for (name, batch), function in work.items()},
+            rounds,
+            warm_up=side == min(sides),
+        )
         for name, batch in work:
             seconds = min(times.seconds[f"{name} {batch}"])
-            rows.append({"what": name, "side": side, "batch": batch, "pictures a second": batch / seconds, "s a picture": seconds / batch})
+            rows.append(
+                {
+                    "what": name,
+                    "side": side,
+                    "batch": batch,
+                    "images a second": batch / seconds,
+                    "s an image": seconds / batch,
+                }
+            )
     return rows
 
 
@@ -97,17 +119,24 @@ def by_torchvision(model: nn.Module, images: list[np.ndarray]) -> Any:
     return model([as_theirs(image) for image in images])
 
 
-def against_objects(theirs: nn.Module, model: mr.MaskRCNN, objects: Sequence[int], rounds: int) -> Rows:
-    """Seconds by the number of objects, masks drawn into the picture: dense by torchvision, as RLE by ours."""
-    image = picture(*SIZE, seed=1)
+def against_objects(
+    theirs: nn.Module, model: mr.MaskRCNN, objects: Sequence[int], rounds: int
+) -> Rows:
+    """Seconds by the number of objects, masks drawn into the image: dense by torchvision, as RLE by ours."""
+    image = random_image(*SIZE, seed=1)
     theirs.transform.min_size, theirs.transform.max_size = (SIZE[0],), 1333
     work: dict[tuple[str, int], Callable[[], object]] = {}
     for count in objects:
-        ours = mr.optimize(with_detections(model, count))
+        ours = mr.optimize_for_inference(with_detections(model, count))
         work["torchvision", count] = partial(_limited, theirs, count, [image])
         work["float32", count] = partial(lambda form: mr.predict(form, image).masks().rle(), ours)
-    times = in_turns({f"{name} {count}": function for (name, count), function in work.items()}, rounds, warm_up=0)
-    return [{"what": name, "objects": count, "s": min(times.seconds[f"{name} {count}"])} for name, count in work]
+    times = in_turns(
+        {f"{name} {count}": function for (name, count), function in work.items()}, rounds, warm_up=0
+    )
+    return [
+        {"what": name, "objects": count, "s": min(times.seconds[f"{name} {count}"])}
+        for name, count in work
+    ]
 
 
 def _limited(model: nn.Module, count: int, images: list[np.ndarray]) -> None:
@@ -119,12 +148,16 @@ def pivot(rows: Rows, title: str) -> Rows:
     """A row for each model and side, a column for each batch."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
-        line = found.setdefault((row["what"], row["side"]), {title: row["what"], "side": row["side"]})
-        line[str(row["batch"])] = row["pictures a second"]
+        line = found.setdefault(
+            (row["what"], row["side"]), {title: row["what"], "side": row["side"]}
+        )
+        line[str(row["batch"])] = row["images a second"]
     return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
 
 
-def memory(saved: Path, form: str, size: int | tuple[int, int], batch: int, objects: int) -> dict[str, Any]:
+def memory(
+    saved: Path, form: str, size: int | tuple[int, int], batch: int, objects: int
+) -> dict[str, Any]:
     """Peak memory above the model of one call, in a process of its own."""
     height, width = (size, size) if isinstance(size, int) else size
     peak = json.loads(in_new_process("-m", __name__, saved, form, height, width, batch, objects))
@@ -136,35 +169,57 @@ def draw(speed: Rows, many: Rows, space: Rows) -> None:
 
     def curves(rows: Rows, x: str, y: str, **fixed: int) -> dict[str, list[tuple[float, float]]]:
         chosen = [row for row in rows if all(row[k] == v for k, v in fixed.items())]
-        return {name: [(r[x], r[y]) for r in chosen if r["what"] == name] for name in dict.fromkeys(row["what"] for row in chosen)}
+        return {
+            name: [(r[x], r[y]) for r in chosen if r["what"] == name]
+            for name in dict.fromkeys(row["what"] for row in chosen)
+        }
 
     panels = {
-        "pictures a second, by batch (256 x 256)": ("pictures in a batch", curves(speed, "batch", "pictures a second", side=256)),
-        "seconds a picture, by side (batch 1)": ("pixels of a side", curves(speed, "side", "s a picture", batch=1)),
-        "peak MB above the model, by batch (800 x 800)": ("pictures in a batch", curves(space, "batch", "peak MB")),
-        "seconds, by objects (800 x 1066)": ("objects found, masks drawn", curves(many, "objects", "s")),
-        "peak MB above the model, by objects (800 x 1066)": ("objects found, masks drawn", curves(many, "objects", "peak MB")),
+        "images a second, by batch (256 x 256)": (
+            "images in a batch",
+            curves(speed, "batch", "images a second", side=256),
+        ),
+        "seconds an image, by side (batch 1)": (
+            "pixels of a side",
+            curves(speed, "side", "s an image", batch=1),
+        ),
+        "peak MB above the model, by batch (800 x 800)": (
+            "images in a batch",
+            curves(space, "batch", "peak MB"),
+        ),
+        "seconds, by objects (800 x 1066)": (
+            "objects found, masks drawn",
+            curves(many, "objects", "s"),
+        ),
+        "peak MB above the model, by objects (800 x 1066)": (
+            "objects found, masks drawn",
+            curves(many, "objects", "peak MB"),
+        ),
     }
     save_charts(CHARTS, panels)
 
 
 def _with_side(model: mr.MaskRCNN, side: int) -> mr.MaskRCNN:
-    """The same network that scales a picture's shorter side to `side`."""
+    """The same network that scales an image's shorter side to `side`."""
     other = copy.copy(model)
-    other.config = replace(model.config, input=replace(model.config.input, min_size=side, max_size=2 * side))
+    other.config = replace(
+        model.config, input=replace(model.config.input, min_size=side, max_size=2 * side)
+    )
     return other
 
 
 def _measure(saved: str, form: str, height: int, width: int, batch: int, objects: int) -> float:
     """Megabytes of one call in this process, masks drawn."""
-    images = [picture(height, width, seed) for seed in range(batch)]
+    images = [random_image(height, width, seed) for seed in range(batch)]
     if form == "torchvision":
-        theirs = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, box_detections_per_img=objects).eval()
+        theirs = detection.maskrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, box_detections_per_img=objects
+        ).eval()
         theirs.load_state_dict(torch.load(Path(saved).with_suffix(".pth")))
         with PeakMemory() as peak:
             by_torchvision(theirs, images)
     else:
-        model = mr.optimize(with_detections(mr.load(saved), objects), dtype=form)  # ty: ignore[invalid-argument-type]
+        model = mr.optimize_for_inference(with_detections(mr.load(saved), objects), dtype=form)  # ty: ignore[invalid-argument-type]
         with PeakMemory() as peak:
             for answer in mr.predict(model, images, batch_size=batch):
                 answer.masks().rle()

@@ -25,10 +25,17 @@ def run(quick: bool) -> dict[str, Any]:
         "python": ["-c", "pass"],
         "maskrcnn --help": ["-m", "maskrcnn", "--help"],
     }
-    times = in_turns({name: partial(in_new_process, *words) for name, words in work.items()}, rounds)
+    times = in_turns(
+        {name: partial(in_new_process, *words) for name, words in work.items()}, rounds
+    )
     rows = times.rows() + imports(rounds)
     first = [first_prediction(preset, side, 2 if quick else 9) for preset, side in FIRST]
-    return {"rows": rows, "first prediction after loading": first, "torch imported by --help": torch_in_help(), "seconds": times.seconds}
+    return {
+        "rows": rows,
+        "first prediction after loading": first,
+        "torch imported by --help": torch_in_help(),
+        "seconds": times.seconds,
+    }
 
 
 def imports(rounds: int) -> list[dict[str, Any]]:
@@ -39,33 +46,54 @@ def imports(rounds: int) -> list[dict[str, Any]]:
         "then all its names": "[getattr(maskrcnn, name) for name in maskrcnn.__all__]",
     }
     lines = [f"{part}; seconds.append(time.perf_counter())" for part in parts.values()]
-    code = "\n".join(["import json, time; seconds = [time.perf_counter()]", *lines, "print(json.dumps(seconds))"])
+    code = "\n".join(
+        ["import json, time; seconds = [time.perf_counter()]", *lines, "print(json.dumps(seconds))"]
+    )
     found = [json.loads(in_new_process("-c", code)) for _ in range(rounds)]
-    return [{"what": name, "s": spread([seconds[i + 1] - seconds[i] for seconds in found])} for i, name in enumerate(parts)]
+    return [
+        {"what": name, "s": spread([seconds[i + 1] - seconds[i] for seconds in found])}
+        for i, name in enumerate(parts)
+    ]
 
 
 def first_prediction(preset: str, side: int, rounds: int) -> dict[str, Any]:
     """Seconds of the first and the following predictions after loading, each round in a new process."""
     found = [json.loads(in_new_process("-m", __name__, preset, side)) for _ in range(rounds)]
     ratios = [seconds[0] / statistics.median(seconds[1:]) for seconds in found]
-    first, following = [seconds[0] for seconds in found], [statistics.median(seconds[1:]) for seconds in found]
-    return {"model": f"{preset}, {side} px", "first, s": spread(first), "next, s": spread(following), "first / next": spread(ratios)}
+    first, following = (
+        [seconds[0] for seconds in found],
+        [statistics.median(seconds[1:]) for seconds in found],
+    )
+    return {
+        "model": f"{preset}, {side} px",
+        "first, s": spread(first),
+        "next, s": spread(following),
+        "first / next": spread(ratios),
+    }
 
 
 def torch_in_help() -> bool:
     """Whether printing the help imports torch."""
-    return in_new_process("-c", "import sys; from maskrcnn.cli import run; run(['--help']); print('torch' in sys.modules)") == "True"
+    return (
+        in_new_process(
+            "-c",
+            "import sys; from maskrcnn.cli import run; run(['--help']); print('torch' in sys.modules)",
+        )
+        == "True"
+    )
 
 
 def _predict_after_loading(preset: str, side: int) -> None:
     """Prints the seconds of five predictions after loading a model from its file."""
     import maskrcnn as mr
 
-    from .models import picture
+    from .models import random_image
 
-    image = picture(side, side * 4 // 3)
+    image = random_image(side, side * 4 // 3)
     with tempfile.TemporaryDirectory() as folder:
-        path = mr.save(mr.MaskRCNN.from_config(getattr(mr, preset)()), Path(folder) / "model.safetensors")
+        path = mr.save(
+            mr.MaskRCNN.from_config(getattr(mr, preset)()), Path(folder) / "model.safetensors"
+        )
         model = mr.load(path)
     seconds = []
     for _ in range(5):

@@ -49,7 +49,12 @@ def spread(values: Sequence[float]) -> list[float]:
     return [statistics.median(values), min(values), max(values)]
 
 
-def in_turns(work: Mapping[str, Work], rounds: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter) -> Times:
+def in_turns(
+    work: Mapping[str, Work],
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
     """Runs A B C, A B C, .. and times each run; the rounds of the warm-up do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(-warm_up, rounds):
@@ -68,7 +73,9 @@ def machine() -> dict[str, Any]:
 
     info = {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": [round(value, 2) for value in os.getloadavg()],
         "python": platform.python_version(),
@@ -85,8 +92,17 @@ def in_new_process(*words: object) -> str:
     Python may keep what it compiles, as an installed package has it.
     """
     command = [sys.executable, *map(str, words)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=environment, check=False)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return (done.stdout.strip().splitlines() or [""])[-1]
@@ -104,7 +120,9 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         gc.collect()
         if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # the highest level becomes the present one
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # the highest level becomes the present one
         self._before = self._highest()
         return self
 
@@ -114,18 +132,38 @@ class PeakMemory:
     @staticmethod
     def _highest() -> int:
         if sys.platform == "linux":
-            return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+            return next(
+                int(line.split()[1]) * 1024
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("VmHWM")
+            )
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor()
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
     return done.stdout.strip()

@@ -1,6 +1,6 @@
-"""Item 3: a training step, ours against torchvision's model of the same sizes and weights on the same pictures; and whether the loader keeps up.
+"""Item 3: a training step, ours against torchvision's model of the same sizes and weights on the same images; and whether the loader keeps up.
 
-A step is forward, backward and optimiser. torchvision's model is called as its users call it: a list of float pictures and of targets with dense
+A step is forward, backward and optimizer. torchvision's model is called as its users call it: a list of float images and of targets with dense
 masks. Ours is the step of `mr.train`, which clips the gradients and averages the weights besides. Both have the same trained layers, anchors,
 proposals, sampled RoIs and fused AdamW; freed memory is kept for both, as `maskrcnn train` does. "box RoIs" and "mask RoIs" are what the heads saw in
 a step: about equal, or the times could not be compared.
@@ -20,25 +20,33 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN, anchor_utils, backbone_utils, faster_rcnn, mask_rcnn
+from torchvision.models.detection import (
+    MaskRCNN,
+    anchor_utils,
+    backbone_utils,
+    faster_rcnn,
+    mask_rcnn,
+)
 from torchvision.models.resnet import resnet18
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle
+from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
-from maskrcnn.data.dataset import TrainingSet, collate
-from maskrcnn.data.scenes import draw_scene
-from maskrcnn.data.shapes import CATEGORIES
-from maskrcnn.model.fuse import computes_bfloat16
-from maskrcnn.ops import rle
+from maskrcnn.model.optimize import computes_bfloat16
+from maskrcnn.synthetic.scenes import draw_scene
+from maskrcnn.synthetic.shapes import CATEGORIES
 from maskrcnn.training.fit import Trainer
 from maskrcnn.training.optim import make_optimizer
 from maskrcnn.training.processes import Processes
-from maskrcnn.weights.torchvision import convert
+from maskrcnn.weights.from_torchvision import convert
 
-from .models import calibrate, picture
+from .models import calibrate, random_image
 from .timing import in_turns
 
-RATES = TrainConfig(learning_rate=1e-5, workers=0, tensorboard=False, checkpoint_every=1e9, steps=1000)  # the weights hardly move
+RATES = TrainConfig(
+    learning_rate=1e-5, workers=0, tensorboard=False, checkpoint_every=1e9, steps=1000
+)  # the weights hardly move
 NAMES = [c.name for c in CATEGORIES]
 
 
@@ -68,34 +76,79 @@ def run(quick: bool) -> dict[str, Any]:
             data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
             found, seconds[case.name] = steps(case, data, Path(folder))
             precisions = ("fp32", "bf16") if computes_bfloat16(torch.device("cpu")) else ("fp32",)
-            rows += found + [waiting(case, data, Path(folder), precision, 2 if quick else case.loaded) for precision in precisions]
+            rows += found + [
+                waiting(case, data, Path(folder), precision, 2 if quick else case.loaded)
+                for precision in precisions
+            ]
     return {"rows": rows, "seconds": seconds}
 
 
 def cases(quick: bool) -> list[Case]:
     """The small model on a batch of crops, the paper's on a photograph."""
-    crops = AugmentConfig(crop=256, scale=(1.0, 1.25), flip_vertical=0.5, right_angles=True, brightness=0.2, contrast=0.2)
-    small = Case("maskrcnn_r18_small", mr.maskrcnn_r18_small(NAMES), small_torchvision, 256, 3, 4, 9, 25, crops)
-    large = Case("maskrcnn_r50_fpn", mr.torchvision_v1(NAMES), large_torchvision, 800, 3, 1, 4, 5, AugmentConfig())
+    crops = AugmentConfig(
+        crop=256,
+        scale=(1.0, 1.25),
+        flip_vertical=0.5,
+        right_angles=True,
+        brightness=0.2,
+        contrast=0.2,
+    )
+    small = Case(
+        "maskrcnn_r18_small",
+        mr.maskrcnn_r18_small(NAMES),
+        small_torchvision,
+        256,
+        3,
+        4,
+        9,
+        25,
+        crops,
+    )
+    large = Case(
+        "maskrcnn_r50_fpn",
+        mr.maskrcnn_r50_fpn_torchvision(NAMES),
+        large_torchvision,
+        800,
+        3,
+        1,
+        4,
+        5,
+        AugmentConfig(),
+    )
     return [replace(small, rounds=2)] if quick else [small, large]
 
 
-def steps(case: Case, data: mr.CocoDataset, folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def steps(
+    case: Case, data: mr.CocoDataset, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """Times of a step of the same batch: torchvision's, ours in float32, ours in bfloat16."""
     theirs = case.theirs()
     state = convert(theirs.state_dict(), bn_eps=1e-5)[1]
     model = mr.MaskRCNN.from_config(case.config)
     model.load_state_dict(state)
-    pictures = TrainingSet(data, model.config, None)
-    batch, truth = collate([pictures.example(i, seed=i) for i in range(case.batch)], model.config.input.size_divisor)
+    images = TrainingSet(data, model.config, None)
+    batch, truth = collate(
+        [images.example(i, seed=i) for i in range(case.batch)], model.config.input.size_divisor
+    )
 
-    precisions = {"ours float32": "fp32"} | ({"ours bfloat16": "bf16"} if computes_bfloat16(torch.device("cpu")) else {})
+    precisions = {"ours float32": "fp32"} | (
+        {"ours bfloat16": "bf16"} if computes_bfloat16(torch.device("cpu")) else {}
+    )
     trainers = {}
     for name, precision in precisions.items():
-        trainers[name] = trainer(model, data, replace(RATES, batch_size=case.batch, precision=precision), folder / case.name / name)
+        trainers[name] = trainer(
+            model,
+            data,
+            replace(RATES, batch_size=case.batch, precision=precision),
+            folder / case.name / name,
+        )
         trainers[name].learner.batches = itertools.repeat((batch, truth))
-    work = {"torchvision": torchvision_step(theirs, data, case.batch)} | {name: t.step for name, t in trainers.items()}
-    heads = {"torchvision": theirs.roi_heads} | {name: t.learner.model for name, t in trainers.items()}
+    work = {"torchvision": torchvision_step(theirs, data, case.batch)} | {
+        name: t.step for name, t in trainers.items()
+    }
+    heads = {"torchvision": theirs.roi_heads} | {
+        name: t.learner.model for name, t in trainers.items()
+    }
     seen = {name: rois(heads[name], step) for name, step in work.items()}
     times = in_turns(work, case.rounds)
     rows = [{"what": f"{case.name}, {row.pop('what')}", **row} for row in times.rows("torchvision")]
@@ -103,7 +156,7 @@ def steps(case: Case, data: mr.CocoDataset, folder: Path) -> tuple[list[dict[str
 
 
 def torchvision_step(model: nn.Module, data: mr.CocoDataset, count: int) -> Callable[[], None]:
-    """Forward, backward and optimiser as in torchvision's reference training."""
+    """Forward, backward and optimizer as in torchvision's reference training."""
     optimizer = make_optimizer(model.train(), RATES)
     images = [torch.tensor(data.image(i)).permute(2, 0, 1).float() / 255 for i in range(count)]
     targets = [target(data, i) for i in range(count)]
@@ -123,7 +176,9 @@ def target(data: mr.CocoDataset, index: int) -> dict[str, Tensor]:
     return {
         "boxes": torch.tensor([a.box for a in objects], dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor([a.label + 1 for a in objects]),
-        "masks": torch.stack([torch.from_numpy(rle.decode(a.rle)).to(torch.uint8) for a in objects]),
+        "masks": torch.stack(
+            [torch.from_numpy(rle.decode(a.rle)).to(torch.uint8) for a in objects]
+        ),
     }
 
 
@@ -140,22 +195,45 @@ def rois(model: Any, step: Callable[[], Any]) -> dict[str, int]:
     return counts
 
 
-def waiting(case: Case, data: mr.CocoDataset, folder: Path, precision: str, count: int) -> dict[str, Any]:
+def waiting(
+    case: Case, data: mr.CocoDataset, folder: Path, precision: str, count: int
+) -> dict[str, Any]:
     """What part of its steps a training waits for its one loader process; the steps while the process starts are left out."""
-    config = replace(RATES, batch_size=case.batch, precision=precision, workers=1, augment=case.augment)
-    with contextlib.closing(trainer(mr.MaskRCNN.from_config(case.config), data, config, folder / case.name / f"loaded {precision}")) as training:
+    config = replace(
+        RATES, batch_size=case.batch, precision=precision, workers=1, augment=case.augment
+    )
+    with contextlib.closing(
+        trainer(
+            mr.MaskRCNN.from_config(case.config),
+            data,
+            config,
+            folder / case.name / f"loaded {precision}",
+        )
+    ) as training:
         rows = [training.step() for _ in range(2 + count)][2:]
-    waited, took = (sum(values) for values in ([row["data_wait"] for row in rows], [case.batch / row["images_per_second"] for row in rows]))
-    return {"what": f"{case.name}, {precision}, 1 worker", "s": took / count, "input wait %": 100 * waited / took}
+    waited, took = (
+        sum(values)
+        for values in (
+            [row["data_wait"] for row in rows],
+            [case.batch / row["images_per_second"] for row in rows],
+        )
+    )
+    return {
+        "what": f"{case.name}, {precision}, 1 worker",
+        "s": took / count,
+        "input wait %": 100 * waited / took,
+    }
 
 
 def trainer(model: mr.MaskRCNN, data: mr.CocoDataset, config: TrainConfig, out: Path) -> Trainer:
     """A training that has not begun."""
-    return Trainer(model, data, None, config, out, Processes.start("cpu"), resume=False, progress=False)
+    return Trainer(
+        model, data, None, config, out, Processes.start("cpu"), resume=False, progress=False
+    )
 
 
 def mosaics(folder: Path, side: int, tiles: int, count: int) -> mr.CocoDataset:
-    """Pictures of `side` pixels, each of `tiles` x `tiles` drawn scenes with about 3.5 objects."""
+    """Images of `side` pixels, each of `tiles` x `tiles` drawn scenes with about 3.5 objects."""
     categories = [{"id": c.id, "name": c.name} for c in CATEGORIES]
     content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
     folder.mkdir(parents=True)
@@ -168,9 +246,14 @@ def mosaics(folder: Path, side: int, tiles: int, count: int) -> mr.CocoDataset:
             for found in objects:
                 left, top, width, height = found["bbox"]
                 crop, x0, y0 = rle.decode_crop(found["segmentation"])
-                moved = {"bbox": [left + x, top + y, width, height], "segmentation": rle.encode_crop(crop, x0 + x, y0 + y, (side, side))}
+                moved = {
+                    "bbox": [left + x, top + y, width, height],
+                    "segmentation": rle.encode_crop(crop, x0 + x, y0 + y, (side, side)),
+                }
                 number = {"id": len(content["annotations"]), "image_id": i}
-                content["annotations"].append({**number, **moved, **{k: found[k] for k in ("category_id", "area", "iscrowd")}})
+                content["annotations"].append(
+                    {**number, **moved, **{k: found[k] for k in ("category_id", "area", "iscrowd")}}
+                )
         Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
         content["images"].append({"id": i, "file_name": f"{i}.jpg", "width": side, "height": side})
     return mr.CocoDataset(content, folder)
@@ -186,7 +269,9 @@ def small_torchvision() -> nn.Module:
         num_classes=None,
         min_size=255,
         max_size=1024,
-        rpn_anchor_generator=anchor_utils.AnchorGenerator(config.rpn.sizes, (config.rpn.ratios,) * 5),
+        rpn_anchor_generator=anchor_utils.AnchorGenerator(
+            config.rpn.sizes, (config.rpn.ratios,) * 5
+        ),
         rpn_pre_nms_top_n_train=config.rpn.pre_nms_train,
         rpn_post_nms_top_n_train=config.rpn.post_nms_train,
         rpn_batch_size_per_image=config.rpn.samples,
@@ -201,8 +286,12 @@ def small_torchvision() -> nn.Module:
 def large_torchvision() -> Any:
     """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages; random weights, calibrated."""
     torch.manual_seed(0)
-    trunk = backbone_utils.resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    trunk = backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, trainable_layers=3
+    )
     model: Any = MaskRCNN(trunk, num_classes=5)
-    calibrate(model.eval(), picture(400, 533))
-    nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.01)  # as before calibration: proposals near their anchors, so that some fit an object
+    calibrate(model.eval(), random_image(400, 533))
+    nn.init.normal_(
+        model.rpn.head.bbox_pred.weight, std=0.01
+    )  # as before calibration: proposals near their anchors, so that some fit an object
     return model

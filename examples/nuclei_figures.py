@@ -1,4 +1,4 @@
-"""The figures and failure pictures of the card of the `nuclei` model: AP for each type of picture, and the pictures with the most mistakes.
+"""The figures and failure images of the card of the `nuclei` model: AP for each type of image, and the images with the most mistakes.
 
 python examples/nuclei_figures.py nuclei nuclei/annotations/val.json nuclei/images --out docs/images
 """
@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 
 import maskrcnn as mr
-from maskrcnn.draw import draw
-from maskrcnn.ops import rle
+from maskrcnn.annotations import rle
+from maskrcnn.draw import draw_instances
 
 MIN_SCORE = 0.5
 
 
 def main() -> None:
-    """Prints a table in Markdown and writes the worst picture of each type."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Prints a table in Markdown and writes the worst image of each type."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("annotations")
     parser.add_argument("folder")
@@ -35,30 +37,40 @@ def main() -> None:
     data = mr.CocoDataset(chosen.annotations, images=chosen.folder)
     found = [mr.predict(model, data[i].path) for i in range(len(data))]
     names = ["all", *dict.fromkeys(types.values())]
-    print("| pictures | number | nuclei | box AP | mask AP | mask AP50 | mask AP75 | found | false |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| images | number | nuclei | box AP | mask AP | mask AP50 | mask AP75 | found | false |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for name in names:
         chosen_ones = [i for i in range(len(data)) if name in ("all", types[data[i].image_id])]
-        results = [entry for i in chosen_ones for entry in found[i].to_coco(image_id=data[i].image_id)]
+        results = [
+            entry for i in chosen_ones for entry in found[i].to_coco(image_id=data[i].image_id)
+        ]
         report = mr.evaluate(results, data.subset(chosen_ones), max_detections=500)
         assert report.bbox is not None
         assert report.segm is not None
         hits = np.array([mistakes(data[i], found[i]) for i in chosen_ones]).sum(axis=0)
         recall, false = 1 - hits[0] / hits[2], hits[1] / max(1, hits[2] - hits[0] + hits[1])
         numbers = [report.bbox["AP"], report.segm["AP"], report.segm["AP50"], report.segm["AP75"]]
-        print(f"| {name} | {len(chosen_ones)} | {hits[2]} | {' | '.join(f'{v:.3f}' for v in numbers)} | {recall:.1%} | {false:.1%} |")
+        print(
+            f"| {name} | {len(chosen_ones)} | {hits[2]} | {' | '.join(f'{v:.3f}' for v in numbers)} | {recall:.1%} | {false:.1%} |"
+        )
     for name in names[1:]:
         of_type = [i for i in range(len(data)) if types[data[i].image_id] == name]
         counts = {i: mistakes(data[i], found[i]) for i in of_type}
         worst = max(of_type, key=lambda i: (counts[i][0] + counts[i][1]) / counts[i][2])
         target = Path(chosen.out) / f"nuclei_{name}_worst.jpg"
         pair(data.image(worst), found[worst]).save(target, quality=88)
-        print(f"{target}: of {counts[worst][2]} nuclei {counts[worst][0]} missed, {counts[worst][1]} false")
+        print(
+            f"{target}: of {counts[worst][2]} nuclei {counts[worst][0]} missed, {counts[worst][1]} false"
+        )
 
 
 def mistakes(record, found: mr.Instances) -> tuple[int, int, int]:
     """How many nuclei were missed, how many predictions from 50 % on are of none, and how many nuclei there are; a match has a mask IoU above 0.5."""
     kept = found[found.scores >= MIN_SCORE]
-    truth = np.stack([rle.decode(a.rle) for a in record.annotations]).reshape(len(record.annotations), -1)
+    truth = np.stack([rle.decode(a.rle) for a in record.annotations]).reshape(
+        len(record.annotations), -1
+    )
     masks = kept.masks().dense().numpy().reshape(len(kept), -1)
     shared = torch.from_numpy(truth).float() @ torch.from_numpy(masks).float().T
     union = torch.from_numpy(truth.sum(1))[:, None] + torch.from_numpy(masks.sum(1)) - shared
@@ -66,11 +78,11 @@ def mistakes(record, found: mr.Instances) -> tuple[int, int, int]:
     return int((~match.any(1)).sum()), int((~match.any(0)).sum()), len(truth)
 
 
-def pair(picture: np.ndarray, found: mr.Instances) -> Image.Image:
-    """The picture beside what was found in it."""
-    overlay = draw(found[found.scores >= MIN_SCORE], picture, boxes=False, names=False)
+def pair(image: np.ndarray, found: mr.Instances) -> Image.Image:
+    """The image beside what was found in it."""
+    overlay = draw_instances(found[found.scores >= MIN_SCORE], image, boxes=False, names=False)
     both = Image.new("RGB", (2 * overlay.width + 8, overlay.height), "white")
-    both.paste(Image.fromarray(picture).resize(overlay.size, Image.Resampling.BICUBIC), (0, 0))
+    both.paste(Image.fromarray(image).resize(overlay.size, Image.Resampling.BICUBIC), (0, 0))
     both.paste(overlay, (overlay.width + 8, 0))
     both.thumbnail((1600, 1600))
     return both

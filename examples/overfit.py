@@ -1,4 +1,4 @@
-"""Can the joint model learn a few pictures by heart? The first check of any new data set, and of the network itself.
+"""Can the joint model learn a few images by heart? The first check of any new data set, and of the network itself.
 
 python examples/overfit.py coco_mini_kp/annotations/train.json coco_mini_kp/images --images 20 --minutes 30 --out runs/overfit
 """
@@ -11,8 +11,10 @@ import maskrcnn as mr
 
 
 def main() -> None:
-    """Trains on the first pictures of a data set and evaluates on the same ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Trains on the first images of a data set and evaluates on the same ones."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("annotations")
     parser.add_argument("folder")
     parser.add_argument("--images", type=int, default=20)
@@ -28,12 +30,19 @@ def main() -> None:
         batch_size=2,
         reference_batch=2,
         learning_rate=1e-3,
-        weight_decay=0.0,  # nothing here is to generalise
+        weight_decay=0.0,  # nothing here is to generalize
         evaluate_every=100_000,
         precision="bf16",
         augment=mr.AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0)),
     )
-    run = mr.train(mr.maskrcnn_r18_small(data.categories), data, data, config, out=chosen.out, resume=chosen.resume)
+    run = mr.train(
+        mr.maskrcnn_r18_small(data.categories),
+        data,
+        data,
+        config,
+        out=chosen.out,
+        resume=chosen.resume,
+    )
     print(mr.evaluate(run.model, data))
 
 

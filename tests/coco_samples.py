@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskrcnn.ops import rle
+from maskrcnn.annotations import rle
 
-JOINTS = ["nose", "left_hand", "right_hand"]
+KEYPOINTS = ["nose", "left_hand", "right_hand"]
 HEIGHT, WIDTH = 60, 80
 
 
 def content() -> dict[str, Any]:
-    """Three pictures (the last without objects), two categories, each form of annotation."""
+    """Three images (the last without objects), two categories, each form of annotation."""
     dense = np.zeros((HEIGHT, WIDTH), bool)
     dense[10:30, 50:70] = True
     dense[15:20, 55:62] = False  # a hole
@@ -25,10 +25,16 @@ def content() -> dict[str, Any]:
     crowd[40:55, 5:75] = True
     triangle = [10.0, 10.0, 40.0, 12.0, 20.0, 45.0]
     two_parts = [[5.0, 5.0, 25.0, 5.0, 25.0, 20.0, 5.0, 20.0], [30.0, 30.0, 45.0, 30.0, 45.0, 50.0]]
-    joints = [22, 15, 2, 30, 20, 1, 15, 25, 2]
+    keypoints = [22, 15, 2, 30, 20, 1, 15, 25, 2]
     return {
-        "images": [{"id": 70 + i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH} for i in range(3)],
-        "categories": [{"id": 9, "name": "figure", "keypoints": JOINTS, "skeleton": [[1, 2], [1, 3]]}, {"id": 4, "name": "box"}],
+        "images": [
+            {"id": 70 + i, "file_name": f"{i}.png", "height": HEIGHT, "width": WIDTH}
+            for i in range(3)
+        ],
+        "categories": [
+            {"id": 9, "name": "figure", "keypoints": KEYPOINTS, "skeleton": [[1, 2], [1, 3]]},
+            {"id": 4, "name": "box"},
+        ],
         "annotations": [
             {
                 "id": 1,
@@ -36,30 +42,55 @@ def content() -> dict[str, Any]:
                 "category_id": 9,
                 "bbox": [10, 10, 30, 35],
                 "segmentation": [triangle],
-                "keypoints": joints,
+                "keypoints": keypoints,
                 "num_keypoints": 3,
             },
-            {"id": 2, "image_id": 70, "category_id": 4, "bbox": [50, 10, 20, 20], "segmentation": rle.encode(dense), "area": 365, "iscrowd": 0},
+            {
+                "id": 2,
+                "image_id": 70,
+                "category_id": 4,
+                "bbox": [50, 10, 20, 20],
+                "segmentation": rle.encode(dense),
+                "area": 365,
+                "iscrowd": 0,
+            },
             {
                 "id": 3,
                 "image_id": 70,
                 "category_id": 4,
-                "segmentation": {"size": [HEIGHT, WIDTH], "counts": rle.counts(rle.encode(crowd)).tolist()},
+                "segmentation": {
+                    "size": [HEIGHT, WIDTH],
+                    "counts": rle.counts(rle.encode(crowd)).tolist(),
+                },
                 "iscrowd": 1,
             },
             {"id": 4, "image_id": 71, "category_id": 4, "bbox": [5.5, 5.5, 20, 30]},
-            {"id": 5, "image_id": 71, "category_id": 9, "keypoints": [40, 20, 2, 60, 30, 1, 0, 0, 0]},
-            {"id": 6, "image_id": 71, "category_id": 4, "segmentation": two_parts, "keypoints": [], "ignore": 0},
+            {
+                "id": 5,
+                "image_id": 71,
+                "category_id": 9,
+                "keypoints": [40, 20, 2, 60, 30, 1, 0, 0, 0],
+            },
+            {
+                "id": 6,
+                "image_id": 71,
+                "category_id": 4,
+                "segmentation": two_parts,
+                "keypoints": [],
+                "ignore": 0,
+            },
         ],
     }
 
 
 def write(folder: Path, data: dict[str, Any] | None = None) -> Path:
-    """Writes the annotations and random pictures of the right sizes; gives the annotation file."""
+    """Writes the annotations and random images of the right sizes; gives the annotation file."""
     data = copy.deepcopy(content()) if data is None else data
     rng = np.random.default_rng(0)
     for i in range(3):
         coarse = rng.integers(0, 256, (HEIGHT // 10, WIDTH // 10, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR).save(folder / f"{i}.png")
+        Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR).save(
+            folder / f"{i}.png"
+        )
     (folder / "train.json").write_text(json.dumps(data))
     return folder / "train.json"

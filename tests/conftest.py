@@ -9,7 +9,10 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
-install_import_hook(["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"], "shape_checks.check")
+install_import_hook(
+    ["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"],
+    "shape_checks.check",
+)
 
 torch.set_num_threads(2)
 
@@ -23,7 +26,9 @@ def shared() -> Path:
     """The folder of real data and reference outputs beside the checkout; tests that need it skip where it is absent."""
     folder = Path(__file__).resolve().parents[1].parent / "shared"
     if not folder.is_dir():
-        pytest.skip(f"no folder {folder.name}/ beside the checkout: real data and reference outputs are not part of the project")
+        pytest.skip(
+            f"no folder {folder.name}/ beside the checkout: real data and reference outputs are not part of the project"
+        )
     return folder
 
 

@@ -23,18 +23,24 @@ print(*(new_pages() for _ in range(10)))
 
 
 def pages(*words: str) -> list[int]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=True
+    )
     return [int(word) for word in done.stdout.split()]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only"
+)
 def test_kept_memory_is_used_again() -> None:
     assert min(pages()) > 1000, "or there would be nothing to keep"
     assert max(pages("keep")[-3:]) < 100
 
 
-def test_where_the_c_library_has_no_such_switch_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    from maskrcnn.ops.allocation import keep_memory
+def test_where_the_c_library_has_no_such_switch_nothing_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from maskrcnn.runtime.keep_memory import keep_memory
 
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not keep_memory()

@@ -16,7 +16,15 @@ from benchmarks.timing import Times, in_turns
 from maskrcnn.config import Category
 from maskrcnn.instances import Instances
 
-MACHINE = {"cpu": "a processor", "cores": 2, "threads": 2, "load": [0.1, 0, 0], "torch": "2", "torchvision": "0", "commit": "abc"}
+MACHINE = {
+    "cpu": "a processor",
+    "cores": 2,
+    "threads": 2,
+    "load": [0.1, 0, 0],
+    "torch": "2",
+    "torchvision": "0",
+    "commit": "abc",
+}
 
 
 def test_the_page_holds_the_kept_results():
@@ -26,10 +34,22 @@ def test_the_page_holds_the_kept_results():
 
 def test_a_result_becomes_tables_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(page, "RESULTS", tmp_path)
-    rows = [{"what": "slow", "s": [2.0, 1.0, 3.0]}, {"what": "fast", "times as fast": [2.5, 2.0, 3.0]}]
-    result = {"command": "python -m benchmarks x", "taken s": 3, "machine": MACHINE, "rows": rows, "more": [{"a": 0.12345}], "torch": False}
+    rows = [
+        {"what": "slow", "s": [2.0, 1.0, 3.0]},
+        {"what": "fast", "times as fast": [2.5, 2.0, 3.0]},
+    ]
+    result = {
+        "command": "python -m benchmarks x",
+        "taken s": 3,
+        "machine": MACHINE,
+        "rows": rows,
+        "more": [{"a": 0.12345}],
+        "torch": False,
+    }
     (tmp_path / "x.json").write_text(json.dumps(result | {"seconds": {"slow": [1.0]}}))
-    text = page.filled("before\n<!-- results: x -->\nold\n<!-- end -->\nbetween\n<!-- results: y -->\n<!-- end -->\nafter\n")
+    text = page.filled(
+        "before\n<!-- results: x -->\nold\n<!-- end -->\nbetween\n<!-- results: y -->\n<!-- end -->\nafter\n"
+    )
     assert "| slow | 2 (1 .. 3) |  |\n| fast |  | 2.5 (2 .. 3) |" in text
     assert "**more**\n\n| a |\n|---|\n| 0.123 |" in text
     assert "- torch: no" in text
@@ -45,14 +65,22 @@ def test_a_result_becomes_tables_and_lines(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_compared_runs_in_turns_and_warming_up_does_not_count():
     order: list[str] = []
     ticks = itertools.count()
-    times = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2, clock=lambda: float(next(ticks)))
+    times = in_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=2,
+        clock=lambda: float(next(ticks)),
+    )
     assert order == ["a", "b"] * 3
     assert times.seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
 
 
 def test_ratios_are_those_of_the_same_round():
     times = Times({"slow": [2.0, 9.0, 4.0], "fast": [1.0, 3.0, 4.0]})
-    assert times.rows("slow")[1] == {"what": "fast", "s": [3.0, 1.0, 4.0], "times as fast": [2.0, 1.0, 3.0]}
+    assert times.rows("slow")[1] == {
+        "what": "fast",
+        "s": [3.0, 1.0, 4.0],
+        "times as fast": [2.0, 1.0, 3.0],
+    }
 
 
 def test_watching_counts_each_part_and_leaves_no_trace():
@@ -60,7 +88,10 @@ def test_watching_counts_each_part_and_leaves_no_trace():
     x = torch.ones(2, 3)
     plain = layer(x)
     ticks = itertools.count()
-    with watched({"layer": [(layer, "forward")]}, clock=lambda: float(next(ticks))) as (spent, moved):
+    with watched({"layer": [(layer, "forward")]}, clock=lambda: float(next(ticks))) as (
+        spent,
+        moved,
+    ):
         assert torch.equal(layer(x), plain)
         layer(x)
     assert spent == {"layer": 2.0}
@@ -68,13 +99,22 @@ def test_watching_counts_each_part_and_leaves_no_trace():
     assert "forward" not in vars(layer)
 
 
-def test_neighbours_in_another_order_are_the_same_answer():
+def test_neighbors_in_another_order_are_the_same_answer():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 20]])
     ours = Instances(
-        (64, 64), boxes, torch.tensor([0.9, 0.5, 0.5]), torch.tensor([0, 1, 1]), (Category("a", 1), Category("b", 2)), torch.ones(3, 4, 4)
+        (64, 64),
+        boxes,
+        torch.tensor([0.9, 0.5, 0.5]),
+        torch.tensor([0, 1, 1]),
+        (Category("a", 1), Category("b", 2)),
+        torch.ones(3, 4, 4),
     )
     order = torch.tensor([0, 2, 1])
-    theirs = {"boxes": boxes[order] + 0.01, "labels": ours.labels[order] + 1, "scores": ours.scores[order] - 0.002}
+    theirs = {
+        "boxes": boxes[order] + 0.01,
+        "labels": ours.labels[order] + 1,
+        "scores": ours.scores[order] - 0.002,
+    }
     theirs["masks"] = ours.masks().dense()[order, None].float()
     found = agreement(ours, theirs)
     assert found["found again"] == 3
@@ -85,8 +125,11 @@ def test_neighbours_in_another_order_are_the_same_answer():
     assert agreement(ours, theirs)["found again"] == 2
 
 
-def test_curves_are_a_picture_of_every_point(tmp_path: Path):
-    save_charts(tmp_path / "a.svg", {"time < 1": ("batch", {"ours": [(1, 2.0), (4, 1.0)], "theirs": [(1, 3.0)]})})
+def test_curves_are_a_image_of_every_point(tmp_path: Path):
+    save_charts(
+        tmp_path / "a.svg",
+        {"time < 1": ("batch", {"ours": [(1, 2.0), (4, 1.0)], "theirs": [(1, 3.0)]})},
+    )
     text = (tmp_path / "a.svg").read_text()
     assert text.count("<circle") == 3
     assert "time &lt; 1" in text

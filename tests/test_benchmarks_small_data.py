@@ -1,4 +1,4 @@
-"""The study of small data: which trainings, on which pictures, and what becomes of their lines."""
+"""The study of small data: which trainings, on which images, and what becomes of their lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from benchmarks import small_data as study
 from maskrcnn.config import TrainConfig
 from maskrcnn.presets import maskrcnn_r18_small
-from maskrcnn.settings import override
+from maskrcnn.settings import override_config
 
 
 def test_every_training_has_a_name_of_its_own_and_the_first_seed_comes_first() -> None:
@@ -23,22 +23,26 @@ def test_every_training_has_a_name_of_its_own_and_the_first_seed_comes_first() -
 
 def test_smaller_shares_lie_in_larger_ones() -> None:
     for seed in range(3):
-        some, more, all_of_them = (set(study.chosen_pictures(561, share, seed)) for share in (10, 25, 100))
+        some, more, all_of_them = (
+            set(study.chosen_images(561, share, seed)) for share in (10, 25, 100)
+        )
         assert some < more < all_of_them == set(range(561))
         assert (len(some), len(more)) == (56, 140)
-    assert study.chosen_pictures(561, 10, 0) != study.chosen_pictures(561, 10, 1)
+    assert study.chosen_images(561, 10, 0) != study.chosen_images(561, 10, 1)
 
 
 @pytest.mark.parametrize("part", study.WITHOUT)
 def test_what_is_left_out_are_settings_that_exist(part: str) -> None:
     for setting, value in study.WITHOUT[part].items():
         if setting.startswith("model."):
-            override(maskrcnn_r18_small(1), {setting.removeprefix("model."): value})
+            override_config(maskrcnn_r18_small(1), {setting.removeprefix("model."): value})
         else:
-            override(TrainConfig(), {setting: value})
+            override_config(TrainConfig(), {setting: value})
 
 
-def hold(path: Path, ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:
+def hold(
+    path: Path, ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event
+) -> None:
     with study.locked(path):
         ready.set()
         done.wait(60)
@@ -62,7 +66,9 @@ def test_two_processes_do_not_run_the_same_training(tmp_path: Path) -> None:
         assert mine, "the lock of a process that ended is open"
 
 
-def line(recipe: str, share: int, seed: int, ap: float, without: str = "", minutes: float = 8.0) -> dict:
+def line(
+    recipe: str, share: int, seed: int, ap: float, without: str = "", minutes: float = 8.0
+) -> dict:
     numbers = {f"{name} {kind}": ap for name in ("mask", "box") for kind in study.NUMBERS}
     return {
         "recipe": recipe,
@@ -92,8 +98,13 @@ def test_finished_is_what_has_a_line_of_as_many_minutes(tmp_path: Path) -> None:
 def test_the_tables_hold_means_and_changes_of_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = [line("ours", 10, 0, 0.4), line("ours", 10, 1, 0.5), line("plain", 10, 0, 0.2), line("ours", 100, 0, 0.6)]
-    found += [line("ours", 10, 0, 0.35, without="turns"), line("ours", 10, 2, 0.9, without="colour")]
+    found = [
+        line("ours", 10, 0, 0.4),
+        line("ours", 10, 1, 0.5),
+        line("plain", 10, 0, 0.2),
+        line("ours", 100, 0, 0.6),
+    ]
+    found += [line("ours", 10, 0, 0.35, without="turns"), line("ours", 10, 2, 0.9, without="color")]
     page = tmp_path / "small_data.md"
     page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
     (tmp_path / "images").mkdir()
@@ -102,7 +113,7 @@ def test_the_tables_hold_means_and_changes_of_the_same_seeds(
     printed = capsys.readouterr().out
     assert "| 10 % (56) | ours | 2 | 0.450 (0.400..0.500) |" in printed
     assert "| without turns | 1 | 0.350 | 0.350 | -0.050 | -0.050 |" in printed
-    assert "colour" not in printed, "there is no whole recipe of that seed"
+    assert "color" not in printed, "there is no whole recipe of that seed"
     text = page.read_text()
     assert text.startswith("before\n<!-- results -->")
     assert text.endswith("<!-- end -->\nafter\n")

@@ -18,10 +18,10 @@ from rich.console import Console
 import maskrcnn as mr
 from maskrcnn.cli import make_app, run
 from maskrcnn.cli.train import Preset, seconds
-from maskrcnn.data.scenes import write_scenes
-from maskrcnn.data.shapes import CATEGORIES
-from maskrcnn.formats.open import validation_split
+from maskrcnn.formats.load_dataset import validation_split
 from maskrcnn.settings import to_dict
+from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.synthetic.shapes import CATEGORIES
 
 COMMANDS = ("demo", "predict", "train", "evaluate", "check", "rank", "convert", "weights")
 FROZEN = Path(__file__).with_name("help")
@@ -31,8 +31,14 @@ def help_text(*words: str) -> str:
     """What `--help` says, without what belongs to the terminal and to the version of Cyclopts: frames, breaks, types, the usage line."""
     console = Console(file=io.StringIO(), width=400, force_terminal=False)
     make_app().help_print([*words], console=console)
-    lines = (re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in console.file.getvalue().splitlines())
-    lines = (re.sub(r"(--[a-z-]+) (?:PATH|STR|INT|FLOAT|CHOICE)\b", r"\1", line) for line in lines if not line.startswith(("Usage:", "--help")))
+    lines = (
+        re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in console.file.getvalue().splitlines()
+    )
+    lines = (
+        re.sub(r"(--[a-z-]+) (?:PATH|STR|INT|FLOAT|CHOICE)\b", r"\1", line)
+        for line in lines
+        if not line.startswith(("Usage:", "--help"))
+    )
     return "\n".join(re.sub(r" {2,}", "  ", line) for line in lines if line) + "\n"
 
 
@@ -73,8 +79,12 @@ def test_help_needs_half_a_second_and_no_torch():
 
     def seconds_of_a_run() -> tuple[float, str]:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the processor, which other people's load does not lengthen
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        )
+        after = resource.getrusage(
+            resource.RUSAGE_CHILDREN
+        )  # of the processor, which other people's load does not lengthen
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
     runs = [seconds_of_a_run() for _ in range(2)]
@@ -106,10 +116,18 @@ def test_help_needs_half_a_second_and_no_torch():
     ],
 )
 def test_a_users_error_is_one_message_and_status_2(
-    words: str, told: str, scenes: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    words: str,
+    told: str,
+    scenes: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
     monkeypatch.chdir(tmp_path)
-    given = words.format(json=scenes / "annotations.json", images=scenes / "images", model=tiny_model).split()
+    given = words.format(
+        json=scenes / "annotations.json", images=scenes / "images", model=tiny_model
+    ).split()
     assert run(given) == 2
     message = re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
     assert told in message
@@ -125,56 +143,144 @@ def test_debug_shows_where_an_error_arose(how: str, scenes: Path, monkeypatch: p
         run([*words, "--debug"] if how == "flag" else words)
 
 
-def test_train_passes_every_setting_on(scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture):
+def test_train_passes_every_setting_on(
+    scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture
+):
     data, config = str(scenes / "annotations.json"), tmp_path / "run.toml"
-    config.write_text("epochs = 7\nbatch_size = 2\n[augment]\nrotation = 15\n[model.input]\nscale = 2\n")
-    words = ["train", "--data", data, "--images", str(scenes / "images"), "--val", data, "--out", str(tmp_path / "run"), "--config", str(config)]
-    assert run([*words, "--max-time", "1.5m", "batch_size=16", "model.box.max_detections=33", "augment.crop=96", "--resume", "model.mask=none"]) == 0
+    config.write_text(
+        "epochs = 7\nbatch_size = 2\n[augment]\nrotation = 15\n[model.input]\nscale = 2\n"
+    )
+    words = [
+        "train",
+        "--data",
+        data,
+        "--images",
+        str(scenes / "images"),
+        "--val",
+        data,
+        "--out",
+        str(tmp_path / "run"),
+        "--config",
+        str(config),
+    ]
+    assert (
+        run(
+            [
+                *words,
+                "--max-time",
+                "1.5m",
+                "batch_size=16",
+                "model.box.max_detections=33",
+                "augment.crop=96",
+                "--resume",
+                "model.mask=none",
+            ]
+        )
+        == 0
+    )
     (given,) = fit
     settings = given["config"]
-    assert (settings.epochs, settings.batch_size, settings.augment.rotation, settings.augment.crop, settings.max_time) == (7.0, 16, 15.0, 96, 90.0)
+    assert (
+        settings.epochs,
+        settings.batch_size,
+        settings.augment.rotation,
+        settings.augment.crop,
+        settings.max_time,
+    ) == (7.0, 16, 15.0, 96, 90.0)
     assert given["resume"] is True
-    assert (given["model"].input.scale, given["model"].box.max_detections, given["model"].mask) == (2.0, 33, None)
+    assert (given["model"].input.scale, given["model"].box.max_detections, given["model"].mask) == (
+        2.0,
+        33,
+        None,
+    )
     assert [c.name for c in given["model"].categories] == [c.name for c in CATEGORIES]
     assert len(given["validation"]) == len(given["data"]) == 4
     told = capsys.readouterr().out
-    for part in ("4 images", "ball, star, ring, figure", "1.5 min, 16 images a step", "boxes, keypoints", "maskrcnn_r18_small"):
+    for part in (
+        "4 images",
+        "ball, star, ring, figure",
+        "1.5 min, 16 images a step",
+        "boxes, keypoints",
+        "maskrcnn_r18_small",
+    ):
         assert part in told
 
 
 def test_settings_that_must_agree_can_be_changed_together(scenes: Path, fit: list):
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x"]
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--out",
+        "x",
+    ]
     assert run([*words, "model.neck.levels=[2,3]", "model.rpn.sizes=[[16],[32],[64]]"]) == 0
     assert fit[0]["model"].neck.levels == (2, 3)
     assert run([*words, "model.neck.levels=[2,3]"]) == 2
 
 
-def test_train_from_a_model_takes_its_architecture_and_names_it(scenes: Path, tiny_model: Path, fit: list, capsys: pytest.CaptureFixture):
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", "x"]
+def test_train_from_a_model_takes_its_architecture_and_names_it(
+    scenes: Path, tiny_model: Path, fit: list, capsys: pytest.CaptureFixture
+):
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--val",
+        "none",
+        "--out",
+        "x",
+    ]
     assert run([*words, "--pretrained", str(tiny_model), "model.box.max_detections=77"]) == 0
     assert fit[0]["pretrained"] == str(tiny_model)
-    assert fit[0]["model"].rpn == replace(mr.load(tiny_model).config.rpn, pre_nms_test=500, post_nms_test=500)
+    assert fit[0]["model"].rpn == replace(
+        mr.load(tiny_model).config.rpn, pre_nms_test=500, post_nms_test=500
+    )
     assert fit[0]["model"].box.max_detections == 77
     assert f"starts from {tiny_model}" in capsys.readouterr().out
 
 
-def test_without_validation_data_a_part_is_split_off_and_said(scenes: Path, fit: list, capsys: pytest.CaptureFixture):
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "x"]
+def test_without_validation_data_a_part_is_split_off_and_said(
+    scenes: Path, fit: list, capsys: pytest.CaptureFixture
+):
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--out",
+        "x",
+    ]
     assert run(words) == run([*words, "--val", "none"]) == 0
     parted, whole = fit
     assert (len(parted["data"]), len(parted["validation"])) == (3, 1)
-    assert {r.image_id for r in parted["data"]}.isdisjoint({r.image_id for r in parted["validation"]})
+    assert {r.image_id for r in parted["data"]}.isdisjoint(
+        {r.image_id for r in parted["validation"]}
+    )
     assert (len(whole["data"]), whole["validation"]) == (4, None)
     assert "1 images split off, 15% by seed 0" in capsys.readouterr().out
 
 
-def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture):
+def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(
+    scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture
+):
     content = json.loads((scenes / "annotations.json").read_text())
     judged = {image["id"] for image in content["images"][:1]}
-    for name, wanted in (("train", {image["id"] for image in content["images"]} - judged), ("val", judged), ("test", judged)):
+    for name, wanted in (
+        ("train", {image["id"] for image in content["images"]} - judged),
+        ("val", judged),
+        ("test", judged),
+    ):
         images = [i for i in content["images"] if i["id"] in wanted]
         annotations = [a for a in content["annotations"] if a["image_id"] in wanted]
-        (tmp_path / f"instances_{name}.json").write_text(json.dumps(content | {"images": images, "annotations": annotations}))
+        (tmp_path / f"instances_{name}.json").write_text(
+            json.dumps(content | {"images": images, "annotations": annotations})
+        )
     words = ["--images", str(scenes / "images"), "--out", "x"]
     for data in (str(tmp_path), f"{tmp_path}:instances_train"):
         assert run(["train", "--data", data, *words]) == 0
@@ -189,7 +295,11 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(scenes: Path,
 @pytest.mark.parametrize(
     ("names", "read", "judged_by"),
     [
-        (["instances_train", "instances_val", "person_train", "person_val"], "person_train", "person_val"),
+        (
+            ["instances_train", "instances_val", "person_train", "person_val"],
+            "person_train",
+            "person_val",
+        ),
         (["train", "trainval", "val"], "", "val"),
         (["train", "trainval", "val"], "trainval", None),
         (["trainval", "val"], "", None),
@@ -197,16 +307,29 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(scenes: Path,
         (["val"], "", None),
     ],
 )
-def test_the_split_to_judge_by_is_the_twin_of_the_one_read(tmp_path: Path, names: list[str], read: str, judged_by: str | None):
+def test_the_split_to_judge_by_is_the_twin_of_the_one_read(
+    tmp_path: Path, names: list[str], read: str, judged_by: str | None
+):
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     for name in names:
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    assert validation_split(f"{tmp_path}:{read}" if read else tmp_path) == (judged_by and f"{tmp_path}:{judged_by}")
+    assert validation_split(f"{tmp_path}:{read}" if read else tmp_path) == (
+        judged_by and f"{tmp_path}:{judged_by}"
+    )
 
 
-def test_masks_apart_from_their_pictures_can_be_trained_on(scenes: Path, tmp_path: Path, fit: list):
-    mr.convert(scenes / "annotations.json", tmp_path / "png", "png", images=scenes / "images")
-    words = ["--data", str(tmp_path / "png" / "masks"), "--images", str(scenes / "images"), "--out", "x"]
+def test_masks_apart_from_their_images_can_be_trained_on(scenes: Path, tmp_path: Path, fit: list):
+    mr.convert_annotations(
+        scenes / "annotations.json", tmp_path / "png", "png", images=scenes / "images"
+    )
+    words = [
+        "--data",
+        str(tmp_path / "png" / "masks"),
+        "--images",
+        str(scenes / "images"),
+        "--out",
+        "x",
+    ]
     assert run(["train", *words]) == 0
     assert (len(fit[-1]["data"]), len(fit[-1]["validation"])) == (3, 1)
 
@@ -231,22 +354,55 @@ def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path,
     assert fit[0]["model"] == mr.maskrcnn_r18_small(fit[0]["data"].categories)
 
 
-def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(scenes: Path, tmp_path: Path, fit: list):
+def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(
+    scenes: Path, tmp_path: Path, fit: list
+):
     """Memory and data that a recipe looks at may have changed since."""
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", str(tmp_path)]
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--val",
+        "none",
+        "--out",
+        str(tmp_path),
+    ]
     model = mr.maskrcnn_r18_small(CATEGORIES)
-    stored = {"model": to_dict(replace(model, input=replace(model.input, scale=1.75))), "train": to_dict(mr.TrainConfig(learning_rate=0.125))}
+    stored = {
+        "model": to_dict(replace(model, input=replace(model.input, scale=1.75))),
+        "train": to_dict(mr.TrainConfig(learning_rate=0.125)),
+    }
     (tmp_path / "config.json").write_text(json.dumps(stored))
     assert run([*words, "--resume", "batch_size=3"]) == 0
-    assert (fit[0]["model"].input.scale, fit[0]["config"].learning_rate, fit[0]["config"].batch_size) == (1.75, 0.125, 3)
+    assert (
+        fit[0]["model"].input.scale,
+        fit[0]["config"].learning_rate,
+        fit[0]["config"].batch_size,
+    ) == (1.75, 0.125, 3)
 
 
 def test_one_process_of_several_says_what_is_going_to_happen(
-    scenes: Path, tmp_path: Path, fit: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    scenes: Path,
+    tmp_path: Path,
+    fit: list,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
     from maskrcnn.training.processes import Processes
 
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--val", "none", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--val",
+        "none",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     for rank, times in ((0, 1), (1, 0)):
         monkeypatch.setattr(Processes, "start", lambda _=None, rank=rank: Processes(rank, 2, "cpu"))
         assert run([*words, "--recipe", "none", "--model", "maskrcnn_r18_small"]) == 0
@@ -254,53 +410,98 @@ def test_one_process_of_several_says_what_is_going_to_happen(
     assert len(fit) == 2
 
 
-def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    for name, told in (("run", "already holds a run (config.json)"), ("run/config.json", "is a file")):
-        assert run(["train", "--data", str(tmp_path / "absent.json"), "--out", str(tmp_path / name)]) == 2
+    for name, told in (
+        ("run", "already holds a run (config.json)"),
+        ("run/config.json", "is a file"),
+    ):
+        assert (
+            run(["train", "--data", str(tmp_path / "absent.json"), "--out", str(tmp_path / name)])
+            == 2
+        )
         assert told in capsys.readouterr().err
 
 
-def test_an_interrupted_training_says_how_to_go_on(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_an_interrupted_training_says_how_to_go_on(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("maskrcnn.training.fit.train", interrupted)
-    words = ["train", "--data", str(scenes / "annotations.json"), "--images", str(scenes / "images"), "--out", "my run"]
+    words = [
+        "train",
+        "--data",
+        str(scenes / "annotations.json"),
+        "--images",
+        str(scenes / "images"),
+        "--out",
+        "my run",
+    ]
     assert run(words) == 130
     assert "--out 'my run' --resume" in capsys.readouterr().err
 
 
-def test_predict_does_the_rest_when_a_file_is_broken(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_predict_does_the_rest_when_a_file_is_broken(
+    scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    picture = scenes / "images" / "00001.png"
-    assert run(["predict", str(tiny_model), str(picture), str(broken), "--out", str(tmp_path / "found"), "--min-score", "0.05"]) == 1
+    broken.write_bytes(b"no image")
+    image = scenes / "images" / "00001.png"
+    assert (
+        run(
+            [
+                "predict",
+                str(tiny_model),
+                str(image),
+                str(broken),
+                "--out",
+                str(tmp_path / "found"),
+                "--min-score",
+                "0.05",
+            ]
+        )
+        == 1
+    )
     assert "broken.png" in capsys.readouterr().err
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     assert {entry["file_name"] for entry in results} <= {"00001.png"}
     assert (tmp_path / "found" / "00001.png").is_file()
-    assert run(["predict", str(tiny_model), str(picture), "--out", str(tmp_path / "again")]) == 0
+    assert run(["predict", str(tiny_model), str(image), "--out", str(tmp_path / "again")]) == 0
 
 
-def test_predict_tells_a_long_path_in_one_piece(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_predict_tells_a_long_path_in_one_piece(
+    scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     out = tmp_path / "a long name of several words" / "and of several folders"
-    assert run(["predict", str(tiny_model), str(scenes / "images" / "00001.png"), "--out", str(out)]) == 0
+    assert (
+        run(["predict", str(tiny_model), str(scenes / "images" / "00001.png"), "--out", str(out)])
+        == 0
+    )
     assert str(out / "results.json") in capsys.readouterr().out
 
 
-def test_evaluate_writes_metrics_and_results_that_evaluate_to_the_same(scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_evaluate_writes_metrics_and_results_that_evaluate_to_the_same(
+    scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     words = ["--data", str(scenes / "annotations.json"), "--images", str(scenes / "images")]
     assert run(["evaluate", str(tiny_model), *words, "--out", str(tmp_path / "report")]) == 0
     printed = capsys.readouterr().out
     assert "bbox" in printed
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    again = mr.evaluate(tmp_path / "report" / "results.json", scenes / "annotations.json", max_detections=metrics["max_detections"])
+    again = mr.evaluate(
+        tmp_path / "report" / "results.json",
+        scenes / "annotations.json",
+        max_detections=metrics["max_detections"],
+    )
     assert again.to_dict()["bbox"] == metrics["bbox"]
 
 
-def test_weights_lists_the_catalogue(capsys: pytest.CaptureFixture):
+def test_weights_lists_the_catalog(capsys: pytest.CaptureFixture):
     assert run(["weights"]) == 0
     told = capsys.readouterr().out
     assert "maskrcnn_r50_fpn_v2_coco" in told
@@ -313,7 +514,10 @@ def test_every_preset_that_takes_categories_can_be_trained():
     assert all(callable(getattr(presets, name)) for name in Preset.__args__)
 
 
-@pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("25m", 1500), ("25 min", 1500), ("1.5h", 5400), (".5h", 1800)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90", 90), ("90s", 90), ("25m", 1500), ("25 min", 1500), ("1.5h", 5400), (".5h", 1800)],
+)
 def test_durations(text: str, value: float):
     assert seconds(text) == value
 
@@ -328,20 +532,26 @@ def test_what_is_no_duration_is_refused(text: str):
 @pytest.mark.parametrize("words", ["weights", "--help", "predict --help"])
 def test_a_reader_that_has_had_enough_is_no_error(words: str):
     command = f"{shlex.quote(sys.executable)} -m maskrcnn {words}; echo status $? >&2"
-    done = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True
+    )
     assert done.stderr.strip() == "status 141"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shells close otherwise")
 def test_a_command_needs_no_output():
-    subprocess.run(["bash", "-c", f"{shlex.quote(sys.executable)} -m maskrcnn weights >&-"], check=True)
+    subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} -m maskrcnn weights >&-"], check=True
+    )
 
 
-def test_a_pipe_that_breaks_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_a_pipe_that_breaks_elsewhere_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     def broken(*_: Any, **__: Any) -> None:
         raise BrokenPipeError(32, "Broken pipe of a worker")
 
-    monkeypatch.setattr("maskrcnn.weights.catalogue.table", broken)
+    monkeypatch.setattr("maskrcnn.weights.catalog.table", broken)
     assert run(["weights"]) == 2
     assert "Broken pipe of a worker" in capfd.readouterr().err
 

@@ -46,10 +46,26 @@ def test_predict_computes_in_the_precision_asked_for_and_says_what_bfloat16_cost
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr("maskrcnn.model.fuse.computes_bfloat16", lambda device: has_bfloat16)
-    model = mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small()), tmp_path / "model.safetensors")
+    monkeypatch.setattr("maskrcnn.model.optimize.computes_bfloat16", lambda device: has_bfloat16)
+    model = mr.save(
+        mr.MaskRCNN.from_config(mr.maskrcnn_r18_small()), tmp_path / "model.safetensors"
+    )
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "black.png")
-    assert run(["predict", str(model), str(tmp_path / "black.png"), "--out", str(tmp_path / "found"), "--min-score", "0.9", *words]) == 0
+    assert (
+        run(
+            [
+                "predict",
+                str(model),
+                str(tmp_path / "black.png"),
+                "--out",
+                str(tmp_path / "found"),
+                "--min-score",
+                "0.9",
+                *words,
+            ]
+        )
+        == 0
+    )
     assert dtypes == [dtype]
     message = capsys.readouterr().err
     assert told in message

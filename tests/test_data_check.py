@@ -9,13 +9,13 @@ import pytest
 from coco_samples import HEIGHT, WIDTH, content, write
 from PIL import Image
 
-from maskrcnn.data.coco import CocoDataset, DataError, DataWarning
-from maskrcnn.ops import rle
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset, DataError, DataWarning
 
 BROKEN = {
     "box without area": {"bbox": [5, 5, -3, 4]},
     "box is not four numbers": {"bbox": [5, 5, 4, None]},
-    "box outside the picture": {"bbox": [200, 5, 4, 4]},
+    "box outside the image": {"bbox": [200, 5, 4, 4]},
     "broken polygon": {"segmentation": [[1, 2, 3, 4, 5]]},
     "segmentation of no known form": {"segmentation": [1, 2, 3, 4, 5, 6]},
     "RLE of another size": {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}},
@@ -33,7 +33,9 @@ BROKEN = {
 def _with(*extra: dict) -> dict:
     data = content()
     for number, change in enumerate(extra):
-        data["annotations"].append({"id": 100 + number, "image_id": 71, "category_id": 4, "bbox": [1, 1, 5, 5]} | change)
+        data["annotations"].append(
+            {"id": 100 + number, "image_id": 71, "category_id": 4, "bbox": [1, 1, 5, 5]} | change
+        )
     return data
 
 
@@ -84,40 +86,54 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
     )
     kinds = {p.kind: p for p in data.notes}
     assert set(kinds) == {
-        "box reaches beyond the picture",
+        "box reaches beyond the image",
         "box far from its mask",
         "box without area, but a mask",
         "polygon without area",
         "empty mask",
-        "keypoint outside the picture",
+        "keypoint outside the image",
         "keypoint outside its box",
         "num_keypoints is wrong",
         "the same box twice",
         "annotation given twice",
     }
     assert "annotation 101" in data.describe_notes()
-    clipped, far, flat, parts, empty, joints, _ = data[1].annotations[3:]
+    clipped, far, flat, parts, empty, keypoints, _ = data[1].annotations[3:]
     assert clipped.box == (70, 50, 80, 60)
     assert far.box == (30, 30, 70, 50)
     assert flat.box is None
     assert len(parts.polygons) == 1
     assert (empty.rle, empty.box) == (None, (1, 1, 6, 6))
-    assert joints.keypoints[:, 2].tolist() == [0, 2, 1]
+    assert keypoints.keypoints[:, 2].tolist() == [0, 2, 1]
     assert not data.dropped
 
 
 def test_an_object_of_no_size_is_left_out_with_a_note_as_in_coco_train2017():
-    flat = {"bbox": [9.98, 8.56, 15.52, 0.0], "segmentation": [[9.98, 8.56, 25.5, 8.56, 25.5, 8.56, 9.98, 8.56]], "area": 0.0}
+    flat = {
+        "bbox": [9.98, 8.56, 15.52, 0.0],
+        "segmentation": [[9.98, 8.56, 25.5, 8.56, 25.5, 8.56, 9.98, 8.56]],
+        "area": 0.0,
+    }
     nothing = {"bbox": None, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}
     data = CocoDataset(_with(flat, nothing))
     assert len(data[1].annotations) == 3
     assert len(data.truth()["annotations"]) == len(content()["annotations"])
-    assert [p.where for p in data.notes if p.kind == "object without area"] == ["annotation 100 (1.png)", "annotation 101 (1.png)"]
+    assert [p.where for p in data.notes if p.kind == "object without area"] == [
+        "annotation 100 (1.png)",
+        "annotation 101 (1.png)",
+    ]
 
 
-def test_the_same_object_with_joints_is_kept_though_it_has_no_area():
+def test_the_same_object_with_keypoints_is_kept_though_it_has_no_area():
     data = CocoDataset(
-        _with({"category_id": 9, "bbox": [9, 8, 5, 0], "segmentation": [[9, 8, 14, 8, 9, 8]], "keypoints": [10, 8, 2, 0, 0, 0, 0, 0, 0]})
+        _with(
+            {
+                "category_id": 9,
+                "bbox": [9, 8, 5, 0],
+                "segmentation": [[9, 8, 14, 8, 9, 8]],
+                "keypoints": [10, 8, 2, 0, 0, 0, 0, 0, 0],
+            }
+        )
     )
     assert data[1].annotations[-1].keypoints[0].tolist() == [10.5, 8.5, 2]
 
@@ -133,22 +149,26 @@ def test_suspicious_entries_are_notes():
     data["images"].append({"id": 99, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
     notes = {(p.kind, p.where, p.detail) for p in CocoDataset(data).notes}
     assert notes == {
-        ("polygon crosses itself", "annotation 100 (1.png)", "1 outline of the mask"),
+        ("polygon crosses itself", "annotation 100 (1.png)", "1 polygon of the mask"),
         ("area is wrong", "annotation 101 (1.png)", "area is 500, that of the mask 1600 px"),
         ("area is wrong", "annotation 102 (1.png)", "area is 'much'"),
-        ("annotation with id 0", "annotation 0 (1.png)", "pycocotools takes a match with it for none"),
-        ("picture listed twice", "images[3]", "1.png is also images[1]"),
+        (
+            "annotation with id 0",
+            "annotation 0 (1.png)",
+            "pycocotools takes a match with it for none",
+        ),
+        ("image listed twice", "images[3]", "1.png is also images[1]"),
     }
 
 
-def test_pictures_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
+def test_images_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
     data = content()
     data["images"].append({"id": 73, "file_name": "none.png", "height": 5, "width": 5})
     data["images"].append({"id": 70, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
     data["images"].append({"id": "a", "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
     data["images"].append({"id": 74, "file_name": "1.png", "height": HEIGHT})
     path = write(tmp_path, data)
-    (tmp_path / "0.png").write_text("no picture")
+    (tmp_path / "0.png").write_text("no image")
     Image.new("RGB", (9, 7)).save(tmp_path / "1.png")
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_samples import HEIGHT, JOINTS, WIDTH, content, write
+from coco_samples import HEIGHT, KEYPOINTS, WIDTH, content, write
 from PIL import Image
 from pycocotools.coco import COCO
 
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.categories import mirrored_keypoints, parse_categories
+from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
 from maskrcnn.config import Category
-from maskrcnn.data.categories import mirrored_joints, parse_categories
-from maskrcnn.data.coco import CocoDataset, DataError
-from maskrcnn.ops import rle
 
 
 def test_every_form_of_annotation_is_read(tmp_path):
@@ -30,10 +30,10 @@ def test_every_form_of_annotation_is_read(tmp_path):
     assert crowd.ignore
     assert crowd.box is None
     assert rle.area(crowd.rle) == 15 * 70
-    boxed, joints, parts = data[1].annotations
+    boxed, keypoints, parts = data[1].annotations
     assert (boxed.polygons, boxed.rle, boxed.keypoints) == (None, None, None)
-    assert joints.box is None
-    assert joints.keypoints[2].tolist() == [0, 0, 0]
+    assert keypoints.box is None
+    assert keypoints.keypoints[2].tolist() == [0, 0, 0]
     assert len(parts.polygons) == 2
     assert data[2].annotations == ()
     assert data[0].path == tmp_path / "0.png"
@@ -46,32 +46,38 @@ def test_a_dict_is_read_like_a_file(tmp_path):
     assert len(data[0].annotations) == 3
     assert data.image(1).shape == (HEIGHT, WIDTH, 3)
     assert CocoDataset(content()).image_folder is None
-    with pytest.raises(DataError, match="no folder of pictures"):
+    with pytest.raises(DataError, match="no folder of images"):
         CocoDataset(content()).image(0)
 
 
-def test_the_folder_of_the_annotations_is_the_default_for_pictures(tmp_path):
+def test_the_folder_of_the_annotations_is_the_default_for_images(tmp_path):
     assert CocoDataset(write(tmp_path)).image(2).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_wanted_categories_set_the_labels_and_the_order_of_joints(tmp_path):
-    wanted = (Category("ghost", 1), Category("figure", 2, keypoints=("right_hand", "nose", "tail")), Category("box", 3))
+def test_wanted_categories_set_the_labels_and_the_order_of_keypoints(tmp_path):
+    wanted = (
+        Category("ghost", 1),
+        Category("figure", 2, keypoints=("right_hand", "nose", "tail")),
+        Category("box", 3),
+    )
     data = CocoDataset(write(tmp_path), tmp_path, categories=wanted)
     assert [c.id for c in data.categories][1:] == [9, 4]
     assert len({c.id for c in data.categories}) == 3
     figure = data[0].annotations[0]
     assert figure.label == 1
     assert figure.keypoints.tolist() == [[15.5, 25.5, 2], [22.5, 15.5, 2], [0, 0, 0]]
-    with pytest.raises(DataError, match=r'annotation of an unknown category.*\n.*annotation 1 .*9 \("figure"\)'):
+    with pytest.raises(
+        DataError, match=r'annotation of an unknown category.*\n.*annotation 1 .*9 \("figure"\)'
+    ):
         CocoDataset(write(tmp_path), tmp_path, categories=wanted[2:])
     with pytest.raises(DataError, match="none of the wanted categories is in the file"):
         CocoDataset(write(tmp_path), tmp_path, categories=wanted[:1])
 
 
-def test_a_subset_has_the_chosen_pictures_in_their_order(tmp_path):
+def test_a_subset_has_the_chosen_images_in_their_order(tmp_path):
     data = CocoDataset(write(tmp_path), tmp_path)
     part = data.subset([2, 0])
-    with pytest.raises(IndexError, match="picture 3 is wanted, there are 3"):
+    with pytest.raises(IndexError, match="image 3 is wanted, there are 3"):
         data.subset([0, 3])
     assert [part[i].image_id for i in range(2)] == [72, 70]
     assert [i["id"] for i in part.truth()["images"]] == [72, 70]
@@ -113,7 +119,7 @@ def test_real_data_opens_and_its_truth_is_what_the_file_says(shared, name, part)
     assert data.image(0).shape == (*data.size(0), 3)
 
 
-def test_sixteen_bit_pictures_give_a_range_that_fits_them(tmp_path):
+def test_sixteen_bit_images_give_a_range_that_fits_them(tmp_path):
     path = write(tmp_path)
     values = np.linspace(500, 4000, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
     values[0, 0] = 65535  # a hot pixel
@@ -123,24 +129,50 @@ def test_sixteen_bit_pictures_give_a_range_that_fits_them(tmp_path):
     low, high = data.intensity_range()
     assert low == pytest.approx(500, abs=15)
     assert high == pytest.approx(4000, abs=15)
-    picture = data.image(1, data.intensity_range())
-    assert (picture[1, 0, 0], picture[-1, -1, 0]) == (pytest.approx(6, abs=3), 255)
+    image = data.image(1, data.intensity_range())
+    assert (image[1, 0, 0], image[-1, -1, 0]) == (pytest.approx(6, abs=3), 255)
     assert data.subset([0]).intensity_range() is None
 
 
 def test_left_and_right_are_found_in_the_names():
-    assert mirrored_joints(("nose", "left_eye", "right_eye")) == (0, 2, 1)
-    assert mirrored_joints(("Left Eye", "Right Eye", "eye L", "eye R", "L_hip", "R_hip")) == (1, 0, 3, 2, 5, 4)
-    assert mirrored_joints(("LEye", "REye", "LEFTEAR", "RIGHTEAR", "hip.l", "hip.r")) == (1, 0, 3, 2, 5, 4)
-    assert mirrored_joints(("l", "r", "left", "tail", "floor", "lower")) == (1, 0, 2, 3, 4, 5)
+    assert mirrored_keypoints(("nose", "left_eye", "right_eye")) == (0, 2, 1)
+    assert mirrored_keypoints(("Left Eye", "Right Eye", "eye L", "eye R", "L_hip", "R_hip")) == (
+        1,
+        0,
+        3,
+        2,
+        5,
+        4,
+    )
+    assert mirrored_keypoints(("LEye", "REye", "LEFTEAR", "RIGHTEAR", "hip.l", "hip.r")) == (
+        1,
+        0,
+        3,
+        2,
+        5,
+        4,
+    )
+    assert mirrored_keypoints(("l", "r", "left", "tail", "floor", "lower")) == (1, 0, 2, 3, 4, 5)
 
 
 def test_skeletons_sigmas_and_flips_of_the_file_are_kept():
-    entry = {"id": 5, "name": "figure", "keypoints": JOINTS, "skeleton": [[1, 2]], "sigmas": [0.1, 0.2, 0.3]}
+    entry = {
+        "id": 5,
+        "name": "figure",
+        "keypoints": KEYPOINTS,
+        "skeleton": [[1, 2]],
+        "sigmas": [0.1, 0.2, 0.3],
+    }
     (category,) = parse_categories([entry])
-    assert category == Category("figure", 5, tuple(JOINTS), ((0, 1),), (0, 2, 1), (0.1, 0.2, 0.3))
+    assert category == Category(
+        "figure", 5, tuple(KEYPOINTS), ((0, 1),), (0, 2, 1), (0.1, 0.2, 0.3)
+    )
     assert parse_categories([entry | {"flip": [0, 1, 2]}])[0].mirrored == (0, 1, 2)
-    assert parse_categories([entry | {"flip_pairs": [["nose", "right_hand"]]}])[0].mirrored == (2, 1, 0)
+    assert parse_categories([entry | {"flip_pairs": [["nose", "right_hand"]]}])[0].mirrored == (
+        2,
+        1,
+        0,
+    )
     assert parse_categories([entry | {"flip_pairs": [[0, 1]]}])[0].mirrored == (1, 0, 2)
     with pytest.raises(ValueError, match="flip_pairs has"):
         parse_categories([entry | {"flip_pairs": [[0, 7]]}])
@@ -158,4 +190,4 @@ def test_all_that_is_wrong_with_the_categories_is_said_at_once(tmp_path: Path):
         CocoDataset(write(tmp_path, data), tmp_path)
     assert "categories[2]: got" in str(error.value)
     assert "categories[3]" in str(error.value)
-    assert "joints outside" in str(error.value)
+    assert "keypoints outside" in str(error.value)

@@ -1,4 +1,4 @@
-"""The truth lies on the picture, whatever is done to it."""
+"""The truth lies on the image, whatever is done to it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 from coco_samples import HEIGHT, WIDTH, content, write
 
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
+from maskrcnn.augmentation import geometry
+from maskrcnn.augmentation.augment import View
+from maskrcnn.augmentation.moved_masks import Pixels, Polygons, mask_of
+from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, InputConfig, KeypointHeadConfig
-from maskrcnn.data import geometry
-from maskrcnn.data.augment import View
-from maskrcnn.data.coco import CocoDataset, DataError
-from maskrcnn.data.dataset import TrainingSet, collate
-from maskrcnn.data.masks import Outlines, Pixels, mask_of
-from maskrcnn.ops import rle
 from maskrcnn.preprocess import prepare
-from maskrcnn.presets import maskrcnn_r18_small, torchvision_v1
+from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_fpn_torchvision
 
 STILL = AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0))
 
@@ -32,7 +32,7 @@ def _set(data: CocoDataset, augment: AugmentConfig | None, **changes) -> Trainin
 
 
 def pasted(coverage: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
-    """A mask grid at the picture's pixel centres, bilinear, edge cells continued to the edge of the box, cut at one half."""
+    """A mask grid at the image's pixel centers, bilinear, edge cells continued to the edge of the box, cut at one half."""
     side = coverage.shape[0]
     out = np.zeros(size, bool)
     x0, y0, x1, y1 = box
@@ -44,7 +44,9 @@ def pasted(coverage: np.ndarray, box: tuple[float, ...], size: tuple[int, int]) 
     a, b = (u - left)[None], (v - top)[:, None]
     grid = coverage / 255
     at = lambda r, c: grid[np.ix_(r, c)]  # noqa: E731
-    value = (1 - b) * ((1 - a) * at(top, left) + a * at(top, left + 1)) + b * ((1 - a) * at(top + 1, left) + a * at(top + 1, left + 1))
+    value = (1 - b) * ((1 - a) * at(top, left) + a * at(top, left + 1)) + b * (
+        (1 - a) * at(top + 1, left) + a * at(top + 1, left + 1)
+    )
     out[np.ix_(rows, columns)] = value >= 0.5
     return out
 
@@ -53,8 +55,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / max((a | b).sum(), 1)
 
 
-def test_without_augmentation_the_picture_is_what_prediction_sees(data):
-    for rule in (InputConfig(min_size=100, max_size=120), InputConfig(min_size=100, max_size=120, resize="torch", rounding="floor")):
+def test_without_augmentation_the_image_is_what_prediction_sees(data):
+    for rule in (
+        InputConfig(min_size=100, max_size=120),
+        InputConfig(min_size=100, max_size=120, resize="torch", rounding="floor"),
+    ):
         example = _set(data, None, input=rule).example(0, 5)
         image, to_model = prepare(data.image(0), rule)
         assert torch.equal(example.image, image)
@@ -63,7 +68,9 @@ def test_without_augmentation_the_picture_is_what_prediction_sees(data):
 
 
 def test_an_example_is_a_function_of_index_and_seed(data):
-    wild = AugmentConfig(scale=(0.5, 2.0), rotation=30, crop=50, right_angles=True, brightness=0.3, hue=0.1)
+    wild = AugmentConfig(
+        scale=(0.5, 2.0), rotation=30, crop=50, right_angles=True, brightness=0.3, hue=0.1
+    )
     first, second = _set(data, wild), _set(data, wild)
     for index in range(3):
         second.example((index + 1) % 3, 8)  # another history
@@ -76,16 +83,19 @@ def test_an_example_is_a_function_of_index_and_seed(data):
 
 
 @pytest.mark.parametrize("change", ["horizontal", "vertical", *(f"turn {k}" for k in range(1, 4))])
-def test_flips_and_turns_of_an_example_undo_those_of_its_picture(data, change):
+def test_flips_and_turns_of_an_example_undo_those_of_its_image(data, change):
     plain = _set(data, None)
     size = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
     for index in range(3):
         before = plain.example(index, 0)
         if change.startswith("turn"):
             turns = int(change[-1])
-            picture = plain._picture(index)
-            view = View(geometry.quarter_turns(turns, (HEIGHT, WIDTH)), (WIDTH, HEIGHT) if turns % 2 else (HEIGHT, WIDTH))
-            truth = plain._truth(picture, view)
+            image = plain._image(index)
+            view = View(
+                geometry.quarter_turns(turns, (HEIGHT, WIDTH)),
+                (WIDTH, HEIGHT) if turns % 2 else (HEIGHT, WIDTH),
+            )
+            truth = plain._truth(image, view)
             _nearly_equal(torch.rot90(truth.masks, -turns, (2, 3)), before.truth.masks)
             assert torch.equal(truth.keypoints[..., 2], before.truth.keypoints[..., 2])
             continue
@@ -99,16 +109,18 @@ def test_flips_and_turns_of_an_example_undo_those_of_its_picture(data, change):
         assert torch.allclose(boxes, before.truth.boxes)
         _nearly_equal(after.truth.masks.flip(axis), before.truth.masks)
         # one flip swaps left and right, the other too
-        joints = after.truth.keypoints[:, :, [0, 2, 1]].clone()
-        shown = joints[..., 2] > 0
-        joints[..., x[0]] = torch.where(shown, size[x[0]] - joints[..., x[0]], joints[..., x[0]])
-        assert torch.allclose(joints, before.truth.keypoints)
+        keypoints = after.truth.keypoints[:, :, [0, 2, 1]].clone()
+        shown = keypoints[..., 2] > 0
+        keypoints[..., x[0]] = torch.where(
+            shown, size[x[0]] - keypoints[..., x[0]], keypoints[..., x[0]]
+        )
+        assert torch.allclose(keypoints, before.truth.keypoints)
         for name in ("labels", "ignore", "has_box", "has_mask", "has_keypoints"):
             assert torch.equal(getattr(after.truth, name), getattr(before.truth, name))
 
 
 def _nearly_equal(masks: torch.Tensor, others: torch.Tensor) -> None:
-    """Polygons are exact along rows and sampled four times a row, so that a turned one differs a little at its outline."""
+    """Polygons are exact along rows and sampled four times a row, so that a turned one differs a little at its polygon."""
     difference = (masks.float() - others.float()).abs().flatten()
     assert difference.numel() == 0 or (difference.max() < 33 and difference.mean() < 0.2)
 
@@ -123,7 +135,7 @@ def test_truth_is_partial_for_each_object(data):
     assert second.has_box.tolist() == [[True, False, True]]
     assert second.has_mask.tolist() == [[False, False, True]]
     assert second.has_keypoints.tolist() == [[False, True, False]]
-    assert second.boxes[0, 1].tolist() == [40.5, 20.5, 60.5, 30.5]  # the hull of its joints
+    assert second.boxes[0, 1].tolist() == [40.5, 20.5, 60.5, 30.5]  # the hull of its keypoints
     assert third.boxes.shape == (1, 0, 4)
 
 
@@ -135,47 +147,59 @@ def test_a_model_without_heads_gets_no_truth_for_them(data):
     assert not truth.has_keypoints.any()
 
 
-def test_joints_follow_the_models_pixel_convention(data):
+def test_keypoints_follow_the_models_pixel_convention(data):
     assert _set(data, None).example(0, 0).truth.keypoints[0, 0, 0].tolist() == [22.5, 15.5, 2]
     unshifted = _set(data, None, keypoint=KeypointHeadConfig(coco_offset=0.0)).example(0, 0)
     assert unshifted.truth.keypoints[0, 0, 0].tolist() == [22, 15, 2]
 
 
-def test_a_thin_hull_of_joints_grows_to_a_region(tmp_path):
+def test_a_thin_hull_of_keypoints_grows_to_a_region(tmp_path):
     one = content()
-    one["annotations"] = [{"id": 1, "image_id": 70, "category_id": 9, "keypoints": [40, 20, 2, 0, 0, 0, 0, 0, 0]}]
+    one["annotations"] = [
+        {"id": 1, "image_id": 70, "category_id": 9, "keypoints": [40, 20, 2, 0, 0, 0, 0, 0, 0]}
+    ]
     data = CocoDataset(write(tmp_path, one), tmp_path)
     assert _set(data, None).example(0, 0).truth.boxes.tolist() == [[[36.5, 16.5, 44.5, 24.5]]]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_crops_keep_truth_on_the_picture(data, seed):
-    """Against dense masks cut from the whole picture: at scale 1 everything is exact."""
+def test_crops_keep_truth_on_the_image(data, seed):
+    """Against dense masks cut from the whole image: at scale 1 everything is exact."""
     training = _set(data, replace(STILL, crop=32))
     example = training.example(0, seed)
     x, y = (-example.to_model[:2, 2]).int().tolist()
-    assert (example.image.numpy() == data.image(0).transpose(2, 0, 1)[:, y : y + 32, x : x + 32]).all()
-    picture = training._picture(0)
+    assert (
+        example.image.numpy() == data.image(0).transpose(2, 0, 1)[:, y : y + 32, x : x + 32]
+    ).all()
+    image = training._image(0)
     for i in (1, 2):  # those of whole pixels
-        mask = picture.masks[i]
+        mask = image.masks[i]
         dense = np.zeros((HEIGHT, WIDTH), bool)
-        dense[mask.y0 : mask.y0 + mask.crop.shape[0], mask.x0 : mask.x0 + mask.crop.shape[1]] = mask.crop
+        dense[mask.y0 : mask.y0 + mask.crop.shape[0], mask.x0 : mask.x0 + mask.crop.shape[1]] = (
+            mask.crop
+        )
         part = dense[y : y + 32, x : x + 32]
         if not part.any():
             continue
         ys, xs = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
         box = [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]
-        (row,) = [r for r in range(example.truth.boxes.shape[1]) if example.truth.boxes[0, r].tolist() == box and example.truth.labels[0, r] == 0]
+        (row,) = [
+            r
+            for r in range(example.truth.boxes.shape[1])
+            if example.truth.boxes[0, r].tolist() == box and example.truth.labels[0, r] == 0
+        ]
         assert (pasted(example.truth.masks[0, row].numpy(), box, (32, 32)) == part).all()
-        assert example.truth.ignore[0, row] == (i == 2 or (box[2] - box[0]) * (box[3] - box[1]) < 40)
+        assert example.truth.ignore[0, row] == (
+            i == 2 or (box[2] - box[0]) * (box[3] - box[1]) < 40
+        )
 
 
 def test_slivers_become_ignore_and_less_than_a_pixel_is_dropped(data):
     training = _set(data, STILL)
-    picture = training._picture(1)  # its first object is a box alone: 5.5, 5.5, 25.5, 35.5
+    image = training._image(1)  # its first object is a box alone: 5.5, 5.5, 25.5, 35.5
 
     def seen(x: float) -> tuple[list, list]:
-        truth = training._truth(picture, View(geometry.translate(-x, 0), (60, 30), whole=False))
+        truth = training._truth(image, View(geometry.translate(-x, 0), (60, 30), whole=False))
         mine = (truth.labels[0] == 0) & ~truth.has_mask[0]
         return truth.boxes[0][mine].tolist(), truth.ignore[0][mine].tolist()
 
@@ -184,14 +208,23 @@ def test_slivers_become_ignore_and_less_than_a_pixel_is_dropped(data):
     assert seen(25) == ([], [])
 
 
-def test_joints_outside_the_picture_are_unlabelled(data):
+def test_keypoints_outside_the_image_are_unlabeled(data):
     training = _set(data, STILL)
-    truth = training._truth(training._picture(0), View(geometry.translate(-20, 0), (60, 60), whole=False))
+    truth = training._truth(
+        training._image(0), View(geometry.translate(-20, 0), (60, 60), whole=False)
+    )
     assert truth.keypoints[0, 0, :, 2].tolist() == [2, 1, 0]
     assert truth.keypoints[0, 0, 2].tolist() == [0, 0, 0]
-    truth = training._truth(training._picture(1), View(geometry.translate(-50, 0), (60, 30), whole=False))
+    truth = training._truth(
+        training._image(1), View(geometry.translate(-50, 0), (60, 30), whole=False)
+    )
     (row,) = torch.nonzero(truth.has_keypoints[0]).flatten().tolist()
-    assert truth.boxes[0, row].tolist() == [6.5, 26.5, 14.5, 34.5]  # the hull of the joint that is left
+    assert truth.boxes[0, row].tolist() == [
+        6.5,
+        26.5,
+        14.5,
+        34.5,
+    ]  # the hull of the keypoint that is left
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 75, 160])
@@ -202,8 +235,12 @@ def test_boxes_of_rotated_and_cut_masks_are_tight(form, degrees):
     rows = (np.arange(70) + 0.5) / 70 * 720
     columns = (np.arange(90) + 0.5) / 90 * 720
     pixels = grid[np.ix_(rows.astype(int), columns.astype(int))]
-    mask = Outlines((polygon,)) if form == "polygons" else Pixels(*rle.decode_crop(rle.encode(pixels)))
-    matrix = geometry.compose(geometry.scale(1.5, 1.2), geometry.rotate(degrees, (60, 40)), geometry.translate(-30, -25))
+    mask = (
+        Polygons((polygon,)) if form == "polygons" else Pixels(*rle.decode_crop(rle.encode(pixels)))
+    )
+    matrix = geometry.compose(
+        geometry.scale(1.5, 1.2), geometry.rotate(degrees, (60, 40)), geometry.translate(-30, -25)
+    )
     size = (50, 60)
     # every point of a fine grid over the view, looked up in the original
     x, y = np.meshgrid((np.arange(600) + 0.5) / 10, (np.arange(500) + 0.5) / 10)
@@ -226,16 +263,21 @@ def test_boxes_of_rotated_and_cut_masks_are_tight(form, degrees):
 
 def test_a_mask_outside_the_view_is_not_seen():
     matrix = geometry.translate(100, 0)
-    for mask in (Outlines((np.array([(0, 0), (9, 0), (9, 9)], float),)), Pixels(np.ones((5, 5), bool), 3, 3)):
+    for mask in (
+        Polygons((np.array([(0, 0), (9, 0), (9, 9)], float),)),
+        Pixels(np.ones((5, 5), bool), 3, 3),
+    ):
         assert mask.seen(matrix, (50, 50)) is None
         assert mask.seen(geometry.compose(geometry.rotate(30, (0, 0)), matrix), (50, 50)) is None
-    frame = Outlines((np.array([(-10, -10), (60, -10), (60, 60), (-10, 60)], float),))
+    frame = Polygons((np.array([(-10, -10), (60, -10), (60, 60), (-10, 60)], float),))
     assert frame.seen(np.eye(3), (50, 40)) == (0, 0, 40, 50)  # all edges lie outside
 
 
 def test_stored_masks_paste_back_almost_exactly_on_real_objects(shared):
     """Bounds what is lost by keeping a mask as a 112-px crop in its box."""
-    data = CocoDataset(shared / "data/coco_mini_kp/annotations/val.json", shared / "data/coco_mini_kp/images")
+    data = CocoDataset(
+        shared / "data/coco_mini_kp/annotations/val.json", shared / "data/coco_mini_kp/images"
+    )
     small, large = [], []
     for index in range(0, len(data), 2):
         record = data[index]
@@ -254,7 +296,9 @@ def test_stored_masks_paste_back_almost_exactly_on_real_objects(shared):
 def _oracle_rle(polygons, record) -> dict:
     from pycocotools import mask as oracle
 
-    return oracle.merge(oracle.frPyObjects([p.reshape(-1).tolist() for p in polygons], record.height, record.width))
+    return oracle.merge(
+        oracle.frPyObjects([p.reshape(-1).tolist() for p in polygons], record.height, record.width)
+    )
 
 
 def _within(dense: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
@@ -264,7 +308,9 @@ def _within(dense: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
 
 
 def test_the_cache_stays_within_its_bound(data):
-    training = TrainingSet(data, maskrcnn_r18_small(data.categories), None, cache_bytes=2 * HEIGHT * WIDTH * 3 + 5000)
+    training = TrainingSet(
+        data, maskrcnn_r18_small(data.categories), None, cache_bytes=2 * HEIGHT * WIDTH * 3 + 5000
+    )
     reference = [_set(data, None).example(i, 0).image for i in range(3)]
     for index in (0, 1, 2, 0, 0, 2, 1):
         assert torch.equal(training.example(index, 0).image, reference[index])
@@ -277,7 +323,7 @@ def test_the_cache_stays_within_its_bound(data):
 
 def test_categories_that_are_not_the_models_are_refused(data):
     with pytest.raises(DataError, match="2 categories, the model has 90"):
-        TrainingSet(data, torchvision_v1(), None)
+        TrainingSet(data, maskrcnn_r50_fpn_torchvision(), None)
     with pytest.raises(DataError, match=r'category "box" \(label 0\) has 0 keypoints, the model 5'):
         TrainingSet(data, maskrcnn_r18_small(2, keypoints=5), None)
 

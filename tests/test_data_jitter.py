@@ -1,4 +1,4 @@
-"""Large-scale jitter: pictures from a tenth to twice their size, in a window of fixed size."""
+"""Large-scale jitter: images from a tenth to twice their size, in a window of fixed size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from coco_samples import HEIGHT, WIDTH, write
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import TrainingSet, collate
 from maskrcnn.presets import maskrcnn_r18_small
 
 JITTER = AugmentConfig(scale=(0.1, 2.0), crop=64)
@@ -22,8 +22,15 @@ def data(tmp_path) -> CocoDataset:
     return CocoDataset(write(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("more", [{}, {"rotation": 20.0, "copy_paste": 0.7}, {"scale": (0.005, 8.0), "right_angles": True, "copy_paste": 1.0}])
-def test_truth_stays_on_the_picture_from_a_pixel_to_many_times_its_size(data, more):
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"rotation": 20.0, "copy_paste": 0.7},
+        {"scale": (0.005, 8.0), "right_angles": True, "copy_paste": 1.0},
+    ],
+)
+def test_truth_stays_on_the_image_from_a_pixel_to_many_times_its_size(data, more):
     training = TrainingSet(data, maskrcnn_r18_small(data.categories), replace(JITTER, **more))
     sides, objects = [], []
     for seed in range(90):
@@ -45,7 +52,9 @@ def test_truth_stays_on_the_picture_from_a_pixel_to_many_times_its_size(data, mo
 
 
 def test_sizes_are_drawn_evenly_over_octaves(data):
-    training = TrainingSet(data, maskrcnn_r18_small(data.categories), replace(JITTER, crop=None, flip_horizontal=0.0))
+    training = TrainingSet(
+        data, maskrcnn_r18_small(data.categories), replace(JITTER, crop=None, flip_horizontal=0.0)
+    )
     factors = np.array([float(training.example(2, seed).to_model[0, 0]) for seed in range(300)])
     assert factors.min() > 0.09
     assert factors.max() < 2.02
@@ -55,7 +64,12 @@ def test_sizes_are_drawn_evenly_over_octaves(data):
 
 def test_a_batch_is_never_larger_than_the_window(data):
     training = TrainingSet(data, maskrcnn_r18_small(data.categories), JITTER)
-    shapes = {tuple(collate([training.example(i, 10 * seed + i) for i in range(3)], 32)[0].images.shape[2:]) for seed in range(20)}
+    shapes = {
+        tuple(
+            collate([training.example(i, 10 * seed + i) for i in range(3)], 32)[0].images.shape[2:]
+        )
+        for seed in range(20)
+    }
     assert shapes <= {(32, 32), (32, 64), (64, 32), (64, 64)}
     assert max(shapes) == (64, 64)
     assert (HEIGHT * 2, WIDTH * 2) > (64, 64)

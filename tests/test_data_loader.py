@@ -13,10 +13,10 @@ import pytest
 import torch
 from coco_samples import write
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.augmentation.loader import TrainingLoader
+from maskrcnn.augmentation.training_set import TrainingSet
 from maskrcnn.config import AugmentConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import TrainingSet
-from maskrcnn.data.loader import TrainingLoader
 from maskrcnn.presets import maskrcnn_r18_small
 
 WILD = AugmentConfig(scale=(0.5, 1.5), rotation=20, crop=48, brightness=0.2)
@@ -37,7 +37,11 @@ def test_workers_do_not_change_batches_nor_the_global_generator(training_set):
     for one, two in zip(*runs, strict=True):
         for a, b in zip(one, two, strict=True):
             for name, value in vars(a).items():
-                assert torch.equal(value, getattr(b, name)) if isinstance(value, torch.Tensor) else value == getattr(b, name), name
+                assert (
+                    torch.equal(value, getattr(b, name))
+                    if isinstance(value, torch.Tensor)
+                    else value == getattr(b, name)
+                ), name
 
 
 def test_an_endless_plan_is_read_as_far_as_needed(training_set):
@@ -52,18 +56,18 @@ def test_an_endless_plan_is_read_as_far_as_needed(training_set):
     batches.close()
 
 
-def test_an_unreadable_picture_names_its_file(training_set, tmp_path):
-    (tmp_path / "1.png").write_text("no picture any more")
-    with pytest.raises(ValueError, match=r"1\.png: cannot be read as a picture"):
+def test_an_unreadable_image_names_its_file(training_set, tmp_path):
+    (tmp_path / "1.png").write_text("no image any more")
+    with pytest.raises(ValueError, match=r"1\.png: cannot be read as an image"):
         list(TrainingLoader(training_set, [[(1, 0)]], workers=1))
 
 
 SCRIPT = """
 import multiprocessing, sys
 from maskrcnn.config import AugmentConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import TrainingSet
-from maskrcnn.data.loader import TrainingLoader
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.augmentation.training_set import TrainingSet
+from maskrcnn.augmentation.loader import TrainingLoader
 from maskrcnn.presets import maskrcnn_r18_small
 data = CocoDataset(sys.argv[1])
 plan = ([(i % 3, i)] for i in range(10**9))
@@ -75,7 +79,12 @@ for batch in TrainingLoader(TrainingSet(data, maskrcnn_r18_small(data.categories
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT, str(write(tmp_path))], stdout=subprocess.PIPE, text=True, env=env)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(write(tmp_path))],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
     parent.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Copy-paste: the truth lies on the picture that results, whatever is pasted over what."""
+"""Copy-paste: the truth lies on the image that results, whatever is pasted over what."""
 
 from __future__ import annotations
 
@@ -12,25 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
+from maskrcnn.augmentation.augment import View
+from maskrcnn.augmentation.copy_paste import draw_place, hide, paste
+from maskrcnn.augmentation.loader import TrainingLoader
+from maskrcnn.augmentation.moved_masks import Pixels
+from maskrcnn.augmentation.objects import Objects, Shape
+from maskrcnn.augmentation.training_set import TrainingSet
 from maskrcnn.config import AugmentConfig
-from maskrcnn.data.augment import View
-from maskrcnn.data.coco import CocoDataset, DataError
-from maskrcnn.data.dataset import TrainingSet
-from maskrcnn.data.loader import TrainingLoader
-from maskrcnn.data.masks import Pixels
-from maskrcnn.data.objects import Objects, Shape
-from maskrcnn.data.paste import draw_place, hide, paste
-from maskrcnn.ops import rle
 from maskrcnn.presets import maskrcnn_r18_small
 
 STILL = AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0), copy_paste=1.0)
 
 
-def objects_of(masks: list[np.ndarray], joints: np.ndarray | None = None, ignore: tuple[int, ...] = ()) -> Objects:
+def objects_of(
+    masks: list[np.ndarray], keypoints: np.ndarray | None = None, ignore: tuple[int, ...] = ()
+) -> Objects:
     """Whole-pixel masks [h, w] as objects with the boxes around them; label i is the i-th."""
     count = len(masks)
     bounds = [
-        (np.flatnonzero(m.any(0))[0], np.flatnonzero(m.any(1))[0], np.flatnonzero(m.any(0))[-1] + 1, np.flatnonzero(m.any(1))[-1] + 1) for m in masks
+        (
+            np.flatnonzero(m.any(0))[0],
+            np.flatnonzero(m.any(1))[0],
+            np.flatnonzero(m.any(0))[-1] + 1,
+            np.flatnonzero(m.any(1))[-1] + 1,
+        )
+        for m in masks
     ]
     return Objects(
         boxes=np.array(bounds, float).reshape(-1, 4),
@@ -38,7 +46,7 @@ def objects_of(masks: list[np.ndarray], joints: np.ndarray | None = None, ignore
         labels=np.arange(count),
         ignore=np.isin(np.arange(count), ignore),
         shapes=[Shape(Pixels(m, 0, 0), np.eye(3)) for m in masks],
-        joints=np.zeros((count, 0, 3)) if joints is None else joints,
+        keypoints=np.zeros((count, 0, 3)) if keypoints is None else keypoints,
     )
 
 
@@ -53,8 +61,14 @@ def objects_of(masks: list[np.ndarray], joints: np.ndarray | None = None, ignore
 def test_a_paste_equals_a_loop_over_pixels(seed, host, source, counts, density):
     rng = np.random.default_rng(seed)
     source = (min(source[0], host[0]), min(source[1], host[1]))
-    corner = (int(rng.integers(host[1] - source[1] + 1)), int(rng.integers(host[0] - source[0] + 1)))
-    ours, theirs = ([m for m in (rng.random(size) < density for _ in range(n)) if m.any()] for size, n in ((host, counts[0]), (source, counts[1])))
+    corner = (
+        int(rng.integers(host[1] - source[1] + 1)),
+        int(rng.integers(host[0] - source[0] + 1)),
+    )
+    ours, theirs = (
+        [m for m in (rng.random(size) < density for _ in range(n)) if m.any()]
+        for size, n in ((host, counts[0]), (source, counts[1]))
+    )
     image, other = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in (host, source))
     before = image.copy()
 
@@ -92,7 +106,11 @@ def dense(objects: Objects, row: int, size: tuple[int, int]) -> np.ndarray:
     return objects.shapes[row].coverage((0, 0, side, side), side)[: size[0], : size[1]] == 255
 
 
-@given(a=st.tuples(*[st.integers(1, 30)] * 2), b=st.tuples(*[st.integers(1, 30)] * 2), seed=st.integers(0, 999))
+@given(
+    a=st.tuples(*[st.integers(1, 30)] * 2),
+    b=st.tuples(*[st.integers(1, 30)] * 2),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=60, deadline=None)
 def test_a_view_is_laid_inside_the_other_or_covers_it(a, b, seed):
     part, (x, y) = draw_place(View(np.eye(3), a), b, np.random.default_rng(seed))
@@ -139,66 +157,102 @@ def test_regions_to_ignore_are_never_pasted_and_ignored_as_far_as_they_are_seen(
     pasted, result = paste(image, crowd, other, crowd, (0, 0), rng)
     assert not pasted.any()
     assert len(result.boxes) == 1
-    pasted, result = paste(image, crowd, other[:, :4], objects_of([np.ones((10, 4), bool)]), (6, 0), rng)
+    pasted, result = paste(
+        image, crowd, other[:, :4], objects_of([np.ones((10, 4), bool)]), (6, 0), rng
+    )
     assert (pasted[:, 6:] == 9).all()
     assert result.boxes.tolist() == [[0, 0, 6, 10], [6, 0, 10, 10]]
     assert result.ignore.tolist() == [True, False]
 
 
-def test_covered_joints_become_hidden_ones():
-    joints = np.array([[[2.5, 2.5, 2], [7.5, 2.5, 2], [7.5, 3.5, 1], [0, 0, 0], [10, 10, 2]]], float)
-    person = objects_of([np.ones((10, 10), bool)], joints)
+def test_covered_keypoints_become_hidden_ones():
+    keypoints = np.array(
+        [[[2.5, 2.5, 2], [7.5, 2.5, 2], [7.5, 3.5, 1], [0, 0, 0], [10, 10, 2]]], float
+    )
+    person = objects_of([np.ones((10, 10), bool)], keypoints)
     over = np.zeros((10, 10), bool)
     over[:, 5:] = True
     over[0, 0] = True
-    left = hide(person, over).joints
-    assert left[0, :, 2].tolist() == [2, 1, 1, 0, 1]  # the last lies on the edge of the picture, in its last pixel
-    assert (left[0, :, :2] == joints[0, :, :2]).all()
+    left = hide(person, over).keypoints
+    assert left[0, :, 2].tolist() == [
+        2,
+        1,
+        1,
+        0,
+        1,
+    ]  # the last lies on the edge of the image, in its last pixel
+    assert (left[0, :, :2] == keypoints[0, :, :2]).all()
 
 
-COLOURS = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [250, 250, 10], [250, 10, 250], [10, 250, 250]], np.uint8)
+COLORS = np.array(
+    [[250, 10, 10], [10, 250, 10], [10, 10, 250], [250, 250, 10], [250, 10, 250], [10, 250, 250]],
+    np.uint8,
+)
 
 
 @pytest.fixture
-def coloured(tmp_path) -> CocoDataset:
-    """Two pictures of three objects; each object has a colour and a category of its own."""
+def colored(tmp_path) -> CocoDataset:
+    """Two images of three objects; each object has a color and a category of its own."""
     rng = np.random.default_rng(3)
-    masks = [[rng.random((HEIGHT // 10, WIDTH // 10)).repeat(10, 0).repeat(10, 1) < 0.25 for _ in range(3)] for _ in range(2)]
+    masks = [
+        [
+            rng.random((HEIGHT // 10, WIDTH // 10)).repeat(10, 0).repeat(10, 1) < 0.25
+            for _ in range(3)
+        ]
+        for _ in range(2)
+    ]
     annotations = []
     for k, three in enumerate(masks):
         image, free = np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.ones((HEIGHT, WIDTH), bool)
         for j, mask in enumerate(three):
             label = 3 * k + j
-            image[mask & free] = COLOURS[label]
-            annotations.append({"id": label + 1, "image_id": k, "category_id": label + 1, "segmentation": rle.encode(mask & free)})
+            image[mask & free] = COLORS[label]
+            annotations.append(
+                {
+                    "id": label + 1,
+                    "image_id": k,
+                    "category_id": label + 1,
+                    "segmentation": rle.encode(mask & free),
+                }
+            )
             free &= ~mask
         Image.fromarray(image).save(tmp_path / f"{k}.png")
-    images = [{"id": k, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(2)]
-    categories = [{"id": i + 1, "name": f"colour {i}"} for i in range(6)]
-    return CocoDataset({"images": images, "annotations": annotations, "categories": categories}, tmp_path)
+    images = [
+        {"id": k, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in range(2)
+    ]
+    categories = [{"id": i + 1, "name": f"color {i}"} for i in range(6)]
+    return CocoDataset(
+        {"images": images, "annotations": annotations, "categories": categories}, tmp_path
+    )
 
 
 @pytest.mark.parametrize("crop", [None, 35])
-def test_the_truth_of_an_example_lies_on_its_own_colour(coloured, crop):
-    """At scale 1, flipped, turned and cropped: what the masks hold is just what has the colour of their category."""
-    config = maskrcnn_r18_small(coloured.categories)
+def test_the_truth_of_an_example_lies_on_its_own_color(colored, crop):
+    """At scale 1, flipped, turned and cropped: what the masks hold is just what has the color of their category."""
+    config = maskrcnn_r18_small(colored.categories)
     config = replace(config, mask=replace(config.mask, truth_size=160))
-    training = TrainingSet(coloured, config, replace(STILL, flip_horizontal=0.5, right_angles=True, crop=crop))
+    training = TrainingSet(
+        colored, config, replace(STILL, flip_horizontal=0.5, right_angles=True, crop=crop)
+    )
     exchanged = 0
     for seed in range(30):
         example = training.example(seed % 2, seed)
         image, truth = example.image.permute(1, 2, 0).numpy(), example.truth
         found = np.full(image.shape[:2], -1)
-        for box, label, mask in zip(truth.boxes[0].numpy(), truth.labels[0].tolist(), truth.masks[0].numpy(), strict=True):
+        for box, label, mask in zip(
+            truth.boxes[0].numpy(), truth.labels[0].tolist(), truth.masks[0].numpy(), strict=True
+        ):
             x0, y0, x1, y1 = box.round().astype(int)
             assert np.allclose(box, (x0, y0, x1, y1))
-            rows, columns = (((np.arange(n) + 0.5) / n * 160).astype(int) for n in (y1 - y0, x1 - x0))
+            rows, columns = (
+                ((np.arange(n) + 0.5) / n * 160).astype(int) for n in (y1 - y0, x1 - x0)
+            )
             inside = mask[np.ix_(rows, columns)] >= 128
             assert (found[y0:y1, x0:x1][inside] < 0).all()
             found[y0:y1, x0:x1][inside] = label
         wanted = np.full(image.shape[:2], -1)
-        for label, colour in enumerate(COLOURS):
-            wanted[(image == colour).all(axis=2)] = label
+        for label, color in enumerate(COLORS):
+            wanted[(image == color).all(axis=2)] = label
         assert (found == wanted).all()
         exchanged += len({label // 3 for label in truth.labels[0].tolist()}) == 2
     assert exchanged > 5
@@ -211,7 +265,15 @@ def data(tmp_path) -> CocoDataset:
 
 @pytest.mark.parametrize("choices", [1, 3])
 def test_pasted_examples_are_a_function_of_index_and_seed_in_any_process(data, choices):
-    wild = AugmentConfig(scale=(0.5, 2.0), rotation=30, crop=50, right_angles=True, brightness=0.3, copy_paste=0.8, copy_paste_choices=choices)
+    wild = AugmentConfig(
+        scale=(0.5, 2.0),
+        rotation=30,
+        crop=50,
+        right_angles=True,
+        brightness=0.3,
+        copy_paste=0.8,
+        copy_paste_choices=choices,
+    )
     config = maskrcnn_r18_small(data.categories)
     first, second = TrainingSet(data, config, wild), TrainingSet(data, config, wild, cache_bytes=0)
     plan = [[(i, 7 + i), (2 - i, 90)] for i in range(3)]
@@ -222,7 +284,9 @@ def test_pasted_examples_are_a_function_of_index_and_seed_in_any_process(data, c
             for row, (index, seed) in enumerate(pairs):
                 one = first.example(index, seed)
                 height, width = one.image.shape[1:]
-                assert torch.equal(batch.images[row, :, :height, :width], one.image.to(batch.images.dtype))
+                assert torch.equal(
+                    batch.images[row, :, :height, :width], one.image.to(batch.images.dtype)
+                )
                 count = one.truth.boxes.shape[1]
                 assert torch.equal(truth.boxes[row, :count], one.truth.boxes[0])
                 assert torch.equal(truth.masks[row, :count], one.truth.masks[0])
@@ -237,33 +301,45 @@ def test_without_copy_paste_examples_are_what_they_were(data):
         assert torch.equal(plain.example(0, seed).image, rare.example(0, seed).image)
 
 
-def test_objects_come_from_a_picture_of_the_same_look_or_from_the_picture_itself(tmp_path):
+def test_objects_come_from_a_image_of_the_same_look_or_from_the_image_itself(tmp_path):
     write(tmp_path)
-    for i, grey in enumerate((10, 240, 25)):
-        Image.fromarray(np.full((HEIGHT, WIDTH, 3), grey, np.uint8)).save(tmp_path / f"{i}.png")
+    for i, gray in enumerate((10, 240, 25)):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), gray, np.uint8)).save(tmp_path / f"{i}.png")
     data = CocoDataset(content(), tmp_path)
-    training = TrainingSet(data, maskrcnn_r18_small(data.categories), replace(STILL, copy_paste_choices=2))
-    drawn = {index: {training._partner(index, np.random.default_rng(seed)) for seed in range(40)} for index in range(3)}
+    training = TrainingSet(
+        data, maskrcnn_r18_small(data.categories), replace(STILL, copy_paste_choices=2)
+    )
+    drawn = {
+        index: {training._partner(index, np.random.default_rng(seed)) for seed in range(40)}
+        for index in range(3)
+    }
     assert drawn == {0: {0, 2}, 1: {1}, 2: {0, 2}}
     free = TrainingSet(data, maskrcnn_r18_small(data.categories), STILL)
     assert {free._partner(1, np.random.default_rng(seed)) for seed in range(40)} == {0, 1, 2}
 
 
-def test_pictures_annotated_for_other_categories_exchange_no_objects(tmp_path):
+def test_images_annotated_for_other_categories_exchange_no_objects(tmp_path):
     part = content()
-    part["images"][1]["labelled_categories"] = [4, 9]
-    part["images"][2]["labelled_categories"] = [4]
+    part["images"][1]["labeled_categories"] = [4, 9]
+    part["images"][2]["labeled_categories"] = [4]
     write(tmp_path)
     data = CocoDataset(part, tmp_path)
     training = TrainingSet(data, maskrcnn_r18_small(data.categories), STILL)
-    drawn = {index: {training._partner(index, np.random.default_rng(seed)) for seed in range(40)} for index in range(3)}
+    drawn = {
+        index: {training._partner(index, np.random.default_rng(seed)) for seed in range(40)}
+        for index in range(3)
+    }
     assert drawn == {0: {0, 1}, 1: {0, 1}, 2: {2}}
 
 
 def test_copy_paste_that_cannot_be_is_refused(tmp_path):
     write(tmp_path)
     boxes = content()
-    boxes["annotations"] = [{k: v for k, v in a.items() if k != "segmentation"} for a in boxes["annotations"] if "bbox" in a]
+    boxes["annotations"] = [
+        {k: v for k, v in a.items() if k != "segmentation"}
+        for a in boxes["annotations"]
+        if "bbox" in a
+    ]
     data = CocoDataset(boxes, tmp_path)
     with pytest.raises(DataError, match="no object has a mask to cut it out by"):
         TrainingSet(data, maskrcnn_r18_small(data.categories), STILL)

@@ -1,4 +1,4 @@
-"""Copies of a picture are found, whatever happened to them; different pictures, however dark or plain, are not called copies."""
+"""Copies of an image are found, whatever happened to them; different images, however dark or plain, are not called copies."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn.data.similar import DISTANCE, LENGTH, groups, hashes
-from maskrcnn.images import ImageError
+from maskrcnn.images.read import ImageError
+from maskrcnn.images.similarity import DISTANCE, LENGTH, groups, hashes
 
 
 def photograph(seed: int, size: tuple[int, int] = (120, 160)) -> Image.Image:
-    """Smooth random colours, with details."""
+    """Smooth random colors, with details."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
-    return Image.fromarray(np.clip(np.asarray(coarse) + rng.normal(0, 8, (*size, 3)), 0, 255).astype(np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
+    return Image.fromarray(
+        np.clip(np.asarray(coarse) + rng.normal(0, 8, (*size, 3)), 0, 255).astype(np.uint8)
+    )
 
 
 def micrograph(seed: int, size: tuple[int, int] = (128, 128)) -> np.ndarray:
     """A few faint spots on noisy black."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
-    picture = rng.normal(3, 1, size)
+    image = rng.normal(3, 1, size)
     for cy, cx in rng.uniform(0, size[0], (5, 2)):
-        picture += 20 * ((x - cx) ** 2 + (y - cy) ** 2 < 36)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        image += 20 * ((x - cx) ** 2 + (y - cy) ** 2 < 36)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -42,44 +46,63 @@ CHANGES = {
     "smaller": lambda image: image.resize((70, 50), Image.Resampling.BILINEAR),
     "larger": lambda image: image.resize((400, 300), Image.Resampling.BICUBIC),
     "brighter": lambda image: image.point(lambda v: min(255, int(v * 1.2 + 10))),
-    "grey": lambda image: image.convert("L"),
+    "gray": lambda image: image.convert("L"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found_among_others(change: str):
-    pictures = [photograph(i) for i in range(12)]
-    arrays = [np.asarray(p) for p in (*pictures, CHANGES[change](pictures[4]))]
+    images = [photograph(i) for i in range(12)]
+    arrays = [np.asarray(p) for p in (*images, CHANGES[change](images[4]))]
     assert groups(hashes(arrays)) == [[4, 12]]
 
 
 def test_files_hash_as_their_pixels_do_also_where_a_jpeg_is_decoded_small(tmp_path: Path):
-    picture = photograph(3, (600, 800))
+    image = photograph(3, (600, 800))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "a.png")
-    picture.save(tmp_path / "a.jpg", quality=90)
-    picture.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=90)
-    found = hashes([tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "turned.jpg", np.asarray(picture)])
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.jpg", quality=90)
+    image.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=90)
+    found = hashes(
+        [tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "turned.jpg", np.asarray(image)]
+    )
     assert (found @ found[0]).min() > 0.98
 
 
-def test_dark_pictures_are_not_copies_of_one_another():
-    pictures = [micrograph(i) for i in range(60)]
-    assert groups(hashes([*pictures, pictures[7] // 2])) == [[7, 60]]
+def test_dark_images_are_not_copies_of_one_another():
+    images = [micrograph(i) for i in range(60)]
+    assert groups(hashes([*images, images[7] // 2])) == [[7, 60]]
 
 
-def test_blank_pictures_resemble_nothing():
+def test_blank_images_resemble_nothing():
     hot = np.full((128, 128), 10, np.uint8)
-    hot[50, 60] = 12  # the camera's, in every picture
-    found = hashes([np.zeros((20, 20), np.uint8), np.full((20, 20, 3), 255, np.uint8), np.zeros((20, 20), np.uint8), hot, hot])
+    hot[50, 60] = 12  # the camera's, in every image
+    found = hashes(
+        [
+            np.zeros((20, 20), np.uint8),
+            np.full((20, 20, 3), 255, np.uint8),
+            np.zeros((20, 20), np.uint8),
+            hot,
+            hot,
+        ]
+    )
     assert found.shape == (5, LENGTH)
     assert groups(found) == []
 
 
-def test_deep_pictures_compare_by_their_own_range():
-    picture = np.asarray(photograph(5).convert("L")).astype(np.uint16)
-    assert groups(hashes([picture, picture * 200 + 1000, picture.astype(np.float32) / 255, (picture // 1).astype(np.uint8)])) == [[0, 1, 2, 3]]
+def test_deep_images_compare_by_their_own_range():
+    image = np.asarray(photograph(5).convert("L")).astype(np.uint16)
+    assert groups(
+        hashes(
+            [
+                image,
+                image * 200 + 1000,
+                image.astype(np.float32) / 255,
+                (image // 1).astype(np.uint8),
+            ]
+        )
+    ) == [[0, 1, 2, 3]]
 
 
 def test_groups_are_the_connected_parts_of_a_slow_search():
@@ -99,19 +122,26 @@ def test_groups_are_the_connected_parts_of_a_slow_search():
     assert groups(found) == wanted
 
 
-def test_no_pictures_no_groups():
+def test_no_images_no_groups():
     assert groups(hashes([])) == []
 
 
 def test_a_broken_file_is_named(tmp_path: Path):
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ImageError, match=r"broken\.png"):
         hashes([tmp_path / "broken.png"])
 
 
 def test_among_the_nuclei_only_two_slices_of_one_egg_look_alike(shared: Path):
     folder = shared / "data" / "nuclei"
-    names = sorted(i["file_name"] for part in ("train", "val") for i in json.loads((folder / "annotations" / f"{part}.json").read_text())["images"])
+    names = sorted(
+        i["file_name"]
+        for part in ("train", "val")
+        for i in json.loads((folder / "annotations" / f"{part}.json").read_text())["images"]
+    )
     found = groups(hashes([folder / "images" / n for n in names if n[0] in "23cd"]))
-    alike = [[names_of[:8] for names_of in [[n for n in names if n[0] in "23cd"][i] for i in group]] for group in found]
+    alike = [
+        [names_of[:8] for names_of in [[n for n in names if n[0] in "23cd"][i] for i in group]]
+        for group in found
+    ]
     assert alike == [["20b20ab0", "cb4df20a"]]

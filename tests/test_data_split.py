@@ -11,24 +11,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskrcnn.data.check import DataError
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.split import _choose, split
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.problems import DataError
+from maskrcnn.annotations.split import _choose, split_dataset
 
 
-def write(folder: Path, pictures: list[np.ndarray], labels: list[list[int]]) -> CocoDataset:
-    """Pictures with an object for each of their labels."""
+def write(folder: Path, photos: list[np.ndarray], labels: list[list[int]]) -> CocoDataset:
+    """Images with an object for each of their labels."""
     images, annotations = [], []
-    for i, (picture, some) in enumerate(zip(pictures, labels, strict=True)):
-        Image.fromarray(picture).save(folder / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "height": picture.shape[0], "width": picture.shape[1]})
-        annotations += [{"id": len(annotations) + k, "image_id": i, "category_id": label, "bbox": [2, 2, 9, 9]} for k, label in enumerate(some, 1)]
+    for i, (image, some) in enumerate(zip(photos, labels, strict=True)):
+        Image.fromarray(image).save(folder / f"{i}.png")
+        images.append(
+            {"id": i, "file_name": f"{i}.png", "height": image.shape[0], "width": image.shape[1]}
+        )
+        annotations += [
+            {"id": len(annotations) + k, "image_id": i, "category_id": label, "bbox": [2, 2, 9, 9]}
+            for k, label in enumerate(some, 1)
+        ]
     categories = [{"id": label, "name": f"kind {label}"} for label in (1, 2)]
-    return CocoDataset({"images": images, "annotations": annotations, "categories": categories}, folder)
+    return CocoDataset(
+        {"images": images, "annotations": annotations, "categories": categories}, folder
+    )
 
 
 def noise(seed: int) -> np.ndarray:
-    return np.array(Image.fromarray(np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((48, 48)))
+    return np.array(
+        Image.fromarray(
+            np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        ).resize((48, 48))
+    )
 
 
 def ids(data: CocoDataset) -> set[int]:
@@ -39,13 +50,17 @@ def ids(data: CocoDataset) -> set[int]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     """20 scenes, the second ten being the first ten at half the size; every fifth shows the rare kind."""
     first = [noise(seed) for seed in range(10)]
-    halves = [np.array(Image.fromarray(picture).resize((24, 24))) for picture in first]
-    return write(tmp_path_factory.mktemp("split"), first + halves, [[1, 1, 2] if i % 5 == 0 else [1] for i in range(20)])
+    halves = [np.array(Image.fromarray(image).resize((24, 24))) for image in first]
+    return write(
+        tmp_path_factory.mktemp("split"),
+        first + halves,
+        [[1, 1, 2] if i % 5 == 0 else [1] for i in range(20)],
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pictures_that_look_alike_stay_together(data: CocoDataset, seed: int) -> None:
-    kept, held = split(data, 0.2, seed)
+def test_images_that_look_alike_stay_together(data: CocoDataset, seed: int) -> None:
+    kept, held = split_dataset(data, 0.2, seed)
     assert ids(kept) | ids(held) == set(range(20))
     assert not ids(kept) & ids(held)
     assert not {i % 10 for i in ids(kept)} & {i % 10 for i in ids(held)}
@@ -53,32 +68,43 @@ def test_pictures_that_look_alike_stay_together(data: CocoDataset, seed: int) ->
 
 
 def test_the_seed_decides(data: CocoDataset) -> None:
-    assert ids(split(data, 0.2, 1)[1]) == ids(split(data, 0.2, 1)[1])
-    assert len({tuple(sorted(ids(split(data, 0.2, seed)[1]))) for seed in range(6)}) > 1
+    assert ids(split_dataset(data, 0.2, 1)[1]) == ids(split_dataset(data, 0.2, 1)[1])
+    assert len({tuple(sorted(ids(split_dataset(data, 0.2, seed)[1]))) for seed in range(6)}) > 1
 
 
 def test_a_rare_category_is_on_both_sides(data: CocoDataset) -> None:
     for seed in range(4):
-        labels = [{a.label for i in range(len(part)) for a in part[i].annotations} for part in split(data, 0.5, seed)]
+        labels = [
+            {a.label for i in range(len(part)) for a in part[i].annotations}
+            for part in split_dataset(data, 0.5, seed)
+        ]
         assert labels == [{0, 1}, {0, 1}]
 
 
-def test_pictures_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"2 pictures, all alike.*--val none"):
-        split(write(tmp_path, [noise(0), noise(0)], [[1], [1]]))
+def test_images_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 images, all alike.*--val none"):
+        split_dataset(write(tmp_path, [noise(0), noise(0)], [[1], [1]]))
 
 
 def test_a_share_that_is_none_is_refused(data: CocoDataset) -> None:
     with pytest.raises(ValueError, match="above 0 and below 1"):
-        split(data, 1.0)
+        split_dataset(data, 1.0)
 
 
 @given(
-    groups=st.lists(st.tuples(st.integers(1, 4), st.dictionaries(st.integers(0, 3), st.integers(1, 9), max_size=4)), min_size=2, max_size=30),
+    groups=st.lists(
+        st.tuples(
+            st.integers(1, 4), st.dictionaries(st.integers(0, 3), st.integers(1, 9), max_size=4)
+        ),
+        min_size=2,
+        max_size=30,
+    ),
     share=st.floats(0.05, 0.6),
     seed=st.integers(0, 9),
 )
-def test_the_part_is_never_empty_never_all_and_about_its_share(groups: list, share: float, seed: int) -> None:
+def test_the_part_is_never_empty_never_all_and_about_its_share(
+    groups: list, share: float, seed: int
+) -> None:
     sizes, objects = [size for size, _ in groups], [Counter(count) for _, count in groups]
     chosen = _choose(sizes, objects, share, np.random.default_rng(seed))
     assert len(set(chosen)) == len(chosen)

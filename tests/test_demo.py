@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from maskrcnn import TrainConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.scenes import write_scenes
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
-from maskrcnn.demo.charts import line_chart, smoothed
-from maskrcnn.demo.page import truth_instances
-from maskrcnn.ops import rle
+from maskrcnn.demo.demo_page import truth_instances
+from maskrcnn.demo.line_charts import line_chart, smoothed
+from maskrcnn.synthetic.scenes import write_scenes
 
 
 def short_demo(out: Path, scenes: int) -> None:
     """A demo of two steps: it learns nothing, but goes all the way."""
     training = TrainConfig(steps=2, batch_size=2, evaluate_every=100, tensorboard=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskrcnn.demo.run.demo_training", lambda *_: training)
+        patch.setattr("maskrcnn.demo.demonstration.demo_training", lambda *_: training)
         run_demo(out, scenes=(4, scenes))
 
 
@@ -39,7 +39,9 @@ def test_the_demo_writes_all_that_its_page_shows(demo: Path):
     assert all((demo / link).is_file() for link in linked)
     assert "{{" not in page
     assert "nan" not in page
-    assert {"Box AP", "Mask AP", "Keypoint AP"} <= set(re.findall(r"(?:Box|Mask|Keypoint) AP", page))
+    assert {"Box AP", "Mask AP", "Keypoint AP"} <= set(
+        re.findall(r"(?:Box|Mask|Keypoint) AP", page)
+    )
     for name in ("ball", "star", "ring", "figure"):
         assert f"<td>{name}</td>" in page
     assert page.count("<svg") == 3
@@ -65,22 +67,29 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path):
     assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
 
 
-def test_truth_is_drawn_with_the_annotated_masks_and_joints(tmp_path: Path):
+def test_truth_is_drawn_with_the_annotated_masks_and_keypoints(tmp_path: Path):
     data = CocoDataset(write_scenes(tmp_path, 3, seed=2), tmp_path / "images")
     for i in range(3):
         truth, annotations = truth_instances(data, i), data[i].annotations
         for mask, a in zip(truth.masks().dense().numpy(), annotations, strict=True):
             wanted = rle.decode(a.rle or {})
             assert (mask & wanted).sum() / (mask | wanted).sum() > 0.97
-        joints = [a.keypoints[:, :2] for a in annotations if a.keypoints is not None]
-        drawn = truth.keypoints[torch.tensor([a.keypoints is not None for a in annotations])] if truth.keypoints is not None else []
-        for wanted, points in zip(joints, drawn, strict=True):
+        keypoints = [a.keypoints[:, :2] for a in annotations if a.keypoints is not None]
+        drawn = (
+            truth.keypoints[torch.tensor([a.keypoints is not None for a in annotations])]
+            if truth.keypoints is not None
+            else []
+        )
+        for wanted, points in zip(keypoints, drawn, strict=True):
             np.testing.assert_allclose(points[:, :2], wanted, atol=1e-4)
 
 
 def test_a_chart_places_points_on_its_axes():
     svg = line_chart({"a": ([0, 10], [0, 1])}, "steps", top=1.0, dots=True)
-    xs, ys = zip(*(map(float, point) for point in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)), strict=True)
+    xs, ys = zip(
+        *(map(float, point) for point in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)),
+        strict=True,
+    )
     assert xs[0] == 48
     assert ys == (226.0, 12.0)
 

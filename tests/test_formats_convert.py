@@ -1,4 +1,4 @@
-"""`convert`, `open_data` and `predict --format`: recognising, splits, where files go, what is refused."""
+"""`convert`, `load_dataset` and `predict --format`: recognizing, splits, where files go, what is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from coco_samples import content, write
 
 import maskrcnn as mr
+from maskrcnn.annotations.problems import DataError
 from maskrcnn.cli import run
-from maskrcnn.data.check import DataError
-from maskrcnn.data.scenes import write_scenes
-from maskrcnn.data.shapes import CATEGORIES
 from maskrcnn.formats.convert import WRITERS
+from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.synthetic.shapes import CATEGORIES
 
 ALL = tuple(WRITERS)
 
@@ -26,22 +26,24 @@ def coco(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", [f for f in ALL if f != "yolo-pose"])
-def test_every_format_is_recognised_and_converted_on(form: str, coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "out", form)
-    data = mr.open_data(tmp_path / "out")
+def test_every_format_is_recognized_and_converted_on(form: str, coco: Path, tmp_path: Path):
+    mr.convert_annotations(coco, tmp_path / "out", form)
+    data = mr.load_dataset(tmp_path / "out")
     assert len(data) == 3
     assert {c.name for c in data.categories} == {"figure", "box"}
     assert all(data.image(i).shape == (60, 80, 3) for i in range(3))
-    mr.convert(tmp_path / "out", tmp_path / "again.json", "coco")
-    assert len(mr.open_data(tmp_path / "again.json")) == 3
+    mr.convert_annotations(tmp_path / "out", tmp_path / "again.json", "coco")
+    assert len(mr.load_dataset(tmp_path / "again.json")) == 3
 
 
 def test_coco_to_coco_changes_nothing_that_is_annotated(coco: Path, tmp_path: Path):
-    assert not mr.convert(coco, tmp_path / "out.json", "coco")
+    assert not mr.convert_annotations(coco, tmp_path / "out.json", "coco")
     before, after = json.loads(coco.read_text()), json.loads((tmp_path / "out.json").read_text())
     assert after["categories"] == before["categories"]
     for old, new in zip(before["annotations"], after["annotations"], strict=True):
-        assert {k: v for k, v in old.items() if v != []} == {k: new[k] for k, v in old.items() if v != []}
+        assert {k: v for k, v in old.items() if v != []} == {
+            k: new[k] for k, v in old.items() if v != []
+        }
     assert [i["file_name"] for i in after["images"]] == [f"in/{i}.png" for i in range(3)]
 
 
@@ -50,96 +52,100 @@ def test_nothing_is_overwritten_and_an_error_leaves_nothing(coco: Path, tmp_path
     kept.mkdir()
     (kept / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
-        mr.convert(coco, kept, "labelme")
+        mr.convert_annotations(coco, kept, "labelme")
     assert [p.name for p in kept.iterdir()] == ["mine.txt"]
     (tmp_path / "in" / "1.png").rename(tmp_path / "in" / "0.bmp")
     coco.write_text(coco.read_text().replace("1.png", "0.bmp"))
-    with pytest.raises(ValueError, match=r"two pictures give one file, 0\.json"):
-        mr.convert(coco, tmp_path / "new", "labelme")
+    with pytest.raises(ValueError, match=r"two images give one file, 0\.json"):
+        mr.convert_annotations(coco, tmp_path / "new", "labelme")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
 @pytest.mark.parametrize("form", ["yolo-seg", "voc"])
 def test_two_sources_become_the_splits_of_one_folder(form: str, coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "out", form, val=coco)
+    mr.convert_annotations(coco, tmp_path / "out", form, val=coco)
     for split in ("train", "val"):
-        data = mr.open_data(f"{tmp_path / 'out'}:{split}")
+        data = mr.load_dataset(f"{tmp_path / 'out'}:{split}")
         assert len(data) == 3
-    mr.convert(tmp_path / "out", tmp_path / "labelme", "labelme")
+    mr.convert_annotations(tmp_path / "out", tmp_path / "labelme", "labelme")
     assert sorted(p.name for p in (tmp_path / "labelme").iterdir()) == ["train", "val"]
-    mr.convert(tmp_path / "out", tmp_path / "coco", "coco")
+    mr.convert_annotations(tmp_path / "out", tmp_path / "coco", "coco")
     assert sorted(p.name for p in (tmp_path / "coco").iterdir()) == ["train.json", "val.json"]
-    mr.convert(f"{tmp_path / 'out'}:val", tmp_path / "one.json", "coco")
-    assert len(mr.open_data(f"{tmp_path / 'coco'}:val")) == 3
+    mr.convert_annotations(f"{tmp_path / 'out'}:val", tmp_path / "one.json", "coco")
+    assert len(mr.load_dataset(f"{tmp_path / 'coco'}:val")) == 3
     with pytest.raises(DataError, match=r'no split "vall"; it has train, val\. Did you mean "val"'):
-        mr.open_data(f"{tmp_path / 'out'}:vall")
-    with pytest.raises(ValueError, match="has the splits train, val; beside a second source name one"):
-        mr.convert(tmp_path / "out", tmp_path / "x", form, val=coco)
+        mr.load_dataset(f"{tmp_path / 'out'}:vall")
+    with pytest.raises(
+        ValueError, match="has the splits train, val; beside a second source name one"
+    ):
+        mr.convert_annotations(tmp_path / "out", tmp_path / "x", form, val=coco)
 
 
-def test_pictures_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "a", "labelme")
+def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
+    mr.convert_annotations(coco, tmp_path / "a", "labelme")
     assert json.loads((tmp_path / "a" / "0.json").read_text())["imagePath"] == "../in/0.png"
-    mr.convert(coco, tmp_path / "b", "labelme", pictures="copy")
+    mr.convert_annotations(coco, tmp_path / "b", "labelme", image_files="copy")
     assert json.loads((tmp_path / "b" / "0.json").read_text())["imagePath"] == "images/0.png"
-    mr.convert(coco, tmp_path / "c", "yolo-seg", pictures="link")
+    mr.convert_annotations(coco, tmp_path / "c", "yolo-seg", image_files="link")
     assert (tmp_path / "c" / "images" / "train" / "0.png").is_symlink()
     with pytest.raises(ValueError, match="have to lie beside the annotations; choose copy or link"):
-        mr.convert(coco, tmp_path / "d", "voc", pictures="reference")
+        mr.convert_annotations(coco, tmp_path / "d", "voc", image_files="reference")
     with pytest.raises(ValueError, match="one file; give a folder"):
-        mr.convert(coco, tmp_path / "e.json", "coco", pictures="copy")
+        mr.convert_annotations(coco, tmp_path / "e.json", "coco", image_files="copy")
     for folder in "abc":
-        assert mr.open_data(tmp_path / folder).image(0).shape == (60, 80, 3)
+        assert mr.load_dataset(tmp_path / folder).image(0).shape == (60, 80, 3)
 
 
 def test_what_is_unknown_lists_what_was_looked_for(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(DataError) as told:
-        mr.open_data(tmp_path)
+        mr.load_dataset(tmp_path)
     for name in ("COCO", "YOLO", "LabelMe", "VIA", "CVAT", "VOC", "masks"):
         assert name.lower() in str(told.value).lower()
     (tmp_path / "task.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="unpack it first"):
-        mr.open_data(tmp_path / "task.zip")
+        mr.load_dataset(tmp_path / "task.zip")
     with pytest.raises(DataError, match="there is no such file or folder"):
-        mr.open_data(tmp_path / "absent.json")
+        mr.load_dataset(tmp_path / "absent.json")
     with pytest.raises(ValueError, match='unknown format "labelmee", did you mean "labelme"'):
-        mr.convert(tmp_path, tmp_path / "out", "labelmee")
+        mr.convert_annotations(tmp_path, tmp_path / "out", "labelmee")
 
 
 def test_yolo_pose_needs_one_skeleton(coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "pose", "yolo-pose")
-    data = mr.open_data(tmp_path / "pose")
+    mr.convert_annotations(coco, tmp_path / "pose", "yolo-pose")
+    data = mr.load_dataset(tmp_path / "pose")
     assert [c.keypoints for c in data.categories] == [("nose", "left_hand", "right_hand")] * 2
     two = content()
     two["categories"][1]["keypoints"] = ["corner"]
     (tmp_path / "in" / "two.json").write_text(json.dumps(two))
     with pytest.raises(ValueError, match="box: 1, figure: 3"):
-        mr.convert(tmp_path / "in" / "two.json", tmp_path / "x", "yolo-pose")
+        mr.convert_annotations(tmp_path / "in" / "two.json", tmp_path / "x", "yolo-pose")
 
 
 def test_a_problem_names_the_place_in_the_other_format(coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "out", "labelme")
+    mr.convert_annotations(coco, tmp_path / "out", "labelme")
     path = tmp_path / "out" / "0.json"
     path.write_text(path.read_text().replace('"box"', '"box"', 1))
     shapes = json.loads(path.read_text())
     shapes["shapes"][0]["points"] = [[500, 500], [600, 500], [600, float("nan")]]
     path.write_text(json.dumps(shapes))
     with pytest.raises(DataError, match=re.escape("0.json, shapes[0] (../in/0.png)")):
-        mr.open_data(tmp_path / "out")
+        mr.load_dataset(tmp_path / "out")
 
 
 def test_categories_and_on_error_are_passed_on(coco: Path, tmp_path: Path):
-    mr.convert(coco, tmp_path / "out", "cvat")
+    mr.convert_annotations(coco, tmp_path / "out", "cvat")
     wanted = [mr.Category("figure", 1, keypoints=("nose",)), mr.Category("unknown", 2)]
     with pytest.raises(DataError, match="unknown category"):
-        mr.open_data(tmp_path / "out", categories=wanted)
+        mr.load_dataset(tmp_path / "out", categories=wanted)
     with pytest.warns(UserWarning, match="dropped"):
-        data = mr.open_data(tmp_path / "out", categories=wanted, on_error="drop")
+        data = mr.load_dataset(tmp_path / "out", categories=wanted, on_error="drop")
     assert [c.name for c in data.categories] == ["figure", "unknown"]
 
 
-def test_the_command_converts_and_tells_what_is_lost(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_command_converts_and_tells_what_is_lost(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     assert run(["convert", str(coco), str(tmp_path / "out"), "--format", "voc"]) == 0
     told = capsys.readouterr().out
     assert "written as voc, without:" in told
@@ -150,14 +156,24 @@ def test_the_command_converts_and_tells_what_is_lost(coco: Path, tmp_path: Path,
     assert "nothing lost" in capsys.readouterr().out
 
 
-def test_predictions_are_written_as_annotations_to_correct(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_predictions_are_written_as_annotations_to_correct(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
     write_scenes(tmp_path / "scenes", 1, seed=1)
     mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(CATEGORIES)), tmp_path / "m.safetensors")
-    words = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "scenes" / "images"), "--out", str(tmp_path / "out"), "--min-score", "0.05"]
+    words = [
+        "predict",
+        str(tmp_path / "m.safetensors"),
+        str(tmp_path / "scenes" / "images"),
+        "--out",
+        str(tmp_path / "out"),
+        "--min-score",
+        "0.05",
+    ]
     assert run([*words, "--format", "labelme"]) == 0
     assert "annotations to correct" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    data = mr.open_data(tmp_path / "out" / "labelme")
+    data = mr.load_dataset(tmp_path / "out" / "labelme")
     assert [c.name for c in data.categories] == [c.name for c in CATEGORIES]
     assert len(data[0].annotations) == len(results)
     assert data.content()["annotations"][0]["score"] == pytest.approx(results[0]["score"], abs=1e-6)
@@ -165,25 +181,40 @@ def test_predictions_are_written_as_annotations_to_correct(tmp_path: Path, capsy
     assert run([*words, "--format", "labelme"]) == 2  # before the work, not after it
     assert "is there already" in capsys.readouterr().err
     assert run([*words, "--format", "yolo"]) == 0
-    assert (tmp_path / "out" / "yolo-pose").is_dir(), "for some of these categories have joints"
+    assert (tmp_path / "out" / "yolo-pose").is_dir(), "for some of these categories have keypoints"
 
 
 def test_real_masks_survive_every_format_that_holds_them(shared: Path, tmp_path: Path):
     source = json.loads((shared / "data/nuclei/annotations/val.json").read_text())
     ids = {i["id"] for i in source["images"][:6]}
-    few = {"images": source["images"][:6], "annotations": [a for a in source["annotations"] if a["image_id"] in ids]}
+    few = {
+        "images": source["images"][:6],
+        "annotations": [a for a in source["annotations"] if a["image_id"] in ids],
+    }
     (tmp_path / "few.json").write_text(json.dumps(few | {"categories": source["categories"]}))
     for form in ("yolo-seg", "labelme", "via", "cvat", "voc", "png-each"):
-        losses = mr.convert(tmp_path / "few.json", tmp_path / form, form, images=shared / "data/nuclei/images")
+        losses = mr.convert_annotations(
+            tmp_path / "few.json", tmp_path / form, form, images=shared / "data/nuclei/images"
+        )
         assert not losses
-        mr.convert(tmp_path / form, tmp_path / f"{form}.json", "coco")
+        mr.convert_annotations(tmp_path / form, tmp_path / f"{form}.json", "coco")
         back = json.loads((tmp_path / f"{form}.json").read_text())
-        masks = [[sorted(_counts(d, i["id"])) for i in sorted(d["images"], key=lambda i: Path(i["file_name"]).name)] for d in (few, back)]
+        masks = [
+            [
+                sorted(_counts(d, i["id"]))
+                for i in sorted(d["images"], key=lambda i: Path(i["file_name"]).name)
+            ]
+            for d in (few, back)
+        ]
         assert masks[0] == masks[1], form
 
 
 def _counts(data: dict, image_id: int) -> list[str]:
-    from maskrcnn.formats.parts import rle_of, size_of
+    from maskrcnn.formats.writing import rle_of, size_of
 
     image = next(i for i in data["images"] if i["id"] == image_id)
-    return [(rle_of(a, size_of(image)) or {})["counts"] for a in data["annotations"] if a["image_id"] == image_id]
+    return [
+        (rle_of(a, size_of(image)) or {})["counts"]
+        for a in data["annotations"]
+        if a["image_id"] == image_id
+    ]

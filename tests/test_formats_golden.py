@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import maskrcnn as mr
-from maskrcnn.data.check import DataError, DataWarning
-from maskrcnn.formats.maps import read_ids, voc_colours
-from maskrcnn.ops import rle
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.problems import DataError, DataWarning
+from maskrcnn.formats.id_maps import read_ids, voc_colors
 
 WIDTH, HEIGHT = 40, 30
 
@@ -26,11 +26,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def mask_of(data: mr.CocoDataset, number: int = 0, picture: int = 0) -> np.ndarray:
+def mask_of(data: mr.CocoDataset, number: int = 0, image: int = 0) -> np.ndarray:
     """The mask of an annotation as pycocotools fills it."""
     from pycocotools import mask
 
-    annotation = data[picture].annotations[number]
+    annotation = data[image].annotations[number]
     if annotation.rle is not None:
         return rle.decode(annotation.rle)
     polygons = [p.reshape(-1).tolist() for p in annotation.polygons or ()]
@@ -57,22 +57,40 @@ def png(values: np.ndarray) -> str:
 
 
 def labelme(folder: Path, shapes: list[dict[str, Any]], **more: Any) -> Path:
-    filled = [{"label": "cat", "group_id": None, "description": "", "flags": {}, "mask": None} | shape for shape in shapes]
-    content = {"version": "5.5.0", "flags": {}, "shapes": filled, "imagePath": "a.jpg", "imageData": None, "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    filled = [
+        {"label": "cat", "group_id": None, "description": "", "flags": {}, "mask": None} | shape
+        for shape in shapes
+    ]
+    content = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": filled,
+        "imagePath": "a.jpg",
+        "imageData": None,
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+    }
     (folder / "a.json").write_text(json.dumps(content | more))
     return folder
 
 
 def test_labelme_polygon_rectangle_circle_and_mask(folder: Path):
     hole = np.array([[1, 1, 1], [1, 0, 1]], np.uint8)
-    data = mr.open_data(
+    data = mr.load_dataset(
         labelme(
             folder,
             [
                 {"shape_type": "polygon", "points": [[2, 3], [12, 3], [12, 9], [2, 9]]},
-                {"shape_type": "rectangle", "points": [[30.5, 20], [20, 10.25]]},  # drawn from the right bottom
+                {
+                    "shape_type": "rectangle",
+                    "points": [[30.5, 20], [20, 10.25]],
+                },  # drawn from the right bottom
                 {"shape_type": "circle", "points": [[20, 15], [20, 21]]},
-                {"shape_type": "mask", "points": [[4, 5], [6, 6]], "mask": png(hole)},  # the second point is the last pixel
+                {
+                    "shape_type": "mask",
+                    "points": [[4, 5], [6, 6]],
+                    "mask": png(hole),
+                },  # the second point is the last pixel
             ],
         )
     )
@@ -86,16 +104,38 @@ def test_labelme_polygon_rectangle_circle_and_mask(folder: Path):
     assert (mask_of(data, 3) == expected).all()
 
 
-def test_labelme_groups_are_objects_with_parts_and_joints(folder: Path):
+def test_labelme_groups_are_objects_with_parts_and_keypoints(folder: Path):
     shapes = [
-        {"label": "dog", "shape_type": "polygon", "points": [[0, 0], [5, 0], [5, 5], [0, 5]], "group_id": 7},
-        {"label": "dog", "shape_type": "polygon", "points": [[10, 0], [15, 0], [15, 5], [10, 5]], "group_id": 7},
+        {
+            "label": "dog",
+            "shape_type": "polygon",
+            "points": [[0, 0], [5, 0], [5, 5], [0, 5]],
+            "group_id": 7,
+        },
+        {
+            "label": "dog",
+            "shape_type": "polygon",
+            "points": [[10, 0], [15, 0], [15, 5], [10, 5]],
+            "group_id": 7,
+        },
         {"label": "nose", "shape_type": "point", "points": [[3.5, 4.5]], "group_id": 7},
-        {"label": "tail", "shape_type": "point", "points": [[12.5, 2.5]], "group_id": 7, "flags": {"occluded": True}},
+        {
+            "label": "tail",
+            "shape_type": "point",
+            "points": [[12.5, 2.5]],
+            "group_id": 7,
+            "flags": {"occluded": True},
+        },
         {"label": "dog", "shape_type": "polygon", "points": [[20, 0], [25, 0], [25, 5], [20, 5]]},
-        {"label": "tail", "shape_type": "point", "points": [[30, 20]], "group_id": 9, "description": "dog"},
+        {
+            "label": "tail",
+            "shape_type": "point",
+            "points": [[30, 20]],
+            "group_id": 9,
+            "description": "dog",
+        },
     ]
-    data = mr.open_data(labelme(folder, shapes))
+    data = mr.load_dataset(labelme(folder, shapes))
     assert [c.name for c in data.categories] == ["dog"]
     assert data.categories[0].keypoints == ("nose", "tail")
     assert (mask_of(data, 0) == boxed(0, 0, 5, 5) | boxed(10, 0, 15, 5)).all()
@@ -117,37 +157,67 @@ def test_labelme_says_what_it_cannot_use_and_where(folder: Path):
         {"shape_type": "polygon", "points": [[2, 3], [12, 3]]},
     ]
     with pytest.raises(DataError) as told:
-        mr.open_data(labelme(folder, shapes))
-    for part in ("a.json, shapes[1]", "linestrip", "shapes[2]", "group_id", "circle has 2 points, got 1", "(2, 2)", "(6, 6)"):
+        mr.load_dataset(labelme(folder, shapes))
+    for part in (
+        "a.json, shapes[1]",
+        "linestrip",
+        "shapes[2]",
+        "group_id",
+        "circle has 2 points, got 1",
+        "(2, 2)",
+        "(6, 6)",
+    ):
         assert part in str(told.value)
     with pytest.warns(DataWarning, match="dropped"):
-        data = mr.open_data(folder, on_error="drop")
+        data = mr.load_dataset(folder, on_error="drop")
     assert [a.polygons is not None for a in data[0].annotations if not a.empty] == [True]
     assert "a.json, shapes[5] (a.jpg)" in {p.where for p in data.notes}
 
 
 def test_a_source_without_any_object_says_so(folder: Path):
     with pytest.raises(DataError, match="no object is annotated"):
-        mr.open_data(labelme(folder, []))
+        mr.load_dataset(labelme(folder, []))
 
 
-def test_labelme_pictures_without_a_file_are_not_background(folder: Path):
+def test_labelme_images_without_a_file_are_not_background(folder: Path):
     Image.new("L", (5, 5)).save(folder / "later.png")
-    data = mr.open_data(labelme(folder, [{"shape_type": "rectangle", "points": [[2, 3], [12, 9]]}]))
+    data = mr.load_dataset(
+        labelme(folder, [{"shape_type": "rectangle", "points": [[2, 3], [12, 9]]}])
+    )
     assert len(data) == 1
-    assert "1 pictures have no JSON" in data.notes[0].detail
+    assert "1 images have no JSON" in data.notes[0].detail
 
 
 # VIA
 
 VIA_REGIONS = [
     {
-        "shape_attributes": {"name": "polygon", "all_points_x": [2, 12, 12, 2], "all_points_y": [3, 3, 9, 9]},
+        "shape_attributes": {
+            "name": "polygon",
+            "all_points_x": [2, 12, 12, 2],
+            "all_points_y": [3, 3, 9, 9],
+        },
         "region_attributes": {"class": "cat"},
     },
-    {"shape_attributes": {"name": "rect", "x": 20, "y": 10, "width": 5, "height": 6}, "region_attributes": {"class": "dog"}},
-    {"shape_attributes": {"name": "ellipse", "cx": 20, "cy": 15, "rx": 9, "ry": 4, "theta": 1.5707963}, "region_attributes": {"class": "dog"}},
-    {"shape_attributes": {"name": "circle", "cx": 20, "cy": 15, "r": 6}, "region_attributes": {"class": "dog"}},
+    {
+        "shape_attributes": {"name": "rect", "x": 20, "y": 10, "width": 5, "height": 6},
+        "region_attributes": {"class": "dog"},
+    },
+    {
+        "shape_attributes": {
+            "name": "ellipse",
+            "cx": 20,
+            "cy": 15,
+            "rx": 9,
+            "ry": 4,
+            "theta": 1.5707963,
+        },
+        "region_attributes": {"class": "dog"},
+    },
+    {
+        "shape_attributes": {"name": "circle", "cx": 20, "cy": 15, "r": 6},
+        "region_attributes": {"class": "dog"},
+    },
 ]
 
 
@@ -162,45 +232,107 @@ def check_via(data: mr.CocoDataset) -> None:
 
 def test_via_project_export_and_old_regions_as_an_object(folder: Path):
     entry = {"filename": "a.jpg", "size": 823, "regions": VIA_REGIONS, "file_attributes": {}}
-    attributes = {"region": {"class": {"type": "dropdown", "description": "", "options": {"cat": "", "dog": ""}, "default_options": {}}}, "file": {}}
-    settings = {"ui": {}, "core": {"buffer_size": 18, "filepath": {}, "default_filepath": "./"}, "project": {"name": "p"}}
-    project = {"_via_settings": settings, "_via_img_metadata": {"a.jpg823": entry}, "_via_attributes": attributes, "_via_image_id_list": ["a.jpg823"]}
-    for content in (project, {"a.jpg823": entry}, {"a.jpg823": entry | {"regions": {str(n): r for n, r in enumerate(VIA_REGIONS)}}}):
+    attributes = {
+        "region": {
+            "class": {
+                "type": "dropdown",
+                "description": "",
+                "options": {"cat": "", "dog": ""},
+                "default_options": {},
+            }
+        },
+        "file": {},
+    }
+    settings = {
+        "ui": {},
+        "core": {"buffer_size": 18, "filepath": {}, "default_filepath": "./"},
+        "project": {"name": "p"},
+    }
+    project = {
+        "_via_settings": settings,
+        "_via_img_metadata": {"a.jpg823": entry},
+        "_via_attributes": attributes,
+        "_via_image_id_list": ["a.jpg823"],
+    }
+    for content in (
+        project,
+        {"a.jpg823": entry},
+        {"a.jpg823": entry | {"regions": {str(n): r for n, r in enumerate(VIA_REGIONS)}}},
+    ):
         (folder / "via.json").write_text(json.dumps(content))
-        check_via(mr.open_data(folder / "via.json"))
-        check_via(mr.open_data(folder))
+        check_via(mr.load_dataset(folder / "via.json"))
+        check_via(mr.load_dataset(folder))
 
 
 def test_via_csv(folder: Path):
     head = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
     rows = []
     for n, region in enumerate(VIA_REGIONS):
-        shape, attributes = ('"' + json.dumps(region[k]).replace('"', '""') + '"' for k in ("shape_attributes", "region_attributes"))
+        shape, attributes = (
+            '"' + json.dumps(region[k]).replace('"', '""') + '"'
+            for k in ("shape_attributes", "region_attributes")
+        )
         rows.append(f'a.jpg,823,"{{}}",{len(VIA_REGIONS)},{n},{shape},{attributes}')
     (folder / "via_export.csv").write_text("\n".join([head, *rows]) + "\n")
-    check_via(mr.open_data(folder / "via_export.csv"))
+    check_via(mr.load_dataset(folder / "via_export.csv"))
 
 
 def test_via_says_what_it_cannot_use(folder: Path):
     regions = [
         *VIA_REGIONS,
-        {"shape_attributes": {"name": "polyline", "all_points_x": [2, 12], "all_points_y": [3, 3]}, "region_attributes": {"class": "cat"}},
-        {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 3}, "region_attributes": {"class": ""}},
-        {"shape_attributes": {"name": "point", "cx": 1, "cy": 1}, "region_attributes": {"class": "cat"}},
-        {"shape_attributes": {"name": "rect", "x": 1, "y": 1}, "region_attributes": {"class": "cat"}},
+        {
+            "shape_attributes": {
+                "name": "polyline",
+                "all_points_x": [2, 12],
+                "all_points_y": [3, 3],
+            },
+            "region_attributes": {"class": "cat"},
+        },
+        {
+            "shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 3},
+            "region_attributes": {"class": ""},
+        },
+        {
+            "shape_attributes": {"name": "point", "cx": 1, "cy": 1},
+            "region_attributes": {"class": "cat"},
+        },
+        {
+            "shape_attributes": {"name": "rect", "x": 1, "y": 1},
+            "region_attributes": {"class": "cat"},
+        },
     ]
-    (folder / "via.json").write_text(json.dumps({"a.jpg823": {"filename": "a.jpg", "size": 823, "regions": regions, "file_attributes": {}}}))
+    (folder / "via.json").write_text(
+        json.dumps(
+            {
+                "a.jpg823": {
+                    "filename": "a.jpg",
+                    "size": 823,
+                    "regions": regions,
+                    "file_attributes": {},
+                }
+            }
+        )
+    )
     with pytest.raises(DataError) as told:
-        mr.open_data(folder)
-    for part in ("a.jpg, region 5", '"class"', "region 6", '"joint"', "region 7"):
+        mr.load_dataset(folder)
+    for part in ("a.jpg, region 5", '"class"', "region 6", '"keypoint"', "region 7"):
         assert part in str(told.value)
 
 
 def test_via_asks_which_of_several_attributes_is_the_category(folder: Path):
-    region = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 3}, "region_attributes": {"colour": "red", "shape": "round"}}
-    (folder / "via.json").write_text(json.dumps({"a.jpg1": {"filename": "a.jpg", "size": 1, "regions": [region], "file_attributes": {}}}))
-    with pytest.raises(DataError, match='colour, shape; rename the one that is the category to "category"'):
-        mr.open_data(folder)
+    region = {
+        "shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 3},
+        "region_attributes": {"color": "red", "shape": "round"},
+    }
+    (folder / "via.json").write_text(
+        json.dumps(
+            {"a.jpg1": {"filename": "a.jpg", "size": 1, "regions": [region], "file_attributes": {}}}
+        )
+    )
+    with pytest.raises(
+        DataError, match='color, shape; rename the one that is the category to "category"'
+    ):
+        mr.load_dataset(folder)
 
 
 # CVAT
@@ -222,7 +354,9 @@ def cvat(folder: Path, shapes: str) -> Path:
     (folder / "images").mkdir(exist_ok=True)
     (folder / "a.jpg").rename(folder / "images" / "a.jpg")
     image = f'<image id="0" name="a.jpg" width="{WIDTH}" height="{HEIGHT}">{shapes}</image>'
-    (folder / "annotations.xml").write_text(f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{CVAT_META}{image}</annotations>')
+    (folder / "annotations.xml").write_text(
+        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{CVAT_META}{image}</annotations>'
+    )
     return folder
 
 
@@ -236,7 +370,7 @@ def test_cvat_polygon_box_mask_ellipse_and_groups(folder: Path):
     <polygon label="car" source="manual" occluded="0" points="10,20;15,20;15,25;10,25" z_order="0" group_id="3"></polygon>
     <box label="car" source="manual" occluded="0" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90.0" z_order="0"></box>
     """
-    data = mr.open_data(cvat(folder, shapes))
+    data = mr.load_dataset(cvat(folder, shapes))
     assert (mask_of(data, 0) == boxed(2, 3, 12, 9)).all()
     assert data[0].annotations[1].box == (20, 10.5, 25, 16)
     expected = np.zeros((HEIGHT, WIDTH), bool)
@@ -255,7 +389,9 @@ def test_cvat_skeletons_with_occluded_and_outside(folder: Path):
       <points label="head" source="manual" occluded="0" outside="0" points="5.00,6.00"></points>
       <points label="right_hand" source="manual" occluded="0" outside="1" points="9.00,9.00"></points></skeleton>"""
     box = '<box label="car" xtl="1" ytl="1" xbr="11" ybr="12" occluded="0" z_order="0" group_id="2"></box>'
-    data = mr.open_data(cvat(folder, skeleton.format(group="") + box + skeleton.format(group=' group_id="2"')))
+    data = mr.load_dataset(
+        cvat(folder, skeleton.format(group="") + box + skeleton.format(group=' group_id="2"'))
+    )
     expected = [[5, 6, 2], [8.5, 4.5, 1], [0, 0, 0]]
     car, alone = data[0].annotations
     assert alone.keypoints is not None
@@ -272,9 +408,13 @@ def test_cvat_skeletons_grouped_with_shapes_of_another_label_make_one_category(f
     shapes = """<box label="car" xtl="1" ytl="1" xbr="11" ybr="12" occluded="0" z_order="0" group_id="2"></box>
       <skeleton label="s1" source="manual" z_order="0" group_id="2">
       <points label="left_hand" source="manual" occluded="1" outside="0" points="8.50,4.50"></points></skeleton>"""
-    data = mr.open_data(cvat(folder, shapes))
+    data = mr.load_dataset(cvat(folder, shapes))
     (category,) = data.categories
-    assert (category.name, category.keypoints, category.skeleton) == ("car", ("head", "left_hand", "right_hand"), ((1, 2), (0, 1)))
+    assert (category.name, category.keypoints, category.skeleton) == (
+        "car",
+        ("head", "left_hand", "right_hand"),
+        ((1, 2), (0, 1)),
+    )
     (car,) = data[0].annotations
     assert car.keypoints is not None
     assert car.keypoints.tolist() == [[0, 0, 0], [8.5, 4.5, 1], [0, 0, 0]]
@@ -287,31 +427,48 @@ def test_cvat_says_what_it_cannot_use(folder: Path):
     <points label="car" points="1,1;5,5" occluded="0"></points><tag label="good"></tag>
     <polygon label="car" points="2,3;12,3;12,9"></polygon>"""
     with pytest.raises(DataError) as told:
-        mr.open_data(cvat(folder, shapes))
-    for part in ("a.jpg, polyline 0", "a.jpg, mask 1", "sum to 12, more than 2 x 2", "points 3", "skeleton"):
+        mr.load_dataset(cvat(folder, shapes))
+    for part in (
+        "a.jpg, polyline 0",
+        "a.jpg, mask 1",
+        "sum to 12, more than 2 x 2",
+        "points 3",
+        "skeleton",
+    ):
         assert part in str(told.value)
     with pytest.warns(DataWarning):
-        data = mr.open_data(folder, on_error="drop")
+        data = mr.load_dataset(folder, on_error="drop")
     assert len(data[0].annotations) == 1
-    assert "tag of a whole picture" in {p.kind for p in data.notes}
+    assert "tag of a whole image" in {p.kind for p in data.notes}
 
 
 def test_cvat_video_is_refused_with_the_cure(folder: Path):
-    (folder / "annotations.xml").write_text(f'<annotations>{CVAT_META}<track id="0" label="car"></track></annotations>')
+    (folder / "annotations.xml").write_text(
+        f'<annotations>{CVAT_META}<track id="0" label="car"></track></annotations>'
+    )
     with pytest.raises(DataError, match=r"export the task as .CVAT for images 1\.1."):
-        mr.open_data(folder)
+        mr.load_dataset(folder)
 
 
 # Pascal VOC
 
 
 def voc(folder: Path, objects: str) -> Path:
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main", "ImageSets/Segmentation", "SegmentationObject", "SegmentationClass"):
+    for name in (
+        "Annotations",
+        "JPEGImages",
+        "ImageSets/Main",
+        "ImageSets/Segmentation",
+        "SegmentationObject",
+        "SegmentationClass",
+    ):
         (folder / name).mkdir(parents=True)
     (folder / "a.jpg").rename(folder / "JPEGImages" / "2007_000001.jpg")
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
     head = f"<folder>VOC2012</folder><filename>2007_000001.jpg</filename><source><database>d</database></source>{size}<segmented>1</segmented>"
-    (folder / "Annotations" / "2007_000001.xml").write_text(f"<annotation>{head}{objects}</annotation>")
+    (folder / "Annotations" / "2007_000001.xml").write_text(
+        f"<annotation>{head}{objects}</annotation>"
+    )
     (folder / "ImageSets" / "Main" / "cat_train.txt").write_text("2007_000001  1\n")
     (folder / "ImageSets" / "Main" / "train.txt").write_text("2007_000001\n")
     (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000001\n")
@@ -320,7 +477,7 @@ def voc(folder: Path, objects: str) -> Path:
 
 def palette_png(path: Path, ids: np.ndarray) -> None:
     image = Image.fromarray(ids.astype(np.uint8))
-    image.putpalette(voc_colours().reshape(-1).tolist())
+    image.putpalette(voc_colors().reshape(-1).tolist())
     image.save(path)
 
 
@@ -333,7 +490,7 @@ def test_voc_boxes_count_from_one_and_masks_from_the_palette(folder: Path):
     ids[3:9, 2:12] = 255
     ids[4:8, 3:11] = 1
     palette_png(root / "SegmentationObject" / "2007_000001.png", ids)
-    data = mr.open_data(root)
+    data = mr.load_dataset(root)
     assert [c.name for c in data.categories] == ["cat", "dog"]
     assert data[0].annotations[0].box == (2, 3, 12, 9)
     assert (mask_of(data, 0) == boxed(3, 4, 11, 8)).all()  # without the void border
@@ -342,23 +499,23 @@ def test_voc_boxes_count_from_one_and_masks_from_the_palette(folder: Path):
     assert data.name.endswith(":val")  # Segmentation's only list
 
 
-def test_voc_masks_without_objects_take_the_class_of_their_colour(folder: Path):
+def test_voc_masks_without_objects_take_the_class_of_their_color(folder: Path):
     root = voc(folder, "")
     ids, classes = np.zeros((2, HEIGHT, WIDTH), int)
     ids[2:5, 2:9], classes[2:5, 2:9] = 1, 8
     ids[20:25, 20:29], classes[20:25, 20:29] = 2, 12
     palette_png(root / "SegmentationObject" / "2007_000001.png", ids)
     palette_png(root / "SegmentationClass" / "2007_000001.png", classes)
-    data = mr.open_data(root)
+    data = mr.load_dataset(root)
     assert [data.categories[a.label].name for a in data[0].annotations] == ["cat", "dog"]
-    colours = voc_colours()[ids]  # the same map, drawn in colours
-    Image.fromarray(colours).save(root / "SegmentationObject" / "2007_000001.png")
-    again = mr.open_data(root)
+    colors = voc_colors()[ids]  # the same map, drawn in colors
+    Image.fromarray(colors).save(root / "SegmentationObject" / "2007_000001.png")
+    again = mr.load_dataset(root)
     assert (mask_of(again, 1) == boxed(20, 20, 29, 25)).all()
 
 
 def test_voc_palette_is_the_published_one():
-    assert voc_colours()[[0, 1, 2, 3, 8, 15, 20, 255]].tolist() == [
+    assert voc_colors()[[0, 1, 2, 3, 8, 15, 20, 255]].tolist() == [
         *([0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]),
         *([64, 0, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192]),
     ]
@@ -378,8 +535,16 @@ def yolo(folder: Path, lines: str, yaml: str) -> Path:
 
 def test_yolo_segments_and_boxes(folder: Path):
     lines = "1 0.05 0.1 0.3 0.1 0.3 0.3 0.05 0.3\n0 0.5 0.5 0.25 0.2\n\n"
-    root = yolo(folder, lines, "path: ../datasets/elsewhere # dataset root dir\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n")
-    for data in (mr.open_data(root / "data.yaml"), mr.open_data(root), mr.open_data(f"{root}:train")):
+    root = yolo(
+        folder,
+        lines,
+        "path: ../datasets/elsewhere # dataset root dir\ntrain: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n",
+    )
+    for data in (
+        mr.load_dataset(root / "data.yaml"),
+        mr.load_dataset(root),
+        mr.load_dataset(f"{root}:train"),
+    ):
         assert [c.name for c in data.categories] == ["cat", "dog"]
         assert (mask_of(data, 0) == boxed(2, 3, 12, 9)).all()
         assert data.categories[data[0].annotations[0].label].name == "dog"
@@ -387,9 +552,17 @@ def test_yolo_segments_and_boxes(folder: Path):
 
 
 def test_yolo_pose_with_names_from_the_order_of_coco(folder: Path):
-    joints = " ".join(f"{x / WIDTH} {10 / HEIGHT} {v}" for x, v in zip(range(17), [0, 1, 2] * 6, strict=False))
+    keypoints = " ".join(
+        f"{x / WIDTH} {10 / HEIGHT} {v}" for x, v in zip(range(17), [0, 1, 2] * 6, strict=False)
+    )
     flip = "[0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]"
-    data = mr.open_data(yolo(folder, f"0 0.5 0.5 0.9 0.9 {joints}", f"train: images/train\nkpt_shape: [17, 3]\nflip_idx: {flip}\nnames: [person]\n"))
+    data = mr.load_dataset(
+        yolo(
+            folder,
+            f"0 0.5 0.5 0.9 0.9 {keypoints}",
+            f"train: images/train\nkpt_shape: [17, 3]\nflip_idx: {flip}\nnames: [person]\n",
+        )
+    )
     assert data.categories[0].keypoints[5] == "left_shoulder"
     points = data[0].annotations[0].keypoints
     assert points is not None
@@ -397,9 +570,9 @@ def test_yolo_pose_with_names_from_the_order_of_coco(folder: Path):
     assert points[3].tolist() == [0, 0, 0]
 
 
-def test_yolo_pose_of_two_numbers_a_joint(folder: Path):
+def test_yolo_pose_of_two_numbers_a_keypoint(folder: Path):
     yaml = "train: images/train\nnc: 1\nnames: ['bee']\nkpt_shape: [2, 2]\nflip_idx: [1, 0]\n"
-    data = mr.open_data(yolo(folder, "0 0.5 0.5 0.9 0.9 0.25 0.5 0 0", yaml))
+    data = mr.load_dataset(yolo(folder, "0 0.5 0.5 0.9 0.9 0.25 0.5 0 0", yaml))
     points = data[0].annotations[0].keypoints
     assert points is not None
     assert points.tolist() == [[10.5, 15.5, 2], [0, 0, 0]]
@@ -410,19 +583,30 @@ def test_yolo_says_file_line_and_cure(folder: Path):
     lines = "0 0.1 0.1 0.3 0.1 0.3 0.3\n5 0.5 0.5 0.2 0.2\n0 10 10 30 30 40 50\n0 0.5 0.5 0.2\ncat 0.5 0.5 0.2 0.2\n"
     root = yolo(folder, lines, "train: images/train\nnames: [cat]\n")
     with pytest.raises(DataError) as told:
-        mr.open_data(root)
-    for part in ("a.txt, line 2", "class 5", "a.txt, line 3", "0..1", "divide", "a.txt, line 4", "3 numbers", "a.txt, line 5"):
+        mr.load_dataset(root)
+    for part in (
+        "a.txt, line 2",
+        "class 5",
+        "a.txt, line 3",
+        "0..1",
+        "divide",
+        "a.txt, line 4",
+        "3 numbers",
+        "a.txt, line 5",
+    ):
         assert part in str(told.value)
 
 
-def test_yolo_roboflow_paths_and_pictures_without_labels(folder: Path):
+def test_yolo_roboflow_paths_and_images_without_labels(folder: Path):
     for name in ("train/images", "train/labels", "valid/images"):
         (folder / name).mkdir(parents=True)
     (folder / "a.jpg").rename(folder / "train" / "images" / "a.jpg")
     Image.new("L", (8, 8)).save(folder / "train" / "images" / "b.png")
     (folder / "train" / "labels" / "a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
-    (folder / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n")
-    data = mr.open_data(folder)
+    (folder / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: ['cat']\n"
+    )
+    data = mr.load_dataset(folder)
     assert [len(data[i].annotations) for i in range(len(data))] == [1, 0]
 
 
@@ -441,23 +625,25 @@ def test_png_maps_of_ids(folder: Path, coding: str):
     if coding == "palette":
         palette_png(path, ids)
     elif coding == "rgb":
-        Image.fromarray(np.stack([ids & 255, ids >> 8, ids * 0], axis=2).astype(np.uint8)).save(path)
+        Image.fromarray(np.stack([ids & 255, ids >> 8, ids * 0], axis=2).astype(np.uint8)).save(
+            path
+        )
     else:
         Image.fromarray(ids.astype(np.uint8) if coding == "8" else ids).save(path)
-    data = mr.open_data(folder)
+    data = mr.load_dataset(folder)
     expected = boxed(3, 2, 8, 9)
     expected[4, 5] = False
     assert (mask_of(data, 0) == expected).all()
     assert (mask_of(data, 1) == boxed(20, 2, 30, 5)).all()
     assert [c.name for c in data.categories] == ["object"]
-    elsewhere = mr.open_data(folder / "masks", images=folder / "images")
+    elsewhere = mr.load_dataset(folder / "masks", images=folder / "images")
     assert len(elsewhere[0].annotations) == 2
 
 
-def test_each_colour_is_an_object(tmp_path: Path):
-    colours = np.zeros((2, 4, 3), np.uint8)
-    colours[0, :3] = [(128, 0, 0), (0, 1, 0), (0, 0, 1)]
-    Image.fromarray(colours).save(tmp_path / "a.png")
+def test_each_color_is_an_object(tmp_path: Path):
+    colors = np.zeros((2, 4, 3), np.uint8)
+    colors[0, :3] = [(128, 0, 0), (0, 1, 0), (0, 0, 1)]
+    Image.fromarray(colors).save(tmp_path / "a.png")
     assert read_ids(tmp_path / "a.png").tolist() == [[128, 256, 65536, 0], [0, 0, 0, 0]]
 
 
@@ -468,7 +654,7 @@ def test_png_folders_of_the_data_science_bowl(folder: Path):
     (folder / "a.jpg").rename(base / "images" / f"{base.name}.jpg")
     for n, mask in enumerate([boxed(2, 3, 12, 9), boxed(5, 5, 30, 20)]):  # they overlap
         Image.fromarray(mask.astype(np.uint8) * 255).save(base / "masks" / f"{n}.png")
-    data = mr.open_data(folder)
+    data = mr.load_dataset(folder)
     assert (mask_of(data, 0) == boxed(2, 3, 12, 9)).all()
     assert (mask_of(data, 1) == boxed(5, 5, 30, 20)).all()
 
@@ -478,5 +664,5 @@ def test_png_masks_of_another_size_are_named(folder: Path):
     (folder / "masks").mkdir()
     (folder / "a.jpg").rename(folder / "images" / "a.jpg")
     Image.fromarray(np.ones((5, 6), np.uint8)).save(folder / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"masks/a.png: is 6 x 5, its picture 40 x 30"):
-        mr.open_data(folder)
+    with pytest.raises(DataError, match=r"masks/a.png: is 6 x 5, its image 40 x 30"):
+        mr.load_dataset(folder)

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes uint8 RGB, upright; what cannot be read names the file."""
+"""Every kind of image becomes uint8 RGB, upright; what cannot be read names the file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn.images import ImageError, image_size, read_image
+from maskrcnn.images.read import ImageError, image_size, read_image
 
 
 @pytest.fixture
-def colours() -> np.ndarray:
+def colors() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_becomes_rgb(mode, colours, tmp_path):
-    image = Image.fromarray(colours).convert(mode)
+def test_every_mode_becomes_rgb(mode, colors, tmp_path):
+    image = Image.fromarray(colors).convert(mode)
     expected = np.asarray(image.convert("RGB"))
     got = read_image(image)
     assert got.shape == (6, 9, 3)
@@ -31,27 +31,34 @@ def test_every_mode_becomes_rgb(mode, colours, tmp_path):
         assert (read_image(str(tmp_path / "a.tif")) == expected).all()
 
 
-def test_alpha_is_dropped_and_composited_on_nothing(colours, tmp_path):
-    rgba = np.dstack([colours, np.zeros((6, 9), np.uint8)])
+def test_alpha_is_dropped_and_composited_on_nothing(colors, tmp_path):
+    rgba = np.dstack([colors, np.zeros((6, 9), np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png") == colours).all()
-    assert (read_image(rgba) == colours).all()
+    assert (read_image(tmp_path / "a.png") == colors).all()
+    assert (read_image(rgba) == colors).all()
 
 
-def test_a_palette_with_transparent_entries_keeps_its_colours(colours, tmp_path):
-    image = Image.fromarray(colours).quantize(16)
+def test_a_palette_with_transparent_entries_keeps_its_colors(colors, tmp_path):
+    image = Image.fromarray(colors).quantize(16)
     image.save(tmp_path / "a.png", transparency=bytes(range(16)))
     assert (read_image(tmp_path / "a.png") == np.asarray(image.convert("RGB"))).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_to_pixels_and_size(orientation, colours, tmp_path):
+def test_exif_orientation_is_applied_to_pixels_and_size(orientation, colors, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(colours).save(tmp_path / "a.png", exif=exif)
-    turn = [lambda a: a, np.fliplr, lambda a: a[::-1, ::-1], np.flipud, lambda a: a.transpose(1, 0, 2), lambda a: np.rot90(a, -1)]
+    Image.fromarray(colors).save(tmp_path / "a.png", exif=exif)
+    turn = [
+        lambda a: a,
+        np.fliplr,
+        lambda a: a[::-1, ::-1],
+        np.flipud,
+        lambda a: a.transpose(1, 0, 2),
+        lambda a: np.rot90(a, -1),
+    ]
     turn += [lambda a: a[::-1, ::-1].transpose(1, 0, 2), np.rot90]
-    expected = turn[orientation - 1](colours)
+    expected = turn[orientation - 1](colors)
     assert (read_image(tmp_path / "a.png") == expected).all()
     assert image_size(tmp_path / "a.png") == expected.shape[:2]
 
@@ -72,24 +79,32 @@ def test_floating_point_is_scaled_by_the_range(tmp_path):
     assert read_image(values)[0, :, 0].tolist() == [0, 128, 255]
     Image.fromarray(values * 1000 - 500).save(tmp_path / "a.tif")
     assert read_image(tmp_path / "a.tif", (-500, 500))[0, :, 1].tolist() == [0, 128, 255]
-    with pytest.raises(ImageError, match=r"a.tif: values of type float32 from -500 to 500, expected 0..1; give intensity_range"):
+    with pytest.raises(
+        ImageError,
+        match=r"a.tif: values of type float32 from -500 to 500, expected 0..1; give intensity_range",
+    ):
         read_image(tmp_path / "a.tif")
 
 
-def test_grey_arrays_and_booleans_have_three_equal_channels():
+def test_gray_arrays_and_booleans_have_three_equal_channels():
     assert read_image(np.array([[3, 9]], np.uint8)).tolist() == [[[3] * 3, [9] * 3]]
     assert read_image(np.array([[[True], [False]]])).tolist() == [[[255] * 3, [0] * 3]]
 
 
-def test_unreadable_pictures_name_the_file_and_the_reason(colours, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+def test_unreadable_images_name_the_file_and_the_reason(colors, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.jpg").touch()
-    Image.fromarray(np.tile(colours, (40, 40, 1))).save(tmp_path / "whole.jpg")
+    Image.fromarray(np.tile(colors, (40, 40, 1))).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
-    for name, reason in (("text.png", "unknown"), ("empty.jpg", "empty"), ("cut.jpg", "truncated"), ("none.png", "no such file")):
+    for name, reason in (
+        ("text.png", "unknown"),
+        ("empty.jpg", "empty"),
+        ("cut.jpg", "truncated"),
+        ("none.png", "no such file"),
+    ):
         with pytest.raises(ImageError, match=rf"{name}.*{reason}"):
             read_image(tmp_path / name)
     with pytest.raises(ImageError, match=r"shape \[2, 3, 7\]"):
         read_image(np.zeros((2, 3, 7), np.uint8))
-    with pytest.raises(ImageError, match="cannot read a picture from list"):
+    with pytest.raises(ImageError, match="cannot read an image from list"):
         read_image([[1]])  # ty: ignore[invalid-argument-type]

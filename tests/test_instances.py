@@ -12,7 +12,10 @@ from pycocotools import mask as coco_mask
 from maskrcnn.config import Category
 from maskrcnn.instances import Instances
 
-CATEGORIES = (Category("stone", 7), Category("fly", 3, keypoints=("head", "tail"), skeleton=((0, 1),)))
+CATEGORIES = (
+    Category("stone", 7),
+    Category("fly", 3, keypoints=("head", "tail"), skeleton=((0, 1),)),
+)
 SIZE = (40, 60)
 
 
@@ -53,7 +56,11 @@ def test_coco_results_have_every_field_in_cocos_convention() -> None:
     for n, entry in enumerate(results):
         x0, y0, x1, y1 = instances.boxes[n].tolist()
         assert entry["bbox"] == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=1e-3)
-        assert (entry["image_id"], entry["file_name"], entry["category_id"]) == (5, "a/b.png", [7, 3][n % 2])
+        assert (entry["image_id"], entry["file_name"], entry["category_id"]) == (
+            5,
+            "a/b.png",
+            [7, 3][n % 2],
+        )
         assert entry["score"] == pytest.approx(float(instances.scores[n]))
         assert coco_mask.area(entry["segmentation"]) == instances.masks().area()[n]
         if n % 2:
@@ -65,7 +72,7 @@ def test_coco_results_have_every_field_in_cocos_convention() -> None:
     assert instances.to_coco(image_id=9)[0]["image_id"] == 9
 
 
-def test_coco_results_without_a_picture_number_are_an_error() -> None:
+def test_coco_results_without_a_image_number_are_an_error() -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="to_coco"):
@@ -111,15 +118,19 @@ def test_what_is_not_there_is_an_error_that_says_so(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="no mask head"):
         replace(make_instances(), mask_grids=None).masks()
-    with pytest.raises(ValueError, match="carry no picture"):
+    with pytest.raises(ValueError, match="carry no image"):
         make_instances().save(tmp_path / "a.png")
 
 
-def test_supervision_gets_everything_or_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervision_gets_everything_or_the_error_names_the_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision"):
         make_instances().to_supervision()
-    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields))
+    monkeypatch.setitem(
+        sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields)
+    )
     fields = make_instances().to_supervision()
     assert fields["xyxy"].shape == (4, 4)
     assert fields["mask"].shape == (4, *SIZE)
@@ -130,8 +141,8 @@ def test_supervision_gets_everything_or_the_error_names_the_package(monkeypatch:
 def test_a_saved_overlay_of_a_file_reads_the_file_again(tmp_path) -> None:
     from dataclasses import replace
 
-    Image.new("RGB", (60, 40), (10, 20, 30)).save(tmp_path / "picture.png")
-    instances = replace(make_instances(), source=tmp_path / "picture.png")
+    Image.new("RGB", (60, 40), (10, 20, 30)).save(tmp_path / "image.png")
+    instances = replace(make_instances(), source=tmp_path / "image.png")
     assert instances.image.shape == (40, 60, 3)
     instances.save(tmp_path / "overlay.png")
     with Image.open(tmp_path / "overlay.png") as overlay:

@@ -20,22 +20,31 @@ def gradients(result: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Te
 
 @needs_onednn
 @pytest.mark.parametrize(
-    ("kernel", "stride", "bias", "frozen", "added"), [(3, 1, True, False, False), (1, 2, False, True, False), (3, 2, False, True, True)]
+    ("kernel", "stride", "bias", "frozen", "added"),
+    [(3, 1, True, False, False), (1, 2, False, True, False), (3, 2, False, True, True)],
 )
-def test_a_trained_convolution_in_one_pass_has_the_gradients_of_the_plain_one(kernel, stride, bias, frozen, added):
+def test_a_trained_convolution_in_one_pass_has_the_gradients_of_the_plain_one(
+    kernel, stride, bias, frozen, added
+):
     torch.manual_seed(0)
-    conv = nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=bias).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=bias).to(
+        memory_format=torch.channels_last
+    )
     norm = FrozenBatchNorm2d(6) if frozen else None
     if norm is not None:
         norm.weight.uniform_(0.5, 2)
         norm.bias.normal_()
     x = torch.randn(2, 5, 9, 7).to(memory_format=torch.channels_last).requires_grad_()
     add = torch.randn_like(conv(x)).requires_grad_() if added else None
-    assert convolve(x, conv, norm, add=add, relu=True).grad_fn.name() == "_TrainedConvolutionBackward"
+    assert (
+        convolve(x, conv, norm, add=add, relu=True).grad_fn.name() == "_TrainedConvolutionBackward"
+    )
     inputs = [x, *conv.parameters(), *([] if add is None else [add])]
     plain = conv(x) if norm is None else norm(conv(x))
     wanted = gradients(F.relu(plain if add is None else plain + add), inputs)
-    torch.testing.assert_close(gradients(convolve(x, conv, norm, add=add, relu=True), inputs), wanted)
+    torch.testing.assert_close(
+        gradients(convolve(x, conv, norm, add=add, relu=True), inputs), wanted
+    )
 
 
 @needs_onednn
@@ -44,7 +53,9 @@ def test_a_trained_layer_in_one_pass_has_the_gradients_of_the_plain_one():
     layer, x = nn.Linear(11, 7), torch.randn(5, 11, requires_grad=True)
     assert connect(x, layer).grad_fn.name() == "_TrainedLayerBackward"
     inputs = [x, *layer.parameters()]
-    torch.testing.assert_close(gradients(connect(x, layer), inputs), gradients(F.relu(layer(x)), inputs))
+    torch.testing.assert_close(
+        gradients(connect(x, layer), inputs), gradients(F.relu(layer(x)), inputs)
+    )
 
 
 def test_layers_of_no_rois_have_gradients():

@@ -16,7 +16,7 @@ from benchmarks.timing import PeakMemory
 torch.manual_seed(0)
 config = mr.maskrcnn_r18_small()
 config = replace(config, box=replace(config.box, max_detections=300, score_threshold=0.0, nms_iou=0.95))
-model = mr.optimize(mr.MaskRCNN.from_config(config))
+model = mr.optimize_for_inference(mr.MaskRCNN.from_config(config))
 image = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
 with PeakMemory() as peak:
     found = mr.predict(model, image)
@@ -30,6 +30,12 @@ print(peak.bytes)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is exact on Linux only")
 def test_300_masks_on_24_megapixels_need_less_than_a_gigabyte() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 1e9

@@ -11,13 +11,13 @@ import torch
 from models import make_batch, make_truth, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskrcnn.config import RoiConfig
+from maskrcnn.config import RoIConfig
 from maskrcnn.model import assign, layers, maskrcnn, roi_align
 from maskrcnn.model.fpn import Pyramid
-from maskrcnn.model.fuse import optimize
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.model.roi_align import RoiPooler
-from maskrcnn.ops import device, keypoints, nms, rows
+from maskrcnn.model.optimize import optimize_for_inference
+from maskrcnn.model.roi_align import RoIPooler
+from maskrcnn.ops import device, heatmaps, nms, rows
 from maskrcnn.structures import Batch, Detections, Proposals
 
 # Operations that make the program wait for a GPU, for a value or a shape depends on a result. `lift_fresh`: a copy from the host's memory.
@@ -37,7 +37,9 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
         by_mask = name.startswith("index") and len(args) > 1 and isinstance(args[1], list | tuple)
-        by_mask = by_mask and any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        by_mask = by_mask and any(
+            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
         counted = name == "repeat_interleave" and func._overloadname == "self_int"
         if (name in WAITING and not counted) or by_mask:
             self.found.append(name)
@@ -62,27 +64,31 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The processor taken for a device that runs ahead; gives the numbers that were asked for, one entry each time."""
     asked: list[int] = []
     for module in (device, rows, assign, roi_align):
-        monkeypatch.setattr(module, "runs_ahead", lambda _: True)
+        monkeypatch.setattr(module, "is_async", lambda _: True)
 
-    def ask(*numbers: torch.Tensor) -> list[Any]:
+    def to_host(*numbers: torch.Tensor) -> list[Any]:
         asked.append(len(numbers))
         with torch.utils._python_dispatch._disable_current_modes():
             return torch.stack([n.long() for n in numbers]).tolist()
 
-    for module in (device, maskrcnn, keypoints):
-        monkeypatch.setattr(module, "ask", ask)
+    for module in (device, maskrcnn, heatmaps):
+        monkeypatch.setattr(module, "to_host", to_host)
     yield asked
     device._kept.cache_clear()
 
 
-def candidates(pictures: int, count: int, seed: int, side: float = 60) -> nms.Candidates:
+def candidates(images: int, count: int, seed: int, side: float = 60) -> nms.Candidates:
     """Boxes, scores with ties, three groups, and which are valid."""
     generator = torch.Generator().manual_seed(seed)
-    low = torch.rand(pictures, count, 2, generator=generator) * 100
-    boxes = torch.cat([low, low + 2 + side * torch.rand(pictures, count, 2, generator=generator)], dim=-1)
-    scores = (torch.rand(pictures, count, generator=generator) * 50).round() / 50
-    groups = torch.randint(3, (pictures, count), generator=generator)
-    return nms.Candidates(boxes, scores, groups, torch.rand(pictures, count, generator=generator) < 0.8)
+    low = torch.rand(images, count, 2, generator=generator) * 100
+    boxes = torch.cat(
+        [low, low + 2 + side * torch.rand(images, count, 2, generator=generator)], dim=-1
+    )
+    scores = (torch.rand(images, count, generator=generator) * 50).round() / 50
+    groups = torch.randint(3, (images, count), generator=generator)
+    return nms.Candidates(
+        boxes, scores, groups, torch.rand(images, count, generator=generator) < 0.8
+    )
 
 
 def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> None:
@@ -92,10 +98,14 @@ def same(one: tuple[torch.Tensor, ...], two: tuple[torch.Tensor, ...]) -> None:
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize(("count", "keep"), [(1, 5), (40, 100), (300, 20)])
-def test_nms_of_all_pictures_at_once_keeps_what_the_loop_keeps(threshold: float, count: int, keep: int) -> None:
+def test_nms_of_all_images_at_once_keeps_what_the_loop_keeps(
+    threshold: float, count: int, keep: int
+) -> None:
     for seed in range(4):
         given = candidates(3, count, seed)
-        given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, count))  # torchvision's own order of ties is not defined
+        given = given._replace(
+            scores=given.scores + torch.linspace(0, 1e-3, count)
+        )  # torchvision's own order of ties is not defined
         index, kept, exact = nms.select_at_once(given, threshold, keep)
         assert exact
         same((index, kept), nms.select_one_by_one(given, threshold, keep))
@@ -104,19 +114,27 @@ def test_nms_of_all_pictures_at_once_keeps_what_the_loop_keeps(threshold: float,
 def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
     for seed, sizes in enumerate([(50, 50, 50), (7, 1, 90), (200,)]):
         boxes, scores, _, valid = candidates(2, sum(sizes), seed)
-        scores = torch.cat([part.sort(dim=1, descending=True).values for part in scores.split(sizes, dim=1)], dim=1)
+        scores = torch.cat(
+            [part.sort(dim=1, descending=True).values for part in scores.split(sizes, dim=1)], dim=1
+        )
         scores = scores - torch.linspace(0, 1e-3, sum(sizes))
-        levels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(2, -1)
+        levels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).expand(
+            2, -1
+        )
         for keep in (10, 300):
             ours = nms.select_by_level(boxes, scores, valid, sizes, 0.5, keep)
-            same(ours, nms.select_one_by_one(nms.Candidates(boxes, scores, levels, valid), 0.5, keep))
+            same(
+                ours, nms.select_one_by_one(nms.Candidates(boxes, scores, levels, valid), 0.5, keep)
+            )
     assert ahead == []
 
 
 def chain(length: int) -> nms.Candidates:
     """Boxes that each overlap the next by more than half, with falling scores: every other one survives, decided one after the other."""
     left = torch.arange(length) * 3.0
-    boxes = torch.stack([left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=-1)[None]
+    boxes = torch.stack(
+        [left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=-1
+    )[None]
     zeros = torch.zeros(1, length, dtype=torch.int64)
     return nms.Candidates(boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0)
 
@@ -138,11 +156,15 @@ def test_autocast_copies_no_matrix_of_rivals(ahead: list[int]) -> None:
     assert copies.sizes.count(2 * 200 * 200) == 1  # from its truth values
 
 
-def test_more_candidates_than_are_compared_at_once_change_nothing(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_candidates_than_are_compared_at_once_change_nothing(
+    ahead: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nms, "CANDIDATES", 16)
     given = candidates(2, 200, 0)
     given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, 200))
-    given.boxes[:, given.scores[0].topk(120).indices] = torch.tensor([0.0, 0, 9, 9])  # the best are copies of few
+    given.boxes[:, given.scores[0].topk(120).indices] = torch.tensor(
+        [0.0, 0, 9, 9]
+    )  # the best are copies of few
     for threshold, keep, exact in ((0.5, 3, True), (0.5, 30, False)):
         assert nms.select_at_once(given, threshold, keep)[2] == exact
         same(nms.select(given, threshold, keep)[:2], nms.select_one_by_one(given, threshold, keep))
@@ -150,16 +172,21 @@ def test_more_candidates_than_are_compared_at_once_change_nothing(ahead: list[in
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(ahead: list[int], aligned: bool) -> None:
+def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(
+    ahead: list[int], aligned: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    levels = [torch.randn(2, 3, 64 // s, 64 // s + 3, generator=generator, requires_grad=True) for s in (1, 2, 4, 8)]
+    levels = [
+        torch.randn(2, 3, 64 // s, 64 // s + 3, generator=generator, requires_grad=True)
+        for s in (1, 2, 4, 8)
+    ]
     low = torch.rand(80, 2, generator=generator) * 250 - 5
     boxes = torch.cat([low, low + 1200 * torch.rand(80, 2, generator=generator) ** 3], dim=1)
     image = torch.randint(2, (80,), generator=generator)
     weight = torch.randn(80, 3, 5, 5, generator=generator)
     answers = {}
     for ratio in (2, 0):
-        pooler = RoiPooler((4, 8, 16, 32), RoiConfig(size=5, sampling_ratio=ratio, aligned=aligned))
+        pooler = RoIPooler((4, 8, 16, 32), RoIConfig(size=5, sampling_ratio=ratio, aligned=aligned))
         assert len(pooler.level(boxes).unique()) == 4
         for kernel in (True, False):
             pooler.use_torchvision_kernel = kernel
@@ -168,8 +195,15 @@ def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(ahea
     for one, two in zip(answers[2, True], answers[2, False], strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
     ahead_of = answers[0, False]
-    reference = RoiPooler((4, 8, 16, 32), RoiConfig(size=5, sampling_ratio=0, aligned=aligned))
-    pooled = roi_align.bag_of_pixels(Pyramid.of(levels), boxes, image, reference.level(boxes), reference.strides, reference.config)
+    reference = RoIPooler((4, 8, 16, 32), RoIConfig(size=5, sampling_ratio=0, aligned=aligned))
+    pooled = roi_align.bag_of_pixels(
+        Pyramid.of(levels),
+        boxes,
+        image,
+        reference.level(boxes),
+        reference.strides,
+        reference.config,
+    )
     torch.testing.assert_close(ahead_of[0], pooled, atol=1e-4, rtol=1e-4)
     assert pooler(Pyramid.of(levels), boxes[:0], image[:0]).shape == (0, 3, 5, 5)
 
@@ -181,13 +215,15 @@ def model(keypoints: int = 3, **changes: Any) -> MaskRCNN:
     return MaskRCNN.from_config(config).eval()
 
 
-def four_pictures() -> Batch:
+def four_images() -> Batch:
     return make_batch([(96, 128), (128, 96), (64, 64), (128, 128)])
 
 
 @pytest.mark.parametrize("nms_kind", ["class", "all", "soft"])
-def test_answers_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nms_kind: str) -> None:
-    net, batch = model(), four_pictures()
+def test_answers_are_those_of_the_processor(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nms_kind: str
+) -> None:
+    net, batch = model(), four_images()
     net.box_head.config = replace(net.box_head.config, nms=nms_kind)
     with torch.inference_mode():
         plain = net(batch)
@@ -199,7 +235,7 @@ def test_answers_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch, req
 
 
 def test_losses_are_those_of_the_processor(request: pytest.FixtureRequest) -> None:
-    net, batch = model(), four_pictures()
+    net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     truth.ignore[0, 0] = True
     truth.valid[2] = False
@@ -210,8 +246,10 @@ def test_losses_are_those_of_the_processor(request: pytest.FixtureRequest) -> No
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(ahead: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    net, batch = model(), four_pictures()
+def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(
+    ahead: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     plain = net.losses(batch, truth)
     monkeypatch.setattr(layers, "_HAS_ONEDNN", False)
@@ -219,21 +257,25 @@ def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(ahea
         found = net.losses(batch, truth)
     total(found).backward()
     assert total(found).item() == pytest.approx(total(plain).item(), rel=0.02)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad
+    )
     with torch.inference_mode():
-        half = optimize(net, "bfloat16")(batch)
-        full = optimize(net)(batch)
+        half = optimize_for_inference(net, "bfloat16")(batch)
+        full = optimize_for_inference(net)(batch)
     torch.testing.assert_close(half.scores.mean(dim=1), full.scores.mean(dim=1), atol=0, rtol=0.01)
     assert half.masks is not None
     assert half.boxes.dtype == half.masks.dtype == torch.float32
 
 
 def test_rois_that_do_not_count_have_no_part_in_the_gradients(ahead: list[int]) -> None:
-    net, batch = model(), four_pictures()
+    net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     truth.ignore[...] = True
     truth.boxes[...] = torch.tensor([-1e3, -1e3, 1e3, 1e3])  # nobody knows what is where
-    net.rpn.propose = lambda *_, **__: Proposals(torch.zeros(4, 500, 4), torch.zeros(4, 500), torch.zeros(4, 500, dtype=torch.bool))  # ty: ignore
+    net.rpn.propose = lambda *_, **__: Proposals(
+        torch.zeros(4, 500, 4), torch.zeros(4, 500), torch.zeros(4, 500, dtype=torch.bool)
+    )  # ty: ignore
     losses = net.losses(batch, truth)
     total(losses).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
@@ -244,12 +286,12 @@ def test_a_network_that_diverged_gives_no_objects(ahead: list[int]) -> None:
     with torch.no_grad():
         net.rpn.deltas.bias.fill_(torch.nan)  # ty: ignore[invalid-argument-type, call-non-callable]
     with torch.inference_mode():
-        assert not net(four_pictures()).valid.any()
+        assert not net(four_images()).valid.any()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9])
 def test_a_forward_pass_waits_once_whatever_it_finds(ahead: list[int], threshold: float) -> None:
-    net, batch = model(), four_pictures()
+    net, batch = model(), four_images()
     net.box_head.config = replace(net.box_head.config, score_threshold=threshold)
     with torch.inference_mode():
         net(batch)  # constants are copied to the device once
@@ -263,7 +305,7 @@ def test_a_forward_pass_waits_once_whatever_it_finds(ahead: list[int], threshold
 
 @pytest.mark.parametrize("objects", [0, 2, 30])
 def test_losses_wait_once_whatever_there_is(ahead: list[int], objects: int) -> None:
-    net, batch = model(), four_pictures()
+    net, batch = model(), four_images()
     truth = make_truth(net.config, batch, objects=objects)
     net.losses(batch, truth)
     ahead.clear()
@@ -277,7 +319,15 @@ def test_losses_wait_once_whatever_there_is(ahead: list[int], objects: int) -> N
 def test_the_counter_sees_what_waits() -> None:
     x = torch.arange(4)
     with Waits() as waits:
-        x[x > 1], x.nonzero(), x.sum().item(), torch.tensor([1]), torch.repeat_interleave(x), x.unique(), torch.where(x > 1)
+        (
+            x[x > 1],
+            x.nonzero(),
+            x.sum().item(),
+            torch.tensor([1]),
+            torch.repeat_interleave(x),
+            x.unique(),
+            torch.where(x > 1),
+        )
     assert len(waits.found) >= 7
 
 

@@ -15,23 +15,29 @@ import pytest
 import torch
 from models import make_batch, make_truth
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 
 import maskrcnn as mr
 from maskrcnn.config import ModelConfig
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.ops import device, keypoints
+from maskrcnn.ops import device, heatmaps
 from maskrcnn.structures import Batch, Truth
 
 FOUND = 3
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "small": lambda: mr.maskrcnn_r18_small(3),
-    "joint": mr.joint_r50_fpn,
+    "keypoint": mr.joint_r50_fpn,
     "keypoints alone": mr.keypointrcnn_r50_fpn,
     "one level": lambda: mr.maskrcnn_r50_c4(5),
-    "torchvision's": lambda: mr.torchvision_v2(5, 3),
-    "adaptive RoIAlign": lambda: _changed(mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)),
+    "torchvision's": lambda: mr.maskrcnn_r50_fpn_v2_torchvision(5, 3),
+    "adaptive RoIAlign": lambda: _changed(
+        mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)
+    ),
     "soft NMS": lambda: _changed(mr.maskrcnn_r18_small(3), nms="soft"),
 }
 
@@ -45,13 +51,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """The numbers that the model asks for; the answer is always the same."""
     asked: list[Tensor] = []
 
-    def ask(*numbers: Tensor) -> list[Any]:
+    def to_host(*numbers: Tensor) -> list[Any]:
         asked.extend(numbers)
         with unset_fake_temporarily():
             return [torch.full(n.shape, FOUND).tolist() for n in numbers]
 
-    for module in (device, maskrcnn, keypoints):
-        monkeypatch.setattr(module, "ask", ask)
+    for module in (device, maskrcnn, heatmaps):
+        monkeypatch.setattr(module, "to_host", to_host)
     device._kept.cache_clear()
     yield asked
     device._kept.cache_clear()
@@ -73,13 +79,13 @@ def _outside(function: Callable[..., Any], *given: Any) -> Any:
 
 
 def build(config: ModelConfig, place: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
-    """A model, two pictures and their truth in a place."""
+    """A model, two images and their truth in a place."""
     batch, truth = _outside(_inputs, config)
     there = lambda t: torch.empty(t.shape, dtype=t.dtype, device=place)  # noqa: E731
     with torch.device(place):
         model = MaskRCNN.from_config(config)
-    labelled = torch.ones(2, config.num_classes, dtype=torch.bool, device=place)
-    return model, batch._map(there), replace(truth._map(there), labelled=labelled)
+    labeled = torch.ones(2, config.num_classes, dtype=torch.bool, device=place)
+    return model, batch._map(there), replace(truth._map(there), labeled=labeled)
 
 
 def _inputs(config: ModelConfig) -> tuple[Batch, Truth]:
@@ -108,21 +114,25 @@ def test_every_trained_weight_has_a_gradient_in_its_place(name: str, asked: list
     assert all(p.grad is not None for p in trained)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MODELS), ("joint", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in MODELS), ("keypoint", "bfloat16")]
+)
 def test_answers_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
     model, batch, _ = build(MODELS[name]())
-    fast = mr.optimize(model.eval(), dtype)
+    fast = mr.optimize_for_inference(model.eval(), dtype)
     with torch.inference_mode():
         found = fast(batch)
     assert places(vars(found).values()) == {"cuda"}
     assert found.valid.shape == (2, model.config.box.max_detections)
-    assert len(gpu) == (2 if name in ("soft NMS", "torchvision's") else 1)  # torchvision's joints are sought in heat maps as large as the boxes
+    assert len(gpu) == (
+        2 if name in ("soft NMS", "torchvision's") else 1
+    )  # torchvision's keypoints are sought in heat maps as large as the boxes
 
 
 def test_the_reference_stays_on_the_gpu(gpu: list[Tensor]) -> None:
     model, batch, _ = build(mr.maskrcnn_r18_small(3))
     with torch.inference_mode():
-        found = mr.model.fuse.reference(model)(batch)
+        found = mr.model.optimize.reference(model)(batch)
     assert places(vars(found).values()) == {"cuda"}
 
 

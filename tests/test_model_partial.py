@@ -1,4 +1,4 @@
-"""Pictures annotated for only some of the categories: what nobody marked may be of the others, and is not taught as background."""
+"""Images annotated for only some of the categories: what nobody marked may be of the others, and is not taught as background."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from maskrcnn.model.rpn import unmarked_loss
 from maskrcnn.structures import Truth
 
 
-def with_labelled(truth: Truth, rows: list[list[bool]]) -> Truth:
-    return replace(truth, labelled=torch.tensor(rows))
+def with_labeled(truth: Truth, rows: list[list[bool]]) -> Truth:
+    return replace(truth, labeled=torch.tensor(rows))
 
 
 def test_open_cross_entropy_by_hand() -> None:
     probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4])  # of three categories and background
     logits = probabilities.log().expand(2, 3, -1) + 5
     labels = torch.tensor([[3, 0, 1], [3, 3, 2]])
-    labelled = torch.tensor([[True, False, False], [True, True, True]])
+    labeled = torch.tensor([[True, False, False], [True, True, True]])
     expected = -torch.tensor([[0.2 + 0.3 + 0.4, 0.1, 0.2], [0.4, 0.4, 0.3]]).log()
-    torch.testing.assert_close(open_cross_entropy(logits, labels, labelled), expected)
+    torch.testing.assert_close(open_cross_entropy(logits, labels, labeled), expected)
 
 
 def test_background_is_no_evidence_against_a_category_that_is_not_annotated() -> None:
     logits = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.full((1, 20), 3)
-    (gradient,) = torch.autograd.grad(open_cross_entropy(logits, labels, torch.tensor([[True, False, True]])).sum(), logits)
+    (gradient,) = torch.autograd.grad(
+        open_cross_entropy(logits, labels, torch.tensor([[True, False, True]])).sum(), logits
+    )
     assert (gradient[..., 1] < 0).all()  # a step against the gradient raises the logit
     assert (gradient[..., 3] < 0).all()
     assert (gradient[..., [0, 2]] > 0).all()
@@ -41,39 +43,62 @@ def test_unmarked_anchors_by_hand() -> None:
     objectness = torch.tensor([[0.01, 0.5, 0.99]])
     one_third, all_known = torch.tensor([[True, True, False]]), torch.tensor([[True, True, True]])
     logits = objectness.logit()
-    torch.testing.assert_close(unmarked_loss(logits, one_third), -(1 - objectness + objectness / 3).log())
-    torch.testing.assert_close(unmarked_loss(logits, all_known), F.binary_cross_entropy_with_logits(logits, torch.zeros(1, 3), reduction="none"))
+    torch.testing.assert_close(
+        unmarked_loss(logits, one_third), -(1 - objectness + objectness / 3).log()
+    )
+    torch.testing.assert_close(
+        unmarked_loss(logits, all_known),
+        F.binary_cross_entropy_with_logits(logits, torch.zeros(1, 3), reduction="none"),
+    )
     none_known = unmarked_loss(logits, torch.tensor([[False] * 3]))
-    torch.testing.assert_close(none_known, -(1 - objectness + objectness / 2).log())  # at most half of the objects
+    torch.testing.assert_close(
+        none_known, -(1 - objectness + objectness / 2).log()
+    )  # at most half of the objects
 
 
 def test_an_anchor_that_surely_shows_an_object_is_left_alone() -> None:
     logits = torch.linspace(-8, 8, 33)[None].requires_grad_()
-    (open_gradient,) = torch.autograd.grad(unmarked_loss(logits, torch.tensor([[True, False]])).sum(), logits)
-    (gradient,) = torch.autograd.grad(unmarked_loss(logits, torch.tensor([[True, True]])).sum(), logits)
+    (open_gradient,) = torch.autograd.grad(
+        unmarked_loss(logits, torch.tensor([[True, False]])).sum(), logits
+    )
+    (gradient,) = torch.autograd.grad(
+        unmarked_loss(logits, torch.tensor([[True, True]])).sum(), logits
+    )
     assert (open_gradient >= 0).all()
     assert open_gradient[0, -1] < 0.001 * gradient[0, -1]
-    torch.testing.assert_close(open_gradient[0, 0] / gradient[0, 0], torch.tensor(0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        open_gradient[0, 0] / gradient[0, 0], torch.tensor(0.5), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_all_labelled_gives_the_losses_of_not_saying_so(sigmoid: bool) -> None:
+def test_all_labeled_gives_the_losses_of_not_saying_so(sigmoid: bool) -> None:
     torch.manual_seed(0)
     config = tiny_config()
-    net, batch = MaskRCNN.from_config(replace(config, box=replace(config.box, sigmoid=sigmoid))), make_batch()
+    net, batch = (
+        MaskRCNN.from_config(replace(config, box=replace(config.box, sigmoid=sigmoid))),
+        make_batch(),
+    )
     truth = make_truth(config, batch)
-    plain, said = net.losses(batch, truth), net.losses(batch, with_labelled(truth, [[True] * 3] * 2))
+    plain, said = net.losses(batch, truth), net.losses(batch, with_labeled(truth, [[True] * 3] * 2))
     for name, value in plain.items():
         torch.testing.assert_close(said[name], value, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_class_layers_learn_nothing_against_a_category_that_is_nowhere_annotated(sigmoid: bool) -> None:
+def test_class_layers_learn_nothing_against_a_category_that_is_nowhere_annotated(
+    sigmoid: bool,
+) -> None:
     torch.manual_seed(0)
     config = tiny_config()
-    net, batch = MaskRCNN.from_config(replace(config, box=replace(config.box, sigmoid=sigmoid))), make_batch()
+    net, batch = (
+        MaskRCNN.from_config(replace(config, box=replace(config.box, sigmoid=sigmoid))),
+        make_batch(),
+    )
     truth = make_truth(config, batch)
-    truth = with_labelled(replace(truth, valid=torch.zeros_like(truth.valid)), [[True, False, True]] * 2)
+    truth = with_labeled(
+        replace(truth, valid=torch.zeros_like(truth.valid)), [[True, False, True]] * 2
+    )
     net.losses(batch, truth)["classification"].backward()
     assert net.box_head.class_logits.bias is not None
     gradient = net.box_head.class_logits.bias.grad
@@ -82,29 +107,40 @@ def test_class_layers_learn_nothing_against_a_category_that_is_nowhere_annotated
     assert (gradient[[0, 2]] > 0).all()
 
 
-def test_collating_pictures_with_and_without_all_categories() -> None:
-    some = replace(Truth.empty(1, 2), labelled=torch.tensor([[True, False]]))
+def test_collating_images_with_and_without_all_categories() -> None:
+    some = replace(Truth.empty(1, 2), labeled=torch.tensor([[True, False]]))
     joined = Truth.collate([Truth.empty(2, 1), some])
-    assert joined.labelled is not None
-    assert joined.labelled.tolist() == [[True, True], [True, True], [True, False]]
-    assert Truth.collate([Truth.empty(1, 1)]).labelled is None
+    assert joined.labeled is not None
+    assert joined.labeled.tolist() == [[True, True], [True, True], [True, False]]
+    assert Truth.collate([Truth.empty(1, 1)]).labeled is None
 
 
-def test_objects_of_two_pictures_that_each_name_one_category_are_learnt_in_both() -> None:
-    """Two equal pictures with a bright square (category 0) and a dark one (category 1): one is annotated for the first, one for the second."""
+def test_objects_of_two_images_that_each_name_one_category_are_learnt_in_both() -> None:
+    """Two equal images with a bright square (category 0) and a dark one (category 1): one is annotated for the first, one for the second."""
     torch.manual_seed(0)
     config = tiny_config(2)
-    config = replace(config, mask=None, rpn=replace(config.rpn, pre_nms_train=100, post_nms_train=40), box=replace(config.box, samples=32))
+    config = replace(
+        config,
+        mask=None,
+        rpn=replace(config.rpn, pre_nms_train=100, post_nms_train=40),
+        box=replace(config.box, samples=32),
+    )
     batch = make_batch([(64, 64), (64, 64)])
     batch.images[:] = 128
     batch.images[:, :, 8:28, 8:28] = 255
     batch.images[:, :, 34:56, 34:56] = 0
     truth = Truth.empty(2, 1, 1)
-    truth.boxes[0, 0], truth.boxes[1, 0] = torch.tensor([8.0, 8, 28, 28]), torch.tensor([34.0, 34, 56, 56])
+    truth.boxes[0, 0], truth.boxes[1, 0] = (
+        torch.tensor([8.0, 8, 28, 28]),
+        torch.tensor([34.0, 34, 56, 56]),
+    )
     truth.labels[1, 0] = 1
     truth.valid[...] = truth.has_box[...] = True
     seen = {}
-    for name, given in {"closed": truth, "open": with_labelled(truth, [[True, False], [False, True]])}.items():
+    for name, given in {
+        "closed": truth,
+        "open": with_labeled(truth, [[True, False], [False, True]]),
+    }.items():
         torch.manual_seed(0)
         net = MaskRCNN.from_config(config)
         optimizer = torch.optim.AdamW(net.parameters(), 4e-3)
@@ -114,7 +150,9 @@ def test_objects_of_two_pictures_that_each_name_one_category_are_learnt_in_both(
             optimizer.step()
         with torch.inference_mode():
             found = net.eval()(batch)
-        own = [found.scores[b][found.labels[b] == 1 - b] for b in (0, 1)]  # of the category that nobody marked in the picture
+        own = [
+            found.scores[b][found.labels[b] == 1 - b] for b in (0, 1)
+        ]  # of the category that nobody marked in the image
         seen[name] = [scores.max().item() if len(scores) else 0.0 for scores in own]
     assert min(seen["open"]) > 0.6, seen
     assert sum(seen["open"]) > sum(seen["closed"]) + 0.5, seen

@@ -9,16 +9,21 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from maskrcnn.config import RoiConfig
+from maskrcnn.config import RoIConfig
 from maskrcnn.model.fpn import Pyramid
-from maskrcnn.model.roi_align import RoiPooler
+from maskrcnn.model.roi_align import RoIPooler
 
 STRIDES = (4, 8, 16, 32)
 
 
-def levels(images: int = 2, channels: int = 3, side: int = 128, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+def levels(
+    images: int = 2, channels: int = 3, side: int = 128, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(images, channels, side // s, side // s + 3, generator=generator).to(dtype) for s in STRIDES]
+    return [
+        torch.randn(images, channels, side // s, side // s + 3, generator=generator).to(dtype)
+        for s in STRIDES
+    ]
 
 
 def boxes(count: int = 60, side: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +37,9 @@ def boxes(count: int = 60, side: int = 128) -> tuple[torch.Tensor, torch.Tensor]
     return found, torch.randint(2, (count,), generator=generator)
 
 
-def slow_roi_align(feature: torch.Tensor, box: list[float], stride: int, config: RoiConfig) -> torch.Tensor:
+def slow_roi_align(
+    feature: torch.Tensor, box: list[float], stride: int, config: RoIConfig
+) -> torch.Tensor:
     """One RoI by the definition, sample by sample. feature [C, H, W] -> [C, S, S]."""
     shift = 0.5 if config.aligned else 0.0
     x0, y0, x1, y1 = (v / stride - shift for v in box)
@@ -68,12 +75,14 @@ def bilinear(feature: torch.Tensor, y: float, x: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2])
-def test_bag_of_pixels_kernel_and_slow_loop_agree_in_values_and_gradients(aligned: bool, sampling_ratio: int) -> None:
-    config = RoiConfig(size=3, sampling_ratio=sampling_ratio, aligned=aligned)
+def test_bag_of_pixels_kernel_and_slow_loop_agree_in_values_and_gradients(
+    aligned: bool, sampling_ratio: int
+) -> None:
+    config = RoIConfig(size=3, sampling_ratio=sampling_ratio, aligned=aligned)
     box, image = boxes()
     results, gradients = [], []
     for use_kernel in (False, True):
-        pooler = RoiPooler(STRIDES, config)
+        pooler = RoIPooler(STRIDES, config)
         pooler.use_torchvision_kernel = use_kernel
         features = [f.requires_grad_() for f in levels()]
         pooled = pooler(Pyramid.of(features), box, image)
@@ -83,21 +92,32 @@ def test_bag_of_pixels_kernel_and_slow_loop_agree_in_values_and_gradients(aligne
     torch.testing.assert_close(results[0], results[1], atol=2e-5, rtol=1e-4)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
-    level = RoiPooler(STRIDES, config).level(box)
+    level = RoIPooler(STRIDES, config).level(box)
     for k in range(0, len(box), 7):
         feature = levels()[level[k]][image[k]]
-        torch.testing.assert_close(results[0][k], slow_roi_align(feature, box[k].tolist(), STRIDES[level[k]], config), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            results[0][k],
+            slow_roi_align(feature, box[k].tolist(), STRIDES[level[k]], config),
+            atol=2e-5,
+            rtol=1e-4,
+        )
 
 
 def test_a_linear_ramp_is_read_at_the_middle_of_each_bin() -> None:
-    ramp = (torch.arange(32) + 0.5).expand(1, 1, 32, 32) * 4  # each cell holds the x of its own centre, in picture pixels
-    pooled = RoiPooler((4,), RoiConfig(size=4))(Pyramid.of([ramp]), torch.tensor([[20.0, 20.0, 60.0, 60.0]]), torch.zeros(1, dtype=torch.int64))
+    ramp = (torch.arange(32) + 0.5).expand(
+        1, 1, 32, 32
+    ) * 4  # each cell holds the x of its own center, in image pixels
+    pooled = RoIPooler((4,), RoIConfig(size=4))(
+        Pyramid.of([ramp]),
+        torch.tensor([[20.0, 20.0, 60.0, 60.0]]),
+        torch.zeros(1, dtype=torch.int64),
+    )
     torch.testing.assert_close(pooled[0, 0, 0], torch.tensor([25.0, 35.0, 45.0, 55.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_kernel_rounds_features_and_not_boxes(dtype: torch.dtype) -> None:
-    pooler = RoiPooler(STRIDES, RoiConfig(size=7, sampling_ratio=2))
+    pooler = RoIPooler(STRIDES, RoIConfig(size=7, sampling_ratio=2))
     pooler.use_torchvision_kernel = True
     rois, image = boxes()
     rounded = levels(dtype=dtype)
@@ -109,7 +129,7 @@ def test_the_kernel_rounds_features_and_not_boxes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("use_kernel", [False, True])
 def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bool) -> None:
-    pooler = RoiPooler(STRIDES, RoiConfig())
+    pooler = RoIPooler(STRIDES, RoIConfig())
     pooler.use_torchvision_kernel = use_kernel
     features = [f.requires_grad_() for f in levels()]
     pooled = pooler(Pyramid.of(features), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
@@ -119,7 +139,7 @@ def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bo
 
 def test_bfloat16_features_are_read_to_their_own_precision() -> None:
     box, image = boxes()
-    pooler = RoiPooler(STRIDES, RoiConfig())
+    pooler = RoIPooler(STRIDES, RoIConfig())
     exact = pooler(Pyramid.of(levels()), box, image)
     features = [f.requires_grad_() for f in levels(dtype=torch.bfloat16)]
     coarse = pooler(Pyramid.of(features), box, image)
@@ -130,12 +150,28 @@ def test_bfloat16_features_are_read_to_their_own_precision() -> None:
 
 
 def test_boxes_go_to_the_level_that_torchvision_sends_them_to() -> None:
-    config = RoiConfig(size=2, aligned=False, level_epsilon="log")
+    config = RoIConfig(size=2, aligned=False, level_epsilon="log")
     sides = torch.tensor([5.0, 111.9, 112.0, 112.1, 223.9, 224.0, 447.9, 448.0, 2000.0])
     box = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], dim=1)
     theirs = MultiScaleRoIAlign([str(i) for i in range(4)], 2, 2)
-    features = {str(i): torch.full((1, 1, 512 // s, 512 // s), float(i)) for i, s in enumerate(STRIDES)}
+    features = {
+        str(i): torch.full((1, 1, 512 // s, 512 // s), float(i)) for i, s in enumerate(STRIDES)
+    }
     read = theirs(features, [box.clamp(max=511)], [(512, 512)])  # each level holds its own number
-    ours = RoiPooler(STRIDES, config)(Pyramid.of([*features.values()]), box.clamp(max=511), torch.zeros(len(box), dtype=torch.int64))
+    ours = RoIPooler(STRIDES, config)(
+        Pyramid.of([*features.values()]),
+        box.clamp(max=511),
+        torch.zeros(len(box), dtype=torch.int64),
+    )
     torch.testing.assert_close(ours, read)
-    assert RoiPooler(STRIDES, replace(config, level_epsilon="ratio")).level(box).tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3]
+    assert RoIPooler(STRIDES, replace(config, level_epsilon="ratio")).level(box).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]

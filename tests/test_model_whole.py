@@ -11,13 +11,17 @@ from models import make_batch, make_truth, tiny_config
 from torch import nn
 
 from maskrcnn import presets
-from maskrcnn.config import Category, ModelConfig, NeckConfig, RpnConfig
-from maskrcnn.model.fuse import optimize, reference
+from maskrcnn.config import Category, ModelConfig, NeckConfig, RPNConfig
 from maskrcnn.model.maskrcnn import MaskRCNN, total
+from maskrcnn.model.optimize import optimize_for_inference, reference
 from maskrcnn.preprocess import input_size
 from maskrcnn.structures import Batch, Detections, Truth
 
-FIGURES = (Category("hand", 1, keypoints=("thumb", "wrist")), Category("stone", 2), Category("figure", 3, keypoints=("head", "hip", "foot")))
+FIGURES = (
+    Category("hand", 1, keypoints=("thumb", "wrist")),
+    Category("stone", 2),
+    Category("figure", 3, keypoints=("head", "hip", "foot")),
+)
 
 
 def lively(config: ModelConfig, seed: int = 0) -> MaskRCNN:
@@ -25,12 +29,17 @@ def lively(config: ModelConfig, seed: int = 0) -> MaskRCNN:
     torch.manual_seed(seed)
     model = MaskRCNN.from_config(config)
     with torch.no_grad():
-        for part in (model.rpn.objectness, model.box_head.class_logits, model.rpn.deltas, model.box_head.box_deltas):
+        for part in (
+            model.rpn.objectness,
+            model.box_head.class_logits,
+            model.rpn.deltas,
+            model.box_head.box_deltas,
+        ):
             part.weight.normal_(std=0.1)
     return model
 
 
-def test_one_pass_gives_boxes_masks_and_the_joints_of_each_own_category() -> None:
+def test_one_pass_gives_boxes_masks_and_the_keypoints_of_each_own_category() -> None:
     model = lively(tiny_config(FIGURES)).eval()
     with torch.no_grad():
         found = model(make_batch())
@@ -44,10 +53,10 @@ def test_one_pass_gives_boxes_masks_and_the_joints_of_each_own_category() -> Non
     labels = set(found.labels[found.valid].tolist())
     assert labels == {0, 1, 2}
     points = found.keypoints[found.valid]
-    for label, joints in ((0, 2), (1, 0), (2, 3)):
+    for label, keypoints in ((0, 2), (1, 0), (2, 3)):
         own = points[found.labels[found.valid] == label]
-        assert (own[:, :joints, 2] > 0).all()
-        assert (own[:, joints:] == 0).all()
+        assert (own[:, :keypoints, 2] > 0).all()
+        assert (own[:, keypoints:] == 0).all()
     inside = found.boxes[0][found.valid[0]]
     assert (inside >= 0).all()
     assert (inside[:, 2] <= 128).all()
@@ -63,7 +72,9 @@ def test_forward_predicts_and_losses_train_in_either_mode() -> None:
     in_training = model.losses(batch, truth)
     model.eval()
     assert isinstance(model(batch), Detections)
-    for name, value in model.losses(batch, truth).items():  # GroupNorm: the mode changes nothing at all
+    for name, value in model.losses(
+        batch, truth
+    ).items():  # GroupNorm: the mode changes nothing at all
         torch.testing.assert_close(value, in_training[name])
 
 
@@ -71,10 +82,19 @@ def test_every_parameter_of_every_head_has_a_gradient() -> None:
     config = tiny_config(FIGURES)
     model, batch = lively(config), make_batch()
     losses = model.losses(batch, make_truth(config, batch))
-    assert list(losses) == ["rpn_objectness", "rpn_box", "classification", "box", "mask", "keypoint"]
+    assert list(losses) == [
+        "rpn_objectness",
+        "rpn_box",
+        "classification",
+        "box",
+        "mask",
+        "keypoint",
+    ]
     assert all(value.item() > 0 for value in losses.values())
     total(losses).backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    missing = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     assert missing == []
 
 
@@ -87,7 +107,13 @@ def test_in_bfloat16_every_parameter_has_about_the_same_gradient() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = model.losses(batch, make_truth(config, batch))
         (losses["rpn_objectness"] + losses["rpn_box"]).backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if name.startswith(("rpn", "neck")) and p.grad is not None})
+        gradients.append(
+            {
+                name: p.grad.clone()
+                for name, p in model.named_parameters()
+                if name.startswith(("rpn", "neck")) and p.grad is not None
+            }
+        )
     whole, half = gradients
     assert whole.keys() == half.keys()
     assert {name.split(".")[0] for name in whole} == {"rpn", "neck"}
@@ -101,7 +127,10 @@ def test_the_bfloat16_form_has_losses_too() -> None:
     truth = make_truth(config, batch)
     model = lively(config).eval()
     with torch.no_grad():
-        whole, half = model.losses(batch, truth), optimize(model, "bfloat16").losses(batch, truth)
+        whole, half = (
+            model.losses(batch, truth),
+            optimize_for_inference(model, "bfloat16").losses(batch, truth),
+        )
     for name in ("rpn_objectness", "rpn_box"):
         torch.testing.assert_close(half[name], whole[name], rtol=0.05, atol=0.05)
 
@@ -112,7 +141,11 @@ def test_the_gradient_of_each_head_equals_finite_differences(part: str) -> None:
     model, batch = lively(config).double(), make_batch()
     batch = replace(batch, images=batch.images.double())
     truth = make_truth(config, batch)
-    weight = {"mask": model.mask_head.logits, "keypoint": model.keypoint_head.heatmaps, "box": model.box_head.box_deltas}[part].weight
+    weight = {
+        "mask": model.mask_head.logits,
+        "keypoint": model.keypoint_head.heatmaps,
+        "box": model.box_head.box_deltas,
+    }[part].weight
     loss = model.losses(batch, truth)[part]
     (gradient,) = torch.autograd.grad(loss, weight)
     place = int(gradient.abs().argmax())
@@ -124,25 +157,35 @@ def test_the_gradient_of_each_head_equals_finite_differences(part: str) -> None:
             sides.append(model.losses(batch, truth)[part])
             weight.flatten()[place] -= step
     numeric = (sides[0] - sides[1]) / (2 * change)
-    assert abs(numeric.item() / gradient.reshape(-1)[place].item() - 1) < 0.02  # the heads answer in single precision
+    assert (
+        abs(numeric.item() / gradient.reshape(-1)[place].item() - 1) < 0.02
+    )  # the heads answer in single precision
 
 
-def test_pictures_without_objects_train_as_background_and_touch_every_parameter() -> None:
+def test_images_without_objects_train_as_background_and_touch_every_parameter() -> None:
     config = tiny_config(FIGURES)
     model, batch = lively(config), make_batch()
-    joints = config.num_keypoint_channels
+    keypoints = config.num_keypoint_channels
     assert config.mask
-    for truth in (Truth.empty(2, 0, config.mask.truth_size, joints), Truth.empty(2, 3, config.mask.truth_size, joints)):
+    for truth in (
+        Truth.empty(2, 0, config.mask.truth_size, keypoints),
+        Truth.empty(2, 3, config.mask.truth_size, keypoints),
+    ):
         losses = model.losses(batch, truth)
         assert losses["classification"] > 0
         assert losses["rpn_objectness"] > 0
-        assert [losses[name].item() for name in ("rpn_box", "box", "mask", "keypoint")] == [0, 0, 0, 0]
+        assert [losses[name].item() for name in ("rpn_box", "box", "mask", "keypoint")] == [
+            0,
+            0,
+            0,
+            0,
+        ]
         model.zero_grad()
         total(losses).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_picture_in_which_nothing_is_found_gives_no_detections() -> None:
+def test_a_image_in_which_nothing_is_found_gives_no_detections() -> None:
     config = tiny_config(FIGURES)
     model = lively(replace(config, box=replace(config.box, score_threshold=1.0))).eval()
     found = model(make_batch())
@@ -156,7 +199,9 @@ def test_padding_rows_of_truth_do_not_change_losses() -> None:
     config = tiny_config(FIGURES)
     model, batch = lively(config), make_batch()
     truth = make_truth(config, batch)
-    padded = Truth.collate([truth, Truth.empty(0, 9, config.mask.truth_size, config.num_keypoint_channels)])
+    padded = Truth.collate(
+        [truth, Truth.empty(0, 9, config.mask.truth_size, config.num_keypoint_channels)]
+    )
     padded.boxes[:, 4:] = 7.0  # rubbish where nothing is valid
     one, other = model.losses(batch, truth), model.losses(batch, padded)
     # The true boxes are candidates among the RoIs, so padding shifts which random RoIs are drawn, but not the RPN's anchors.
@@ -180,7 +225,9 @@ def test_what_is_not_annotated_is_not_learnt() -> None:
         torch.testing.assert_close(without_masks[name], full[name])
 
     truth = make_truth(config, batch)
-    truth.has_box[...] = False  # joints alone: no box to regress, nothing for the RPN to find, but still a class and joints
+    truth.has_box[...] = (
+        False  # keypoints alone: no box to regress, nothing for the RPN to find, but still a class and keypoints
+    )
     partial = model.losses(batch, truth)
     assert partial["rpn_box"] == 0
     assert partial["box"] == 0
@@ -205,11 +252,13 @@ def test_a_crowd_is_no_background() -> None:
     truth = Truth.empty(1, 1, 56)
     truth.boxes[0, 0] = torch.tensor([-500.0, -500.0, 900.0, 900.0])
     truth.valid[...] = truth.ignore[...] = truth.has_box[...] = True
-    losses = model.losses(batch, truth)  # the crowd covers every anchor and every proposal: nothing at all to learn
+    losses = model.losses(
+        batch, truth
+    )  # the crowd covers every anchor and every proposal: nothing at all to learn
     assert {name: value.item() for name, value in losses.items()} == dict.fromkeys(losses, 0.0)
 
 
-def test_a_picture_is_answered_the_same_alone_and_in_a_batch_of_its_shape() -> None:
+def test_a_image_is_answered_the_same_alone_and_in_a_batch_of_its_shape() -> None:
     model = lively(tiny_config(FIGURES)).eval()
     together = make_batch(((96, 128), (90, 120)))
     alone = Batch.collate([together.images[1, :, :90, :120]], seeds=[1])
@@ -224,7 +273,9 @@ def test_a_picture_is_answered_the_same_alone_and_in_a_batch_of_its_shape() -> N
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_the_fast_and_the_reference_form_answer_as_the_model_does(norm: str) -> None:
     config = tiny_config(FIGURES)
-    config = replace(config, trunk=replace(config.trunk, norm=norm), neck=replace(config.neck, norm=norm))
+    config = replace(
+        config, trunk=replace(config.trunk, norm=norm), neck=replace(config.neck, norm=norm)
+    )
     model = lively(config)
     for name, buffer in model.named_buffers():
         if "running" in name:
@@ -232,17 +283,21 @@ def test_the_fast_and_the_reference_form_answer_as_the_model_does(norm: str) -> 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = make_batch()
     with torch.no_grad():
-        plain, folded, exact = (m(batch) for m in (model.eval(), optimize(model), reference(model)))
+        plain, folded, exact = (
+            m(batch) for m in (model.eval(), optimize_for_inference(model), reference(model))
+        )
     for other in (folded, exact):
         assert torch.equal(plain.valid, other.valid)
         for f in fields(plain):
-            torch.testing.assert_close(getattr(plain, f.name).float(), getattr(other, f.name).float(), atol=2e-3, rtol=0)
+            torch.testing.assert_close(
+                getattr(plain, f.name).float(), getattr(other, f.name).float(), atol=2e-3, rtol=0
+            )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_the_bfloat16_form_does_not_round_where_proposals_are() -> None:
     model, batch = lively(tiny_config(2)), make_batch()
-    half = optimize(model, "bfloat16")
+    half = optimize_for_inference(model, "bfloat16")
     with torch.no_grad():
         levels = half.pyramid(batch).levels
         found = [torch.cat([*values], dim=1) for values in half.rpn(levels)]
@@ -251,8 +306,10 @@ def test_the_bfloat16_form_does_not_round_where_proposals_are() -> None:
         assert (values != values.bfloat16().float()).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("form", [optimize, reference])
-def test_a_form_of_a_model_is_changed_without_the_model(form: Callable[[MaskRCNN], MaskRCNN]) -> None:
+@pytest.mark.parametrize("form", [optimize_for_inference, reference])
+def test_a_form_of_a_model_is_changed_without_the_model(
+    form: Callable[[MaskRCNN], MaskRCNN],
+) -> None:
     config = tiny_config(2)
     model = lively(replace(config, trunk=replace(config.trunk, norm="batch")))
     hooks = [len(part._forward_hooks) for part in model.modules()]
@@ -263,17 +320,22 @@ def test_a_form_of_a_model_is_changed_without_the_model(form: Callable[[MaskRCNN
     assert [len(part._forward_hooks) for part in model.modules()] == hooks
     assert model.training
     assert not isinstance(model.trunk.layer1, nn.Identity)
-    if form is optimize:
+    if form is optimize_for_inference:
         before = [value.clone() for value in other.state_dict().values()]
         with torch.no_grad():
             for value in (*model.parameters(), *model.buffers()):
                 value.add_(1)
-        assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True)
+        )
 
 
-def test_pictures_travel_as_bytes_and_answer_as_numbers_do() -> None:
+def test_images_travel_as_bytes_and_answer_as_numbers_do() -> None:
     model = MaskRCNN.from_config(tiny_config()).eval()
-    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8), torch.randint(256, (3, 80, 64), dtype=torch.uint8)]
+    images = [
+        torch.randint(256, (3, 64, 96), dtype=torch.uint8),
+        torch.randint(256, (3, 80, 64), dtype=torch.uint8),
+    ]
     batch = Batch.collate(images, seeds=[0, 1])
     assert batch.images.dtype == torch.uint8
     numbers = Batch.collate([images[0], images[1].float()], seeds=[0, 1])
@@ -288,7 +350,7 @@ def test_single_level_networks_predict_and_train(kind: str) -> None:
     config = replace(
         config,
         neck=NeckConfig(kind=kind),
-        rpn=RpnConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
+        rpn=RPNConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
         box=replace(config.box, fcs=() if kind == "c4" else (32,)),
         mask=replace(config.mask, convs=()),
     )
@@ -303,9 +365,13 @@ def test_single_level_networks_predict_and_train(kind: str) -> None:
 
 @pytest.mark.parametrize(("upsample", "side"), [((16,), 28), ((16, 8), 56), ((16, 8, 8), 112)])
 @pytest.mark.parametrize("class_agnostic", [False, True])
-def test_masks_of_28_56_and_112_pixels(upsample: tuple[int, ...], side: int, class_agnostic: bool) -> None:
+def test_masks_of_28_56_and_112_pixels(
+    upsample: tuple[int, ...], side: int, class_agnostic: bool
+) -> None:
     config = tiny_config(2)
-    config = replace(config, mask=replace(config.mask, upsample=upsample, class_agnostic=class_agnostic))
+    config = replace(
+        config, mask=replace(config.mask, upsample=upsample, class_agnostic=class_agnostic)
+    )
     model, batch = lively(config), make_batch()
     assert model.eval()(batch).masks.shape[-2:] == (side, side)
     assert model.losses(batch, make_truth(config, batch))["mask"] > 0
@@ -314,19 +380,35 @@ def test_masks_of_28_56_and_112_pixels(upsample: tuple[int, ...], side: int, cla
 @pytest.mark.parametrize("nms", ["class", "all", "soft"])
 def test_nms_per_class_over_classes_and_soft(nms: str) -> None:
     config = tiny_config(3)
-    found = lively(replace(config, box=replace(config.box, nms=nms, max_detections=40)))(make_batch())
+    found = lively(replace(config, box=replace(config.box, nms=nms, max_detections=40)))(
+        make_batch()
+    )
     assert found.valid.sum() > 10
 
 
 @pytest.mark.parametrize(
     "preset",
-    ["maskrcnn_r50_fpn", "maskrcnn_r101_fpn", "maskrcnn_r50_c4", "keypointrcnn_r50_fpn", "joint_r50_fpn", "torchvision_v1", "torchvision_v2"],
+    [
+        "maskrcnn_r50_fpn",
+        "maskrcnn_r101_fpn",
+        "maskrcnn_r50_c4",
+        "keypointrcnn_r50_fpn",
+        "joint_r50_fpn",
+        "maskrcnn_r50_fpn_torchvision",
+        "maskrcnn_r50_fpn_v2_torchvision",
+    ],
 )
 def test_presets_build_predict_and_give_losses(preset: str) -> None:
     config: ModelConfig = getattr(presets, preset)()
     narrow = replace(config.trunk, stem_channels=8, res2_channels=16, width_per_group=4)
-    few = {"rpn": replace(config.rpn, post_nms_train=50, post_nms_test=50), "box": replace(config.box, samples=32, max_detections=20)}
-    model, batch = MaskRCNN.from_config(replace(config, trunk=narrow, **few)), make_batch(((64, 64),))
+    few = {
+        "rpn": replace(config.rpn, post_nms_train=50, post_nms_test=50),
+        "box": replace(config.box, samples=32, max_detections=20),
+    }
+    model, batch = (
+        MaskRCNN.from_config(replace(config, trunk=narrow, **few)),
+        make_batch(((64, 64),)),
+    )
     with torch.no_grad():
         assert model.eval()(batch).boxes.shape[-1] == 4
         losses = model.losses(batch, make_truth(config, batch, objects=2))
@@ -336,17 +418,27 @@ def test_presets_build_predict_and_give_losses(preset: str) -> None:
 def test_a_timm_trunk_with_frozen_or_own_batch_norm_makes_the_same_pyramid() -> None:
     config = tiny_config(2)
     for norm in ("batch", "frozen"):
-        model = MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, timm="mobilenetv3_small_050", norm=norm)))
-        assert [level.shape[-1] for level in model.eval().pyramid(make_batch(((128, 128),))).levels] == [32, 16, 8, 4, 2]
+        model = MaskRCNN.from_config(
+            replace(config, trunk=replace(config.trunk, timm="mobilenetv3_small_050", norm=norm))
+        )
+        assert [
+            level.shape[-1] for level in model.eval().pyramid(make_batch(((128, 128),))).levels
+        ] == [32, 16, 8, 4, 2]
     with pytest.raises(ValueError, match="mobilenetv3_small_050"):
-        MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, timm="mobilenetv3_smal_050")))
+        MaskRCNN.from_config(
+            replace(config, trunk=replace(config.trunk, timm="mobilenetv3_smal_050"))
+        )
     with pytest.raises(ValueError, match="strides"):
-        MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, timm="vit_tiny_patch16_224")))
+        MaskRCNN.from_config(
+            replace(config, trunk=replace(config.trunk, timm="vit_tiny_patch16_224"))
+        )
 
 
 def test_frozen_stages_keep_weights_and_statistics() -> None:
     config = tiny_config(1)
-    model = MaskRCNN.from_config(replace(config, trunk=replace(config.trunk, norm="batch", frozen_stages=2))).train()
+    model = MaskRCNN.from_config(
+        replace(config, trunk=replace(config.trunk, norm="batch", frozen_stages=2))
+    ).train()
     batch = make_batch()
     before = {k: v.clone() for k, v in model.trunk.state_dict().items()}
     total(model.losses(batch, make_truth(config, batch))).backward()
@@ -354,12 +446,20 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
     assert model.trunk.layer1[0].conv1.weight.grad is None
     assert model.trunk.layer2[0].conv1.weight.grad is not None
     after = model.trunk.state_dict()
-    assert all(torch.equal(after[k], v) for k, v in before.items() if k.startswith(("bn1", "layer1")))
+    assert all(
+        torch.equal(after[k], v) for k, v in before.items() if k.startswith(("bn1", "layer1"))
+    )
     assert not torch.equal(after["layer2.0.bn1.running_mean"], before["layer2.0.bn1.running_mean"])
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((480, 640), (800, 1067)), ((427, 640), (800, 1199)), ((100, 1000), (133, 1333)), ((800, 800), (800, 800))]
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),
+        ((427, 640), (800, 1199)),
+        ((100, 1000), (133, 1333)),
+        ((800, 800), (800, 800)),
+    ],
 )
 def test_the_resize_rule_is_detectron2s(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert input_size(*size, presets.maskrcnn_r50_fpn().input) == expected
@@ -372,7 +472,7 @@ def test_the_resize_rule_without_a_side_keeps_the_scale() -> None:
     assert input_size(3000, 1500, config) == (1024, 512)
 
 
-def test_a_few_steps_on_one_picture_lower_the_losses() -> None:
+def test_a_few_steps_on_one_image_lower_the_losses() -> None:
     config = tiny_config(FIGURES)
     torch.manual_seed(0)
     model, batch = MaskRCNN.from_config(config).train(), make_batch(((96, 128),))
@@ -385,6 +485,10 @@ def test_a_few_steps_on_one_picture_lower_the_losses() -> None:
         total(losses).backward()
         optimizer.step()
         history.append({k: v.item() for k, v in losses.items()})
-    first, last = ({k: sum(h[k] for h in part) for k in part[0]} for part in (history[:5], history[-5:]))
+    first, last = (
+        {k: sum(h[k] for h in part) for k in part[0]} for part in (history[:5], history[-5:])
+    )
     grew = {k: (first[k], last[k]) for k in first if last[k] > 0.9 * first[k]}
-    assert set(grew) <= {"box"}  # that one grows first: a better RPN makes more proposals positive, each with a box to learn
+    assert set(grew) <= {
+        "box"
+    }  # that one grows first: a better RPN makes more proposals positive, each with a box to learn

@@ -27,14 +27,19 @@ OPTIONAL = {"supervision"}
 def seconds_of(script: str) -> tuple[float, str]:
     """Processor time of a fresh interpreter, which other people's load does not lengthen, and what it printed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
 def test_import_loads_nothing_heavy():
     bare = min(seconds_of("pass")[0] for _ in range(3))
-    runs = [seconds_of("import sys, maskrcnn; print({'torch', 'numpy', 'PIL'} & set(sys.modules))") for _ in range(3)]
+    runs = [
+        seconds_of("import sys, maskrcnn; print({'torch', 'numpy', 'PIL'} & set(sys.modules))")
+        for _ in range(3)
+    ]
     assert runs[0][1].strip() == "set()"
     assert min(time for time, _ in runs) - bare < 0.2
 
@@ -72,16 +77,29 @@ def test_every_public_function_and_class_has_a_docstring():
     without = []
     for path in SOURCE.rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
-            parts = [node, *node.body] if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else [node]
+            parts = (
+                [node, *node.body]
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+                else [node]
+            )
             for part in parts:
-                if isinstance(part, ast.FunctionDef | ast.ClassDef) and not part.name.startswith(("_", "forward")) and not ast.get_docstring(part):
+                if (
+                    isinstance(part, ast.FunctionDef | ast.ClassDef)
+                    and not part.name.startswith(("_", "forward"))
+                    and not ast.get_docstring(part)
+                ):
                     without.append(f"{path.relative_to(SOURCE)}: {part.name}")
     assert not without
 
 
 def test_every_import_is_a_declared_dependency():
     declared = {name.split(">")[0].split("=")[0].lower() for name in PROJECT["dependencies"]}
-    known = {MODULES.get(name, name) for name in declared} | OPTIONAL | {"maskrcnn"} | set(sys.stdlib_module_names)
+    known = (
+        {MODULES.get(name, name) for name in declared}
+        | OPTIONAL
+        | {"maskrcnn"}
+        | set(sys.stdlib_module_names)
+    )
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -95,21 +113,46 @@ def test_every_dependency_is_imported():
     for name in PROJECT["dependencies"]:
         module = MODULES.get(plain := name.split(">")[0].split("=")[0].lower(), plain)
         # TensorBoard is imported by torch.utils.tensorboard
-        assert f"import {module}" in text or f"from {module}" in text or f"torch.utils.{module}" in text, name
+        assert (
+            f"import {module}" in text
+            or f"from {module}" in text
+            or f"torch.utils.{module}" in text
+        ), name
 
 
 def test_the_wheel_holds_the_whole_package_and_works_alone(tmp_path: Path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        str(ROOT),
+    ]
     subprocess.run(build, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("maskrcnn-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("maskrcnn/")}
         archive.extractall(tmp_path / "site")
         assert any(name.endswith("LICENSE") for name in archive.namelist())
-    wanted = {p.relative_to(SOURCE.parent).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    wanted = {
+        p.relative_to(SOURCE.parent).as_posix()
+        for p in SOURCE.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     assert held == wanted
     site = str(tmp_path / "site")
     script = f"import sys; sys.path.insert(0, {site!r}); from maskrcnn import cli; cli.run(['weights']); print(cli.__file__)"
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
     assert "maskrcnn_r50_fpn_coco" in done.stdout
     assert site in done.stdout

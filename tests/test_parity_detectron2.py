@@ -12,9 +12,17 @@ import torch
 from pycocotools import mask as coco_mask
 
 import maskrcnn as mr
-from maskrcnn.images import read_image
+from maskrcnn.images.read import read_image
 
-MODELS = ["r50_fpn_joint", "r50_fpn_keypoint", "r50_fpn_gn_rgb", "r50_fpn_class_agnostic", "r50_c4", "r101_dc5", "x50_fpn"]
+MODELS = [
+    "r50_fpn_joint",
+    "r50_fpn_keypoint",
+    "r50_fpn_gn_rgb",
+    "r50_fpn_class_agnostic",
+    "r50_c4",
+    "r101_dc5",
+    "x50_fpn",
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,9 @@ def test_features_and_proposals_are_detectron2s(golden, name):
     with torch.no_grad():
         levels = model.pyramid(batch).levels
         anchors = model.rpn.anchors(levels, batch)
-        proposals = model.rpn.propose(*model.rpn(levels), anchors, batch, pre_nms=model.config.rpn.pre_nms_test, post_nms=50)
+        proposals = model.rpn.propose(
+            *model.rpn(levels), anchors, batch, pre_nms=model.config.rpn.pre_nms_test, post_nms=50
+        )
     means = [expected[key] for key in sorted(expected) if key.startswith("feature_mean_")]
     for level, mean in zip(levels, means, strict=True):
         np.testing.assert_allclose(level.mean((0, 2, 3)), mean, atol=1e-4 * np.abs(mean).max())
@@ -66,7 +76,9 @@ def test_the_zoos_pickle_holds_the_same_model(golden):
 
 
 def test_an_imported_model_survives_our_own_file(golden, tmp_path):
-    model = mr.load(golden / "detectron2" / "r50_fpn_joint" / "model_final.pth", categories=["a", "b", "c", "d"])
+    model = mr.load(
+        golden / "detectron2" / "r50_fpn_joint" / "model_final.pth", categories=["a", "b", "c", "d"]
+    )
     mr.save(model, tmp_path / "model.safetensors")
     again = mr.load(tmp_path / "model.safetensors")
     assert again.config == model.config
@@ -100,4 +112,6 @@ def test_settings_that_change_no_shape_change_the_answer(golden, tmp_path, old, 
     (tmp_path / "config.yaml").write_text(text.replace(old, new))
     result = mr.predict(mr.load(tmp_path / "model_final.pth"), golden / "image.png")
     expected = np.load(folder / "expected.npz")["boxes"]
-    assert result.boxes.shape != expected.shape or np.abs(result.boxes.numpy() - expected).max() > 0.1
+    assert (
+        result.boxes.shape != expected.shape or np.abs(result.boxes.numpy() - expected).max() > 0.1
+    )

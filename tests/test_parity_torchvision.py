@@ -24,7 +24,7 @@ import maskrcnn.model.box_head as our_box_head
 import maskrcnn.model.maskrcnn as our_model
 import maskrcnn.model.rpn as our_rpn
 from maskrcnn.preprocess import prepare_as_torchvision
-from maskrcnn.settings import override
+from maskrcnn.settings import override_config
 
 SHORT, LONG = 160, 256
 # Less work for both than by default, so that the tests take seconds: (theirs, ours).
@@ -56,9 +56,17 @@ class Pair(NamedTuple):
 
 
 def texture(height: int, width: int, seed: int) -> np.ndarray:
-    """A picture of smooth blobs of several sizes, uint8 [H, W, 3]."""
+    """An image of smooth blobs of several sizes, uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
-    layers = [np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((width, height), 3), float) for n in (4, 9, 30)]
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize(
+                (width, height), 3
+            ),
+            float,
+        )
+        for n in (4, 9, 30)
+    ]
     return np.clip(sum(layers) / 3 * 1.6 - 80, 0, 255).astype(np.uint8)
 
 
@@ -95,7 +103,10 @@ def calibrate(model: nn.Module, image: np.ndarray, seed: int, spreads: Mapping[s
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             handles.append(module.register_forward_pre_hook(before_norm))
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+        elif (
+            isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+            and module.bias is not None
+        ):
             spread = next((s for part, s in spreads.items() if part in name), None)
             if spread:
                 handles.append(module.register_forward_hook(after_layer(spread)))
@@ -117,13 +128,23 @@ BUILDERS = {
 def pair(request, tmp_path_factory) -> Pair:
     builder, arguments, spread = BUILDERS[request.param]
     torch.manual_seed(3)
-    theirs = builder(weights=None, weights_backbone=None, **arguments, **{name: value for name, (_, value) in LESS.items()})
+    theirs = builder(
+        weights=None,
+        weights_backbone=None,
+        **arguments,
+        **{name: value for name, (_, value) in LESS.items()},
+    )
     calibrate(theirs, texture(120, 180, 5), 4, SPREAD | {"cls_score": spread})
     path = tmp_path_factory.mktemp(request.param) / "model.pth"
-    torch.save({"model": theirs.state_dict(), "epoch": 3} if request.param == "mask_v2" else theirs.state_dict(), path)
+    torch.save(
+        {"model": theirs.state_dict(), "epoch": 3}
+        if request.param == "mask_v2"
+        else theirs.state_dict(),
+        path,
+    )
     loaded = mr.load(path)
     path.unlink()
-    ours = mr.MaskRCNN.from_config(override(loaded.config, dict(LESS.values()))).eval()
+    ours = mr.MaskRCNN.from_config(override_config(loaded.config, dict(LESS.values()))).eval()
     ours.load_state_dict(loaded.state_dict())
     return Pair(theirs, ours)
 
@@ -133,28 +154,56 @@ SIZES = [(211, 150), (70, 201)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_single_pictures_are_answered_as_torchvision_does(pair, size):
+def test_single_images_are_answered_as_torchvision_does(pair, size):
     image = texture(*size, seed=sum(size))
     with torch.no_grad():
         (theirs,) = pair.theirs.eval()([as_input(image)])
-    compare(mr.predict(pair.ours, image, form="reference"), theirs, boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
-    compare(mr.predict(pair.ours, image, form="fast"), theirs, boxes=0.05, scores=1e-3, masks=0.98, keypoints=1)
+    compare(
+        mr.predict(pair.ours, image, form="reference"),
+        theirs,
+        boxes=1e-3,
+        scores=1e-4,
+        masks=0.999,
+        keypoints=1e-2,
+    )
+    compare(
+        mr.predict(pair.ours, image, form="fast"),
+        theirs,
+        boxes=0.05,
+        scores=1e-3,
+        masks=0.98,
+        keypoints=1,
+    )
 
 
 def test_batches_are_answered_as_torchvision_does(pair):
     images = [texture(90, 140, 1), texture(91, 143, 2)]  # other sizes, one padded shape
     with torch.no_grad():
         theirs = pair.theirs.eval()([as_input(image) for image in images])
-    for ours, one in zip(mr.predict(pair.ours, images, batch_size=2, form="reference"), theirs, strict=True):
+    for ours, one in zip(
+        mr.predict(pair.ours, images, batch_size=2, form="reference"), theirs, strict=True
+    ):
         compare(ours, one, boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
 
 
-def compare(ours: mr.Instances, theirs: Mapping[str, torch.Tensor], *, boxes: float, scores: float, masks: float, keypoints: float) -> None:
+def compare(
+    ours: mr.Instances,
+    theirs: Mapping[str, torch.Tensor],
+    *,
+    boxes: float,
+    scores: float,
+    masks: float,
+    keypoints: float,
+) -> None:
     assert len(ours) == len(theirs["boxes"]) >= 10, "too few detections prove nothing"
-    inside = (theirs["boxes"][:, :2] > 1).all(1) & (theirs["boxes"][:, 2:] < torch.tensor(ours.size).flip(0) - 1).all(1)
-    assert inside.sum() >= 3, "detections that fill the picture prove little"
+    inside = (theirs["boxes"][:, :2] > 1).all(1) & (
+        theirs["boxes"][:, 2:] < torch.tensor(ours.size).flip(0) - 1
+    ).all(1)
+    assert inside.sum() >= 3, "detections that fill the image prove little"
     assert theirs["scores"].std() > 0.01
-    apart = (ours.boxes - theirs["boxes"][:, None]).abs().amax(dim=-1) + 1e6 * (ours.labels + 1 != theirs["labels"][:, None])
+    apart = (ours.boxes - theirs["boxes"][:, None]).abs().amax(dim=-1) + 1e6 * (
+        ours.labels + 1 != theirs["labels"][:, None]
+    )
     partner = apart.argmin(dim=1)  # two whose scores are as good as equal may stand in either order
     assert sorted(partner.tolist()) == list(range(len(ours)))
     ours = ours[partner]
@@ -169,28 +218,45 @@ def compare(ours: mr.Instances, theirs: Mapping[str, torch.Tensor], *, boxes: fl
         assert overlap.min() > masks
         assert ((dense.sum((1, 2)) > 0).float().mean()) > 0.8
     if "keypoints" in theirs:
-        torch.testing.assert_close(ours.keypoints[..., :2], theirs["keypoints"][..., :2], atol=keypoints, rtol=0)
-        if keypoints < 1:  # a box that grows past a whole pixel is read on another grid: the peak jumps
-            torch.testing.assert_close(ours.keypoint_logits, theirs["keypoints_scores"], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            ours.keypoints[..., :2], theirs["keypoints"][..., :2], atol=keypoints, rtol=0
+        )
+        if (
+            keypoints < 1
+        ):  # a box that grows past a whole pixel is read on another grid: the peak jumps
+            torch.testing.assert_close(
+                ours.keypoint_logits, theirs["keypoints_scores"], atol=1e-3, rtol=1e-3
+            )
 
 
 def test_losses_equal_torchvisions_on_the_same_samples_and_mask_targets(pair, monkeypatch):
     images, targets = training_batch(pair.ours)
     theirs, samples = their_losses(pair.theirs, images, targets)
     inject(monkeypatch, samples, [t["masks"] for t in targets])
-    batch = mr.Batch.collate([prepare_as_torchvision(i, pair.ours.config.input)[0] for i in images], seeds=[0, 1], normalised=True)
+    batch = mr.Batch.collate(
+        [prepare_as_torchvision(i, pair.ours.config.input)[0] for i in images],
+        seeds=[0, 1],
+        normalized=True,
+    )
     with torch.no_grad():
         ours = pair.ours.losses(batch, truth_of(pair.ours, targets))
-    names = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "classification": "loss_classifier", "box": "loss_box_reg"}
+    names = {
+        "rpn_objectness": "loss_objectness",
+        "rpn_box": "loss_rpn_box_reg",
+        "classification": "loss_classifier",
+        "box": "loss_box_reg",
+    }
     names |= {"mask": "loss_mask", "keypoint": "loss_keypoint"}
     assert {names[k] for k in ours} == set(theirs)
     for name, value in ours.items():
         assert theirs[names[name]] > 1e-3
-        torch.testing.assert_close(value, theirs[names[name]], rtol=1e-4, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            value, theirs[names[name]], rtol=1e-4, atol=0, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def training_batch(model: mr.MaskRCNN) -> tuple[list[np.ndarray], list[dict[str, torch.Tensor]]]:
-    """Two pictures at the model's own size (so that torchvision scales no target), with ellipses as objects."""
+    """Two images at the model's own size (so that torchvision scales no target), with ellipses as objects."""
     rng = np.random.default_rng(0)
     images, targets = [], []
     for seed, (height, width) in enumerate(((160, 224), (160, 256))):
@@ -199,14 +265,19 @@ def training_batch(model: mr.MaskRCNN) -> tuple[list[np.ndarray], list[dict[str,
         boxes = np.concatenate([low, low + rng.uniform(25, 80, (6, 2))], axis=1)
         y, x = np.mgrid[:height, :width] + 0.5
         middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-        masks = [((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1 for (cx, cy), (rx, ry) in zip(middle, half, strict=True)]
-        joints = middle[:, None] + half[:, None] * rng.uniform(-1.1, 1.1, (6, 17, 2))
+        masks = [
+            ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
+            for (cx, cy), (rx, ry) in zip(middle, half, strict=True)
+        ]
+        keypoints = middle[:, None] + half[:, None] * rng.uniform(-1.1, 1.1, (6, 17, 2))
         visible = rng.integers(0, 3, (6, 17, 1))
         target = {
             "boxes": torch.tensor(boxes, dtype=torch.float32),
             "labels": torch.tensor(rng.integers(1, model.config.num_classes + 1, 6)),
             "masks": torch.tensor(np.stack(masks), dtype=torch.uint8),
-            "keypoints": torch.tensor(np.concatenate([joints, visible], axis=2), dtype=torch.float32),
+            "keypoints": torch.tensor(
+                np.concatenate([keypoints, visible], axis=2), dtype=torch.float32
+            ),
         }
         targets.append(target)
     return images, targets
@@ -216,7 +287,7 @@ def truth_of(model: mr.MaskRCNN, targets: list[dict[str, torch.Tensor]]) -> mr.T
     """Ours of torchvision's targets. The mask crops hold only the object's number: `inject` gives the masks themselves."""
     boxes = torch.stack([t["boxes"] for t in targets])
     shape = boxes.shape[:2]
-    yes, joints = torch.ones(shape, dtype=torch.bool), 17 if model.config.keypoint else 0
+    yes, keypoints = torch.ones(shape, dtype=torch.bool), 17 if model.config.keypoint else 0
     return mr.Truth(
         boxes=boxes,
         labels=torch.stack([t["labels"] - 1 for t in targets]),
@@ -225,12 +296,14 @@ def truth_of(model: mr.MaskRCNN, targets: list[dict[str, torch.Tensor]]) -> mr.T
         has_box=yes,
         masks=torch.arange(yes.numel(), dtype=torch.uint8).view(*shape, 1, 1),
         has_mask=yes,
-        keypoints=torch.stack([t["keypoints"][:, :joints] for t in targets]),
+        keypoints=torch.stack([t["keypoints"][:, :keypoints] for t in targets]),
         has_keypoints=yes,
     )
 
 
-def their_losses(model: nn.Module, images: list[np.ndarray], targets: list[dict[str, torch.Tensor]]) -> tuple[dict[str, torch.Tensor], dict]:
+def their_losses(
+    model: nn.Module, images: list[np.ndarray], targets: list[dict[str, torch.Tensor]]
+) -> tuple[dict[str, torch.Tensor], dict]:
     """torchvision's losses, BatchNorm with its stored statistics, and which anchors and RoIs it drew."""
     samples: dict = {"rpn": [], "roi": [], "proposals": []}
     model.train()
@@ -241,17 +314,25 @@ def their_losses(model: nn.Module, images: list[np.ndarray], targets: list[dict[
     def recording(sampler, key):
         def sample(labels):
             positive, negative = sampler(labels)
-            samples[key] = [(p.nonzero()[:, 0], n.nonzero()[:, 0]) for p, n in zip(positive, negative, strict=True)]
+            samples[key] = [
+                (p.nonzero()[:, 0], n.nonzero()[:, 0])
+                for p, n in zip(positive, negative, strict=True)
+            ]
             return positive, negative
 
         return sample
 
     rpn, heads = model.rpn, model.roi_heads
     saved = rpn.fg_bg_sampler, heads.fg_bg_sampler
-    handle = heads.register_forward_pre_hook(lambda module, args: samples.update(proposals=[len(p) for p in args[1]]))
+    handle = heads.register_forward_pre_hook(
+        lambda module, args: samples.update(proposals=[len(p) for p in args[1]])
+    )
     torch.manual_seed(1)
     try:
-        rpn.fg_bg_sampler, heads.fg_bg_sampler = recording(saved[0], "rpn"), recording(saved[1], "roi")
+        rpn.fg_bg_sampler, heads.fg_bg_sampler = (
+            recording(saved[0], "rpn"),
+            recording(saved[1], "roi"),
+        )
         with torch.no_grad():
             losses = model([as_input(i) for i in images], [dict(t) for t in targets])
     finally:
@@ -268,19 +349,27 @@ def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
             rows = []
             for b, (p, n) in enumerate(samples[key]):
                 index = torch.cat([p, n])
-                if key == "roi":  # theirs appends the true boxes to the proposals found, ours to the padded proposals
+                if (
+                    key == "roi"
+                ):  # theirs appends the true boxes to the proposals found, ours to the padded proposals
                     found = samples["proposals"][b]
-                    index = torch.where(index < found, index, index - found + positive.shape[1] - len(masks[b]))
+                    index = torch.where(
+                        index < found, index, index - found + positive.shape[1] - len(masks[b])
+                    )
                 assert positive[b, index[: len(p)]].all(), "torchvision counts it as an object"
                 assert negative[b, index[len(p) :]].all(), "torchvision counts it as background"
                 rows.append(index)
             assert sum(len(p) for p, _ in samples[key]) > 3
-            return nn.utils.rnn.pad_sequence(rows, True), nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.bool) for r in rows], True)
+            return nn.utils.rnn.pad_sequence(rows, True), nn.utils.rnn.pad_sequence(
+                [torch.ones(len(r), dtype=torch.bool) for r in rows], True
+            )
 
         return balanced_sample
 
     def mask_targets(numbers, boxes, rois, size):
-        every = torch.stack([m for t in masks for m in torch.nn.functional.pad(t, (0, LONG - t.shape[2]))])
+        every = torch.stack(
+            [m for t in masks for m in torch.nn.functional.pad(t, (0, LONG - t.shape[2]))]
+        )
         return tv_roi_heads.project_masks_on_boxes(every, rois, numbers[:, 0, 0].long(), size)
 
     monkeypatch.setattr(our_rpn, "balanced_sample", chosen("rpn"))
@@ -291,7 +380,9 @@ def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_frozen_batch_norm_uses_the_eps_that_is_given(tmp_path, eps):
     torch.manual_seed(0)
-    theirs = detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d)
+    theirs = detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d
+    )
     theirs = detection.FasterRCNN(theirs, num_classes=3)
     detection._utils.overwrite_eps(theirs, eps)
     for part in theirs.modules():
@@ -306,6 +397,8 @@ def test_frozen_batch_norm_uses_the_eps_that_is_given(tmp_path, eps):
         model = mr.load(path, bn_eps=eps)
         levels = model.neck(model.trunk(image))
         other = mr.load(path, bn_eps=1e-5 - eps)
-        for ours, level, wrong in zip(levels, wanted.values(), other.neck(other.trunk(image)), strict=True):
+        for ours, level, wrong in zip(
+            levels, wanted.values(), other.neck(other.trunk(image)), strict=True
+        ):
             torch.testing.assert_close(ours, level, rtol=1e-4, atol=1e-4 * level.abs().max().item())
             assert not torch.allclose(wrong, level, rtol=1e-2, atol=1e-2 * level.abs().max().item())

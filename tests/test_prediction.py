@@ -12,30 +12,35 @@ from models import tiny_config
 from PIL import Image
 from pycocotools.coco import COCO
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.rle import area
 from maskrcnn.config import Category, ModelConfig
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.evaluation.answers import match_categories
-from maskrcnn.evaluation.coco import evaluate
-from maskrcnn.images import ImageError, image_size
+from maskrcnn.evaluation.evaluate import evaluate
+from maskrcnn.evaluation.predictions import match_categories
+from maskrcnn.images.read import ImageError, image_size
 from maskrcnn.instances import Instances
-from maskrcnn.model.fuse import optimize
 from maskrcnn.model.maskrcnn import MaskRCNN
-from maskrcnn.ops.rle import area
-from maskrcnn.prediction.files import predict_files
+from maskrcnn.model.optimize import optimize_for_inference
+from maskrcnn.prediction.predict_files import predict_files
 from maskrcnn.prediction.predictor import Form, Source, answering, predict, stream, to_instances
 from maskrcnn.structures import Batch, Detections
 
-CATEGORIES = (Category("stone", 4), Category("fly", 2, keypoints=("head", "tail"), skeleton=((0, 1),)))
+CATEGORIES = (
+    Category("stone", 4),
+    Category("fly", 2, keypoints=("head", "tail"), skeleton=((0, 1),)),
+)
 
 
 def make_model(seed: int = 0, **changes: object) -> MaskRCNN:
     torch.manual_seed(seed)
     config = tiny_config(CATEGORIES, **changes)
     assert config.mask
-    return MaskRCNN.from_config(replace(config, mask=replace(config.mask, threshold=0.3))).eval()  # random masks are about 0.5 everywhere
+    return MaskRCNN.from_config(
+        replace(config, mask=replace(config.mask, threshold=0.3))
+    ).eval()  # random masks are about 0.5 everywhere
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -53,7 +58,17 @@ def model() -> MaskRCNN:
 
 def test_answers_are_in_the_original_pixels() -> None:
     config = tiny_config(CATEGORIES)
-    boxes = torch.tensor([[[10.0, 20.0, 30.0, 50.0], [-5.0, 10.0, 500.0, 900.0], [60.0, 5.0, 60.0, 9.0], [1.0, 1.0, 5.0, 5.0], [1.0, 1.0, 5.0, 5.0]]])
+    boxes = torch.tensor(
+        [
+            [
+                [10.0, 20.0, 30.0, 50.0],
+                [-5.0, 10.0, 500.0, 900.0],
+                [60.0, 5.0, 60.0, 9.0],
+                [1.0, 1.0, 5.0, 5.0],
+                [1.0, 1.0, 5.0, 5.0],
+            ]
+        ]
+    )
     detections = Detections(
         boxes=boxes,
         scores=torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.1]]),
@@ -73,8 +88,10 @@ def test_answers_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
     resized = replace(model.config, input=replace(model.config.input, min_size=96, max_size=150))
     other = make_model()
     other.config = resized
-    image = picture(60, 80)
-    shown = torch.from_numpy(np.array(Image.fromarray(image).resize((128, 96), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+    image = make_image(60, 80)
+    shown = torch.from_numpy(
+        np.array(Image.fromarray(image).resize((128, 96), Image.Resampling.BILINEAR))
+    ).permute(2, 0, 1)
     with torch.inference_mode():
         detections = other(Batch.collate([shown], seeds=[0]))
     found = predict(other, image, form="reference")
@@ -83,7 +100,13 @@ def test_answers_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
 
 
 def test_several_together_equal_each_alone(model: MaskRCNN) -> None:
-    images = [picture(90, 120, 1), picture(96, 128, 2), picture(128, 64, 3), picture(70, 127, 4), picture(128, 60, 5)]
+    images = [
+        make_image(90, 120, 1),
+        make_image(96, 128, 2),
+        make_image(128, 64, 3),
+        make_image(70, 127, 4),
+        make_image(128, 60, 5),
+    ]
     together = list(predict(model, images, batch_size=2))
     assert [r.image_id for r in together] == [1, 2, 3, 4, 5]
     for image, found in zip(images, together, strict=True):
@@ -97,13 +120,23 @@ class Shapes:
         self.seen: list[tuple[int, ...]] = []
         self.answer = answering(model)
         forward = self.answer.network.forward
-        monkeypatch.setattr(self.answer.network, "forward", lambda batch: (self.seen.append(tuple(batch.images.shape)), forward(batch))[1])
+        monkeypatch.setattr(
+            self.answer.network,
+            "forward",
+            lambda batch: (self.seen.append(tuple(batch.images.shape)), forward(batch))[1],
+        )
 
 
-def test_pictures_of_one_padded_shape_share_a_batch(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_padded_shape_share_a_batch(
+    model: MaskRCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = Shapes(model, monkeypatch)
     sizes = [(60, 60), (60, 90), (64, 64), (64, 96), (33, 40)]
-    found = list(stream(shapes.answer, [Source(picture(*s), n) for n, s in enumerate(sizes)], batch_size=2))
+    found = list(
+        stream(
+            shapes.answer, [Source(make_image(*s), n) for n, s in enumerate(sizes)], batch_size=2
+        )
+    )
     assert [r.size for r in found] == sizes
     assert shapes.seen == [(2, 3, 64, 64), (2, 3, 64, 96), (1, 3, 64, 64)]
 
@@ -115,7 +148,9 @@ def test_reading_is_only_a_few_batches_ahead(model: MaskRCNN) -> None:
         nonlocal read
         while True:
             read += 1
-            yield picture(96 if read == 1 else 64, 64)  # the first waits for another of its shape, which never comes
+            yield make_image(
+                96 if read == 1 else 64, 64
+            )  # the first waits for another of its shape, which never comes
 
     results = predict(model, endless(), batch_size=2)
     for n in range(1, 8):
@@ -123,8 +158,8 @@ def test_reading_is_only_a_few_batches_ahead(model: MaskRCNN) -> None:
         assert read <= n + 8
 
 
-def test_an_array_a_pil_picture_and_a_file_give_the_same(model: MaskRCNN, tmp_path: Path) -> None:
-    image = picture(64, 64)
+def test_an_array_a_pil_image_and_a_file_give_the_same(model: MaskRCNN, tmp_path: Path) -> None:
+    image = make_image(64, 64)
     Image.fromarray(image).save(tmp_path / "a.png")
     want = predict(model, image)
     assert_equal(predict(model, Image.fromarray(image)), want)
@@ -140,33 +175,33 @@ def test_an_array_a_pil_picture_and_a_file_give_the_same(model: MaskRCNN, tmp_pa
 def test_a_folder_is_read_sorted_with_its_sub_folders(model: MaskRCNN, tmp_path: Path) -> None:
     for n, name in enumerate(("b.png", "a/z.jpg", ".hidden/x.png", "a.txt", "c.PNG")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(picture(48, 64, n)).save(tmp_path / name, format="PNG")
+        Image.fromarray(make_image(48, 64, n)).save(tmp_path / name, format="PNG")
     assert [r.file_name for r in predict(model, tmp_path)] == ["a/z.jpg", "b.png", "c.PNG"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures in this folder"):
+    with pytest.raises(ValueError, match="no images in this folder"):
         list(predict(model, tmp_path / "empty"))
 
 
 def test_a_higher_minimum_score_leaves_out_the_lower_objects(model: MaskRCNN) -> None:
-    every = predict(model, picture(64, 64))
+    every = predict(model, make_image(64, 64))
     limit = float(every.scores.median())
-    fewer = predict(model, picture(64, 64), min_score=limit)
+    fewer = predict(model, make_image(64, 64), min_score=limit)
     assert 0 < len(fewer) < len(every)
     assert torch.equal(fewer.scores, every.scores[every.scores >= limit])
-    assert len(predict(model, picture(64, 64), min_score=1.0)) == 0
+    assert len(predict(model, make_image(64, 64), min_score=1.0)) == 0
 
 
 def test_wrong_arguments_are_errors_with_a_cure(model: MaskRCNN, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"below its own box\.score_threshold of 0\.05"):
-        predict(model, picture(48, 64), min_score=0.01)
+        predict(model, make_image(48, 64), min_score=0.01)
     with pytest.raises(ValueError, match='choose "fast" or "reference"'):
-        predict(model, picture(48, 64), form="quick")  # ty: ignore[invalid-argument-type]
+        predict(model, make_image(48, 64), form="quick")  # ty: ignore[invalid-argument-type]
     with pytest.raises(ImageError, match="no such file"):
         predict(model, tmp_path / "absent.png")
     with pytest.raises(TypeError, match="permute"):
         predict(model, torch.zeros(3, 32, 32))  # ty: ignore[invalid-argument-type]
     with pytest.raises(ValueError, match="batch_size is 0"):
-        list(predict(model, [picture(48, 64)], batch_size=0))
+        list(predict(model, [make_image(48, 64)], batch_size=0))
 
 
 @pytest.mark.parametrize("form", ["fast", "reference"])
@@ -176,14 +211,14 @@ def test_a_model_is_brought_to_another_place_once(form: Form) -> None:
     assert next(there.parameters()).device.type == "meta"
     assert answering(model, form=form, device="meta").network is there
     assert next(answering(model, form=form).network.parameters()).device.type == "cpu"
-    assert answering(optimize(model), device="cpu").network.optimized
+    assert answering(optimize_for_inference(model), device="cpu").network.optimized
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     assert answering(model, form=form, device="meta").network is not there
 
 
 def test_the_fast_form_follows_a_model_that_is_still_trained() -> None:
-    model, image = make_model(), picture(64, 64)
+    model, image = make_model(), make_image(64, 64)
     before = predict(model, image)
     assert answering(model).network is answering(model).network
     with torch.no_grad():
@@ -198,34 +233,42 @@ def test_the_fast_form_follows_a_model_that_is_still_trained() -> None:
 
 def test_prediction_leaves_the_model_in_training_mode() -> None:
     model = make_model().train()
-    predict(model, picture(48, 64))
-    predict(model, picture(48, 64), form="reference")
+    predict(model, make_image(48, 64))
+    predict(model, make_image(48, 64), form="reference")
     assert model.training
     assert all(p.requires_grad for p in model.box_head.parameters())
 
 
-def folder_of_pictures(folder: Path) -> list[str]:
-    """Good pictures in sub-folders with names that collide, and broken ones among them."""
+def folder_of_images(folder: Path) -> list[str]:
+    """Good images in sub-folders with names that collide, and broken ones among them."""
     good = {"x.png": (40, 50), "x.jpg": (64, 48), "sub/x.png": (33, 90), "sub/y.tif": (50, 50)}
     for n, (name, size) in enumerate(good.items()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(*size, n)).save(folder / name)
-    (folder / "broken.png").write_bytes(b"not a picture")
+        Image.fromarray(make_image(*size, n)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"not an image")
     whole = (folder / "x.png").read_bytes()
     (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
     return sorted(good)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_job_writes_valid_results_and_an_overlay_for_each_picture(model: MaskRCNN, tmp_path: Path, batch_size: int) -> None:
-    good = folder_of_pictures(tmp_path / "in")
+def test_a_job_writes_valid_results_and_an_overlay_for_each_image(
+    model: MaskRCNN, tmp_path: Path, batch_size: int
+) -> None:
+    good = folder_of_images(tmp_path / "in")
     out = tmp_path / "out"
-    summary = predict_files(model, [tmp_path / "in"], out, min_score=0.1, batch_size=batch_size, progress=False)
+    summary = predict_files(
+        model, [tmp_path / "in"], out, min_score=0.1, batch_size=batch_size, progress=False
+    )
     assert [Path(path).name for path, _ in summary.failed] == ["broken.png", "torn.png"]
     assert all(reason for _, reason in summary.failed)
     results = json.loads((out / "results.json").read_text())
     names = {entry["image_id"]: entry["file_name"] for entry in results}
-    assert names == {n: name for n, name in enumerate(sorted([*good, "broken.png", "torn.png"]), start=1) if name in good}
+    assert names == {
+        n: name
+        for n, name in enumerate(sorted([*good, "broken.png", "torn.png"]), start=1)
+        if name in good
+    }
     assert summary.images == 4
     assert summary.objects.total() == len(results)
     for name in good:
@@ -234,16 +277,24 @@ def test_a_job_writes_valid_results_and_an_overlay_for_each_picture(model: MaskR
         found = [entry for entry in results if entry["file_name"] == name]
         assert len(found) == len(wanted)
         assert all(entry["segmentation"]["size"] == list(size) for entry in found)
-    overlays = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file() and p.name != "results.json")
+    overlays = sorted(
+        p.relative_to(out).as_posix()
+        for p in out.rglob("*")
+        if p.is_file() and p.name != "results.json"
+    )
     assert overlays == ["sub/x.png", "sub/y.png", "x.jpg", "x.png"]
     for name in overlays:
         with Image.open(out / name) as overlay:
             overlay.load()
 
 
-def test_results_of_a_job_load_in_pycocotools(model: MaskRCNN, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder_of_pictures(tmp_path / "in")
-    predict_files(model, [tmp_path / "in"], tmp_path / "out", min_score=0.1, overlays=False, progress=False)
+def test_results_of_a_job_load_in_pycocotools(
+    model: MaskRCNN, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of_images(tmp_path / "in")
+    predict_files(
+        model, [tmp_path / "in"], tmp_path / "out", min_score=0.1, overlays=False, progress=False
+    )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     coco = COCO()
     coco.dataset = {
@@ -256,39 +307,59 @@ def test_results_of_a_job_load_in_pycocotools(model: MaskRCNN, tmp_path: Path, c
     capsys.readouterr()
 
 
-def test_a_job_without_objects_writes_an_empty_list_and_says_so(model: MaskRCNN, tmp_path: Path) -> None:
-    Image.fromarray(picture(48, 64)).save(tmp_path / "a.png")
-    summary = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", min_score=1.0, progress=False)
+def test_a_job_without_objects_writes_an_empty_list_and_says_so(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
+    Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
+    summary = predict_files(
+        model, [tmp_path / "a.png"], tmp_path / "out", min_score=1.0, progress=False
+    )
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
     assert (tmp_path / "out" / "a.png").exists()
     assert summary.table().row_count == 1
 
 
-def test_equal_names_from_two_folders_stay_apart_and_repeated_inputs_count_once(model: MaskRCNN, tmp_path: Path) -> None:
+def test_equal_names_from_two_folders_stay_apart_and_repeated_inputs_count_once(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
     for name in ("p/x.png", "q/x.png", "q/x.bmp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(picture(48, 64)).save(tmp_path / name)
+        Image.fromarray(make_image(48, 64)).save(tmp_path / name)
     out = tmp_path / "out"
-    predict_files(model, [tmp_path / "p", tmp_path / "q", tmp_path / "p" / "x.png"], out, min_score=0.1, progress=False)
-    assert {e["file_name"] for e in json.loads((out / "results.json").read_text())} == {"p/x.png", "q/x.png", "q/x.bmp"}
+    predict_files(
+        model,
+        [tmp_path / "p", tmp_path / "q", tmp_path / "p" / "x.png"],
+        out,
+        min_score=0.1,
+        progress=False,
+    )
+    assert {e["file_name"] for e in json.loads((out / "results.json").read_text())} == {
+        "p/x.png",
+        "q/x.png",
+        "q/x.bmp",
+    }
     overlays = sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png"))
     assert overlays == ["p/x.png", "q/x.bmp.png", "q/x.png.png"]
 
 
-def test_a_second_job_does_not_read_the_first_ones_overlays_nor_replace_inputs(model: MaskRCNN, tmp_path: Path) -> None:
-    Image.fromarray(picture(48, 64)).save(tmp_path / "a.png")
+def test_a_second_job_does_not_read_the_first_ones_overlays_nor_replace_inputs(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
+    Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
     for _ in range(2):
         assert predict_files(model, [tmp_path], tmp_path / "out", progress=False).images == 1
     with pytest.raises(ValueError, match="is a file; the results need a folder"):
         predict_files(model, [tmp_path], tmp_path / "a.png", progress=False)
-    with pytest.raises(ValueError, match="would replace the picture"):
+    with pytest.raises(ValueError, match="would replace the image"):
         predict_files(model, [tmp_path / "a.png"], tmp_path, progress=False)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         predict_files(model, [tmp_path / "b.png"], tmp_path / "out", progress=False)
 
 
-def test_an_interrupted_job_leaves_the_old_results(model: MaskRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(picture(48, 64)).save(tmp_path / "a.png")
+def test_an_interrupted_job_leaves_the_old_results(
+    model: MaskRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
     out = tmp_path / "out"
     predict_files(model, [tmp_path / "a.png"], out, min_score=0.1, overlays=False, progress=False)
     before = (out / "results.json").read_text()
@@ -300,17 +371,24 @@ def test_an_interrupted_job_leaves_the_old_results(model: MaskRCNN, tmp_path: Pa
 
 
 def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset:
-    """Pictures whose truth is what the model finds in them, in another file's ids."""
+    """Images whose truth is what the model finds in them, in another file's ids."""
     truth: dict[str, list[dict]] = {"images": [], "annotations": [], "categories": []}
     for category in sorted(CATEGORIES, key=lambda c: ids[c.name]):
-        truth["categories"].append({"id": ids[category.name], "name": category.name, "keypoints": list(reversed(category.keypoints)), "skeleton": []})
+        truth["categories"].append(
+            {
+                "id": ids[category.name],
+                "name": category.name,
+                "keypoints": list(reversed(category.keypoints)),
+                "skeleton": [],
+            }
+        )
     for n in range(3):
-        Image.fromarray(picture(64, 80, n)).save(folder / f"{n}.png")
+        Image.fromarray(make_image(64, 80, n)).save(folder / f"{n}.png")
         truth["images"].append({"id": n, "file_name": f"{n}.png", "height": 64, "width": 80})
         found = predict(model, folder / f"{n}.png")
         for entry, name in zip(found.to_coco(n), found.names, strict=True):
             if entry["score"] > float(found.scores[30]) and area(entry["segmentation"]) > 20:
-                joints = np.array(entry.get("keypoints", [])).reshape(-1, 3)[::-1]
+                keypoints = np.array(entry.get("keypoints", [])).reshape(-1, 3)[::-1]
                 annotation = {
                     "id": len(truth["annotations"]),
                     "image_id": n,
@@ -320,37 +398,47 @@ def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset
                     "iscrowd": 0,
                     "area": entry["bbox"][2] * entry["bbox"][3],
                 }
-                if len(joints):
-                    annotation |= {"keypoints": [v for x, y, _ in joints.tolist() for v in (x, y, 2)], "num_keypoints": len(joints)}
+                if len(keypoints):
+                    annotation |= {
+                        "keypoints": [v for x, y, _ in keypoints.tolist() for v in (x, y, 2)],
+                        "num_keypoints": len(keypoints),
+                    }
                 truth["annotations"].append(annotation)
     (folder / "truth.json").write_text(json.dumps(truth))
     return CocoDataset(folder / "truth.json", folder)
 
 
-def test_a_model_evaluated_on_its_own_answers_finds_them_all(model: MaskRCNN, tmp_path: Path) -> None:
+def test_a_model_evaluated_on_its_own_answers_finds_them_all(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
     data = data_from(model, tmp_path, {"stone": 9, "fly": 0})
     evaluation = evaluate(model, data)
     assert evaluation.tasks["bbox"]["AR"] == evaluation.tasks["segm"]["AR"] == pytest.approx(1)
-    assert evaluation.tasks["keypoints"]["AR"] > 0.95  # the joints of 20 objects in a picture are asked for
+    assert (
+        evaluation.tasks["keypoints"]["AR"] > 0.95
+    )  # the keypoints of 20 objects in an image are asked for
     assert evaluation.tasks["bbox"]["AP50"] > 0.9
     again = evaluate(model, tmp_path / "truth.json", tmp_path, batch_size=2)
     assert again.to_dict() == evaluation.to_dict()
 
 
-def test_categories_are_matched_by_name_and_joints_too() -> None:
+def test_categories_are_matched_by_name_and_keypoints_too() -> None:
     theirs = (Category("fly", 1, keypoints=("tail", "head")), Category("moss", 2))
     assert match_categories(CATEGORIES, theirs) == [None, (1, [1, 0])]
     unnamed = (Category("1", 1), Category("2", 2))
     assert match_categories(unnamed, theirs) == [(1, []), (2, [])]
-    with pytest.raises(ValueError, match="the model knows stone, fly, the data annotates moss: no category in common"):
+    with pytest.raises(
+        ValueError,
+        match="the model knows stone, fly, the data annotates moss: no category in common",
+    ):
         match_categories(CATEGORIES, theirs[1:])
-    with pytest.raises(ValueError, match='"fly": the model has 2 joints, the data 3'):
+    with pytest.raises(ValueError, match='"fly": the model has 2 keypoints, the data 3'):
         match_categories(CATEGORIES, (Category("fly", 1, keypoints=("a", "b", "c")),))
 
 
 def test_a_model_without_heads_predicts_boxes_only() -> None:
     config: ModelConfig = tiny_config(CATEGORIES, mask=None, keypoint=None)
-    found = predict(MaskRCNN.from_config(config), picture(64, 64))
+    found = predict(MaskRCNN.from_config(config), make_image(64, 64))
     assert found.mask_grids is None
     assert found.keypoints is None
     assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}

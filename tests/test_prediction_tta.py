@@ -13,18 +13,21 @@ import torch
 from models import tiny_config
 from PIL import Image
 
+from maskrcnn.augmentation import geometry
 from maskrcnn.config import Category, ModelConfig
-from maskrcnn.data import geometry
-from maskrcnn.evaluation.coco import evaluate
+from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.instances import Instances
 from maskrcnn.model.maskrcnn import MaskRCNN
-from maskrcnn.prediction.files import predict_files
+from maskrcnn.prediction.predict_files import predict_files
 from maskrcnn.prediction.predictor import Answering, Source, predict, stream
 from maskrcnn.prediction.tta import View, _move, answer_from_views, merge, see, views_of
 from maskrcnn.structures import Batch, Detections
 
 ALL = [View(1.0, mirrored, turns) for mirrored, turns in product((False, True), range(4))]
-CATEGORIES = (Category("stone", 4), Category("fly", 2, keypoints=("left", "right", "tail"), flip=(1, 0, 2)))
+CATEGORIES = (
+    Category("stone", 4),
+    Category("fly", 2, keypoints=("left", "right", "tail"), flip=(1, 0, 2)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def model() -> MaskRCNN:
     return MaskRCNN.from_config(replace(config, box=replace(config.box, max_detections=12))).eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -56,13 +59,21 @@ def test_the_matrix_of_a_view_says_where_its_pixels_went(view: View) -> None:
 @pytest.mark.parametrize("view", [replace(v, scale=s) for v, s in product(ALL, (1.0, 0.8, 1.25))])
 def test_what_a_view_does_can_be_undone(view: View) -> None:
     grid = torch.rand(6, 6)
-    assert torch.equal(replace(view, scale=1.0).undo(replace(view, scale=1.0).pixels(grid[None])), grid[None])
+    assert torch.equal(
+        replace(view, scale=1.0).undo(replace(view, scale=1.0).pixels(grid[None])), grid[None]
+    )
     boxes = torch.tensor([[[3.0, 4, 17, 9], [0, 0, 40, 30]]])
     matrix = view.matrix((30, 40))[None]
     moved = _move(matrix, boxes)
-    assert np.allclose(moved[0], geometry.move_boxes(matrix[0].double().numpy(), boxes[0].double().numpy()), atol=1e-4)
+    assert np.allclose(
+        moved[0],
+        geometry.move_boxes(matrix[0].double().numpy(), boxes[0].double().numpy()),
+        atol=1e-4,
+    )
     assert (moved[0, 1, :2].abs() < 1e-4).all()
-    assert [round(v) for v in moved[0, 1, 2:].tolist()] == list(view.pixels(torch.zeros(1, 30, 40)).shape[:0:-1])
+    assert [round(v) for v in moved[0, 1, 2:].tolist()] == list(
+        view.pixels(torch.zeros(1, 30, 40)).shape[:0:-1]
+    )
     torch.testing.assert_close(_move(torch.linalg.inv(matrix), moved), boxes, atol=1e-4, rtol=0)
 
 
@@ -74,13 +85,15 @@ def test_a_shrunk_or_enlarged_view_shows_the_same_places() -> None:
         seen = view.pixels(image)[0]
         ys, xs = (seen > 0.5).nonzero(as_tuple=True)
         wanted = _move(view.matrix((60, 80))[None], torch.tensor([[[50.0, 20, 70, 30]]]))[0, 0]
-        assert (torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) - wanted).abs().max() <= 0.6
+        assert (
+            torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) - wanted
+        ).abs().max() <= 0.6
 
 
 class Literally:
-    """A network that sees exactly: an object is what is not black, its mask the red it shows, its two joints the blue dots, the left one on the left.
+    """A network that sees exactly: an object is what is not black, its mask the red it shows, its two keypoints the blue dots, the left one on the left.
 
-    In a mirrored picture it therefore calls the right joint left. It is surest of what it sees upright.
+    In a mirrored image it therefore calls the right keypoint left. It is surest of what it sees upright.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -100,13 +113,23 @@ class Literally:
         count = len(boxes)
         scores = torch.full((count, 1), 0.5 + 0.1 * (levels[0].shape[3] > levels[0].shape[2]))
         found = Detections(
-            torch.tensor(boxes).float()[:, None], scores, torch.ones(count, 1, dtype=torch.int64), torch.ones(count, 1, dtype=torch.bool)
+            torch.tensor(boxes).float()[:, None],
+            scores,
+            torch.ones(count, 1, dtype=torch.int64),
+            torch.ones(count, 1, dtype=torch.bool),
         )
         return found, count
 
-    def _crop(self, levels: list[torch.Tensor], boxes: torch.Tensor, image: torch.Tensor, channel: int) -> torch.Tensor:
-        whole = [levels[0][b, channel, y0:y1, x0:x1] for b, (x0, y0, x1, y1) in zip(image, boxes.round().int().tolist(), strict=True)]
-        return torch.nn.functional.interpolate(torch.stack(whole)[:, None], size=(8, 8), mode="nearest")[:, 0]
+    def _crop(
+        self, levels: list[torch.Tensor], boxes: torch.Tensor, image: torch.Tensor, channel: int
+    ) -> torch.Tensor:
+        whole = [
+            levels[0][b, channel, y0:y1, x0:x1]
+            for b, (x0, y0, x1, y1) in zip(image, boxes.round().int().tolist(), strict=True)
+        ]
+        return torch.nn.functional.interpolate(
+            torch.stack(whole)[:, None], size=(8, 8), mode="nearest"
+        )[:, 0]
 
     def draw_masks(self, levels, boxes, labels, image) -> torch.Tensor:
         return self._crop(levels, boxes, image, 0)
@@ -114,24 +137,30 @@ class Literally:
     def draw_heatmaps(self, levels, boxes, image) -> torch.Tensor:
         maps = torch.zeros(len(boxes), 3, 8, 8)
         for heatmap, dots in zip(maps, self._crop(levels, boxes, image, 2), strict=True):
-            for joint, (y, x) in enumerate(sorted(dots.nonzero().tolist(), key=lambda place: place[1])):
-                heatmap[joint, y, x] = 1
+            for keypoint, (y, x) in enumerate(
+                sorted(dots.nonzero().tolist(), key=lambda place: place[1])
+            ):
+                heatmap[keypoint, y, x] = 1
         return maps
 
     def decode(self, heatmaps, boxes, labels) -> tuple[torch.Tensor, torch.Tensor]:
-        moments = heatmaps.flatten(2) @ (torch.arange(64.0)[:, None] ** torch.arange(3))  # differ where the maps do
+        moments = heatmaps.flatten(2) @ (
+            torch.arange(64.0)[:, None] ** torch.arange(3)
+        )  # differ where the maps do
         return moments, heatmaps.amax(dim=(2, 3))
 
 
 @pytest.mark.parametrize("words", ["flip", "turns", "flip,turns"])
 def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
-    """Masks, boxes and joints of all views fall on one another, in a batch of pictures of different sizes."""
+    """Masks, boxes and keypoints of all views fall on one another, in a batch of images of different sizes."""
     images = []
     for size, (x, y) in (((40, 60), (11, 7)), ((56, 90), (30, 25))):
         image = torch.zeros(3, *size)
         image[1, y : y + 16, x : x + 24] = 1  # green: something is there
         image[0, y : y + 16, x : x + 24] = (
-            (torch.rand(8, 8, generator=torch.Generator().manual_seed(x)) > 0.5).repeat_interleave(2, 0).repeat_interleave(3, 1)
+            (torch.rand(8, 8, generator=torch.Generator().manual_seed(x)) > 0.5)
+            .repeat_interleave(2, 0)
+            .repeat_interleave(3, 1)
         )
         image[2, y + 4 : y + 6, x + 3 : x + 6] = 1
         image[2, y + 8 : y + 10, x + 18 : x + 21] = 1
@@ -144,9 +173,16 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
     assert found.valid.sum(dim=1).tolist() == [1, 1]
     torch.testing.assert_close(found.boxes[slot], alone.boxes[:, 0])
     assert found.scores[slot].tolist() == pytest.approx([0.6, 0.6])
-    assert torch.equal(found.masks[slot], network.draw_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)))
+    assert torch.equal(
+        found.masks[slot],
+        network.draw_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)),
+    )
     if words == "flip":  # turned by a right angle, this network confuses left with right
-        wanted, _ = network.decode(network.draw_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)), None, None)
+        wanted, _ = network.decode(
+            network.draw_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)),
+            None,
+            None,
+        )
         assert torch.equal(found.keypoints[slot], wanted)
 
 
@@ -158,14 +194,28 @@ def test_the_plain_view_alone_is_the_network(model: MaskRCNN) -> None:
 
 
 def predict_with(answer: Answering) -> Instances:
-    return next(stream(answer, [Source(picture(64, 96))]))
+    return next(stream(answer, [Source(make_image(64, 96))]))
 
 
-@pytest.mark.parametrize(("words", "view"), [("flip", View(mirrored=True)), ("flip,turns", View(mirrored=True, turns=1)), ("turns", View(turns=3))])
-def test_a_picture_seen_in_all_views_is_answered_alike_in_each(model: MaskRCNN, words: str, view: View) -> None:
-    """What is found in a mirrored or turned picture is the mirror image of what is found in the picture."""
-    upright = picture(64, 64, seed=2)
-    turned = view.pixels(torch.from_numpy(upright).permute(2, 0, 1)).permute(1, 2, 0).contiguous().numpy()
+@pytest.mark.parametrize(
+    ("words", "view"),
+    [
+        ("flip", View(mirrored=True)),
+        ("flip,turns", View(mirrored=True, turns=1)),
+        ("turns", View(turns=3)),
+    ],
+)
+def test_a_image_seen_in_all_views_is_answered_alike_in_each(
+    model: MaskRCNN, words: str, view: View
+) -> None:
+    """What is found in a mirrored or turned image is the mirror image of what is found in the image."""
+    upright = make_image(64, 64, seed=2)
+    turned = (
+        view.pixels(torch.from_numpy(upright).permute(2, 0, 1))
+        .permute(1, 2, 0)
+        .contiguous()
+        .numpy()
+    )
     a, b = (predict(model, image, tta=words) for image in (upright, turned))
     matrix = view.matrix((64, 64))
     moved = _move(matrix[None], a.boxes[None])[0]
@@ -178,24 +228,34 @@ def test_a_picture_seen_in_all_views_is_answered_alike_in_each(model: MaskRCNN, 
     torch.testing.assert_close(view.undo(b.mask_grids), a.mask_grids, atol=1e-3, rtol=0)
     flies = a.labels == 1
     assert flies.any()
-    joints = a.keypoints[flies]
-    swapped = joints[:, [1, 0, 2]] if view.mirrored else joints
-    torch.testing.assert_close(b.keypoint_logits[flies], a.keypoint_logits[flies][:, [1, 0, 2] if view.mirrored else [0, 1, 2]], atol=1e-3, rtol=0)
+    keypoints = a.keypoints[flies]
+    swapped = keypoints[:, [1, 0, 2]] if view.mirrored else keypoints
+    torch.testing.assert_close(
+        b.keypoint_logits[flies],
+        a.keypoint_logits[flies][:, [1, 0, 2] if view.mirrored else [0, 1, 2]],
+        atol=1e-3,
+        rtol=0,
+    )
     places = swapped[..., :2] @ matrix[:2, :2].T + matrix[:2, 2]
     torch.testing.assert_close(b.keypoints[flies][..., :2], places, atol=0.1, rtol=0)
 
 
-def test_a_pictures_answer_does_not_depend_on_its_neighbours(model: MaskRCNN) -> None:
-    pictures = [picture(64, 64, 2), picture(33, 50, 3)]  # one padded shape, but not when each is shrunk by itself
-    alone = [predict(model, p, tta="flip,scales") for p in pictures]
-    together = list(predict(model, pictures, batch_size=2, tta="flip,scales"))
+def test_a_images_answer_does_not_depend_on_its_neighbors(model: MaskRCNN) -> None:
+    images = [
+        make_image(64, 64, 2),
+        make_image(33, 50, 3),
+    ]  # one padded shape, but not when each is shrunk by itself
+    alone = [predict(model, p, tta="flip,scales") for p in images]
+    together = list(predict(model, images, batch_size=2, tta="flip,scales"))
     for a, b in zip(alone, together, strict=True):
         assert_equal(b, a)
 
 
 def test_a_view_of_bytes_is_not_rounded_to_them() -> None:
     pixels = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
-    by_bytes, by_numbers = (see(Batch.collate([p]), View(0.8), 32)[0].images for p in (pixels, pixels.float()))
+    by_bytes, by_numbers = (
+        see(Batch.collate([p]), View(0.8), 32)[0].images for p in (pixels, pixels.float())
+    )
     assert torch.equal(by_bytes, by_numbers)
 
 
@@ -206,7 +266,9 @@ def test_views_of_a_batch_are_padded_by_its_shape() -> None:
     assert seen.sizes.tolist() == [[48, 32], [51, 26]]
     assert [int(image.count_nonzero()) for image in seen.images] == [3 * 48 * 32, 3 * 51 * 26]
     corners = matrices @ torch.tensor([[60.0, 0, 1], [64, 0, 1]])[..., None]
-    torch.testing.assert_close(corners[:, :2, 0], torch.zeros(2, 2), atol=1e-4, rtol=0)  # the upper right corner comes to the upper left
+    torch.testing.assert_close(
+        corners[:, :2, 0], torch.zeros(2, 2), atol=1e-4, rtol=0
+    )  # the upper right corner comes to the upper left
 
 
 def test_the_best_view_of_each_object_stays() -> None:
@@ -216,27 +278,40 @@ def test_the_best_view_of_each_object_stays() -> None:
     def found(*rows: tuple[float, float, int]) -> Detections:
         x, scores, labels = (torch.tensor(column) for column in zip(*rows, strict=True))
         boxes = torch.stack([x, torch.zeros_like(x), x + 10, torch.full_like(x, 10)], dim=-1)
-        return Detections(boxes[None], scores[None], labels[None], torch.ones(1, len(rows), dtype=torch.bool))
+        return Detections(
+            boxes[None], scores[None], labels[None], torch.ones(1, len(rows), dtype=torch.bool)
+        )
 
     batch = Batch.collate([torch.zeros(3, 20, 64)])
     merged, count = merge(
-        [found((0.0, 0.9, 0), (30.0, 0.3, 1)), found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0))], batch, config
+        [
+            found((0.0, 0.9, 0), (30.0, 0.3, 1)),
+            found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0)),
+        ],
+        batch,
+        config,
     )
     assert merged.boxes[0, :, 0].tolist() == [1, 30, 30]
     assert merged.labels[0].tolist() == [0, 2, 1]
     assert count == 3
-    one_for_all, _ = merge([found((30.0, 0.3, 1)), found((30.0, 0.5, 2))], batch, replace(config, box=replace(config.box, nms="all")))
+    one_for_all, _ = merge(
+        [found((30.0, 0.3, 1)), found((30.0, 0.5, 2))],
+        batch,
+        replace(config, box=replace(config.box, nms="all")),
+    )
     assert one_for_all.valid.tolist() == [[True, False, False]]
     assert one_for_all.labels[0, 0] == 2
 
 
-def test_pictures_without_objects_and_models_without_heads_are_answered(model: MaskRCNN) -> None:
+def test_images_without_objects_and_models_without_heads_are_answered(model: MaskRCNN) -> None:
     boxes_only = MaskRCNN.from_config(replace(model.config, mask=None, keypoint=None)).eval()
-    result = predict(boxes_only, picture(64, 64), tta="flip,scales")
+    result = predict(boxes_only, make_image(64, 64), tta="flip,scales")
     assert result.mask_grids is None
     assert result.keypoints is None
-    sure = MaskRCNN.from_config(replace(model.config, box=replace(model.config.box, score_threshold=0.999))).eval()
-    nothing = predict(sure, picture(64, 64), tta="flip,turns")
+    sure = MaskRCNN.from_config(
+        replace(model.config, box=replace(model.config.box, score_threshold=0.999))
+    ).eval()
+    nothing = predict(sure, make_image(64, 64), tta="flip,turns")
     assert len(nothing) == 0
     assert nothing.mask_grids.shape == (0, 28, 28)
 
@@ -246,22 +321,38 @@ def test_words_for_views() -> None:
     assert views_of("flip") == (View(), View(mirrored=True))
     assert len(views_of("flip, turns,scales")) == 24
     assert views_of("scales")[0] == View()
-    with pytest.raises(ValueError, match='"rotate" is unknown; give one or more of these, with commas: flip = the mirror image'):
+    with pytest.raises(
+        ValueError,
+        match='"rotate" is unknown; give one or more of these, with commas: flip = the mirror image',
+    ):
         views_of("flip,rotate")
 
 
 def test_files_and_evaluations_take_the_views(model: MaskRCNN, tmp_path: Path) -> None:
-    Image.fromarray(picture(64, 64)).save(tmp_path / "a.png")
-    summary = predict_files(model, [tmp_path / "a.png"], tmp_path / "out", min_score=0.05, tta="flip", progress=False)
-    assert summary.objects.total() == len(predict(model, picture(64, 64), tta="flip"))
+    Image.fromarray(make_image(64, 64)).save(tmp_path / "a.png")
+    summary = predict_files(
+        model, [tmp_path / "a.png"], tmp_path / "out", min_score=0.05, tta="flip", progress=False
+    )
+    assert summary.objects.total() == len(predict(model, make_image(64, 64), tta="flip"))
     truth = {
         "images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}],
         "categories": [{"id": 4, "name": "stone"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "bbox": [5, 5, 30, 30], "area": 900, "iscrowd": 0}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 4,
+                "bbox": [5, 5, 30, 30],
+                "area": 900,
+                "iscrowd": 0,
+            }
+        ],
     }
     evaluate(model, truth, tmp_path, out=tmp_path / "evaluation", tta="flip")
-    scores = [entry["score"] for entry in json.loads((tmp_path / "evaluation/results.json").read_text())]
-    seen = predict(model, picture(64, 64), tta="flip")
+    scores = [
+        entry["score"] for entry in json.loads((tmp_path / "evaluation/results.json").read_text())
+    ]
+    seen = predict(model, make_image(64, 64), tta="flip")
     assert scores == pytest.approx(seen.scores[seen.labels == 0].tolist(), abs=1e-4)
     with pytest.raises(ValueError, match="these are results, not a model"):
         evaluate([], truth, tta="flip")

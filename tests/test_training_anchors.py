@@ -7,15 +7,20 @@ import itertools
 import numpy as np
 import pytest
 
-from maskrcnn.training.anchors import fit_anchors, mean_overlap
+from maskrcnn.recipe.fit_anchors import fit_anchors, mean_overlap
 
 STRIDES = (4, 8, 16, 32, 64)
 USUAL = (((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)), (0.5, 1.0, 2.0))
 
 
-def objects(median: float, spread: float, ratio: float, count: int = 300, seed: int = 0) -> np.ndarray:
+def objects(
+    median: float, spread: float, ratio: float, count: int = 300, seed: int = 0
+) -> np.ndarray:
     random = np.random.default_rng(seed)
-    size, shape = median * np.exp(random.normal(0, spread, count)), np.sqrt(ratio * np.exp(random.normal(0, 0.2, count)))
+    size, shape = (
+        median * np.exp(random.normal(0, spread, count)),
+        np.sqrt(ratio * np.exp(random.normal(0, 0.2, count))),
+    )
     return np.stack([size / shape, size * shape], axis=1)
 
 
@@ -30,10 +35,15 @@ def test_the_mean_overlap_is_that_of_a_slow_loop() -> None:
     total = 0.0
     for w, h in sides:
         best = 0.0
-        for stride, (size,), ratio in ((s, z, r) for (s, z), r in itertools.product(zip(STRIDES, sizes, strict=True), ratios)):
+        for stride, (size,), ratio in (
+            (s, z, r) for (s, z), r in itertools.product(zip(STRIDES, sizes, strict=True), ratios)
+        ):
             aw, ah = size / ratio**0.5, size * ratio**0.5
             places = [(dx * stride / 3, dy * stride / 3) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
-            anchors = [((w - aw) / 2 + x, (h - ah) / 2 + y, (w + aw) / 2 + x, (h + ah) / 2 + y) for x, y in places]
+            anchors = [
+                ((w - aw) / 2 + x, (h - ah) / 2 + y, (w + aw) / 2 + x, (h + ah) / 2 + y)
+                for x, y in places
+            ]
             best = max(best, float(np.mean([iou((0, 0, w, h), anchor) for anchor in anchors])))
         total += best / len(sides)
     assert mean_overlap(sides, STRIDES, *USUAL) == pytest.approx(total)
@@ -48,11 +58,13 @@ def test_fitted_anchors_overlap_more_where_objects_are_unusual() -> None:
 
 
 def test_the_usual_anchors_stay_where_they_fit() -> None:
-    sides = np.concatenate([objects(size, 0.3, ratio) for size in (16, 32, 64, 128, 256) for ratio in (0.5, 1, 2)])
+    sides = np.concatenate(
+        [objects(size, 0.3, ratio) for size in (16, 32, 64, 128, 256) for ratio in (0.5, 1, 2)]
+    )
     assert fit_anchors(sides, STRIDES, usual=USUAL)[:2] == USUAL
 
 
-def test_pictures_turned_by_right_angles_have_ratios_that_mirror_each_other() -> None:
+def test_images_turned_by_right_angles_have_ratios_that_mirror_each_other() -> None:
     _, ratios, _ = fit_anchors(objects(24, 0.3, 3.0), STRIDES, turned=True)
     assert ratios[0] * ratios[2] == pytest.approx(1, abs=0.02)
 

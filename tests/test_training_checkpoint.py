@@ -12,18 +12,33 @@ import torch
 
 from maskrcnn.config import TrainConfig
 from maskrcnn.settings import to_dict
-from maskrcnn.training.checkpoint import differences, fingerprint, read_checkpoint, replacing, write_checkpoint
+from maskrcnn.training.checkpoint import (
+    differences,
+    fingerprint,
+    read_checkpoint,
+    replacing,
+    write_checkpoint,
+)
 
 
 def test_tensors_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     weight = torch.randn(3, 5, 2, 2).to(memory_format=torch.channels_last)
-    tensors = {"model": {"a.weight": weight, "a.count": torch.tensor(7)}, "optimizer": {"a.weight/step": torch.tensor(3.0)}}
+    tensors = {
+        "model": {"a.weight": weight, "a.count": torch.tensor(7)},
+        "optimizer": {"a.weight/step": torch.tensor(3.0)},
+    }
     state = {"step": 12, "best": {"ap": 0.1 + 0.2}, "total": None}
     write_checkpoint(tmp_path / "c.safetensors", tensors, state)
     read, read_state = read_checkpoint(tmp_path / "c.safetensors")
     assert read_state == state
-    assert {group: set(named) for group, named in read.items()} == {group: set(named) for group, named in tensors.items()}
-    assert all(torch.equal(value, read[group][name]) for group, named in tensors.items() for name, value in named.items())
+    assert {group: set(named) for group, named in read.items()} == {
+        group: set(named) for group, named in tensors.items()
+    }
+    assert all(
+        torch.equal(value, read[group][name])
+        for group, named in tensors.items()
+        for name, value in named.items()
+    )
 
 
 def test_whom_the_umask_lets_may_read_a_checkpoint(tmp_path: Path) -> None:
@@ -63,7 +78,10 @@ def test_differences_name_each_changed_setting() -> None:
     then = {"train": to_dict(TrainConfig())}
     now = {"train": to_dict(TrainConfig(batch_size=8)) | {"novel": 1}}
     assert differences(then, then) == []
-    assert differences(then, now) == ["train.batch_size: was 4, now 8", "train.novel: was None, now 1"]
+    assert differences(then, now) == [
+        "train.batch_size: was 4, now 8",
+        "train.novel: was None, now 1",
+    ]
 
 
 class Data(list):
@@ -76,7 +94,9 @@ class Data(list):
 
 def test_a_fingerprint_changes_with_an_annotation_or_an_image() -> None:
     def data(box: float, name: str = "1.png") -> Data:
-        return Data([SimpleNamespace(image_id=1, file_name=name, annotations=[{"bbox": [box, 0, 1, 1]}])])
+        return Data(
+            [SimpleNamespace(image_id=1, file_name=name, annotations=[{"bbox": [box, 0, 1, 1]}])]
+        )
 
     assert fingerprint(data(1)) == fingerprint(data(1))
     assert differences(fingerprint(data(1)), fingerprint(data(2)))[0].startswith("sha256")

@@ -19,14 +19,14 @@ import torch
 import training_run
 from training_run import tiny_config, tiny_model
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import AugmentConfig
-from maskrcnn.data.coco import CocoDataset
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import Run, train
 from maskrcnn.training.learner import NonFiniteLossError
 from maskrcnn.training.log import read_rows
-from maskrcnn.training.pace import Pace, next_review, with_least_left
+from maskrcnn.training.time_budget import Pace, next_review, with_least_left
 from maskrcnn.training.validate import validate
 from maskrcnn.weights.load import load
 
@@ -43,12 +43,30 @@ def validation(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
     return CocoDataset(training_run.draw(tmp_path_factory.mktemp("val"), 3, seed=1))
 
 
-def run(data: CocoDataset, out: Path, validation: CocoDataset | None = None, model: Any = None, resume: bool = False, **changes: Any) -> Run:
+def run(
+    data: CocoDataset,
+    out: Path,
+    validation: CocoDataset | None = None,
+    model: Any = None,
+    resume: bool = False,
+    **changes: Any,
+) -> Run:
     config = tiny_config(**({"steps": 4, "checkpoint_every": 60.0} | changes))
-    return train(model or tiny_model(data), data, validation, config, out, resume=resume, progress=False, device="cpu")
+    return train(
+        model or tiny_model(data),
+        data,
+        validation,
+        config,
+        out,
+        resume=resume,
+        progress=False,
+        device="cpu",
+    )
 
 
-def test_a_run_leaves_its_model_its_numbers_and_its_picture(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+def test_a_run_leaves_its_model_its_numbers_and_its_image(
+    data: CocoDataset, validation: CocoDataset, tmp_path: Path
+) -> None:
     result = run(data, tmp_path / "run", validation, steps=8, evaluate_every=1.0, tensorboard=True)
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
@@ -70,7 +88,10 @@ def test_a_run_leaves_its_model_its_numbers_and_its_picture(data: CocoDataset, v
     parts = [result.history[0][f"val/{task}_AP"] for task in ("bbox", "segm", "keypoints")]
     assert result.history[0]["val/AP"] == pytest.approx(sum(parts) / 3, abs=1e-5)
     best = load(tmp_path / "run")
-    assert all(torch.equal(a, b) for a, b in zip(best.state_dict().values(), result.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(best.state_dict().values(), result.model.state_dict().values(), strict=True)
+    )
 
 
 def test_the_averaged_weights_are_the_saved_ones(data: CocoDataset, tmp_path: Path) -> None:
@@ -82,7 +103,9 @@ def test_the_averaged_weights_are_the_saved_ones(data: CocoDataset, tmp_path: Pa
     assert all(torch.equal(saved[name], value) for name, value in tensors["ema"].items())
     assert any(not torch.equal(saved[name], value) for name, value in tensors["model"].items())
     assert result.best is None
-    assert all(torch.equal(value, start.state_dict()[name]) for name, value in before.items()), "the given model stays as it was"
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in before.items()), (
+        "the given model stays as it was"
+    )
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data: CocoDataset, tmp_path: Path) -> None:
@@ -91,46 +114,75 @@ def test_a_folder_with_a_run_is_not_overwritten(data: CocoDataset, tmp_path: Pat
         run(data, tmp_path / "run", steps=2)
 
 
-def test_resuming_with_other_settings_or_data_is_refused_by_name(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_or_data_is_refused_by_name(
+    data: CocoDataset, validation: CocoDataset, tmp_path: Path
+) -> None:
     run(data, tmp_path / "run", steps=2)
     run(data, tmp_path / "run", steps=2, resume=True, workers=2, checkpoint_every=1.0)
-    with pytest.raises(ValueError, match=r"train\.batch_size: was 2, now 4; train\.seed: was 0, now 1"):
+    with pytest.raises(
+        ValueError, match=r"train\.batch_size: was 2, now 4; train\.seed: was 0, now 1"
+    ):
         run(data, tmp_path / "run", steps=2, resume=True, batch_size=4, seed=1)
-    with pytest.raises(ValueError, match=r"data\.annotations: was 16, now 6; data\.images: was 8, now 3"):
+    with pytest.raises(
+        ValueError, match=r"data\.annotations: was 16, now 6; data\.images: was 8, now 3"
+    ):
         run(validation, tmp_path / "run", steps=2, resume=True)
 
 
-def test_resuming_without_a_checkpoint_begins_and_says_so(data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_without_a_checkpoint_begins_and_says_so(
+    data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_config(steps=2)
     train(tiny_model(data), data, None, config, tmp_path / "run", resume=True, device="cpu")
     printed = capsys.readouterr().out
     assert "no checkpoint in" in printed
-    for part in ("8 images, 2 categories (card, stick)", "2 steps", "learning rate 0.000354 (0.0005 at 4 images)", "cpu", " thread", "fp32"):
+    for part in (
+        "8 images, 2 categories (card, stick)",
+        "2 steps",
+        "learning rate 0.000354 (0.0005 at 4 images)",
+        "cpu",
+        " thread",
+        "fp32",
+    ):
         assert part in printed.splitlines()[0]
 
 
-def test_notes_of_a_file_that_is_split_are_told_once(data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_of_a_file_that_is_split_are_told_once(
+    data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = json.loads(Path(str(data.annotations_path)).read_text())
-    content["annotations"][1]["keypoints"][0] = 1  # a joint far outside its box
+    content["annotations"][1]["keypoints"][0] = 1  # a keypoint far outside its box
     noted = CocoDataset(content, Path(str(data.annotations_path)).parent)
     assert noted.notes
-    train(tiny_model(noted), noted.subset(range(6)), noted.subset([6, 7]), tiny_config(steps=1), tmp_path, device="cpu")
+    train(
+        tiny_model(noted),
+        noted.subset(range(6)),
+        noted.subset([6, 7]),
+        tiny_config(steps=1),
+        tmp_path,
+        device="cpu",
+    )
     assert capsys.readouterr().out.count("maskrcnn check lists them") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_pictures(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_with_the_images(data: CocoDataset, tmp_path: Path) -> None:
     model = MaskRCNN.from_config(tiny_model(data))
     with torch.no_grad():
         for p in model.mask_head.parameters():
             p.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"step 1: mask nan, must be finite, for the images \d, \d, \d, \d\.") as error:
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step 1: mask nan, must be finite, for the images \d, \d, \d, \d\.",
+    ) as error:
         run(data, tmp_path / "run", model=model, accumulate=2)
     assert len(set(error.value.image_ids)) == 4
 
 
 def test_other_categories_are_refused(data: CocoDataset, tmp_path: Path) -> None:
     model = tiny_model(data)
-    other = replace(model, categories=(replace(model.categories[0], name="leaf"), model.categories[1]))
+    other = replace(
+        model, categories=(replace(model.categories[0], name="leaf"), model.categories[1])
+    )
     with pytest.raises(ValueError, match="categories card, stick, the model leaf, stick"):
         run(data, tmp_path / "run", model=other)
 
@@ -142,17 +194,33 @@ def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path
 
 
 @pytest.mark.parametrize(
-    "changes", [{"precision": "bf16"}, {"precision": "fp16"}, {"optimizer": "sgd", "schedule": "step", "clip_norm": 0.0, "ema": 0.0}]
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+        {"optimizer": "sgd", "schedule": "step", "clip_norm": 0.0, "ema": 0.0},
+    ],
 )
-def test_each_precision_and_optimizer_trains(data: CocoDataset, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_each_precision_and_optimizer_trains(
+    data: CocoDataset, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     run(data, tmp_path / "run", **changes)
     rows = read_rows(tmp_path / "run/metrics.csv")
     assert len(rows) == 4
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 
-def test_training_stops_when_nothing_gets_better(data: CocoDataset, validation: CocoDataset, tmp_path: Path) -> None:
-    settings = {"steps": 50, "batch_size": 4, "learning_rate": 1e-12, "evaluate_every": 0.5, "patience": 2, "ema": 0.0}
+def test_training_stops_when_nothing_gets_better(
+    data: CocoDataset, validation: CocoDataset, tmp_path: Path
+) -> None:
+    settings = {
+        "steps": 50,
+        "batch_size": 4,
+        "learning_rate": 1e-12,
+        "evaluate_every": 0.5,
+        "patience": 2,
+        "ema": 0.0,
+    }
     result = run(data, tmp_path / "run", validation, **settings)
     assert [row["step"] for row in result.history] == [1, 2, 3]
     again = run(data, tmp_path / "run", validation, resume=True, **settings)
@@ -162,13 +230,17 @@ def test_training_stops_when_nothing_gets_better(data: CocoDataset, validation: 
 def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = itertools.count()  # a clock on which a step takes 3 ms, an evaluation 101, and nothing is disturbed
+    now = (
+        itertools.count()
+    )  # a clock on which a step takes 3 ms, an evaluation 101, and nothing is disturbed
 
     def slow_validate(*arguments: Any) -> dict[str, float]:
         collections.deque(itertools.islice(now, 100), maxlen=0)
         return validate(*arguments)
 
-    monkeypatch.setattr("maskrcnn.training.fit.time", SimpleNamespace(monotonic=lambda: next(now) / 1000))
+    monkeypatch.setattr(
+        "maskrcnn.training.fit.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)
+    )
     monkeypatch.setattr("maskrcnn.training.fit.validate", slow_validate)
     result = run(data, tmp_path / "run", validation, steps=None, max_time=0.4, evaluate_every=5.0)
     rows = read_rows(tmp_path / "run/metrics.csv")
@@ -176,8 +248,18 @@ def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
     assert state["total"] == state["step"] == rows[-1]["step"]
     assert 0.3 < rows[-1]["time"] < 0.404, "without the last evaluation, with each checkpoint"
     assert len(result.history) >= 3
-    assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows), "the schedule ends with the run"
-    resumed = run(data, tmp_path / "run", validation, steps=None, max_time=0.4, evaluate_every=5.0, resume=True)
+    assert rows[-1]["learning_rate"] < 0.05 * max(row["learning_rate"] for row in rows), (
+        "the schedule ends with the run"
+    )
+    resumed = run(
+        data,
+        tmp_path / "run",
+        validation,
+        steps=None,
+        max_time=0.4,
+        evaluate_every=5.0,
+        resume=True,
+    )
     assert resumed.history == result.history
 
 
@@ -197,7 +279,9 @@ def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_
     assert 200 < rows[-1]["time"] <= 305
 
 
-def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(
+    data: CocoDataset, tmp_path: Path
+) -> None:
     seconds = itertools.count()
 
     def clock() -> float:
@@ -205,13 +289,26 @@ def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(data: CocoDatas
         return float(now if now < 100 else 100 + 3 * (now - 100))
 
     config = tiny_config(steps=None, max_time=600.0, checkpoint_every=1e6)
-    rows = read_rows(train(tiny_model(data), data, None, config, tmp_path / "run", device="cpu", clock=clock).out / "metrics.csv")
+    rows = read_rows(
+        train(tiny_model(data), data, None, config, tmp_path / "run", device="cpu", clock=clock).out
+        / "metrics.csv"
+    )
     assert 540 < rows[-1]["time"] <= 630
-    assert rows[-1]["learning_rate"] < 0.02 * max(row["learning_rate"] for row in rows), "the schedule ends with the run"
+    assert rows[-1]["learning_rate"] < 0.02 * max(row["learning_rate"] for row in rows), (
+        "the schedule ends with the run"
+    )
 
 
 def test_the_length_is_corrected_at_shares_of_it_and_leaves_time_for_the_rate_to_fall() -> None:
-    assert [next_review(step, 100) for step in (10, 24, 25, 60, 89, 90, 100)] == [25, 25, 50, 75, 90, None, None]
+    assert [next_review(step, 100) for step in (10, 24, 25, 60, 89, 90, 100)] == [
+        25,
+        25,
+        50,
+        75,
+        90,
+        None,
+        None,
+    ]
     assert with_least_left(75, 100) == 100
     assert with_least_left(75, 75) == 79
 
@@ -224,37 +321,78 @@ def test_the_pace_ignores_stalls_and_pays_for_evaluations() -> None:
     pace.steps[-3] = 7.0
     assert pace.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
     pace.evaluation = 10.0
-    assert pace.total(43, 11.0, steps_per_evaluation=100, checkpoint_every=60.0) == pytest.approx(457, abs=60)
+    assert pace.total(43, 11.0, steps_per_evaluation=100, checkpoint_every=60.0) == pytest.approx(
+        457, abs=60
+    )
     assert pace.total(43, 120.0, math.inf, 60.0) == 43
     slow = Pace(max_time=100.0, steps=[20.0, 20.0])
     assert slow.ready(40.0)
     assert slow.total(2, 40.0, math.inf, 60.0) == 5
 
 
-def test_two_processes_have_the_losses_of_one_with_the_double_batch(data: CocoDataset, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one_with_the_double_batch(
+    data: CocoDataset, tmp_path: Path
+) -> None:
     source, norms = Path(training_run.__file__), ("frozen", "group")
-    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(source.parents[1] / "src"),
+        "OMP_NUM_THREADS": "1",
+    }
     augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
-    settings = {"steps": 3, "batch_size": 2, "accumulate": 2, "learning_rate": 0.002, "augment": augment, "evaluate_every": 100}
+    settings = {
+        "steps": 3,
+        "batch_size": 2,
+        "accumulate": 2,
+        "learning_rate": 0.002,
+        "augment": augment,
+        "evaluate_every": 100,
+    }
 
     def run_of(norm: str, name: str, **changes: int) -> dict[str, Any]:
-        paths = {"data": str(data.annotations_path), "validation": str(data.annotations_path), "out": str(tmp_path / f"{norm}-{name}")}
+        paths = {
+            "data": str(data.annotations_path),
+            "validation": str(data.annotations_path),
+            "out": str(tmp_path / f"{norm}-{name}"),
+        }
         return paths | {"norm": norm, "train": settings | changes}
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(source)]
-    done = subprocess.run([*command, *(json.dumps(run_of(n, "two")) for n in norms)], env=environment, capture_output=True, text=True, timeout=400)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(source),
+    ]
+    done = subprocess.run(
+        [*command, *(json.dumps(run_of(n, "two")) for n in norms)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     for norm in norms:
         training_run.main(run_of(norm, "one", batch_size=4))
-        for one, two in zip(*(read_rows(tmp_path / f"{norm}-{name}" / "metrics.csv") for name in ("one", "two")), strict=True):
+        for one, two in zip(
+            *(read_rows(tmp_path / f"{norm}-{name}" / "metrics.csv") for name in ("one", "two")),
+            strict=True,
+        ):
             for name in one:
                 if name.startswith(("loss", "val", "gradient", "learning")):
-                    assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (norm, one["step"], name)
+                    assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (
+                        norm,
+                        one["step"],
+                        name,
+                    )
 
 
 @pytest.mark.parametrize("name", ["flip_horizontal", "flip_vertical", "copy_paste"])
-def test_a_probability_outside_0_to_1_is_refused_by_name(data: CocoDataset, tmp_path: Path, name: str):
+def test_a_probability_outside_0_to_1_is_refused_by_name(
+    data: CocoDataset, tmp_path: Path, name: str
+):
     with pytest.raises(ValueError, match=rf"augment\.{name} is 2, must be from 0 to 1"):
         run(data, tmp_path / "run", augment=AugmentConfig(**{name: 2}))
     assert not (tmp_path / "run").exists()

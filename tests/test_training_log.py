@@ -13,11 +13,27 @@ from PIL import Image, ImageDraw
 from maskrcnn.training.curves import draw_curves
 from maskrcnn.training.log import RunLog, read_rows
 
-COLUMNS = ("step", "time", "learning_rate", "images_per_second", "loss", "loss/box", "loss/mask", "val/bbox_AP")
+COLUMNS = (
+    "step",
+    "time",
+    "learning_rate",
+    "images_per_second",
+    "loss",
+    "loss/box",
+    "loss/mask",
+    "val/bbox_AP",
+)
 
 
 def row(step: int) -> dict[str, float]:
-    values = {"step": step, "time": 0.5 * step, "learning_rate": 1e-3, "images_per_second": 8.0, "loss": 2 / step, "loss/box": 1 / step}
+    values = {
+        "step": step,
+        "time": 0.5 * step,
+        "learning_rate": 1e-3,
+        "images_per_second": 8.0,
+        "loss": 2 / step,
+        "loss/box": 1 / step,
+    }
     values["loss/mask"] = 0.5 + math.exp(-step / 30) + 0.1 * math.sin(step)
     return values | ({"val/bbox_AP": 1 - 1 / step} if step % 20 == 0 else {})
 
@@ -36,11 +52,15 @@ def test_a_resumed_log_equals_one_of_an_uninterrupted_run(tmp_path: Path) -> Non
     for step in range(4, 6):
         killed.row(row(step), total=7)
     killed.close()
-    resumed = RunLog(tmp_path / "killed", COLUMNS, progress=False, resume_at=checkpoint, first_step=3)
+    resumed = RunLog(
+        tmp_path / "killed", COLUMNS, progress=False, resume_at=checkpoint, first_step=3
+    )
     for step in range(4, 8):
         resumed.row(row(step), total=7)
     resumed.close()
-    assert (tmp_path / "killed/metrics.csv").read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+    assert (tmp_path / "killed/metrics.csv").read_bytes() == (
+        tmp_path / "whole/metrics.csv"
+    ).read_bytes()
     assert any((tmp_path / "whole/tensorboard").iterdir())
 
 
@@ -65,7 +85,10 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("steps", "wanted"), [((14,), [14]), ((1, 2, 3, 4, 5, 6), [1, 2, 3, 4, 6]), ((3, 5, 6), [3, 4, 5, 6])])
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [((14,), [14]), ((1, 2, 3, 4, 5, 6), [1, 2, 3, 4, 6]), ((3, 5, 6), [3, 4, 5, 6])],
+)
 def test_the_ticks_of_a_short_run_are_whole_steps_each_once(
     steps: tuple[int, ...], wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +104,9 @@ def test_the_ticks_of_a_short_run_are_whole_steps_each_once(
     draw_curves([{"step": step, "learning_rate": 1.0} for step in steps], tmp_path / "curves.png")
     assert [words for _, words in told] == [str(step) for step in wanted]
     places = [(x - told[0][0]) / max(1, told[-1][0] - told[0][0]) for x, _ in told]
-    assert places == pytest.approx([(step - wanted[0]) / max(1, wanted[-1] - wanted[0]) for step in wanted])
+    assert places == pytest.approx(
+        [(step - wanted[0]) / max(1, wanted[-1] - wanted[0]) for step in wanted]
+    )
 
 
 def test_curves_are_drawn_where_the_numbers_are(tmp_path: Path) -> None:
@@ -91,6 +116,6 @@ def test_curves_are_drawn_where_the_numbers_are(tmp_path: Path) -> None:
     blue = (pixels == (0x1F, 0x77, 0xB4)).all(-1)
     loss = blue[34:270, 64:510]
     heights = [np.flatnonzero(loss[:, x]).mean() for x in (10, 100, 400)]
-    assert heights == sorted(heights), "a falling loss falls in the picture"
+    assert heights == sorted(heights), "a falling loss falls in the image"
     ap = blue[334:570, 64:510]
     assert np.flatnonzero(ap[:, 430]).mean() < np.flatnonzero(ap[:, 60]).mean(), "a rising AP rises"

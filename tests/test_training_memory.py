@@ -13,13 +13,13 @@ import training_run
 from training_run import tiny_config, tiny_model
 
 import maskrcnn as mr
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import TrunkConfig
-from maskrcnn.data.coco import CocoDataset
 from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.resnet import ResNet
+from maskrcnn.recipe.memory_estimate import _trunk_and_rpn, available_memory, training_bytes
 from maskrcnn.training.fit import train
-from maskrcnn.training.memory import _trunk_and_rpn, available_memory, training_bytes
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,28 @@ def kept_bytes(compute: Callable[[], Any]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@pytest.mark.parametrize(("norm", "depth", "frozen_stages"), [("batch", 50, 0), ("batch", 18, 2), ("frozen", 18, 2), ("group", 18, 0)])
-def test_gradients_and_statistics_are_the_same_with_checkpointing(norm: Any, depth: Any, frozen_stages: int) -> None:
-    config = TrunkConfig(depth=depth, stem_channels=8, res2_channels=16, width_per_group=4, norm=norm, frozen_stages=frozen_stages)
+@pytest.mark.parametrize(
+    ("norm", "depth", "frozen_stages"),
+    [("batch", 50, 0), ("batch", 18, 2), ("frozen", 18, 2), ("group", 18, 0)],
+)
+def test_gradients_and_statistics_are_the_same_with_checkpointing(
+    norm: Any, depth: Any, frozen_stages: int
+) -> None:
+    config = TrunkConfig(
+        depth=depth,
+        stem_channels=8,
+        res2_channels=16,
+        width_per_group=4,
+        norm=norm,
+        frozen_stages=frozen_stages,
+    )
     torch.manual_seed(0)
     plain, saving = ResNet(config).train(), ResNet(config).train()
     saving.load_state_dict(plain.state_dict())
     saving.activation_checkpointing = True
-    pictures = torch.randn(2, 3, 32, 64)
+    images = torch.randn(2, 3, 32, 64)
     for trunk in (plain, saving):
-        sum(features.square().mean() for features in trunk(pictures)).backward()  # ty: ignore[unresolved-attribute]
+        sum(features.square().mean() for features in trunk(images)).backward()  # ty: ignore[unresolved-attribute]
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         assert a.grad is None or torch.equal(a.grad, b.grad), name  # ty: ignore[invalid-argument-type]
@@ -59,31 +71,61 @@ def test_gradients_and_statistics_are_the_same_with_checkpointing(norm: Any, dep
         assert torch.equal(a, b[1]), name
 
 
-def test_training_ends_at_the_same_weights_with_checkpointing(data: CocoDataset, tmp_path: Path) -> None:
+def test_training_ends_at_the_same_weights_with_checkpointing(
+    data: CocoDataset, tmp_path: Path
+) -> None:
     config = tiny_config(steps=3, checkpoint_every=60.0)
-    for name, given in (("plain", config), ("saving", replace(config, activation_checkpointing=True))):
+    for name, given in (
+        ("plain", config),
+        ("saving", replace(config, activation_checkpointing=True)),
+    ):
         train(tiny_model(data), data, None, given, tmp_path / name, progress=False, device="cpu")
-    assert training_run.weights_of(tmp_path / "plain/last.safetensors") == training_run.weights_of(tmp_path / "saving/last.safetensors")
+    assert training_run.weights_of(tmp_path / "plain/last.safetensors") == training_run.weights_of(
+        tmp_path / "saving/last.safetensors"
+    )
 
 
 def test_a_timm_trunk_says_that_it_cannot(data: CocoDataset, tmp_path: Path) -> None:
     model = mr.maskrcnn_r18_small(data.categories)
     model = replace(model, trunk=replace(model.trunk, timm="resnet10t"))
-    with pytest.raises(ValueError, match=r"needs the ResNet trunk, got trunk\.timm = \"resnet10t\""):
-        train(model, data, None, tiny_config(activation_checkpointing=True), tmp_path / "run", progress=False, device="cpu")
+    with pytest.raises(
+        ValueError, match=r"needs the ResNet trunk, got trunk\.timm = \"resnet10t\""
+    ):
+        train(
+            model,
+            data,
+            None,
+            tiny_config(activation_checkpointing=True),
+            tmp_path / "run",
+            progress=False,
+            device="cpu",
+        )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_count_without_computing_is_what_autograd_really_keeps(data: CocoDataset, checkpointing: bool) -> None:
+def test_the_count_without_computing_is_what_autograd_really_keeps(
+    data: CocoDataset, checkpointing: bool
+) -> None:
     config = tiny_model(data)
-    real, shapes = MaskRCNN.from_config(config).train(), MaskRCNN.from_config(config).to("meta").train()
+    real, shapes = (
+        MaskRCNN.from_config(config).train(),
+        MaskRCNN.from_config(config).to("meta").train(),
+    )
     assert isinstance(real.trunk, ResNet)
     real.trunk.activation_checkpointing = checkpointing
-    index = torch.zeros(2, config.rpn.samples * 3 // 2, dtype=torch.int64)  # half as many again: there is room for any mixture
-    kept = kept_bytes(lambda: real.rpn.sampled(Pyramid.of(real.neck(real.trunk(torch.rand(2, 3, 64, 96)))), index))
+    index = torch.zeros(
+        2, config.rpn.samples * 3 // 2, dtype=torch.int64
+    )  # half as many again: there is room for any mixture
+    kept = kept_bytes(
+        lambda: real.rpn.sampled(Pyramid.of(real.neck(real.trunk(torch.rand(2, 3, 64, 96)))), index)
+    )
     counted = _trunk_and_rpn(shapes, 2, (64, 90), checkpointing)
     if checkpointing:  # then the stage with the most inside is counted as well
-        assert kept < counted < kept_bytes(lambda: real.trunk.layer1(torch.rand(2, 8, 16, 24))) + 1.1 * kept
+        assert (
+            kept
+            < counted
+            < kept_bytes(lambda: real.trunk.layer1(torch.rand(2, 8, 16, 24))) + 1.1 * kept
+        )
     else:
         assert counted == pytest.approx(kept, rel=0.02)
 
@@ -94,11 +136,17 @@ def test_checkpointing_and_half_precision_are_said_to_save() -> None:
     whole = training_bytes(config, 2, (800, 1088))
     assert training_bytes(config, 2, (800, 1088), checkpointing=True) < 0.9 * whole
     assert training_bytes(config, 2, (800, 1088), half=True) < 0.9 * whole
-    assert 1.5 * training_bytes(config, 1, (800, 1088)) < whole < 2 * training_bytes(config, 1, (800, 1088))
+    assert (
+        1.5 * training_bytes(config, 1, (800, 1088))
+        < whole
+        < 2 * training_bytes(config, 1, (800, 1088))
+    )
 
 
 def test_checkpointing_keeps_less_than_half() -> None:
-    trunk = ResNet(TrunkConfig(depth=18, stem_channels=8, res2_channels=16, norm="batch", frozen_stages=0)).train()
+    trunk = ResNet(
+        TrunkConfig(depth=18, stem_channels=8, res2_channels=16, norm="batch", frozen_stages=0)
+    ).train()
     kept = []
     for trunk.activation_checkpointing in (False, True):
         kept.append(kept_bytes(lambda: trunk(torch.rand(2, 3, 64, 64))))

@@ -1,4 +1,4 @@
-"""Optimiser, schedule, averaged weights: equal to the obvious formula, and to themselves after a round trip."""
+"""Optimizer, schedule, averaged weights: equal to the obvious formula, and to themselves after a round trip."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import torch
 from torch import nn
 
 from maskrcnn.config import TrainConfig
-from maskrcnn.training.optim import Ema, load_optimizer_tensors, make_optimizer, optimizer_tensors, rate_factor, scaled_rate, set_rate
+from maskrcnn.training.optim import (
+    EMA,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    rate_factor,
+    scaled_rate,
+    set_rate,
+)
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(
+        memory_format=torch.channels_last
+    )
 
 
 def descend(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -37,10 +47,19 @@ def test_the_rate_warms_up_and_then_falls() -> None:
     assert cosine[:51] == pytest.approx([(step + 1) / 51 for step in range(51)])
     assert all(a >= b for a, b in itertools.pairwise(cosine[50:]))
     assert 0 < cosine[-1] < 1e-4
-    stepped = [rate_factor(step, 1000, TrainConfig(warmup=50, schedule="step", milestones=(0.5, 0.8))) for step in range(1000)]
-    assert (stepped[499], stepped[500], stepped[799], stepped[800]) == pytest.approx((1, 0.1, 0.1, 0.01))
-    assert rate_factor(1, 20, TrainConfig(warmup=50)) == pytest.approx(2 / 3), "warm-up is at most a tenth of the run"
-    assert [rate_factor(step, None, TrainConfig(warmup=50)) for step in (0, 50, 900)] == pytest.approx([1 / 51, 1, 1])
+    stepped = [
+        rate_factor(step, 1000, TrainConfig(warmup=50, schedule="step", milestones=(0.5, 0.8)))
+        for step in range(1000)
+    ]
+    assert (stepped[499], stepped[500], stepped[799], stepped[800]) == pytest.approx(
+        (1, 0.1, 0.1, 0.01)
+    )
+    assert rate_factor(1, 20, TrainConfig(warmup=50)) == pytest.approx(2 / 3), (
+        "warm-up is at most a tenth of the run"
+    )
+    assert [
+        rate_factor(step, None, TrainConfig(warmup=50)) for step in (0, 50, 900)
+    ] == pytest.approx([1 / 51, 1, 1])
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -67,15 +86,21 @@ def test_an_optimizer_continues_bit_for_bit_from_its_flat_tensors(kind: str) -> 
     second = network()
     second.load_state_dict(first.state_dict())
     resumed = make_optimizer(second, config)
-    saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(first, optimizer).items()}
+    saved = {
+        name: value.clone().contiguous()
+        for name, value in optimizer_tensors(first, optimizer).items()
+    }
     load_optimizer_tensors(second, resumed, saved)
     descend(second, resumed, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 def test_the_average_follows_weights_and_running_statistics() -> None:
     model = network()
-    ema = Ema(model, decay=0.6)
+    ema = EMA(model, decay=0.6)
     expected = {name: value.double() for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, TrainConfig(learning_rate=0.05))
     for step in range(8):
@@ -83,7 +108,11 @@ def test_the_average_follows_weights_and_running_statistics() -> None:
         ema.update(step)
         decay = min(0.6, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
-            expected[name] = decay * expected[name] + (1 - decay) * value.double() if value.is_floating_point() else value.double()
+            expected[name] = (
+                decay * expected[name] + (1 - decay) * value.double()
+                if value.is_floating_point()
+                else value.double()
+            )
     for name, value in ema.model.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
     assert not ema.model.training

@@ -13,44 +13,60 @@ import training_run
 from PIL import Image
 
 import maskrcnn as mr
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.problems import DataError
 from maskrcnn.config import Category, ModelConfig
-from maskrcnn.data.check import DataError
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.statistics import Statistics, statistics_of
 from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_fpn
-from maskrcnn.training import choices as choose
-from maskrcnn.training.choices import Choices
-from maskrcnn.training.memory import GIB
-from maskrcnn.training.recipe import Recipe, recipe
+from maskrcnn.recipe import choices as choose
+from maskrcnn.recipe.choices import Choices
+from maskrcnn.recipe.memory_estimate import GIB
+from maskrcnn.recipe.recipe import Recipe, choose_recipe
+from maskrcnn.recipe.statistics import Statistics, statistics_of
 from maskrcnn.weights.load import save
 
 
 def measured(**changes: Any) -> Statistics:
-    """300 pictures of 400 x 500 px with four objects of 30 x 30 px each."""
+    """300 images of 400 x 500 px with four objects of 30 x 30 px each."""
     facts = Statistics(
         images=300,
         sizes=np.tile([400, 500], (300, 1)),
         sides=np.full((1200, 2), 30.0),
-        picture=np.repeat(np.arange(300), 4),
+        image=np.repeat(np.arange(300), 4),
         counts=np.full(300, 4),
         category_share=np.ones(1),
         masks=True,
-        joints=False,
-        coloured=False,
+        keypoints=False,
+        colored=False,
         varied=False,
         upright={"shape": 0.5, "place": 0.5, "perspective": 0.0, "light": 0.0},
     )
     return replace(facts, **changes)
 
 
-def chosen(facts: Statistics, kind: Any = "none", free: float | None = None, model: ModelConfig | None = None, **given: Any) -> Choices:
+def chosen(
+    facts: Statistics,
+    kind: Any = "none",
+    free: float | None = None,
+    model: ModelConfig | None = None,
+    **given: Any,
+) -> Choices:
     """All choices for these numbers; memory is looked at only where some is `free` (GiB), for it takes time."""
     given = {name.replace("__", "."): value for name, value in given.items()}
-    choices = Choices(kind, torch.device("cpu"), frozenset(given), model or maskrcnn_r18_small(1), mr.TrainConfig())
+    choices = Choices(
+        kind,
+        torch.device("cpu"),
+        frozenset(given),
+        model or maskrcnn_r18_small(1),
+        mr.TrainConfig(),
+    )
     choices.facts = facts
     for name, value in given.items():
         part = "model" if name.startswith("model.") else "training"
-        setattr(choices, part, choose.override(getattr(choices, part), {name.removeprefix("model."): value}))
+        setattr(
+            choices,
+            part,
+            choose.override_config(getattr(choices, part), {name.removeprefix("model."): value}),
+        )
     for step in (choose.heads, choose.scale, choose.augment, choose.crowd, choose.anchors):
         step(choices)
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +85,12 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 @pytest.fixture(scope="module")
 def made(cards: CocoDataset) -> Recipe:
-    return recipe(cards, memory=8, device="cpu", settings={"augment.crop": "48", "model.mask.max_positives": 5, "warmup": 7})
+    return choose_recipe(
+        cards,
+        memory=8,
+        device="cpu",
+        settings={"augment.crop": "48", "model.mask.max_positives": 5, "warmup": 7},
+    )
 
 
 def test_every_choice_is_what_the_configurations_hold_and_has_a_reason(made: Recipe) -> None:
@@ -83,7 +104,11 @@ def test_every_choice_is_what_the_configurations_hold_and_has_a_reason(made: Rec
 
 
 def test_what_is_given_is_kept_whether_it_would_be_chosen_or_not(made: Recipe) -> None:
-    assert (made.training.augment.crop, made.model.mask and made.model.mask.max_positives, made.training.warmup) == (48, 5, 7)
+    assert (
+        made.training.augment.crop,
+        made.model.mask and made.model.mask.max_positives,
+        made.training.warmup,
+    ) == (48, 5, 7)
     assert {r.setting: r.why for r in made.reasons}["warmup"] == "as given"
 
 
@@ -97,17 +122,45 @@ def test_printed_it_is_a_table_that_loses_no_word(made: Recipe) -> None:
 
 def test_a_recipe_trains(cards: CocoDataset, made: Recipe, tmp_path: Path) -> None:
     tiny = training_run.tiny_model(cards)
-    model = replace(made.model, trunk=tiny.trunk, neck=tiny.neck, box=tiny.box, mask=tiny.mask, keypoint=tiny.keypoint)
-    run = mr.train(model, cards, config=replace(made.training, steps=2, tensorboard=False), out=tmp_path / "run", progress=False, device="cpu")
+    model = replace(
+        made.model,
+        trunk=tiny.trunk,
+        neck=tiny.neck,
+        box=tiny.box,
+        mask=tiny.mask,
+        keypoint=tiny.keypoint,
+    )
+    run = mr.train(
+        model,
+        cards,
+        config=replace(made.training, steps=2, tensorboard=False),
+        out=tmp_path / "run",
+        progress=False,
+        device="cpu",
+    )
     assert run.best is None
 
 
 def test_nuclei_get_about_what_was_found_by_hand(shared: Path) -> None:
     folder = shared / "data" / "nuclei"
-    made = mr.recipe(mr.CocoDataset(folder / "annotations" / "val.json", folder / "images"), memory=8, device="cpu")
-    assert (made.model.input.scale, made.model.input.max_size, made.model.box.max_detections, made.model.rpn.post_nms_test) == (2.0, 1024, 300, 600)
+    made = mr.choose_recipe(
+        mr.CocoDataset(folder / "annotations" / "val.json", folder / "images"),
+        memory=8,
+        device="cpu",
+    )
+    assert (
+        made.model.input.scale,
+        made.model.input.max_size,
+        made.model.box.max_detections,
+        made.model.rpn.post_nms_test,
+    ) == (2.0, 1024, 300, 600)
     augment = made.training.augment
-    assert (augment.crop, augment.scale, augment.flip_vertical, augment.right_angles) == (256, (0.5, 1.25), 0.5, True)
+    assert (augment.crop, augment.scale, augment.flip_vertical, augment.right_angles) == (
+        256,
+        (0.5, 1.25),
+        0.5,
+        True,
+    )
     assert made.training.learning_rate == 1e-3
     assert made.training.batch_size == 4
 
@@ -116,17 +169,20 @@ def test_photographs_keep_their_up_and_down(shared: Path) -> None:
     folder = shared / "data" / "coco_mini_kp"
     facts = statistics_of(mr.CocoDataset(folder / "annotations" / "train.json", folder / "images"))
     assert facts.has_up
-    assert facts.coloured
+    assert facts.colored
     assert all(facts.upright[name] > 0 for name in ("shape", "place", "perspective", "light"))
 
 
 def test_small_objects_are_magnified_and_large_ones_shrunk() -> None:
-    assert [chosen(measured(sides=np.full((1200, 2), side))).model.input.scale for side in (5.0, 20.0, 39.0, 100.0)] == [4.0, 2.0, 1.0, 1.0]
+    assert [
+        chosen(measured(sides=np.full((1200, 2), side))).model.input.scale
+        for side in (5.0, 20.0, 39.0, 100.0)
+    ] == [4.0, 2.0, 1.0, 1.0]
     large = measured(sizes=np.tile([3000, 4000], (300, 1)), sides=np.full((1200, 2), 640.0))
     assert chosen(large).model.input.scale == 0.25
 
 
-def test_small_objects_in_large_pictures_are_not_shrunk_away() -> None:
+def test_small_objects_in_large_images_are_not_shrunk_away() -> None:
     aerial = measured(sizes=np.tile([3000, 4000], (300, 1)), sides=np.full((1200, 2), 40.0))
     assert chosen(aerial).model.input.max_size == 4096
 
@@ -140,7 +196,11 @@ def test_anchors_follow_a_scale_that_is_given() -> None:
 
 def test_a_crowd_raises_the_cap_and_the_proposals() -> None:
     model = chosen(measured(counts=np.r_[np.full(299, 4), 700])).model
-    assert (model.box.max_detections, model.rpn.pre_nms_test, model.rpn.post_nms_test) == (900, 1800, 1800)
+    assert (model.box.max_detections, model.rpn.pre_nms_test, model.rpn.post_nms_test) == (
+        900,
+        1800,
+        1800,
+    )
 
 
 def test_turns_need_evidence() -> None:
@@ -148,13 +208,18 @@ def test_turns_need_evidence() -> None:
     assert chosen(measured(upright=alike)).training.augment.right_angles
     for name in alike:
         assert not chosen(measured(upright=alike | {name: 0.3})).training.augment.right_angles
-    for changes in ({"joints": True}, {"sides": np.ones((20, 2)), "picture": np.arange(20)}):
+    for changes in ({"keypoints": True}, {"sides": np.ones((20, 2)), "image": np.arange(20)}):
         assert not chosen(measured(upright=alike, **changes)).training.augment.right_angles
-    assert not chosen(measured(upright=alike), augment__right_angles=False).training.augment.right_angles
+    assert not chosen(
+        measured(upright=alike), augment__right_angles=False
+    ).training.augment.right_angles
 
 
 def test_little_data_vary_more() -> None:
-    little, much = chosen(measured()).training.augment, chosen(measured(images=50_000)).training.augment
+    little, much = (
+        chosen(measured()).training.augment,
+        chosen(measured(images=50_000)).training.augment,
+    )
     assert little.copy_paste > 0 == much.copy_paste
     assert little.scale[0] < much.scale[0]
     assert chosen(measured(masks=False)).training.augment.copy_paste == 0
@@ -162,7 +227,9 @@ def test_little_data_vary_more() -> None:
 
 def test_only_heads_with_truth_are_built() -> None:
     person = Category("person", 1, keypoints=("head", "foot"))
-    model = chosen(measured(masks=False, joints=False), model=maskrcnn_r18_small((person,))).model
+    model = chosen(
+        measured(masks=False, keypoints=False), model=maskrcnn_r18_small((person,))
+    ).model
     assert model.mask is None
     assert model.keypoint is None
 
@@ -174,11 +241,15 @@ def test_rare_categories_are_repeated() -> None:
 
 
 @pytest.mark.parametrize("free", [0.5, 64.0])
-def test_memory_decides_the_batch_and_the_batch_the_normalisation(free: float) -> None:
+def test_memory_decides_the_batch_and_the_batch_the_normalization(free: float) -> None:
     choices = chosen(measured(), free=free, model=maskrcnn_r50_fpn(1), model__input__min_size=800)
     training = choices.training
     assert training.batch_size * training.accumulate == 4
-    assert choices.model.trunk.norm == choices.model.neck.norm == ("batch" if training.batch_size == 4 else "group")
+    assert (
+        choices.model.trunk.norm
+        == choices.model.neck.norm
+        == ("batch" if training.batch_size == 4 else "group")
+    )
     assert training.activation_checkpointing == (free < 64)
     assert training.batch_size == (4 if free == 64 else 1)
 
@@ -188,14 +259,24 @@ def test_a_given_batch_is_kept_whatever_the_memory() -> None:
 
 
 def test_the_start_decides_rate_length_and_what_is_frozen() -> None:
-    none, trunk, detector = (chosen(measured(), kind, model=maskrcnn_r50_fpn(1)) for kind in ("none", "trunk", "detector"))
-    assert none.training.learning_rate > trunk.training.learning_rate > detector.training.learning_rate
+    none, trunk, detector = (
+        chosen(measured(), kind, model=maskrcnn_r50_fpn(1))
+        for kind in ("none", "trunk", "detector")
+    )
+    assert (
+        none.training.learning_rate > trunk.training.learning_rate > detector.training.learning_rate
+    )
     assert none.training.epochs > trunk.training.epochs > detector.training.epochs
     assert none.training.warmup > trunk.training.warmup
     assert [c.model.trunk.frozen_stages for c in (none, trunk, detector)] == [0, 2, 2]
     assert [c.model.trunk.norm for c in (none, trunk, detector)] == ["batch", "frozen", "frozen"]
-    assert chosen(measured(images=5000), "trunk", model=maskrcnn_r50_fpn(1)).model.trunk.frozen_stages == 1
-    assert detector.model.rpn.sizes == maskrcnn_r50_fpn(1).rpn.sizes, "a detector's anchors are part of what it knows"
+    assert (
+        chosen(measured(images=5000), "trunk", model=maskrcnn_r50_fpn(1)).model.trunk.frozen_stages
+        == 1
+    )
+    assert detector.model.rpn.sizes == maskrcnn_r50_fpn(1).rpn.sizes, (
+        "a detector's anchors are part of what it knows"
+    )
     assert detector.model.input == maskrcnn_r50_fpn(1).input
 
 
@@ -208,19 +289,24 @@ def test_within_a_time_there_is_one_evaluation_at_the_end() -> None:
 def test_a_pretrained_detector_gives_the_architecture(cards: CocoDataset, tmp_path: Path) -> None:
     config = training_run.tiny_model(cards)
     path = save(mr.MaskRCNN.from_config(config), tmp_path / "cards.safetensors")
-    made = recipe(cards, pretrained=path, memory=8, device="cpu")
+    made = choose_recipe(cards, pretrained=path, memory=8, device="cpu")
     assert made.model.rpn.sizes == config.rpn.sizes
     assert made.pretrained == path
     assert {r.setting: r.value for r in made.reasons}["model"] == str(path)
 
 
-def test_unknown_names_are_told_before_the_data_are_measured(cards: CocoDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn.training.recipe.statistics_of", None)
-    for change, told in (({"model": "resnet"}, "maskrcnn_r18_small"), ({"settings": {"batchsize": 1}}, "batch_size")):
+def test_unknown_names_are_told_before_the_data_are_measured(
+    cards: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskrcnn.recipe.recipe.statistics_of", None)
+    for change, told in (
+        ({"model": "resnet"}, "maskrcnn_r18_small"),
+        ({"settings": {"batchsize": 1}}, "batch_size"),
+    ):
         with pytest.raises(ValueError, match=told):
-            recipe(cards, **change)  # ty: ignore[invalid-argument-type]
+            choose_recipe(cards, **change)  # ty: ignore[invalid-argument-type]
     with pytest.raises(ValueError, match="max_detections"):
-        recipe(cards, settings={"model.box.max_detection": 4})
+        choose_recipe(cards, settings={"model.box.max_detection": 4})
 
 
 # What is measured
@@ -234,44 +320,64 @@ def test_the_statistics_are_those_of_a_slow_loop(cards: CocoDataset) -> None:
     facts, boxes = statistics_of(cards), boxes_of(cards)
     assert facts.images == 24
     assert facts.sides.tolist() == [[b[2] - b[0], b[3] - b[1]] for _, b in boxes]
-    assert facts.picture.tolist() == [i for i, _ in boxes]
+    assert facts.image.tolist() == [i for i, _ in boxes]
     assert facts.counts.tolist() == [2] * 24
     assert facts.category_share.tolist() == [1.0, 1.0]
     assert facts.masks
-    assert facts.joints
-    assert facts.coloured
+    assert facts.keypoints
+    assert facts.colored
 
 
 def scattered(folder: Path, sky: bool, stretched: bool) -> CocoDataset:
-    """40 pictures with ten objects each, anywhere; perhaps with a bright upper half, or objects that are higher than wide."""
+    """40 images with ten objects each, anywhere; perhaps with a bright upper half, or objects that are higher than wide."""
     random, images, annotations = np.random.default_rng(0), [], []
     for i in range(40):
-        picture = random.integers(60, 120, (80, 80), dtype=np.uint8)
-        picture[:40] += 60 if sky else 0
-        Image.fromarray(picture).save(folder / f"{i}.png")
+        image = random.integers(60, 120, (80, 80), dtype=np.uint8)
+        image[:40] += 60 if sky else 0
+        Image.fromarray(image).save(folder / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "height": 80, "width": 80})
         for _ in range(10):
             width, height = random.uniform(5, 20, 2) * ((0.6, 1.6) if stretched else (1, 1))
             box = [random.uniform(0, 80 - width), random.uniform(0, 80 - height), width, height]
-            annotations.append({"id": len(annotations) + 1, "image_id": i, "category_id": 1, "bbox": [float(v) for v in box]})
-    return CocoDataset({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}, folder)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": i,
+                    "category_id": 1,
+                    "bbox": [float(v) for v in box],
+                }
+            )
+    return CocoDataset(
+        {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]},
+        folder,
+    )
 
 
-@pytest.mark.parametrize(("sky", "stretched", "up"), [(False, False, False), (True, False, True), (False, True, True)])
+@pytest.mark.parametrize(
+    ("sky", "stretched", "up"), [(False, False, False), (True, False, True), (False, True, True)]
+)
 def test_light_and_shape_tell_an_up(tmp_path: Path, sky: bool, stretched: bool, up: bool) -> None:
     facts = statistics_of(scattered(tmp_path, sky, stretched))
     assert facts.has_up is up
-    assert not facts.coloured
+    assert not facts.colored
     assert not facts.masks
 
 
 def test_data_without_objects_have_no_recipe(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}]
-    with pytest.raises(DataError, match="no object with a box or a mask in 1 pictures"):
-        recipe(CocoDataset({"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}, tmp_path), memory=1)
+    with pytest.raises(DataError, match="no object with a box or a mask in 1 images"):
+        choose_recipe(
+            CocoDataset(
+                {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]},
+                tmp_path,
+            ),
+            memory=1,
+        )
 
 
 def test_a_configuration_can_be_fitted_to_data(cards: CocoDataset) -> None:
     config = maskrcnn_r18_small(cards.categories)
-    assert recipe(cards, model=replace(config, box=replace(config.box, fcs=(77,))), memory=8, device="cpu").model.box.fcs == (77,)
+    assert choose_recipe(
+        cards, model=replace(config, box=replace(config.box, fcs=(77,))), memory=8, device="cpu"
+    ).model.box.fcs == (77,)

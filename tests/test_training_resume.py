@@ -26,8 +26,17 @@ class Server:
 
     def __init__(self) -> None:
         source = Path(training_run.__file__)
-        environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src"), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, source, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        environment = os.environ | {
+            "PYTHONPATH": str(source.parents[1] / "src"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, source, "serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
 
     def run(self, settings: dict[str, Any]) -> int:
         """The status of the process that trained."""
@@ -48,30 +57,52 @@ def server() -> Iterator[Server]:
 def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """An uninterrupted run: its settings and its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    settings = {"data": str(training_run.draw(folder / "data", 7)), "validation": str(training_run.draw(folder / "val", 3, seed=1))}
+    settings = {
+        "data": str(training_run.draw(folder / "data", 7)),
+        "validation": str(training_run.draw(folder / "val", 3, seed=1)),
+    }
     assert server.run(settings | {"out": str(folder / "run")}) == 0
     return settings, folder / "run"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_and_resumed_run_ends_with_the_same_weights(server: Server, whole: Any, tmp_path: Path, workers: int) -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_weights(
+    server: Server, whole: Any, tmp_path: Path, workers: int
+) -> None:
     settings, expected = whole
-    settings = settings | {"out": str(tmp_path / "run"), "resume": True, "train": {"workers": workers}}
+    settings = settings | {
+        "out": str(tmp_path / "run"),
+        "resume": True,
+        "train": {"workers": workers},
+    }
     moments, resumed_at = random.Random(workers), []
     for step in sorted(moments.sample(range(15), KILLS)):
         status = server.run(settings | {"kill_at": step, "kill_after": moments.uniform(0, 0.1)})
         assert os.WIFSIGNALED(status)
         checkpoint = tmp_path / "run/checkpoint.safetensors"
-        resumed_at.append(read_checkpoint(checkpoint)[1]["state"]["step"] if checkpoint.exists() else 0)
+        resumed_at.append(
+            read_checkpoint(checkpoint)[1]["state"]["step"] if checkpoint.exists() else 0
+        )
     assert server.run(settings) == 0
-    assert len({step for step in resumed_at if 0 < step < 16}) >= 2, f"the run was not resumed in the middle: {resumed_at}"
+    assert len({step for step in resumed_at if 0 < step < 16}) >= 2, (
+        f"the run was not resumed in the middle: {resumed_at}"
+    )
     for name in FILES:
-        assert training_run.weights_of(tmp_path / "run" / name) == training_run.weights_of(expected / name), name
-    killed, left_alone = (rows_of(folder / "metrics.csv") for folder in (tmp_path / "run", expected))
+        assert training_run.weights_of(tmp_path / "run" / name) == training_run.weights_of(
+            expected / name
+        ), name
+    killed, left_alone = (
+        rows_of(folder / "metrics.csv") for folder in (tmp_path / "run", expected)
+    )
     assert killed == left_alone
-    assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")], "what was half written is cleared away"
+    assert not [p.name for p in (tmp_path / "run").iterdir() if p.name.startswith(".")], (
+        "what was half written is cleared away"
+    )
 
 
 def rows_of(path: Path) -> list[dict[str, float]]:
     """What metrics.csv says but for times."""
-    return [{k: v for k, v in row.items() if not k.endswith(("time", "wait", "seconds", "second"))} for row in read_rows(path)]
+    return [
+        {k: v for k, v in row.items() if not k.endswith(("time", "wait", "seconds", "second"))}
+        for row in read_rows(path)
+    ]

@@ -15,10 +15,10 @@ import torch
 import yaml
 
 import maskrcnn as mr
-from maskrcnn.config import RoiConfig
+from maskrcnn.config import RoIConfig
 from maskrcnn.presets import make_categories
-from maskrcnn.weights.detectron2 import model_config
 from maskrcnn.weights.detectron2_yaml import DEFAULTS, read_config
+from maskrcnn.weights.from_detectron2 import model_config
 from maskrcnn.weights.pickles import WeightsError
 
 FPN = """
@@ -69,7 +69,9 @@ def settings_of(base: str, changes: dict[str, Any]) -> dict[str, Any]:
 
 def written(folder: Path, base: str = FPN, /, **changes: Any) -> Path:
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(settings_of(base, {k.replace("__", "."): v for k, v in changes.items()})))
+    path.write_text(
+        yaml.safe_dump(settings_of(base, {k.replace("__", "."): v for k, v in changes.items()}))
+    )
     return path
 
 
@@ -78,7 +80,13 @@ def config_of(folder: Path, base: str = FPN, /, **changes: Any) -> mr.ModelConfi
     return model_config(read_config(path), path)
 
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 def their_state(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -92,7 +100,11 @@ def their_state(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
         if bias if bias is not None else norm == "":
             state[f"{name}.bias"] = torch.rand(out)
         if norm:
-            for part in ("weight", "bias", *(() if norm == "GN" else ("running_mean", "running_var"))):
+            for part in (
+                "weight",
+                "bias",
+                *(() if norm == "GN" else ("running_mean", "running_var")),
+            ):
                 state[f"{name}.norm.{part}"] = torch.rand(out)
             if norm in ("BN", "SyncBN"):
                 state[f"{name}.norm.num_batches_tracked"] = torch.tensor(7)
@@ -119,22 +131,34 @@ def their_state(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
 
     body, basic = "backbone.bottom_up" if fpn else "backbone", r["DEPTH"] < 50
     frozen = m["BACKBONE"]["FREEZE_AT"]
-    norms = [("FrozenBN" if frozen >= i and "BN" in r["NORM"] else r["NORM"]) for i in range(1, 6)]  # freezing turns BatchNorm into FrozenBatchNorm
+    norms = [
+        ("FrozenBN" if frozen >= i and "BN" in r["NORM"] else r["NORM"]) for i in range(1, 6)
+    ]  # freezing turns BatchNorm into FrozenBatchNorm
     conv(f"{body}.stem.conv1", r["STEM_OUT_CHANNELS"], 3, 7, norms[0], bias=False)
     for number in range(2, 5 if c4 else 6):
-        stage(f"{body}.res{number}", number, BLOCKS[r["DEPTH"]][number - 2], norms[number - 1], basic)
+        stage(
+            f"{body}.res{number}", number, BLOCKS[r["DEPTH"]][number - 2], norms[number - 1], basic
+        )
     channels = r["RES2_OUT_CHANNELS"] * (4 if c4 else 8)
     if fpn:
         channels = m["FPN"]["OUT_CHANNELS"]
         for feature in m["FPN"]["IN_FEATURES"]:
             level = int(feature[3:])
-            conv(f"backbone.fpn_lateral{level}", channels, r["RES2_OUT_CHANNELS"] * 2 ** (level - 2), 1, m["FPN"]["NORM"])
+            conv(
+                f"backbone.fpn_lateral{level}",
+                channels,
+                r["RES2_OUT_CHANNELS"] * 2 ** (level - 2),
+                1,
+                m["FPN"]["NORM"],
+            )
             conv(f"backbone.fpn_output{level}", channels, channels, 3, m["FPN"]["NORM"])
 
     rpn, width, head = m["RPN"], channels, "proposal_generator.rpn_head"
     for k, dim in enumerate(rpn["CONV_DIMS"]):
         out = width if dim == -1 else dim
-        conv(f"{head}.conv" if len(rpn["CONV_DIMS"]) == 1 else f"{head}.conv.conv{k}", out, width, 3)
+        conv(
+            f"{head}.conv" if len(rpn["CONV_DIMS"]) == 1 else f"{head}.conv.conv{k}", out, width, 3
+        )
         width = out
     a = m["ANCHOR_GENERATOR"]
     anchors = len(a["SIZES"][0]) * len(a["ASPECT_RATIOS"][0])
@@ -155,7 +179,11 @@ def their_state(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
             linear(f"roi_heads.box_head.fc{k + 1}", box["FC_DIM"], flat)
             flat = box["FC_DIM"]
     linear("roi_heads.box_predictor.cls_score", classes + 1, flat)
-    linear("roi_heads.box_predictor.bbox_pred", 4 * (1 if box["CLS_AGNOSTIC_BBOX_REG"] else classes), flat)
+    linear(
+        "roi_heads.box_predictor.bbox_pred",
+        4 * (1 if box["CLS_AGNOSTIC_BBOX_REG"] else classes),
+        flat,
+    )
     if m["MASK_ON"]:
         width = channels
         for k in range(mask["NUM_CONV"]):
@@ -163,34 +191,78 @@ def their_state(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
             width = mask["CONV_DIM"]
         state["roi_heads.mask_head.deconv.weight"] = torch.rand(width, mask["CONV_DIM"], 2, 2)
         state["roi_heads.mask_head.deconv.bias"] = torch.rand(mask["CONV_DIM"])
-        conv("roi_heads.mask_head.predictor", 1 if mask["CLS_AGNOSTIC_MASK"] else classes, mask["CONV_DIM"], 1)
+        conv(
+            "roi_heads.mask_head.predictor",
+            1 if mask["CLS_AGNOSTIC_MASK"] else classes,
+            mask["CONV_DIM"],
+            1,
+        )
     if m["KEYPOINT_ON"]:
         width, points = channels, m["ROI_KEYPOINT_HEAD"]
         for k, dim in enumerate(points["CONV_DIMS"]):
             conv(f"roi_heads.keypoint_head.conv_fcn{k + 1}", dim, width, 3)
             width = dim
-        state["roi_heads.keypoint_head.score_lowres.weight"] = torch.rand(width, points["NUM_KEYPOINTS"], 4, 4)
+        state["roi_heads.keypoint_head.score_lowres.weight"] = torch.rand(
+            width, points["NUM_KEYPOINTS"], 4, 4
+        )
         state["roi_heads.keypoint_head.score_lowres.bias"] = torch.rand(points["NUM_KEYPOINTS"])
     return state
 
 
 RESNETS = "MODEL__RESNETS__"
 ZOO: dict[str, tuple[str, dict[str, Any]]] = {
-    "r18": (FPN, {RESNETS + "DEPTH": 18, RESNETS + "RES2_OUT_CHANNELS": 64, RESNETS + "STEM_OUT_CHANNELS": 64}),
-    "r34": (FPN, {RESNETS + "DEPTH": 34, RESNETS + "RES2_OUT_CHANNELS": 64, RESNETS + "STEM_OUT_CHANNELS": 64}),
+    "r18": (
+        FPN,
+        {
+            RESNETS + "DEPTH": 18,
+            RESNETS + "RES2_OUT_CHANNELS": 64,
+            RESNETS + "STEM_OUT_CHANNELS": 64,
+        },
+    ),
+    "r34": (
+        FPN,
+        {
+            RESNETS + "DEPTH": 34,
+            RESNETS + "RES2_OUT_CHANNELS": 64,
+            RESNETS + "STEM_OUT_CHANNELS": 64,
+        },
+    ),
     "r101": (FPN, {RESNETS + "DEPTH": 101}),
-    "x152": (FPN, {RESNETS + "DEPTH": 152, RESNETS + "NUM_GROUPS": 8, RESNETS + "WIDTH_PER_GROUP": 2, RESNETS + "STRIDE_IN_1X1": False}),
+    "x152": (
+        FPN,
+        {
+            RESNETS + "DEPTH": 152,
+            RESNETS + "NUM_GROUPS": 8,
+            RESNETS + "WIDTH_PER_GROUP": 2,
+            RESNETS + "STRIDE_IN_1X1": False,
+        },
+    ),
     "r101_c4": (C4, {RESNETS + "DEPTH": 101}),
     "c4_boxes": (C4, {"MODEL__MASK_ON": False}),
     "c4_convs": (C4, {"MODEL__ROI_MASK_HEAD__NUM_CONV": 2, "MODEL__RPN__CONV_DIMS": [24]}),
     "dc5": (DC5, {}),
     "dc5_joint": (DC5, {"MODEL__KEYPOINT_ON": True}),
-    "batch_norm": (FPN, {RESNETS + "NORM": "BN", "MODEL__BACKBONE__FREEZE_AT": 0, "MODEL__FPN__NORM": "BN"}),
-    "sync_bn": (FPN, {RESNETS + "NORM": "SyncBN", "MODEL__FPN__NORM": "SyncBN", "MODEL__ROI_MASK_HEAD__NORM": "SyncBN"}),
+    "batch_norm": (
+        FPN,
+        {RESNETS + "NORM": "BN", "MODEL__BACKBONE__FREEZE_AT": 0, "MODEL__FPN__NORM": "BN"},
+    ),
+    "sync_bn": (
+        FPN,
+        {
+            RESNETS + "NORM": "SyncBN",
+            "MODEL__FPN__NORM": "SyncBN",
+            "MODEL__ROI_MASK_HEAD__NORM": "SyncBN",
+        },
+    ),
     "sync_bn_c4": (C4, {RESNETS + "NORM": "SyncBN"}),
     "group_norm": (
         FPN,
-        {RESNETS + "NORM": "GN", RESNETS + "STEM_OUT_CHANNELS": 32, RESNETS + "WIDTH_PER_GROUP": 32, "MODEL__FPN__NORM": "GN"}
+        {
+            RESNETS + "NORM": "GN",
+            RESNETS + "STEM_OUT_CHANNELS": 32,
+            RESNETS + "WIDTH_PER_GROUP": 32,
+            "MODEL__FPN__NORM": "GN",
+        }
         | {
             "MODEL__ROI_BOX_HEAD__NORM": "GN",
             "MODEL__ROI_BOX_HEAD__NUM_CONV": 4,
@@ -198,21 +270,55 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
             "MODEL__ROI_MASK_HEAD__NORM": "GN",
         },
     ),
-    "convs_without_fc": (FPN, {"MODEL__ROI_BOX_HEAD__NUM_CONV": 2, "MODEL__ROI_BOX_HEAD__NUM_FC": 0}),
+    "convs_without_fc": (
+        FPN,
+        {"MODEL__ROI_BOX_HEAD__NUM_CONV": 2, "MODEL__ROI_BOX_HEAD__NUM_FC": 0},
+    ),
     "rpn_convs": (FPN, {"MODEL__RPN__CONV_DIMS": [-1, 24, -1]}),
-    "agnostic": (FPN, {"MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True, "MODEL__ROI_MASK_HEAD__CLS_AGNOSTIC_MASK": True}),
-    "joint": (FPN, {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 5}),
-    "keypoints": (FPN, {"MODEL__KEYPOINT_ON": True, "MODEL__MASK_ON": False, "MODEL__ROI_HEADS__NUM_CLASSES": 1}),
+    "agnostic": (
+        FPN,
+        {
+            "MODEL__ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG": True,
+            "MODEL__ROI_MASK_HEAD__CLS_AGNOSTIC_MASK": True,
+        },
+    ),
+    "keypoint": (FPN, {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 5}),
+    "keypoints": (
+        FPN,
+        {"MODEL__KEYPOINT_ON": True, "MODEL__MASK_ON": False, "MODEL__ROI_HEADS__NUM_CLASSES": 1},
+    ),
     "anchors": (
         FPN,
-        {"MODEL__ANCHOR_GENERATOR__SIZES": [[16, 24], [32, 48], [64, 96], [128, 192], [256, 384]], "MODEL__ANCHOR_GENERATOR__OFFSET": 0.5},
+        {
+            "MODEL__ANCHOR_GENERATOR__SIZES": [
+                [16, 24],
+                [32, 48],
+                [64, 96],
+                [128, 192],
+                [256, 384],
+            ],
+            "MODEL__ANCHOR_GENERATOR__OFFSET": 0.5,
+        },
     ),
     "p3_to_p6": (
         FPN,
-        {"MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"], "MODEL__ROI_HEADS__IN_FEATURES": ["p3", "p4", "p5"]}
-        | {"MODEL__RPN__IN_FEATURES": ["p3", "p4", "p5", "p6"], "MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]]},
+        {
+            "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+            "MODEL__ROI_HEADS__IN_FEATURES": ["p3", "p4", "p5"],
+        }
+        | {
+            "MODEL__RPN__IN_FEATURES": ["p3", "p4", "p5", "p6"],
+            "MODEL__ANCHOR_GENERATOR__SIZES": [[32, 64]],
+        },
     ),
-    "lvis": (FPN, {"MODEL__ROI_HEADS__NUM_CLASSES": 1203, "TEST__DETECTIONS_PER_IMAGE": 300, "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0001}),
+    "lvis": (
+        FPN,
+        {
+            "MODEL__ROI_HEADS__NUM_CLASSES": 1203,
+            "TEST__DETECTIONS_PER_IMAGE": 300,
+            "MODEL__ROI_HEADS__SCORE_THRESH_TEST": 0.0001,
+        },
+    ),
     "no_mask_convs": (FPN, {"MODEL__ROI_MASK_HEAD__NUM_CONV": 0}),
 }
 
@@ -225,13 +331,20 @@ def test_every_weight_of_the_zoos_variants_finds_its_place_and_the_model_answers
     torch.save({"model": state, "iteration": 3}, tmp_path / "model_final.pth")
     model = mr.load(tmp_path / "model_final.pth")
     ours = model.state_dict()
-    assert len([k for k in state if "num_batches" not in k]) == len([k for k in ours if "num_batches" not in k])
+    assert len([k for k in state if "num_batches" not in k]) == len(
+        [k for k in ours if "num_batches" not in k]
+    )
     assert sum(v.sum() for k, v in state.items() if "num_batches" not in k) == pytest.approx(
         sum(v.sum() for k, v in ours.items() if "num_batches" not in k).item(), rel=1e-5
     )
-    model.config = replace(model.config, input=replace(model.config.input, min_size=64, max_size=96))
+    model.config = replace(
+        model.config, input=replace(model.config.input, min_size=64, max_size=96)
+    )
     result = mr.predict(model, torch.zeros(40, 60, 3, dtype=torch.uint8).numpy())
-    assert (result.mask_grids is not None, result.keypoints is not None) == (model.config.mask is not None, model.config.keypoint is not None)
+    assert (result.mask_grids is not None, result.keypoints is not None) == (
+        model.config.mask is not None,
+        model.config.keypoint is not None,
+    )
 
 
 def test_keys_that_are_no_weights_are_known_and_others_are_named(tmp_path):
@@ -247,7 +360,10 @@ def test_keys_that_are_no_weights_are_known_and_others_are_named(tmp_path):
     state["roi_heads.mask_head.point_head.fc1.weight"] = torch.zeros(1)
     del state["roi_heads.box_head.fc2.bias"]
     torch.save({"model": state}, tmp_path / "model_final.pth")
-    with pytest.raises(WeightsError, match=r"lacks box_head\.fcs\.1\.bias; it has roi_heads\.mask_head\.point_head\.fc1\.weight, which"):
+    with pytest.raises(
+        WeightsError,
+        match=r"lacks box_head\.fcs\.1\.bias; it has roi_heads\.mask_head\.point_head\.fc1\.weight, which",
+    ):
         mr.load(tmp_path / "model_final.pth")
 
 
@@ -258,7 +374,9 @@ def test_missing_keys_are_detectron2s_defaults(tmp_path):
     preset = mr.maskrcnn_r50_c4(80)
     rpn = replace(preset.rpn, convs=(1024,))
     mask = replace(preset.mask, paste="grid")
-    bgr = replace(preset.input, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channel_order="bgr")
+    bgr = replace(
+        preset.input, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0), channel_order="bgr"
+    )
     assert config == replace(preset, categories=make_categories(80), input=bgr, rpn=rpn, mask=mask)
 
 
@@ -286,7 +404,12 @@ def test_missing_keys_are_detectron2s_defaults(tmp_path):
         ("MODEL__RPN__POST_NMS_TOPK_TEST", 78, "rpn.post_nms_test", 78),
         ("MODEL__RPN__NMS_THRESH", 0.6, "rpn.nms_iou", 0.6),
         ("MODEL__RPN__IOU_THRESHOLDS", [0.2, 0.8], "rpn.positive_iou", 0.8),
-        ("MODEL__RPN__BBOX_REG_WEIGHTS", "(2.0, 2.0, 1.0, 1.0)", "rpn.box_weights", (2.0, 2.0, 1.0, 1.0)),
+        (
+            "MODEL__RPN__BBOX_REG_WEIGHTS",
+            "(2.0, 2.0, 1.0, 1.0)",
+            "rpn.box_weights",
+            (2.0, 2.0, 1.0, 1.0),
+        ),
         ("MODEL__RPN__SMOOTH_L1_BETA", "1e-1", "rpn.smooth_l1_beta", 0.1),
         ("MODEL__ROI_HEADS__SCORE_THRESH_TEST", "1e-4", "box.score_threshold", 1e-4),
         ("MODEL__ROI_HEADS__NMS_THRESH_TEST", 0.3, "box.nms_iou", 0.3),
@@ -294,10 +417,20 @@ def test_missing_keys_are_detectron2s_defaults(tmp_path):
         ("TEST__DETECTIONS_PER_IMAGE", -1, "box.max_detections", 3000),
         ("MODEL__ROI_BOX_HEAD__POOLER_TYPE", "ROIAlign", "box.roi.aligned", False),
         ("MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO", 2, "box.roi.sampling_ratio", 2),
-        ("MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS", [1, 1, 1, 1], "box.box_weights", (1.0, 1.0, 1.0, 1.0)),
+        (
+            "MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS",
+            [1, 1, 1, 1],
+            "box.box_weights",
+            (1.0, 1.0, 1.0, 1.0),
+        ),
         ("MODEL__ROI_BOX_HEAD__USE_SIGMOID_CE", True, "box.sigmoid", True),
         ("MODEL__ROI_BOX_HEAD__SMOOTH_L1_BETA", 0.5, "box.smooth_l1_beta", 0.5),
-        ("MODEL__ROI_MASK_HEAD__POOLER_TYPE", "ROIAlign", "mask.roi", RoiConfig(14, 0, aligned=False)),
+        (
+            "MODEL__ROI_MASK_HEAD__POOLER_TYPE",
+            "ROIAlign",
+            "mask.roi",
+            RoIConfig(14, 0, aligned=False),
+        ),
         ("MODEL__ROI_MASK_HEAD__POOLER_RESOLUTION", 28, "mask.roi.size", 28),
         ("MODEL__ROI_MASK_HEAD__NUM_CONV", 1, "mask.convs", (32,)),
     ],
@@ -314,15 +447,36 @@ def test_settings_arrive(tmp_path, name, value, ours, expected):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"MODEL__RESNETS__DEFORM_ON_PER_STAGE": [False, True, True, True]}, "DEFORM_ON_PER_STAGE asks for deformable convolution"),
-        ({"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"}, "ROI_HEADS.NAME is 'CascadeROIHeads' .a cascade"),
-        ({"MODEL__PROPOSAL_GENERATOR__NAME": "RRPN"}, "PROPOSAL_GENERATOR.NAME is 'RRPN' .rotated boxes"),
-        ({"MODEL__ANCHOR_GENERATOR__NAME": "RotatedAnchorGenerator"}, "RotatedAnchorGenerator' .rotated boxes"),
+        (
+            {"MODEL__RESNETS__DEFORM_ON_PER_STAGE": [False, True, True, True]},
+            "DEFORM_ON_PER_STAGE asks for deformable convolution",
+        ),
+        (
+            {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"},
+            "ROI_HEADS.NAME is 'CascadeROIHeads' .a cascade",
+        ),
+        (
+            {"MODEL__PROPOSAL_GENERATOR__NAME": "RRPN"},
+            "PROPOSAL_GENERATOR.NAME is 'RRPN' .rotated boxes",
+        ),
+        (
+            {"MODEL__ANCHOR_GENERATOR__NAME": "RotatedAnchorGenerator"},
+            "RotatedAnchorGenerator' .rotated boxes",
+        ),
         ({"MODEL__ROI_HEADS__NAME": "RROIHeads"}, "RROIHeads' .rotated boxes"),
-        ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlignRotated"}, "POOLER_TYPE is 'ROIAlignRotated' .rotated boxes"),
+        (
+            {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlignRotated"},
+            "POOLER_TYPE is 'ROIAlignRotated' .rotated boxes",
+        ),
         ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
-        ({"MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS": [10, 10, 5, 5, 1]}, "BBOX_REG_WEIGHTS has 5 values .rotated"),
-        ({"MODEL__ROI_MASK_HEAD__NAME": "PointRendMaskHead"}, "ROI_MASK_HEAD.NAME is 'PointRendMaskHead' .PointRend"),
+        (
+            {"MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS": [10, 10, 5, 5, 1]},
+            "BBOX_REG_WEIGHTS has 5 values .rotated",
+        ),
+        (
+            {"MODEL__ROI_MASK_HEAD__NAME": "PointRendMaskHead"},
+            "ROI_MASK_HEAD.NAME is 'PointRendMaskHead' .PointRend",
+        ),
         ({"MODEL__META_ARCHITECTURE": "RetinaNet"}, "META_ARCHITECTURE is 'RetinaNet'"),
         ({"MODEL__META_ARCHITECTURE": "PanopticFPN"}, "PanopticFPN' .panoptic"),
         ({"MODEL__META_ARCHITECTURE": "ProposalNetwork"}, "ProposalNetwork' .proposals without"),
@@ -333,18 +487,39 @@ def test_settings_arrive(tmp_path, name, value, ours, expected):
         ),
         ({"MODEL__RPN__HEAD_NAME": "MyHead"}, "RPN.HEAD_NAME is 'MyHead'"),
         ({"MODEL__ROI_BOX_HEAD__NAME": "MyHead"}, "ROI_BOX_HEAD.NAME is 'MyHead'"),
-        ({"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NAME": "MyHead"}, "ROI_KEYPOINT_HEAD.NAME is 'MyHead'"),
+        (
+            {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NAME": "MyHead"},
+            "ROI_KEYPOINT_HEAD.NAME is 'MyHead'",
+        ),
         ({"MODEL__RESNETS__NORM": "LN"}, "RESNETS.NORM is 'LN'"),
         ({"MODEL__RESNETS__DEPTH": 200}, "RESNETS.DEPTH is 200"),
         ({"INPUT__FORMAT": "YUV-BT.601"}, "INPUT.FORMAT is 'YUV-BT.601'"),
-        ({"MODEL__PIXEL_MEAN": [0, 0, 0, 0], "MODEL__PIXEL_STD": [1, 1, 1, 1]}, "PIXEL_MEAN has 4 channels"),
+        (
+            {"MODEL__PIXEL_MEAN": [0, 0, 0, 0], "MODEL__PIXEL_STD": [1, 1, 1, 1]},
+            "PIXEL_MEAN has 4 channels",
+        ),
         ({"MODEL__RPN__IN_FEATURES": ["p2", "p3"]}, "RPN.IN_FEATURES .'p2', 'p3'."),
-        ({"MODEL__FPN__IN_FEATURES": ["res2", "res3"]}, "a pyramid can be loaded where it ends in res5"),
-        ({"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0], [2.0], [1.0], [1.0], [1.0]]}, "ASPECT_RATIOS differ from level to level"),
-        ({"MODEL__ANCHOR_GENERATOR__SIZES": [[1], [2]]}, "SIZES has 2 lists, must be 1 or one for each of the 5 levels"),
-        ({"MODEL__BACKBONE__NAME": "build_resnet_backbone"}, "StandardROIHeads on .*without FPN, C4"),
+        (
+            {"MODEL__FPN__IN_FEATURES": ["res2", "res3"]},
+            "a pyramid can be loaded where it ends in res5",
+        ),
+        (
+            {"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0], [2.0], [1.0], [1.0], [1.0]]},
+            "ASPECT_RATIOS differ from level to level",
+        ),
+        (
+            {"MODEL__ANCHOR_GENERATOR__SIZES": [[1], [2]]},
+            "SIZES has 2 lists, must be 1 or one for each of the 5 levels",
+        ),
+        (
+            {"MODEL__BACKBONE__NAME": "build_resnet_backbone"},
+            "StandardROIHeads on .*without FPN, C4",
+        ),
         ({"VERSION": 1}, "version 1, only version 2"),
-        ({"MODEL__RPN__NMS_THRESH": "high"}, "RPN.NMS_THRESH is 'high', must be of the kind of 0.7"),
+        (
+            {"MODEL__RPN__NMS_THRESH": "high"},
+            "RPN.NMS_THRESH is 'high', must be of the kind of 0.7",
+        ),
         ({"MODEL__FPN": "none"}, "MODEL.FPN is 'none', must be a section"),
     ],
 )
@@ -355,7 +530,12 @@ def test_what_we_lack_is_refused_by_name(tmp_path, changes, message):
 
 
 def test_parts_that_are_switched_off_are_not_refused(tmp_path):
-    config = config_of(tmp_path, MODEL__MASK_ON=False, MODEL__ROI_MASK_HEAD__NAME="PointRendMaskHead", MODEL__SEM_SEG_HEAD__NAME="Anything")
+    config = config_of(
+        tmp_path,
+        MODEL__MASK_ON=False,
+        MODEL__ROI_MASK_HEAD__NAME="PointRendMaskHead",
+        MODEL__SEM_SEG_HEAD__NAME="Anything",
+    )
     assert config.mask is None
 
 
@@ -370,7 +550,9 @@ def test_base_configurations_are_followed(tmp_path):
     (tmp_path / "base.yaml").write_text(FPN)
     (tmp_path / "sub").mkdir()
     middle = tmp_path / "sub" / "middle.yaml"
-    middle.write_text("_BASE_: ../base.yaml\nMODEL: {ROI_HEADS: {NUM_CLASSES: 7}, RESNETS: {DEPTH: 101}}\n")
+    middle.write_text(
+        "_BASE_: ../base.yaml\nMODEL: {ROI_HEADS: {NUM_CLASSES: 7}, RESNETS: {DEPTH: 101}}\n"
+    )
     top = tmp_path / "config.yaml"
     top.write_text("_BASE_: sub/middle.yaml\nMODEL: {RESNETS: {DEPTH: 50}}\n")
     config = model_config(read_config(top), top)
@@ -379,7 +561,10 @@ def test_base_configurations_are_followed(tmp_path):
     with pytest.raises(WeightsError, match="leads back to itself"):
         read_config(top)
     middle.unlink()
-    with pytest.raises(WeightsError, match=r"middle\.yaml \(the _BASE_ of .*config\.yaml\): cannot be read.*cfg\.dump"):
+    with pytest.raises(
+        WeightsError,
+        match=r"middle\.yaml \(the _BASE_ of .*config\.yaml\): cannot be read.*cfg\.dump",
+    ):
         read_config(top)
 
 
@@ -388,14 +573,20 @@ def test_tuples_of_old_dumps_are_lists_and_code_is_refused(tmp_path):
     path.write_text("MODEL:\n  RPN:\n    BBOX_REG_WEIGHTS: !!python/tuple [2.0, 2.0, 1.0, 1.0]\n")
     assert read_config(path)["MODEL"]["RPN"]["BBOX_REG_WEIGHTS"] == [2.0, 2.0, 1.0, 1.0]
     marker = tmp_path / "ran"
-    for tag in (f"!!python/object/apply:os.system ['touch {marker}']", "!!python/name:os.system", "!!python/module:os"):
+    for tag in (
+        f"!!python/object/apply:os.system ['touch {marker}']",
+        "!!python/name:os.system",
+        "!!python/module:os",
+    ):
         path.write_text(f"MODEL:\n  RPN: {tag}\n")
         with pytest.raises(WeightsError, match="cannot be read"):
             read_config(path)
         assert not marker.exists()
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "model: {_target_: detectron2.modeling.GeneralizedRCNN}\n", "a: [\n"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "model: {_target_: detectron2.modeling.GeneralizedRCNN}\n", "a: [\n"]
+)
 def test_files_that_are_no_configuration_are_named(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
@@ -406,23 +597,42 @@ def test_files_that_are_no_configuration_are_named(tmp_path, text):
 def test_categories_are_cocos_where_the_data_set_is(tmp_path):
     coco = {"DATASETS__TRAIN": ["coco_2017_train"], "MODEL__ROI_HEADS__NUM_CLASSES": 80}
     categories = config_of(tmp_path, **coco).categories
-    assert [(c.name, c.id) for c in categories[:2]] + [(categories[-1].name, categories[-1].id)] == [
+    assert [(c.name, c.id) for c in categories[:2]] + [
+        (categories[-1].name, categories[-1].id)
+    ] == [
         ("person", 1),
         ("bicycle", 2),
         ("toothbrush", 90),
     ]
-    assert [c.name for c in config_of(tmp_path, **coco | {"DATASETS__TRAIN": ["mine"]}).categories[:2]] == ["1", "2"]
-    person = {"DATASETS__TRAIN": ["keypoints_coco_2017_train"], "MODEL__KEYPOINT_ON": True, "MODEL__ROI_HEADS__NUM_CLASSES": 1}
+    assert [
+        c.name for c in config_of(tmp_path, **coco | {"DATASETS__TRAIN": ["mine"]}).categories[:2]
+    ] == ["1", "2"]
+    person = {
+        "DATASETS__TRAIN": ["keypoints_coco_2017_train"],
+        "MODEL__KEYPOINT_ON": True,
+        "MODEL__ROI_HEADS__NUM_CLASSES": 1,
+    }
     (one,) = config_of(tmp_path, **person).categories
     assert (one.name, one.keypoints[0], one.mirrored[1]) == ("person", "nose", 2)
-    own = {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 2, "TEST__KEYPOINT_OKS_SIGMAS": [0.1, 0.2]}
+    own = {
+        "MODEL__KEYPOINT_ON": True,
+        "MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS": 2,
+        "TEST__KEYPOINT_OKS_SIGMAS": [0.1, 0.2],
+    }
     categories = config_of(tmp_path, **own).categories
-    assert [(c.keypoints, c.sigmas) for c in categories] == [(("keypoint 0", "keypoint 1"), (0.1, 0.2))] * 3
+    assert [(c.keypoints, c.sigmas) for c in categories] == [
+        (("keypoint 0", "keypoint 1"), (0.1, 0.2))
+    ] * 3
 
 
-def test_the_golden_files_have_no_setting_that_is_not_known_and_every_default_is_detectron2s(shared):
+def test_the_golden_files_have_no_setting_that_is_not_known_and_every_default_is_detectron2s(
+    shared,
+):
     """A full dump differs from the defaults only where the model's author changed something; a wrong default would show in all."""
-    dumps = [yaml.safe_load(p.read_text()) for p in sorted((shared / "golden" / "detectron2").glob("*/config.yaml"))]
+    dumps = [
+        yaml.safe_load(p.read_text())
+        for p in sorted((shared / "golden" / "detectron2").glob("*/config.yaml"))
+    ]
     defaults = yaml.safe_load(DEFAULTS)
 
     def compare(part, others, where):
@@ -434,5 +644,15 @@ def test_the_golden_files_have_no_setting_that_is_not_known_and_every_default_is
                 assert kinds == {type(value)}, f"{where}{key}"
 
     compare(copy.deepcopy(defaults), dumps, "")
-    for section in ("BACKBONE", "FPN", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD", "RESNETS"):
+    for section in (
+        "BACKBONE",
+        "FPN",
+        "ANCHOR_GENERATOR",
+        "RPN",
+        "ROI_HEADS",
+        "ROI_BOX_HEAD",
+        "ROI_MASK_HEAD",
+        "ROI_KEYPOINT_HEAD",
+        "RESNETS",
+    ):
         assert set(dumps[0]["MODEL"][section]) == set(defaults["MODEL"][section]), section

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from maskrcnn.weights import catalogue, download
-from maskrcnn.weights.catalogue import Weights, find, recognise, table, weights
+from maskrcnn.weights import catalog, download
+from maskrcnn.weights.catalog import Weights, find, recognize, table, weights
 from maskrcnn.weights.download import DownloadError, fetch
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -25,7 +25,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/toy.pth":
             self.send_error(404)
             return
-        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")) if "Range" in self.headers and state.ranged else 0
+        start = (
+            int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            if "Range" in self.headers and state.ranged
+            else 0
+        )
         if start >= len(CONTENT):
             self.send_error(416)
             return
@@ -44,8 +48,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path) -> Iterator[SimpleNamespace]:
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "cache"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        httpd.state = state = SimpleNamespace(ranges=[], breaks=[], ranged=True, cache=tmp_path / "cache")
-        monkeypatch.setattr(catalogue, "_TORCHVISION", f"http://127.0.0.1:{httpd.server_address[1]}/")
+        httpd.state = state = SimpleNamespace(
+            ranges=[], breaks=[], ranged=True, cache=tmp_path / "cache"
+        )
+        monkeypatch.setattr(catalog, "_TORCHVISION", f"http://127.0.0.1:{httpd.server_address[1]}/")
         threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
         yield state
         httpd.shutdown()
@@ -72,7 +78,9 @@ def test_broken_download_goes_on_where_it_stopped(server):
 
 def test_download_that_keeps_breaking_says_so_keeps_the_part_and_the_next_call_finishes(server):
     server.breaks = [100_000, 100_000, 100_000]
-    with pytest.raises(DownloadError, match=r"broke off.*0\.3 MB are kept; run again.*put it at .*toy\.pth"):
+    with pytest.raises(
+        DownloadError, match=r"broke off.*0\.3 MB are kept; run again.*put it at .*toy\.pth"
+    ):
         fetch(TOY)
     assert not (server.cache / "toy.pth").exists()
     assert fetch(TOY).read_bytes() == CONTENT
@@ -118,7 +126,7 @@ def test_missing_file_on_the_server_is_named(server):
 
 def test_offline_error_says_the_address_and_where_to_put_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path))
-    monkeypatch.setattr(catalogue, "_TORCHVISION", "http://127.0.0.1:9/")
+    monkeypatch.setattr(catalog, "_TORCHVISION", "http://127.0.0.1:9/")
     with pytest.raises(DownloadError) as error:
         fetch(TOY)
     assert "http://127.0.0.1:9/toy.pth" in str(error.value)
@@ -138,12 +146,19 @@ def test_two_at_once_fetch_one_file(server):
     assert server.ranges == [None, "bytes=500000-"]
 
 
-def test_catalogue_is_torchvisions():
+def test_catalog_is_torchvisions():
     import torchvision.models as tv
     from torchvision.models import detection
 
-    enums = [detection.MaskRCNN_ResNet50_FPN_Weights, detection.MaskRCNN_ResNet50_FPN_V2_Weights, detection.KeypointRCNN_ResNet50_FPN_Weights]
-    enums += [detection.FasterRCNN_ResNet50_FPN_Weights, detection.FasterRCNN_ResNet50_FPN_V2_Weights]
+    enums = [
+        detection.MaskRCNN_ResNet50_FPN_Weights,
+        detection.MaskRCNN_ResNet50_FPN_V2_Weights,
+        detection.KeypointRCNN_ResNet50_FPN_Weights,
+    ]
+    enums += [
+        detection.FasterRCNN_ResNet50_FPN_Weights,
+        detection.FasterRCNN_ResNet50_FPN_V2_Weights,
+    ]
     enums += [tv.ResNet18_Weights, tv.ResNet50_Weights, tv.ResNet101_Weights]
     published = {member.url: member.meta for enum in enums for member in enum}
     fetched = [w for w in weights() if not w.shipped]
@@ -159,26 +174,31 @@ def test_catalogue_is_torchvisions():
 def test_categories_are_torchvisions():
     from torchvision.models._meta import _COCO_CATEGORIES, _COCO_PERSON_KEYPOINT_NAMES
 
-    assert ["__background__", *(c.name for c in catalogue.coco_categories(unused=True))] == _COCO_CATEGORIES
-    assert len(catalogue.coco_categories()) == 80
-    assert catalogue.coco_categories()[-1].id == 90
-    assert list(catalogue.person().keypoints) == _COCO_PERSON_KEYPOINT_NAMES
-    for j, name in enumerate(catalogue.person().keypoints):
+    assert [
+        "__background__",
+        *(c.name for c in catalog.coco_categories(unused=True)),
+    ] == _COCO_CATEGORIES
+    assert len(catalog.coco_categories()) == 80
+    assert catalog.coco_categories()[-1].id == 90
+    assert list(catalog.person().keypoints) == _COCO_PERSON_KEYPOINT_NAMES
+    for j, name in enumerate(catalog.person().keypoints):
         mirrored = name.replace("left", "LEFT").replace("right", "left").replace("LEFT", "right")
-        assert catalogue.person().keypoints[catalogue.person().mirrored[j]] == mirrored
+        assert catalog.person().keypoints[catalog.person().mirrored[j]] == mirrored
 
 
 def test_names_are_found_and_misspelt_ones_corrected():
     assert find("MaskRCNN-R50-FPN-COCO").sha256 == "bf2d0c1e"
     with pytest.raises(ValueError, match=r"did you mean .*keypointrcnn_r50_fpn_coco"):
         find("keypoint_r50_coco")
-    assert recognise("bf2d0c1e" + "0" * 56) == find("maskrcnn_r50_fpn_coco")
-    assert recognise("0" * 64) is None
+    assert recognize("bf2d0c1e" + "0" * 56) == find("maskrcnn_r50_fpn_coco")
+    assert recognize("0" * 64) is None
 
 
 def test_table_shows_every_record():
     text = table()
-    assert all(w.name in text and (w.shipped or w.url in text) and w.licence in text for w in weights())
+    assert all(
+        w.name in text and (w.shipped or w.url in text) and w.license in text for w in weights()
+    )
 
 
 def test_cache_folder_is_in_the_home_by_default(monkeypatch, tmp_path):

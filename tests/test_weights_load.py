@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import maskrcnn as mr
 from maskrcnn.weights import load as loading
-from maskrcnn.weights.catalogue import weights
+from maskrcnn.weights.catalog import weights
 from maskrcnn.weights.load import load_trunk, read_info
 from maskrcnn.weights.pickles import WeightsError
 
@@ -57,7 +57,10 @@ def test_half_precision_halves_the_file_and_is_read_as_float32(model, tmp_path, 
 
 def test_weight_too_large_for_half_precision_is_named(model, tmp_path):
     model.box_head.fcs[0].weight.data[0, 0] = 1e6
-    with pytest.raises(ValueError, match=r"box_head\.fcs\.0\.weight cannot be stored as torch.float16; choose torch.bfloat16"):
+    with pytest.raises(
+        ValueError,
+        match=r"box_head\.fcs\.0\.weight cannot be stored as torch.float16; choose torch.bfloat16",
+    ):
         mr.save(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert not list(tmp_path.iterdir())
 
@@ -91,13 +94,17 @@ def test_run_folder_gives_its_best_model_else_its_last(model, tmp_path):
 
 def test_folder_without_a_model_says_what_it_holds(tmp_path):
     (tmp_path / "log.csv").touch()
-    with pytest.raises(WeightsError, match=r"has best\.safetensors or last\.safetensors, this has log\.csv"):
+    with pytest.raises(
+        WeightsError, match=r"has best\.safetensors or last\.safetensors, this has log\.csv"
+    ):
         mr.load(tmp_path)
 
 
 def test_newer_schema_is_refused_with_the_cure(model, tmp_path):
     path = rewritten(mr.save(model, tmp_path / "m.safetensors"), schema=2)
-    with pytest.raises(WeightsError, match=r"newer maskrcnn \(schema 2, this one reads 1\)\. Upgrade"):
+    with pytest.raises(
+        WeightsError, match=r"newer maskrcnn \(schema 2, this one reads 1\)\. Upgrade"
+    ):
         mr.load(path)
 
 
@@ -110,7 +117,10 @@ def test_unknown_setting_is_taken_for_a_newer_version(model, tmp_path):
 
 def test_weights_that_do_not_fit_are_named(model, tmp_path):
     path = mr.save(model, tmp_path / "m.safetensors")
-    with pytest.raises(WeightsError, match=r"m\.safetensors: the weights do not fit.*lacks trunk\.conv1\.weight.* more; it has w, which"):
+    with pytest.raises(
+        WeightsError,
+        match=r"m\.safetensors: the weights do not fit.*lacks trunk\.conv1\.weight.* more; it has w, which",
+    ):
         mr.load(rewritten(path))
     config = mr.save(replace_config(model), path)
     with pytest.raises(WeightsError, match=r"other shapes: .*\(.*\) for \("):
@@ -125,15 +135,36 @@ def replace_config(model: mr.MaskRCNN) -> mr.MaskRCNN:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"w": torch.zeros(1)}, "a model of a kind that is not known here; its weights are called w"),
-        ({"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, "ImageNet classification trunk.*load_trunk"),
+        (
+            {"w": torch.zeros(1)},
+            "a model of a kind that is not known here; its weights are called w",
+        ),
+        (
+            {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)},
+            "ImageNet classification trunk.*load_trunk",
+        ),
         ({"conv1_w": torch.zeros(1), "res2_0_branch1_w": torch.zeros(1)}, "Caffe2 / Detectron1"),
-        ({"trunk.conv1.weight": torch.zeros(1)}, r"without their configuration; save models with maskrcnn\.save"),
-        ({"epoch": 3, "args": argparse.Namespace(lr=1)}, "holds no weights but a dict of epoch, args"),
+        (
+            {"trunk.conv1.weight": torch.zeros(1)},
+            r"without their configuration; save models with maskrcnn\.save",
+        ),
+        (
+            {"epoch": 3, "args": argparse.Namespace(lr=1)},
+            "holds no weights but a dict of epoch, args",
+        ),
         (torch.zeros(3), "holds no weights but a Tensor"),
         ({"backbone.body.0.0.weight": torch.zeros(1), "roi_heads.x": torch.zeros(1)}, "no ResNet"),
-        ({"backbone.body.layer1.0.conv1.weight": torch.zeros(1), "head.classification_head.x": torch.zeros(1)}, "one-stage detector.*RetinaNet"),
-        ({"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)}, r"needs its configuration beside it as .*config\.yaml.*OUTPUT_DIR"),
+        (
+            {
+                "backbone.body.layer1.0.conv1.weight": torch.zeros(1),
+                "head.classification_head.x": torch.zeros(1),
+            },
+            "one-stage detector.*RetinaNet",
+        ),
+        (
+            {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)},
+            r"needs its configuration beside it as .*config\.yaml.*OUTPUT_DIR",
+        ),
     ],
 )
 def test_foreign_files_that_are_no_known_detector_are_named(tmp_path, content, message):
@@ -151,7 +182,9 @@ def test_safetensors_of_others_and_torn_ones_are_named(model, tmp_path):
         mr.load(path)
     mr.save(model, path)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(WeightsError, match=r"other\.safetensors: not a safetensors file, or damaged"):
+    with pytest.raises(
+        WeightsError, match=r"other\.safetensors: not a safetensors file, or damaged"
+    ):
         mr.load(path)
 
 
@@ -161,7 +194,9 @@ def test_neither_file_nor_name_is_an_error_that_lists_near_names(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no such file"):
         mr.load(tmp_path / "gone.pth")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(WeightsError, match=r"notes\.txt: a model is a \.safetensors, \.pth or \.pkl file"):
+    with pytest.raises(
+        WeightsError, match=r"notes\.txt: a model is a \.safetensors, \.pth or \.pkl file"
+    ):
         mr.load(tmp_path / "notes.txt")
 
 
@@ -177,14 +212,20 @@ def test_categories_are_replaced_and_the_skeleton_stays(model, tmp_path):
 
 def test_bn_eps_is_for_batch_norm_alone(model, tmp_path):
     path = mr.save(model, tmp_path / "m.safetensors")
-    with pytest.raises(WeightsError, match="bn_eps is for ResNets with BatchNorm, the trunk of this model is group"):
+    with pytest.raises(
+        WeightsError, match="bn_eps is for ResNets with BatchNorm, the trunk of this model is group"
+    ):
         mr.load(path, bn_eps=0.0)
-    batch = mr.MaskRCNN.from_config(replace(model.config, trunk=replace(model.config.trunk, norm="batch")))
+    batch = mr.MaskRCNN.from_config(
+        replace(model.config, trunk=replace(model.config.trunk, norm="batch"))
+    )
     assert mr.load(mr.save(batch, path), bn_eps=0.0).trunk.bn1.eps == 0.0
 
 
 def test_weights_of_a_data_parallel_wrapper_are_read():
-    state = loading._state_dict({"state_dict": {"module.a": torch.zeros(1), "module.b": torch.zeros(1)}}, Path("x.pth"))
+    state = loading._state_dict(
+        {"state_dict": {"module.a": torch.zeros(1), "module.b": torch.zeros(1)}}, Path("x.pth")
+    )
     assert set(state) == {"a", "b"}
 
 
@@ -205,7 +246,9 @@ def test_imagenet_trunk_of_torchvision_fits_ours(tmp_path, kind):
         x = resnet.eval().layer1(resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(image)))))
         wanted = resnet.layer4(resnet.layer3(resnet.layer2(x)))
         found = model.eval().trunk(image)[-1]
-        torch.testing.assert_close(model.res5(found) if kind == "c4" else found, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model.res5(found) if kind == "c4" else found, wanted, rtol=1e-4, atol=1e-4
+        )
     assert torch.equal(model.rpn.objectness.weight, before)
 
 
@@ -219,7 +262,7 @@ def test_imagenet_trunk_for_another_network_is_refused(tmp_path):
         load_trunk(model, tmp_path / "resnet.pth")
 
 
-def test_names_of_the_catalogue_are_fetched(tmp_path, monkeypatch):
+def test_names_of_the_catalog_are_fetched(tmp_path, monkeypatch):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path))
     monkeypatch.setattr(loading.download, "fetch", lambda record: tmp_path / record.file)
     for record in weights():

@@ -47,7 +47,12 @@ def hostile(marker: Path) -> dict[str, object]:
 def wrapped(payload: object) -> list[object]:
     array = np.empty(1, dtype=object)
     array[0] = payload
-    return [payload, {"model": {"w": payload}, "__author__": "x"}, {"model": {"w": array}}, OrderedDict(a=[(payload,)])]
+    return [
+        payload,
+        {"model": {"w": payload}, "__author__": "x"},
+        {"model": {"w": array}},
+        OrderedDict(a=[(payload,)]),
+    ]
 
 
 @pytest.mark.parametrize("name", ["os.system", "eval", "exec", "__import__", "Popen", "open"])
@@ -111,15 +116,24 @@ def test_a_pickle_cannot_alter_what_the_next_one_meets(tmp_path):
     assert read_pickle(good)["a"].tolist() == [0, 1, 2]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    array=st.sampled_from(DTYPES).flatmap(lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))),
+    array=st.sampled_from(DTYPES).flatmap(
+        lambda d: hnp.arrays(d, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+    ),
     protocol=st.integers(0, 5),
 )
 def test_arrays_come_back_as_they_were(tmp_path, array, protocol):
     path = tmp_path / "weights.pkl"
     fortran = np.asfortranarray(array)
-    path.write_bytes(pickle.dumps({"model": OrderedDict(a=array, f=fortran), "scalar": array.ravel()[:1].sum()}, protocol=protocol))
+    path.write_bytes(
+        pickle.dumps(
+            {"model": OrderedDict(a=array, f=fortran), "scalar": array.ravel()[:1].sum()},
+            protocol=protocol,
+        )
+    )
     read = read_pickle(path)
     native = array.astype(array.dtype.newbyteorder("="))
     for key in ("a", "f"):
@@ -137,14 +151,22 @@ def test_pickles_of_old_numpy_and_of_python_2_are_read(tmp_path):
     data = np.arange(2, dtype=np.float32).tobytes()
     path.write_bytes(
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
-        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + len(data).to_bytes(4, "little") + data + b"tb."
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tb."
     )
     assert read_pickle(path).tolist() == [0, 1]
 
 
 def test_arrays_of_objects_records_and_strings_are_refused(tmp_path):
     path = tmp_path / "odd.pkl"
-    for array in (np.array([None, 1]), np.zeros(2, dtype=[("a", "f4")]), np.array(["a"]), np.zeros(2, dtype="M8[s]")):
+    for array in (
+        np.array([None, 1]),
+        np.zeros(2, dtype=[("a", "f4")]),
+        np.array(["a"]),
+        np.zeros(2, dtype="M8[s]"),
+    ):
         path.write_bytes(pickle.dumps({"w": array}))
         with pytest.raises(WeightsError, match="only numbers are weights"):
             read_pickle(path)
@@ -152,12 +174,16 @@ def test_arrays_of_objects_records_and_strings_are_refused(tmp_path):
 
 def test_torch_file_with_the_reference_scripts_namespace_is_read(tmp_path):
     path = tmp_path / "model_25.pth"
-    args = argparse.Namespace(lr=0.02, aspect_ratio_group_factor=3, device="cpu", lr_steps=[16, 22], resume=None)
+    args = argparse.Namespace(
+        lr=0.02, aspect_ratio_group_factor=3, device="cpu", lr_steps=[16, 22], resume=None
+    )
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     weight.sum().backward()
     optimizer.step()
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[16, 22])  # its state holds a collections.Counter
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, milestones=[16, 22]
+    )  # its state holds a collections.Counter
     states = {"optimizer": optimizer.state_dict(), "lr_scheduler": schedule.state_dict()}
     torch.save({"model": OrderedDict(w=torch.ones(2)), **states, "args": args, "epoch": 25}, path)
     read = read_torch(path)

@@ -11,8 +11,8 @@ import torch
 import training_run
 from training_run import tiny_config, tiny_model
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import Category, ModelConfig
-from maskrcnn.data.coco import CocoDataset
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.presets import maskrcnn_r18_small
 from maskrcnn.training.fit import train
@@ -28,17 +28,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 @pytest.fixture(scope="module")
 def detector(data: CocoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Knows a card, and a stick of other joints."""
-    categories = (replace(data.categories[0], id=7), replace(data.categories[1], keypoints=("end", "middle"), skeleton=()))
+    """Knows a card, and a stick of other keypoints."""
+    categories = (
+        replace(data.categories[0], id=7),
+        replace(data.categories[1], keypoints=("end", "middle"), skeleton=()),
+    )
     torch.manual_seed(1)
-    return save(MaskRCNN.from_config(replace(tiny_model(data), categories=categories)), tmp_path_factory.mktemp("model") / "detector.safetensors")
+    return save(
+        MaskRCNN.from_config(replace(tiny_model(data), categories=categories)),
+        tmp_path_factory.mktemp("model") / "detector.safetensors",
+    )
 
 
 @pytest.fixture(scope="module")
 def trunk(data: CocoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As torchvision stores an ImageNet network."""
     torch.manual_seed(2)
-    state = {name.removeprefix("trunk."): v for name, v in MaskRCNN.from_config(tiny_model(data)).state_dict().items() if name.startswith("trunk.")}
+    state = {
+        name.removeprefix("trunk."): v
+        for name, v in MaskRCNN.from_config(tiny_model(data)).state_dict().items()
+        if name.startswith("trunk.")
+    }
     path = tmp_path_factory.mktemp("trunk") / "resnet.pth"
     torch.save({**state, "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}, path)
     return path
@@ -49,8 +59,20 @@ def recorded(out: Path) -> dict:
 
 
 def test_each_source_is_known_for_what_it_is(detector: Path, trunk: Path) -> None:
-    sources = (None, "none", "None", "resnet50_imagenet", "ResNet50-ImageNet", "maskrcnn_r50_fpn_coco", detector, detector.parent, trunk)
-    assert [kind_of(source) for source in sources] == ["none"] * 3 + ["trunk"] * 2 + ["detector"] * 3 + ["trunk"]
+    sources = (
+        None,
+        "none",
+        "None",
+        "resnet50_imagenet",
+        "ResNet50-ImageNet",
+        "maskrcnn_r50_fpn_coco",
+        detector,
+        detector.parent,
+        trunk,
+    )
+    assert [kind_of(source) for source in sources] == ["none"] * 3 + ["trunk"] * 2 + [
+        "detector"
+    ] * 3 + ["trunk"]
     with pytest.raises(ValueError, match="resnet50_imagenet"):
         kind_of("resnet50_imagnet")
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
@@ -65,44 +87,115 @@ def test_a_trunk_fills_the_trunk_and_nothing_else(data: CocoDataset, trunk: Path
     made = start(config, trunk)
     weights = torch.load(trunk, weights_only=True)
     for name, value in made.network.state_dict().items():
-        assert torch.equal(value, weights[name.removeprefix("trunk.")] if name.startswith("trunk.") else random[name]), name
+        assert torch.equal(
+            value,
+            weights[name.removeprefix("trunk.")] if name.startswith("trunk.") else random[name],
+        ), name
     assert made.record["kind"] == "trunk"
     assert "resnet.pth" in str(made)
 
 
-def test_the_record_says_source_and_what_did_not_fit(data: CocoDataset, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_record_says_source_and_what_did_not_fit(
+    data: CocoDataset, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_of(detector, data.categories)
     assert [c.name for c in config.categories] == ["card", "stick"]
-    train(config, data, None, tiny_config(steps=1), tmp_path / "run", device="cpu", pretrained=detector)
+    train(
+        config,
+        data,
+        None,
+        tiny_config(steps=1),
+        tmp_path / "run",
+        device="cpu",
+        pretrained=detector,
+    )
     record = recorded(tmp_path / "run")
-    assert (record["kind"], record["source"], len(record["sha256"])) == ("detector", str(detector), 16)
-    assert record["anew"] == ["keypoint_head.heatmaps of stick: top"], "the joint called end was known"
+    assert (record["kind"], record["source"], len(record["sha256"])) == (
+        "detector",
+        str(detector),
+        16,
+    )
+    assert record["anew"] == ["keypoint_head.heatmaps of stick: top"], (
+        "the keypoint called end was known"
+    )
     assert record["unused"] == []
     assert "stick: top" in capsys.readouterr().out
 
 
 def test_random_and_given_weights_are_recorded_too(data: CocoDataset, tmp_path: Path) -> None:
     config = tiny_model(data)
-    train(config, data, None, tiny_config(steps=1), tmp_path / "random", progress=False, device="cpu")
+    train(
+        config, data, None, tiny_config(steps=1), tmp_path / "random", progress=False, device="cpu"
+    )
     assert recorded(tmp_path / "random")["kind"] == "none"
     network = MaskRCNN.from_config(config)
-    train(network, data, None, tiny_config(steps=1), tmp_path / "given", progress=False, device="cpu")
+    train(
+        network, data, None, tiny_config(steps=1), tmp_path / "given", progress=False, device="cpu"
+    )
     assert recorded(tmp_path / "given")["kind"] == "given"
     with pytest.raises(ValueError, match="which are meant"):
-        train(network, data, None, tiny_config(steps=1), tmp_path / "both", device="cpu", pretrained="resnet18_imagenet")
+        train(
+            network,
+            data,
+            None,
+            tiny_config(steps=1),
+            tmp_path / "both",
+            device="cpu",
+            pretrained="resnet18_imagenet",
+        )
 
 
-def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(data: CocoDataset, detector: Path, tmp_path: Path) -> None:
+def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
+    data: CocoDataset, detector: Path, tmp_path: Path
+) -> None:
     config, settings = config_of(detector, data.categories), tiny_config(steps=2)
-    train(config, data, None, settings, tmp_path / "run", progress=False, device="cpu", pretrained=detector)
+    train(
+        config,
+        data,
+        None,
+        settings,
+        tmp_path / "run",
+        progress=False,
+        device="cpu",
+        pretrained=detector,
+    )
     with pytest.raises(ValueError, match=r"pretrained\.kind: was 'detector', now 'none'"):
-        train(config, data, None, settings, tmp_path / "run", resume=True, progress=False, device="cpu")
+        train(
+            config,
+            data,
+            None,
+            settings,
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+            device="cpu",
+        )
     other = save(MaskRCNN.from_config(load(detector).config), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"pretrained\.sha256: was"):
-        train(config, data, None, settings, tmp_path / "run", resume=True, progress=False, device="cpu", pretrained=other)
+        train(
+            config,
+            data,
+            None,
+            settings,
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+            device="cpu",
+            pretrained=other,
+        )
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(detector.read_bytes())
-    train(config, data, None, settings, tmp_path / "run", resume=True, progress=False, device="cpu", pretrained=moved)
+    train(
+        config,
+        data,
+        None,
+        settings,
+        tmp_path / "run",
+        resume=True,
+        progress=False,
+        device="cpu",
+        pretrained=moved,
+    )
 
 
 def test_a_run_of_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: Path) -> None:
@@ -113,7 +206,16 @@ def test_a_run_of_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: 
     tensors, state = read_checkpoint(path)
     del state["settings"]["pretrained"], state["settings"]["train"]["activation_checkpointing"]
     write_checkpoint(path, tensors, state)
-    train(config, data, None, tiny_config(steps=2), tmp_path / "run", resume=True, progress=False, device="cpu")
+    train(
+        config,
+        data,
+        None,
+        tiny_config(steps=2),
+        tmp_path / "run",
+        resume=True,
+        progress=False,
+        device="cpu",
+    )
 
 
 # What of a detector fits
@@ -135,7 +237,7 @@ def small(*categories: Category) -> ModelConfig:
     )
 
 
-def test_joints_of_equal_name_follow_into_another_skeleton() -> None:
+def test_keypoints_of_equal_name_follow_into_another_skeleton() -> None:
     old = MaskRCNN.from_config(small(CAT, PERSON))
     other = replace(PERSON, keypoints=("tail", "right_hand", "head"))
     new, report = transferred(old, for_categories(old.config, (other, DOG)))
@@ -151,9 +253,11 @@ def test_joints_of_equal_name_follow_into_another_skeleton() -> None:
     )
 
 
-def test_a_renamed_category_with_the_same_skeleton_keeps_its_joints() -> None:
+def test_a_renamed_category_with_the_same_skeleton_keeps_its_keypoints() -> None:
     old = MaskRCNN.from_config(small(PERSON))
-    new, report = transferred(old, for_categories(old.config, (replace(PERSON, name="pedestrian"),)))
+    new, report = transferred(
+        old, for_categories(old.config, (replace(PERSON, name="pedestrian"),))
+    )
     name = "keypoint_head.heatmaps.weight"
     assert torch.equal(old.state_dict()[name], new.state_dict()[name])
     assert not any("heatmaps" in part for part in report.anew)

@@ -20,33 +20,46 @@ def model_for(*categories: Category) -> MaskRCNN:
 def test_transfer_to_the_same_categories_is_a_copy():
     old = model_for(PERSON, CAT)
     new = transfer(old, old.config)
-    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+    assert all(
+        torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items()
+    )
 
 
 def test_rows_follow_their_category_and_the_background_and_new_ones_are_fresh():
     old = model_for(CAT, PERSON)
     new = transfer(old, for_categories(old.config, (DOG, PERSON, CAT)))
     a, b = old.state_dict(), new.state_dict()
-    classes, boxes, masks = "box_head.class_logits.weight", "box_head.box_deltas.weight", "mask_head.logits.weight"
+    classes, boxes, masks = (
+        "box_head.class_logits.weight",
+        "box_head.box_deltas.weight",
+        "mask_head.logits.weight",
+    )
     assert torch.equal(b[classes][1:], a[classes][[1, 0, 2]])
     assert torch.equal(b[boxes].view(3, 4, -1)[1:], a[boxes].view(2, 4, -1)[[1, 0]])
     assert torch.equal(b[masks][1:], a[masks][[1, 0]])
     assert torch.equal(b["keypoint_head.heatmaps.weight"], a["keypoint_head.heatmaps.weight"])
     assert not (b[classes][0] == a[classes]).all(dim=1).any()
-    assert all(torch.equal(a[name], b[name]) for name in a if name.startswith(("trunk.", "neck.", "rpn.")))
+    assert all(
+        torch.equal(a[name], b[name]) for name in a if name.startswith(("trunk.", "neck.", "rpn."))
+    )
 
 
-def test_categories_without_joints_have_no_keypoint_head():
+def test_categories_without_keypoints_have_no_keypoint_head():
     new = transfer(old := model_for(PERSON), for_categories(old.config, (CAT, DOG)))
     assert new.config.keypoint is None
     assert new.keypoint_head is None
     assert new.config.num_classes == 2
 
 
-def test_joints_of_another_skeleton_begin_anew():
+def test_keypoints_of_another_skeleton_begin_anew():
     old = model_for(PERSON)
-    new = transfer(old, for_categories(old.config, (replace(PERSON, keypoints=("head", "tail", "nose")),)))
-    assert not torch.equal(new.state_dict()["keypoint_head.heatmaps.weight"], old.state_dict()["keypoint_head.heatmaps.weight"])
+    new = transfer(
+        old, for_categories(old.config, (replace(PERSON, keypoints=("head", "tail", "nose")),))
+    )
+    assert not torch.equal(
+        new.state_dict()["keypoint_head.heatmaps.weight"],
+        old.state_dict()["keypoint_head.heatmaps.weight"],
+    )
 
 
 def test_another_trunk_is_refused():

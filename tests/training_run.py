@@ -21,34 +21,49 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 
-from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig, UnlabelledConfig
-from maskrcnn.data.coco import CocoDataset
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig, UnlabeledConfig
 from maskrcnn.presets import maskrcnn_r18_small
 
 SIDE = 64
 
 
 def draw(folder: Path, count: int, seed: int = 0) -> Path:
-    """Writes `count` pictures, each with a rectangle (box and mask) and a stick (box and two joints); the annotation file."""
+    """Writes `count` images, each with a rectangle (box and mask) and a stick (box and two keypoints); the annotation file."""
     folder.mkdir(parents=True, exist_ok=True)
     random = torch.Generator().manual_seed(seed)
     images, annotations = [], []
     for i in range(count):
-        picture = Image.new("RGB", (SIDE, SIDE), (40, 60, 80))
-        pen = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (SIDE, SIDE), (40, 60, 80))
+        pen = ImageDraw.Draw(image)
         x, y, w, h = (int(v) for v in torch.randint(8, 28, (4,), generator=random))
         pen.rectangle([x, y, x + w - 1, y + h - 1], fill=(220, 90, 60))
         u, v, length = (int(v) for v in torch.randint(16, 30, (3,), generator=random))
         pen.line([(u, v), (u + length, v + length)], fill=(250, 240, 120), width=3)
-        picture.save(folder / f"{i}.png")
+        image.save(folder / f"{i}.png")
         images.append({"id": i + 1, "file_name": f"{i}.png", "height": SIDE, "width": SIDE})
         polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-        stick = {"bbox": [u, v, length, length], "area": length**2, "keypoints": [u, v, 2, u + length, v + length, 2], "num_keypoints": 2}
-        found = [{"category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]}, {"category_id": 2, **stick}]
-        annotations += [{"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a} for k, a in enumerate(found)]
-    categories = [{"id": 1, "name": "card"}, {"id": 2, "name": "stick", "keypoints": ["top", "end"], "skeleton": [[1, 2]]}]
+        stick = {
+            "bbox": [u, v, length, length],
+            "area": length**2,
+            "keypoints": [u, v, 2, u + length, v + length, 2],
+            "num_keypoints": 2,
+        }
+        found = [
+            {"category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]},
+            {"category_id": 2, **stick},
+        ]
+        annotations += [
+            {"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a} for k, a in enumerate(found)
+        ]
+    categories = [
+        {"id": 1, "name": "card"},
+        {"id": 2, "name": "stick", "keypoints": ["top", "end"], "skeleton": [[1, 2]]},
+    ]
     path = folder / "annotations.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return path
 
 
@@ -63,10 +78,18 @@ def tiny_model(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
         trunk=replace(config.trunk, stem_channels=8, res2_channels=8, norm=norm),
         neck=replace(config.neck, channels=8, norm=head),
         rpn=replace(
-            config.rpn, sizes=((8,), (16,), (32,), (64,), (128,)), convs=(8,), pre_nms_train=60, post_nms_train=30, post_nms_test=20, samples=32
+            config.rpn,
+            sizes=((8,), (16,), (32,), (64,), (128,)),
+            convs=(8,),
+            pre_nms_train=60,
+            post_nms_train=30,
+            post_nms_test=20,
+            samples=32,
         ),
         box=replace(config.box, fcs=(16,), samples=16, max_detections=10),
-        mask=replace(config.mask, convs=(8,), upsample=(8,), norm=head, max_positives=4, truth_size=28),
+        mask=replace(
+            config.mask, convs=(8,), upsample=(8,), norm=head, max_positives=4, truth_size=28
+        ),
         keypoint=replace(config.keypoint, convs=(8,), norm=head, max_positives=4),
     )
 
@@ -74,7 +97,15 @@ def tiny_model(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
 def tiny_config(**changes: Any) -> TrainConfig:
     """A dozen steps that change every kind of state."""
     augment = AugmentConfig(flip_horizontal=0.5, scale=(0.8, 1.2), brightness=0.2)
-    config = TrainConfig(steps=16, batch_size=2, warmup=4, checkpoint_every=1e-9, tensorboard=False, evaluate_every=2.0, augment=augment)
+    config = TrainConfig(
+        steps=16,
+        batch_size=2,
+        warmup=4,
+        checkpoint_every=1e-9,
+        tensorboard=False,
+        evaluate_every=2.0,
+        augment=augment,
+    )
     return replace(config, **changes)
 
 
@@ -88,15 +119,25 @@ def weights_of(path: Path) -> str:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Trains as `settings` say: data, validation, out, resume, norm, unlabelled (a folder), unlabelled_config; TrainConfig fields under train."""
+    """Trains as `settings` say: data, validation, out, resume, norm, unlabeled (a folder), unlabeled_config; TrainConfig fields under train."""
     from maskrcnn.training.fit import train
 
     data = CocoDataset(settings["data"])
     validation = CocoDataset(settings["validation"]) if settings.get("validation") else None
-    config = tiny_config(**{k: AugmentConfig(**v) if k == "augment" else v for k, v in settings.get("train", {}).items()})
-    config = replace(config, unlabelled=UnlabelledConfig(**settings.get("unlabelled_config", {})))
+    config = tiny_config(
+        **{
+            k: AugmentConfig(**v) if k == "augment" else v
+            for k, v in settings.get("train", {}).items()
+        }
+    )
+    config = replace(config, unlabeled=UnlabeledConfig(**settings.get("unlabeled_config", {})))
     model = tiny_model(data, settings.get("norm", "batch"))
-    told = {"resume": settings.get("resume", False), "progress": False, "device": "cpu", "unlabelled": settings.get("unlabelled")}
+    told = {
+        "resume": settings.get("resume", False),
+        "progress": False,
+        "device": "cpu",
+        "unlabeled": settings.get("unlabeled"),
+    }
     train(model, data, validation, config, settings["out"], **told)
 
 
@@ -105,7 +146,14 @@ def serve() -> None:
 
     With `kill_at` and `kill_after` the process is killed so many seconds after metrics.csv has so many rows.
     """
-    for name in ("model.maskrcnn", "data.loader", "training.fit", "evaluation.answers", "evaluation.coco", "weights.load"):
+    for name in (
+        "model.maskrcnn",
+        "augmentation.loader",
+        "training.fit",
+        "evaluation.predictions",
+        "evaluation.evaluate",
+        "weights.load",
+    ):
         importlib.import_module(f"maskrcnn.{name}")  # before the forks, once
     importlib.import_module("hotcoco")
     for line in sys.stdin:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 _HOMES = {
     "config": ("Category", "ModelConfig", "TrainConfig", "AugmentConfig"),
@@ -18,27 +18,27 @@ _HOMES = {
         "maskrcnn_r50_c4",
         "keypointrcnn_r50_fpn",
         "joint_r50_fpn",
-        "torchvision_v1",
-        "torchvision_v2",
+        "maskrcnn_r50_fpn_torchvision",
+        "maskrcnn_r50_fpn_v2_torchvision",
         "maskrcnn_r18_small",
     ),
     "structures": ("Batch", "Truth", "Proposals", "Detections"),
     "instances": ("Instances",),
     "model.maskrcnn": ("MaskRCNN",),
-    "model.fuse": ("optimize",),
-    "data.coco": ("CocoDataset",),
-    "data.merge": ("merge",),
-    "doctor.check": ("check",),
-    "formats.open": ("open_data",),
-    "formats.convert": ("convert",),
+    "model.optimize": ("optimize_for_inference",),
+    "annotations.coco_dataset": ("CocoDataset",),
+    "annotations.merge": ("merge_datasets",),
+    "dataset_checks.check_dataset": ("check_dataset",),
+    "formats.load_dataset": ("load_dataset",),
+    "formats.convert": ("convert_annotations",),
     "weights.load": ("load", "load_trunk", "save"),
     "prediction.predictor": ("predict",),
-    "prediction.rank": ("rank",),
-    "evaluation.coco": ("evaluate",),
+    "active_learning.rank": ("rank_images",),
+    "evaluation.evaluate": ("evaluate",),
     "training.fit": ("train",),
-    "training.recipe": ("recipe",),
+    "recipe.recipe": ("choose_recipe",),
     "training.examples": ("draw_examples",),
-    "ops.allocation": ("keep_memory",),
+    "runtime.keep_memory": ("keep_memory",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME]
@@ -46,7 +46,9 @@ __all__ = ["__version__", *_HOME]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'maskrcnn' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        raise AttributeError(
+            f"module 'maskrcnn' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
+        )
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 

@@ -14,54 +14,82 @@ from typing import Literal
 Norm = Literal["none", "batch", "frozen", "group"]
 
 # OKS standard deviations of the 17 COCO person keypoints (cocodataset.org, keypoint evaluation), used where a category names no own.
-COCO_PERSON_SIGMAS = (0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089)
+COCO_PERSON_SIGMAS = (
+    0.026,
+    0.025,
+    0.025,
+    0.035,
+    0.035,
+    0.079,
+    0.079,
+    0.072,
+    0.072,
+    0.062,
+    0.062,
+    0.107,
+    0.107,
+    0.087,
+    0.087,
+    0.089,
+    0.089,
+)
 DEFAULT_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
 class Category:
-    """What one kind of object is called and, where it has a skeleton, what its joints are."""
+    """What one kind of object is called and, where it has a skeleton, what its keypoints are."""
 
     name: str
     id: int
     """The id in the annotation file. Any integer; inside the model labels are 0..C-1 in the order of the categories."""
     keypoints: tuple[str, ...] = ()
-    """Names of the joints, empty for a category without a skeleton."""
+    """Names of the keypoints, empty for a category without a skeleton."""
     skeleton: tuple[tuple[int, int], ...] = ()
     """Limbs as pairs of indices into `keypoints`, from 0."""
     flip: tuple[int, ...] = ()
-    """`flip[j]` is the joint that j becomes in a mirror image (left ankle -> right ankle); empty = none changes."""
+    """`flip[j]` is the keypoint that j becomes in a mirror image (left ankle -> right ankle); empty = none changes."""
     sigmas: tuple[float, ...] = ()
-    """OKS standard deviation of each joint; empty = COCO's for its 17 joints, else 0.05 each."""
+    """OKS standard deviation of each keypoint; empty = COCO's for its 17 keypoints, else 0.05 each."""
 
     def __post_init__(self) -> None:
         count = len(self.keypoints)
         if any(not 0 <= j < count for limb in self.skeleton for j in limb):
-            raise ValueError(f'category "{self.name}": skeleton refers to joints outside 0..{count - 1}: {self.skeleton}')
+            raise ValueError(
+                f'category "{self.name}": skeleton refers to keypoints outside 0..{count - 1}: {self.skeleton}'
+            )
         if self.flip and sorted(self.flip) != list(range(count)):
-            raise ValueError(f'category "{self.name}": flip must name each of the {count} joints once, got {self.flip}')
+            raise ValueError(
+                f'category "{self.name}": flip must name each of the {count} keypoints once, got {self.flip}'
+            )
         if self.sigmas and len(self.sigmas) != count:
-            raise ValueError(f'category "{self.name}": {len(self.sigmas)} sigmas for {count} keypoints; give one for each')
+            raise ValueError(
+                f'category "{self.name}": {len(self.sigmas)} sigmas for {count} keypoints; give one for each'
+            )
 
     @property
     def oks_sigmas(self) -> tuple[float, ...]:
-        """One OKS standard deviation for each joint."""
+        """One OKS standard deviation for each keypoint."""
         if self.sigmas:
             return self.sigmas
-        return COCO_PERSON_SIGMAS if len(self.keypoints) == 17 else (DEFAULT_SIGMA,) * len(self.keypoints)
+        return (
+            COCO_PERSON_SIGMAS
+            if len(self.keypoints) == 17
+            else (DEFAULT_SIGMA,) * len(self.keypoints)
+        )
 
     @property
     def mirrored(self) -> tuple[int, ...]:
-        """The joint that each joint becomes in a mirror image."""
+        """The keypoint that each keypoint becomes in a mirror image."""
         return self.flip or tuple(range(len(self.keypoints)))
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """From a picture to the tensor that the trunk sees: the resize rule, the normalisation, the padding."""
+    """From an image to the tensor that the trunk sees: the resize rule, the normalization, the padding."""
 
     min_size: int | None = 800
-    """The shorter side is scaled to this; None keeps the picture's own scale."""
+    """The shorter side is scaled to this; None keeps the image's own scale."""
     max_size: int | None = 1333
     """The longer side never exceeds this."""
     scale: float = 1.0
@@ -77,7 +105,7 @@ class InputConfig:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
     intensity_range: tuple[float, float] | None = None
-    """Values of 16-bit and float pictures that become 0 and 255, fitted on the training data; None = the full range of the file's type."""
+    """Values of 16-bit and float images that become 0 and 255, fitted on the training data; None = the full range of the file's type."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +145,7 @@ class NeckConfig:
 
 
 @dataclass(frozen=True)
-class RpnConfig:
+class RPNConfig:
     """Anchors, the region proposal network and its sampling."""
 
     sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
@@ -129,7 +157,7 @@ class RpnConfig:
     rounded: bool = False
     """Round cell anchors to whole pixels (torchvision)."""
     offset: float = 0.0
-    """Shift of the anchor centres in strides (0: the cell's corner, 0.5: its middle)."""
+    """Shift of the anchor centers in strides (0: the cell's corner, 0.5: its middle)."""
     stride: Literal["nominal", "padded"] = "nominal"
     """padded: padded image size // grid size per axis, as torchvision has it (it differs at P6)."""
     convs: tuple[int, ...] = (256,)
@@ -157,7 +185,7 @@ class RpnConfig:
 
 
 @dataclass(frozen=True)
-class RoiConfig:
+class RoIConfig:
     """How a head reads its RoIs from the feature levels."""
 
     size: int = 7
@@ -174,7 +202,7 @@ class RoiConfig:
 class BoxHeadConfig:
     """Classification and box regression of proposals, and the choice of detections."""
 
-    roi: RoiConfig = RoiConfig()
+    roi: RoIConfig = RoIConfig()
     convs: tuple[int, ...] = ()
     fcs: tuple[int, ...] = (1024, 1024)
     norm: Norm = "none"
@@ -204,7 +232,7 @@ class BoxHeadConfig:
 class MaskHeadConfig:
     """The small fully convolutional network that draws a mask in each box."""
 
-    roi: RoiConfig = RoiConfig(size=14)
+    roi: RoIConfig = RoIConfig(size=14)
     convs: tuple[int, ...] = (256, 256, 256, 256)
     upsample: tuple[int, ...] = (256,)
     """Channels of each 2x2 stride-2 deconvolution: one gives 28 pixels from 14, two 56, three 112."""
@@ -216,16 +244,16 @@ class MaskHeadConfig:
     """Side of the stored truth crops, in which each annotated mask is kept."""
     loss_weight: float = 1.0
     paste: Literal["border", "grid", "torchvision"] = "border"
-    """How a mask is drawn into the picture. grid: sampled at pixel centres, zero outside (Detectron2). border: the same with the edge
+    """How a mask is drawn into the image. grid: sampled at pixel centers, zero outside (Detectron2). border: the same with the edge
     cells continued to the edge of the box (ours). torchvision: whole-pixel boxes and a resize."""
     threshold: float = 0.5
 
 
 @dataclass(frozen=True)
 class KeypointHeadConfig:
-    """One heat map per joint in each box."""
+    """One heat map per keypoint in each box."""
 
-    roi: RoiConfig = RoiConfig(size=14)
+    roi: RoIConfig = RoIConfig(size=14)
     convs: tuple[int, ...] = (512,) * 8
     norm: Norm = "none"
     max_positives: int | None = None
@@ -235,7 +263,7 @@ class KeypointHeadConfig:
     """subpixel: peak of the heat map, refined by the mean around it. bicubic: the map resized to the box's pixels, whole-pixel peak (torchvision,
     Detectron2)."""
     coco_offset: float = 0.5
-    """What was added to COCO's integer joints to make them continuous: 0.5 is a pixel's centre; torchvision's models add nothing."""
+    """What was added to COCO's integer keypoints to make them continuous: 0.5 is a pixel's center; torchvision's models add nothing."""
     loss_weight: float = 1.0
 
 
@@ -247,7 +275,7 @@ class ModelConfig:
     input: InputConfig = InputConfig()
     trunk: TrunkConfig = TrunkConfig()
     neck: NeckConfig = NeckConfig()
-    rpn: RpnConfig = RpnConfig()
+    rpn: RPNConfig = RPNConfig()
     box: BoxHeadConfig = BoxHeadConfig()
     mask: MaskHeadConfig | None = MaskHeadConfig()
     keypoint: KeypointHeadConfig | None = None
@@ -256,10 +284,14 @@ class ModelConfig:
         if not self.categories:
             raise ValueError("a model needs at least one category")
         if self.keypoint is not None and self.num_keypoint_channels == 0:
-            raise ValueError('a keypoint head needs a category with keypoints; set keypoint to None or give a Category(keypoints=("nose", ..))')
+            raise ValueError(
+                'a keypoint head needs a category with keypoints; set keypoint to None or give a Category(keypoints=("nose", ..))'
+            )
         levels = len(self.neck.levels) + 1 if self.neck.kind == "fpn" else 1
         if len(self.rpn.sizes) != levels:
-            raise ValueError(f"rpn.sizes has {len(self.rpn.sizes)} levels, the {self.neck.kind} neck has {levels}; give one tuple of sizes for each")
+            raise ValueError(
+                f"rpn.sizes has {len(self.rpn.sizes)} levels, the {self.neck.kind} neck has {levels}; give one tuple of sizes for each"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -268,7 +300,7 @@ class ModelConfig:
 
     @property
     def keypoint_slices(self) -> tuple[tuple[int, int], ...]:
-        """For each category the first heat-map channel of its skeleton and the number of its joints."""
+        """For each category the first heat-map channel of its skeleton and the number of its keypoints."""
         if self.keypoint is not None and self.keypoint.shared:
             return tuple((0, len(c.keypoints)) for c in self.categories)
         starts, start = [], 0
@@ -285,50 +317,50 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done at random to a training picture; every geometric part goes into one 3x3 matrix."""
+    """What is done at random to a training image; every geometric part goes into one 3x3 matrix."""
 
     flip_horizontal: float = 0.5
     """Probability."""
     flip_vertical: float = 0.0
     right_angles: bool = False
-    """Turn by 0, 90, 180 or 270 degrees, for pictures without an up and down."""
+    """Turn by 0, 90, 180 or 270 degrees, for images without an up and down."""
     rotation: float = 0.0
     """Turn by up to this many degrees either way."""
     scale: tuple[float, float] = (0.8, 1.0)
     """Range of a factor on the size that the model's resize rule gives, each octave as likely as another; (0.1, 2) and a crop: large-scale jitter."""
     crop: int | None = None
-    """Side of a square window cut from the scaled picture; a smaller picture is taken whole, and padded with its batch. None = the whole picture."""
+    """Side of a square window cut from the scaled image; a smaller image is taken whole, and padded with its batch. None = the whole image."""
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
     copy_paste: float = 0.0
-    """Probability that objects with masks, cut out of another picture, are laid onto this one (Ghiasi et al. 2021)."""
+    """Probability that objects with masks, cut out of another image, are laid onto this one (Ghiasi et al. 2021)."""
     copy_paste_choices: int = 1
-    """Pictures drawn at random, the nearest of which in mean colour gives its objects, or where none is near the picture itself. For data of several
-    kinds, such as microscopes; 1 takes any picture, as the paper does."""
+    """Images drawn at random, the nearest of which in mean color gives its objects, or where none is near the image itself. For data of several
+    kinds, such as microscopes; 1 takes any image, as the paper does."""
 
 
 @dataclass(frozen=True)
-class UnlabelledConfig:
-    """How pictures without annotations are learnt from: the averaged model answers, what it is sure of is taught."""
+class UnlabeledConfig:
+    """How images without annotations are learnt from: the averaged model answers, what it is sure of is taught."""
 
     ratio: float = 1.0
-    """Unlabelled pictures for each annotated one of a batch; they have a pass of their own, so that memory does not grow."""
+    """Unlabeled images for each annotated one of a batch; they have a pass of their own, so that memory does not grow."""
     burn_in: float = 0.25
     """Part of the run before they are used: a teacher that knows nothing teaches errors."""
     ramp: float = 0.1
     """Part of the run in which their weight then grows to `weight`."""
     weight: float = 1.0
-    """Of their losses beside those of the annotated pictures."""
+    """Of their losses beside those of the annotated images."""
     threshold: float = 0.8
     """Detections scored at least this are taught as objects."""
-    doubt: float = 0.2
+    ignore_threshold: float = 0.2
     """Detections scored between this and `threshold` are neither taught as objects nor as background."""
     mask_threshold: float = 0.8
     """An object's mask is taught where its cells' mean probability of being foreground is at least this."""
-    joint_threshold: float = 0.1
-    """A joint is taught where its heat map's peak is at least this."""
+    keypoint_threshold: float = 0.1
+    """A keypoint is taught where its heat map's peak is at least this."""
 
 
 @dataclass(frozen=True)
@@ -336,15 +368,15 @@ class TrainConfig:
     """How a model is trained."""
 
     epochs: float = 24.0
-    """Passes over the data, counted in as many pictures as it has; `steps` or `max_time`, where given, decide instead."""
+    """Passes over the data, counted in as many images as it has; `steps` or `max_time`, where given, decide instead."""
     steps: int | None = None
-    """Optimiser steps."""
+    """Optimizer steps."""
     max_time: float | None = None
     """Seconds of training. The number of steps follows from those of the first tenth, is corrected on the way, and is kept in the checkpoint."""
     batch_size: int = 4
     """Images per process in one forward pass."""
     accumulate: int = 1
-    """Forward passes per optimiser step."""
+    """Forward passes per optimizer step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 5e-4
     """At `reference_batch` images per step; scaled linearly (sgd) or by the square root (adamw) of the actual number."""
@@ -367,7 +399,7 @@ class TrainConfig:
     """Keep only what the stages of the trunk give and compute their inside again for the gradients: less memory, about a fifth more time. The same
     gradients."""
     repeat_threshold: float = 0.0
-    """Pictures with a category that is in less than this share of all are seen more often, sqrt(threshold / share) times; 0 = off."""
+    """Images with a category that is in less than this share of all are seen more often, sqrt(threshold / share) times; 0 = off."""
     workers: int = 0
     """Loader processes."""
     seed: int = 0
@@ -379,5 +411,5 @@ class TrainConfig:
     """Stop after this many evaluations without a better AP."""
     tensorboard: bool = True
     augment: AugmentConfig = AugmentConfig()
-    unlabelled: UnlabelledConfig = UnlabelledConfig()
-    """Takes effect where `train` is given unlabelled pictures."""
+    unlabeled: UnlabeledConfig = UnlabeledConfig()
+    """Takes effect where `train` is given unlabeled images."""

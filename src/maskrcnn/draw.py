@@ -1,10 +1,10 @@
-"""Overlays: masks, outlines, boxes, names and skeletons drawn on the picture.
+"""Overlays: masks, contours, boxes, names and skeletons drawn on the image.
 
-In:  Instances (N objects in a picture [H, W, 3]).
-Out: a PIL picture, of the same size, or a whole number of times larger where the picture is tiny.
+In:  Instances (N objects in an image [H, W, 3]).
+Out: a PIL image, of the same size, or a whole number of times larger where the image is tiny.
 
-Lines and letters are measured in a unit that grows with the picture, so that a 4000-px photograph and a 100-px crop both read well. Neighbours get
-different colours. Names give way: they shrink, move, and where objects are crowded stay away rather than cover the picture.
+Lines and letters are measured in a unit that grows with the image, so that a 4000-px photograph and a 100-px crop both read well. Neighbors get
+different colors. Names give way: they shrink, move, and where objects are crowded stay away rather than cover the image.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from .config import Category
-from .instances import Instances
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -38,37 +39,79 @@ PALETTE: tuple[Color, ...] = (
     (150, 255, 200),
 )
 SMALLEST_CANVAS = 640
-"""Pictures whose longer side is below this are enlarged before anything is drawn."""
+"""Images whose longer side is below this are enlarged before anything is drawn."""
 OPACITY = 0.4
-JOINT_SCORE = 0.05
-"""A joint whose peak holds less of its heat map's probability than this is not drawn (Detectron2's limit)."""
+KEYPOINT_SCORE = 0.05
+"""A keypoint whose peak holds less of its heat map's probability than this is not drawn (Detectron2's limit)."""
 CROWD = 12
 """From this many objects on, a name must fit its object or it is left out."""
 
 
-def draw(
-    instances: Instances, image: UInt8[np.ndarray, "H W 3"] | None = None, *, boxes: bool = True, names: bool = True, scores: bool = True
+class Drawable(Protocol):
+    """What `draw_instances` reads of `Instances`, which stands above this module and draws with it."""
+
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    categories: tuple[Category, ...]
+    mask_grids: Tensor | None
+    keypoints: Tensor | None
+
+    @property
+    def names(self) -> list[str]:
+        """The category name of each object."""
+        ...
+
+    @property
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The image that the objects are in."""
+        ...
+
+    def masks(self) -> Any:
+        """The mask crops."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Drawable: ...
+
+
+def draw_instances(
+    instances: Drawable,
+    image: UInt8[np.ndarray, "H W 3"] | None = None,
+    *,
+    boxes: bool = True,
+    names: bool = True,
+    scores: bool = True,
 ) -> Image.Image:
-    """The picture with its objects drawn on it.
+    """The image with its objects drawn on it.
 
     Args:
         instances: what was found.
-        image: the picture, where `instances` does not carry it.
+        image: the image, where `instances` does not carry it.
         boxes: draw boxes.
         names: write the categories.
         scores: and the scores.
     """
-    picture = instances.image if image is None else image
-    if picture.shape[:2] != instances.size:
-        raise ValueError(f"the picture is {picture.shape[0]}x{picture.shape[1]}, the instances are of one of {instances.size[0]}x{instances.size[1]}")
+    pixels = instances.image if image is None else image
+    if pixels.shape[:2] != instances.size:
+        raise ValueError(
+            f"the image is {image.shape[0]}x{image.shape[1]}, the instances are of one of {instances.size[0]}x{instances.size[1]}"
+        )
     factor = max(1, round(SMALLEST_CANVAS / max(instances.size)))
     if factor > 1:
-        picture, instances = _enlarged(picture, instances, factor)
+        pixels, instances = _enlarged(pixels, instances, factor)
     unit = max(1.0, max(instances.size) / 800)
     colors = [PALETTE[i] for i in _distinct(instances.boxes.cpu().numpy())]
-    canvas = np.array(picture)
+    canvas = np.array(pixels)
     if instances.mask_grids is not None:
-        _draw_masks(canvas, instances, colors, thickness=max(1, round(unit * (1.5 if len(instances) <= 100 else 1))))
+        _draw_masks(
+            canvas,
+            instances,
+            colors,
+            thickness=max(1, round(unit * (1.5 if len(instances) <= 100 else 1))),
+        )
     drawn = Image.fromarray(canvas)
     pen = ImageDraw.Draw(drawn)
     if boxes:
@@ -82,17 +125,21 @@ def draw(
     return drawn
 
 
-def _enlarged(picture: UInt8[np.ndarray, "H W 3"], instances: Instances, factor: int) -> tuple[UInt8[np.ndarray, "h w 3"], Instances]:
+def _enlarged(
+    pixels: UInt8[np.ndarray, "H W 3"], instances: Drawable, factor: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Drawable]:
     height, width = (side * factor for side in instances.size)
-    larger = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    larger = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
     keypoints = instances.keypoints
     if keypoints is not None:
         keypoints = keypoints * keypoints.new_tensor([factor, factor, 1])
-    return larger, replace(instances, size=(height, width), boxes=instances.boxes * factor, keypoints=keypoints)
+    return larger, replace(
+        instances, size=(height, width), boxes=instances.boxes * factor, keypoints=keypoints
+    )
 
 
 def _distinct(boxes: Float[np.ndarray, "N 4"]) -> Int64[np.ndarray, "N"]:
-    """A palette index for each box that its neighbours do not have, as far as the palette reaches."""
+    """A palette index for each box that its neighbors do not have, as far as the palette reaches."""
     reach = 0.25 * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0, keepdims=True)
     low, high = boxes[:, :2] - reach, boxes[:, 2:] + reach
     chosen = np.zeros(len(boxes), dtype=np.int64)
@@ -105,13 +152,15 @@ def _distinct(boxes: Float[np.ndarray, "N 4"]) -> Int64[np.ndarray, "N"]:
     return chosen
 
 
-def _largest_first(instances: Instances) -> list[int]:
+def _largest_first(instances: Drawable) -> list[int]:
     extent = instances.boxes[:, 2:] - instances.boxes[:, :2]
     return extent.prod(dim=1).argsort(descending=True).tolist()
 
 
-def _draw_masks(canvas: UInt8[np.ndarray, "H W 3"], instances: Instances, colors: list[Color], thickness: int) -> None:
-    """Fills and outlines each mask, small objects on top of large ones."""
+def _draw_masks(
+    canvas: UInt8[np.ndarray, "H W 3"], instances: Drawable, colors: list[Color], thickness: int
+) -> None:
+    """Fills and contours each mask, small objects on top of large ones."""
     for n in _largest_first(instances):
         (crop,) = instances[n].masks()
         height, width = crop.mask.shape
@@ -129,38 +178,67 @@ def _eroded(mask: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"
     return inner[1:-1, 1:-1]
 
 
-def _draw_skeletons(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Color], unit: float) -> None:
+def _draw_skeletons(
+    pen: ImageDraw.ImageDraw, instances: Drawable, colors: list[Color], unit: float
+) -> None:
     if instances.keypoints is None:
         return
     for n in _largest_first(instances):
         category = instances.categories[int(instances.labels[n])]
         x0, y0, x1, y1 = instances.boxes[n].tolist()
-        size = min(2.5 * unit, max(1.0, 0.03 * max(x1 - x0, y1 - y0)))  # small figures get thin limbs
+        size = min(
+            2.5 * unit, max(1.0, 0.03 * max(x1 - x0, y1 - y0))
+        )  # small figures get thin limbs
         _draw_skeleton(pen, instances.keypoints[n].tolist(), category, colors[n], size)
 
 
-def _draw_skeleton(pen: ImageDraw.ImageDraw, joints: list[list[float]], category: Category, color: Color, size: float) -> None:
-    """Limbs with a dark edge, joints as light dots with the object's colour inside."""
-    limbs = [(joints[a], joints[b]) for a, b in category.skeleton if min(joints[a][2], joints[b][2]) >= JOINT_SCORE]
+def _draw_skeleton(
+    pen: ImageDraw.ImageDraw,
+    keypoints: list[list[float]],
+    category: Category,
+    color: Color,
+    size: float,
+) -> None:
+    """Limbs with a dark edge, keypoints as light dots with the object's color inside."""
+    limbs = [
+        (keypoints[a], keypoints[b])
+        for a, b in category.skeleton
+        if min(keypoints[a][2], keypoints[b][2]) >= KEYPOINT_SCORE
+    ]
     bright = _mixed(color, (255, 255, 255), 0.35)
     for ink, width in (((20, 20, 20), size * 1.8), (bright, size)):
         for start, end in limbs:
-            pen.line([(start[0], start[1]), (end[0], end[1])], fill=ink, width=max(1, round(width)), joint="curve")
-    for x, y, score in joints[: len(category.keypoints)]:
-        if score >= JOINT_SCORE:
-            for ink, radius in (((20, 20, 20), size * 1.7), ((255, 255, 255), size * 1.35), (color, size * 0.8)):
+            pen.line(
+                [(start[0], start[1]), (end[0], end[1])],
+                fill=ink,
+                width=max(1, round(width)),
+                joint="curve",
+            )
+    for x, y, score in keypoints[: len(category.keypoints)]:
+        if score >= KEYPOINT_SCORE:
+            for ink, radius in (
+                ((20, 20, 20), size * 1.7),
+                ((255, 255, 255), size * 1.35),
+                (color, size * 0.8),
+            ):
                 pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=ink)
 
 
-def _draw_names(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Color], unit: float, scores: bool) -> None:
+def _draw_names(
+    pen: ImageDraw.ImageDraw, instances: Drawable, colors: list[Color], unit: float, scores: bool
+) -> None:
     """Writes names from the best object on, each where it covers no other; in a crowd only those that are small beside their object."""
     height, width = instances.size
     crowded = len(instances) >= CROWD
     single = crowded and len(set(instances.names)) == 1
     taken = np.zeros((0, 4))
-    for box, name, score, color in zip(instances.boxes.tolist(), instances.names, instances.scores.tolist(), colors, strict=True):
+    for box, name, score, color in zip(
+        instances.boxes.tolist(), instances.names, instances.scores.tolist(), colors, strict=True
+    ):
         percent = f"{100 * score:.0f}%"
-        for text in (name,) if not scores else (percent,) if single else (f"{name} {percent}", name):
+        for text in (
+            (name,) if not scores else (percent,) if single else (f"{name} {percent}", name)
+        ):
             label = _label(text, box, unit, crowded, (height, width), taken)
             if label is not None:
                 place, origin, font = label
@@ -171,23 +249,37 @@ def _draw_names(pen: ImageDraw.ImageDraw, instances: Instances, colors: list[Col
 
 
 def _label(
-    text: str, box: list[float], unit: float, crowded: bool, size: tuple[int, int], taken: Float[np.ndarray, "n 4"]
+    text: str,
+    box: list[float],
+    unit: float,
+    crowded: bool,
+    size: tuple[int, int],
+    taken: Float[np.ndarray, "n 4"],
 ) -> tuple[Rectangle, tuple[float, float], ImageFont.FreeTypeFont | ImageFont.ImageFont] | None:
     """A free rectangle for a text beside its box, where the text starts in it, and the font; None if it fits nowhere."""
     for letters in (round(13 * unit), max(9, round(10 * unit))):
         font = _font(letters)
         left, top, right, bottom = font.getbbox(text)
         w, h = right - left + 0.5 * letters, bottom - top + 0.4 * letters
-        if crowded and (w > 1.15 * (box[2] - box[0]) or w * h > 0.4 * (box[2] - box[0]) * (box[3] - box[1])):
+        if crowded and (
+            w > 1.15 * (box[2] - box[0]) or w * h > 0.4 * (box[2] - box[0]) * (box[3] - box[1])
+        ):
             continue
         for place in _places(box, w, h, *size):
             if not _overlaps(place, taken):
-                return place, (round(place[0] + 0.25 * letters - left), round(place[1] + 0.2 * letters - top)), font
+                return (
+                    place,
+                    (
+                        round(place[0] + 0.25 * letters - left),
+                        round(place[1] + 0.2 * letters - top),
+                    ),
+                    font,
+                )
     return None
 
 
 def _places(box: list[float], w: float, h: float, height: int, width: int) -> Iterator[Rectangle]:
-    """Where a text of w x h may stand: above the box, below it, inside its top, inside its bottom; never outside the picture."""
+    """Where a text of w x h may stand: above the box, below it, inside its top, inside its bottom; never outside the image."""
     x = min(max(0.0, box[0]), width - w)
     for y in (box[1] - h, box[3], box[1], box[3] - h):
         if x >= 0 and 0 <= y <= height - h:
@@ -196,7 +288,9 @@ def _places(box: list[float], w: float, h: float, height: int, width: int) -> It
 
 def _overlaps(place: Rectangle, taken: Float[np.ndarray, "n 4"]) -> bool:
     x0, y0, x1, y1 = place
-    return bool(((taken[:, 0] < x1) & (taken[:, 2] > x0) & (taken[:, 1] < y1) & (taken[:, 3] > y0)).any())
+    return bool(
+        ((taken[:, 0] < x1) & (taken[:, 2] > x0) & (taken[:, 1] < y1) & (taken[:, 3] > y0)).any()
+    )
 
 
 def _pixels(box: list[float]) -> Rectangle:
@@ -217,5 +311,7 @@ def _readable_on(color: Color) -> Color:
 
 
 def _mixed(color: Color, other: Color, share: float) -> Color:
-    red, green, blue = (round(a * (1 - share) + b * share) for a, b in zip(color, other, strict=True))
+    red, green, blue = (
+        round(a * (1 - share) + b * share) for a, b in zip(color, other, strict=True)
+    )
     return red, green, blue

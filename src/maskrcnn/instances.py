@@ -1,6 +1,6 @@
-"""The answer for one picture, in that picture's own pixels.
+"""The answer for one image, in that image's own pixels.
 
-N objects, best first: boxes [N, 4] xyxy, scores [N], labels [N]; where the model has the heads also a mask and joints for each. Masks stay small
+N objects, best first: boxes [N, 4] xyxy, scores [N], labels [N]; where the model has the heads also a mask and keypoints for each. Masks stay small
 grids on their boxes until somebody asks: `masks()` gives them dense, as COCO RLE, or as areas.
 """
 
@@ -18,15 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from .annotations.rle import encode_crop
 from .config import Category
-from .images import read_image
-from .ops.masks import Crop, PasteRule, dense_masks, paste_masks
-from .ops.rle import encode_crop
+from .images.read import read_image
+from .ops.paste_masks import Crop, PasteRule, dense_masks, paste_masks
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of N objects, drawn into the picture one at a time when they are asked for."""
+    """The masks of N objects, drawn into the image one at a time when they are asked for."""
 
     grids: Float[Tensor, "N S S"]
     """Probability over the grid of each box."""
@@ -39,15 +39,15 @@ class Masks:
         return len(self.grids)
 
     def __iter__(self) -> Iterator[Crop]:
-        """Each mask as the part of the picture that it can touch."""
+        """Each mask as the part of the image that it can touch."""
         return paste_masks(self.grids, self.boxes, self.size, self.rule, self.threshold)
 
     def dense(self) -> Bool[Tensor, "N H W"]:
-        """Whole-picture masks: N * H * W bytes."""
+        """Whole-image masks: N * H * W bytes."""
         return torch.from_numpy(dense_masks(iter(self), len(self), self.size))
 
     def rle(self) -> list[dict[str, Any]]:
-        """COCO's compressed run lengths, {"size": [H, W], "counts": str} for each object."""
+        """COCO's compressed RLE, {"size": [H, W], "counts": str} for each object."""
         return [encode_crop(crop.mask, crop.x0, crop.y0, self.size) for crop in self]
 
     def area(self) -> Int64[Tensor, "N"]:
@@ -57,15 +57,15 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The objects that were found in one picture, best first.
+    """The objects that were found in one image, best first.
 
     `result[2]`, `result[:5]` and `result[result.scores > 0.8]` are Instances again; iterating gives them one by one.
     """
 
     size: tuple[int, int]
-    """Height and width of the picture."""
+    """Height and width of the image."""
     boxes: Float[Tensor, "N 4"]
-    """xyxy in continuous pixels, inside the picture."""
+    """xyxy in continuous pixels, inside the image."""
     scores: Float[Tensor, "N"]
     labels: Int64[Tensor, "N"]
     """Indices into `categories`."""
@@ -73,17 +73,17 @@ class Instances:
     mask_grids: Float[Tensor, "N S S"] | None = None
     """Probability, over the grid of the own box, that a cell belongs to the object; None without a mask head."""
     keypoints: Float[Tensor, "N J 3"] | None = None
-    """x, y, score (0..1); the joints of the object's own category first, zeros beyond them."""
+    """x, y, score (0..1); the keypoints of the object's own category first, zeros beyond them."""
     keypoint_logits: Float[Tensor, "N J"] | None = None
     """Raw height of each heat map's peak."""
     paste: PasteRule = "border"
     mask_threshold: float = 0.5
     coco_offset: float = 0.5
-    """What was added to COCO's integer joints to make them continuous."""
+    """What was added to COCO's integer keypoints to make them continuous."""
     image_id: int | None = None
     file_name: str | None = None
     source: UInt8[np.ndarray, "H W 3"] | Path | None = field(default=None, repr=False)
-    """The picture, or the file from which it is read again when it is drawn on."""
+    """The image, or the file from which it is read again when it is drawn on."""
     intensity_range: tuple[float, float] | None = None
     """How values of a 16-bit or float `source` file become 0..255."""
 
@@ -98,8 +98,13 @@ class Instances:
         elif not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.boxes.device).reshape(-1)
             index = index if index.dtype == torch.bool else index.long()
-        rows = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits")}
-        return replace(self, **{name: value[index] for name, value in rows.items() if value is not None})
+        rows = {
+            name: getattr(self, name)
+            for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits")
+        }
+        return replace(
+            self, **{name: value[index] for name, value in rows.items() if value is not None}
+        )
 
     def __iter__(self) -> Iterator[Instances]:
         return (self[i] for i in range(len(self)))
@@ -116,14 +121,20 @@ class Instances:
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture, RGB; one of several files is read again.
+        """The image, RGB; one of several files is read again.
 
         Raises:
-            ValueError: these instances do not know their picture.
+            ValueError: these instances do not know their image.
         """
         if self.source is None:
-            raise ValueError("these instances carry no picture; give one: dataclasses.replace(instances, source=picture)")
-        return read_image(self.source, self.intensity_range) if isinstance(self.source, Path) else self.source
+            raise ValueError(
+                "these instances carry no image; give one: dataclasses.replace(instances, source=image)"
+            )
+        return (
+            read_image(self.source, self.intensity_range)
+            if isinstance(self.source, Path)
+            else self.source
+        )
 
     def masks(self) -> Masks:
         """The masks, not yet drawn: `.dense()`, `.rle()`, `.area()`, or one crop after the other.
@@ -132,38 +143,44 @@ class Instances:
             ValueError: the model has no mask head.
         """
         if self.mask_grids is None:
-            raise ValueError("there are no masks: the model has no mask head (its config's mask is None)")
+            raise ValueError(
+                "there are no masks: the model has no mask head (its config's mask is None)"
+            )
         return Masks(self.mask_grids, self.boxes, self.size, self.paste, self.mask_threshold)
 
     def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
         """COCO results, one dict an object: bbox (xywh), segmentation (compressed RLE), keypoints, score, category_id, image_id, file_name.
 
-        keypoints are x, y, score for each joint of the object's category, in COCO's pixel convention; an object without a skeleton has none.
+        keypoints are x, y, score for each keypoint of the object's category, in COCO's pixel convention; an object without a skeleton has none.
 
         Raises:
             ValueError: no image_id, neither here nor in the instances.
         """
         image_id = self.image_id if image_id is None else image_id
         if image_id is None:
-            raise ValueError("COCO results name their picture by number; give to_coco(image_id=...)")
+            raise ValueError("COCO results name their image by number; give to_coco(image_id=...)")
         origin = {"image_id": image_id} | ({"file_name": self.file_name} if self.file_name else {})
         boxes = self.boxes.double().cpu()
-        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).numpy().round(4).tolist()
+        xywh = (
+            torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).numpy().round(4).tolist()
+        )
         rle = self.masks().rle() if self.mask_grids is not None else None
-        joints = self._coco_keypoints() if self.keypoints is not None else None
+        keypoints = self._coco_keypoints() if self.keypoints is not None else None
         results = []
-        for n, (label, score) in enumerate(zip(self.labels.tolist(), self.scores.tolist(), strict=True)):
+        for n, (label, score) in enumerate(
+            zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        ):
             category = self.categories[label]
             entry = {**origin, "category_id": category.id, "bbox": xywh[n], "score": score}
             if rle is not None:
                 entry["segmentation"] = rle[n]
-            if joints is not None and category.keypoints:
-                entry["keypoints"] = joints[n, : len(category.keypoints)].ravel().tolist()
+            if keypoints is not None and category.keypoints:
+                entry["keypoints"] = keypoints[n, : len(category.keypoints)].ravel().tolist()
             results.append(entry)
         return results
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections` (dense masks; joints as `data["keypoints"]`).
+        """The same as `supervision.Detections` (dense masks; keypoints as `data["keypoints"]`).
 
         Raises:
             ImportError: the package supervision is not installed.
@@ -171,7 +188,9 @@ class Instances:
         try:
             supervision = import_module("supervision")
         except ImportError as error:
-            raise ImportError("to_supervision() needs the package supervision: pip install supervision") from error
+            raise ImportError(
+                "to_supervision() needs the package supervision: pip install supervision"
+            ) from error
         data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
@@ -184,13 +203,13 @@ class Instances:
         )
 
     def save(self, path: str | Path) -> None:
-        """Draws the objects on the picture and writes it, in the format that the name's ending says."""
-        from .draw import draw
+        """Draws the objects on the image and writes it, in the format that the name's ending says."""
+        from .draw import draw_instances
 
-        draw(self).save(path)
+        draw_instances(self).save(path)
 
     def _coco_keypoints(self) -> Float[np.ndarray, "N J 3"]:
         assert self.keypoints is not None
-        joints = self.keypoints.double().cpu().numpy().copy()
-        joints[..., :2] = (joints[..., :2] - self.coco_offset).round(4)
-        return joints
+        keypoints = self.keypoints.double().cpu().numpy().copy()
+        keypoints[..., :2] = (keypoints[..., :2] - self.coco_offset).round(4)
+        return keypoints

@@ -17,40 +17,62 @@ from .config import (
     MaskHeadConfig,
     ModelConfig,
     NeckConfig,
-    RoiConfig,
-    RpnConfig,
+    RoIConfig,
+    RPNConfig,
     TrunkConfig,
 )
 
 # Those that take the categories of any data.
-Preset = Literal["maskrcnn_r18_small", "maskrcnn_r50_fpn", "maskrcnn_r101_fpn", "maskrcnn_r50_c4", "torchvision_v1", "torchvision_v2"]
+Preset = Literal[
+    "maskrcnn_r18_small",
+    "maskrcnn_r50_fpn",
+    "maskrcnn_r101_fpn",
+    "maskrcnn_r50_c4",
+    "maskrcnn_r50_fpn_torchvision",
+    "maskrcnn_r50_fpn_v2_torchvision",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_categories(categories: int | Sequence[str | Category], keypoints: int | Sequence[str] = ()) -> tuple[Category, ...]:
+def make_categories(
+    categories: int | Sequence[str | Category], keypoints: int | Sequence[str] = ()
+) -> tuple[Category, ...]:
     """Categories from a count, names, or ready-made ones; `keypoints` (a count or names) gives each of them that skeleton."""
-    names = tuple(f"keypoint {j}" for j in range(keypoints)) if isinstance(keypoints, int) else tuple(keypoints)
-    given = [str(i + 1) for i in range(categories)] if isinstance(categories, int) else list(categories)
-    return tuple(c if isinstance(c, Category) else Category(c, i + 1, keypoints=names) for i, c in enumerate(given))
+    names = (
+        tuple(f"keypoint {j}" for j in range(keypoints))
+        if isinstance(keypoints, int)
+        else tuple(keypoints)
+    )
+    given = (
+        [str(i + 1) for i in range(categories)] if isinstance(categories, int) else list(categories)
+    )
+    return tuple(
+        c if isinstance(c, Category) else Category(c, i + 1, keypoints=names)
+        for i, c in enumerate(given)
+    )
 
 
-def _with_joints(config: ModelConfig, **settings: Any) -> ModelConfig:
+def _with_keypoints(config: ModelConfig, **settings: Any) -> ModelConfig:
     """Adds the paper's keypoint head where a category has a skeleton."""
     if config.num_keypoint_channels == 0:
         return config
     return replace(config, keypoint=KeypointHeadConfig(**settings))
 
 
-def maskrcnn_r50_fpn(num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+def maskrcnn_r50_fpn(
+    num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()
+) -> ModelConfig:
     """The paper's ResNet-50-FPN; with `keypoints`, or categories that have a skeleton, the joint box + mask + keypoint model.
 
     Source: He et al. 2017, sections 3 and 4; Lin et al. 2017 for the pyramid.
     """
-    return _with_joints(ModelConfig(make_categories(num_classes, keypoints)))
+    return _with_keypoints(ModelConfig(make_categories(num_classes, keypoints)))
 
 
-def maskrcnn_r101_fpn(num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+def maskrcnn_r101_fpn(
+    num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()
+) -> ModelConfig:
     """The paper's ResNet-101-FPN."""
     config = maskrcnn_r50_fpn(num_classes, keypoints)
     return replace(config, trunk=replace(config.trunk, depth=101))
@@ -66,22 +88,32 @@ def maskrcnn_r50_c4(num_classes: int | Sequence[str | Category] = 80) -> ModelCo
         trunk=TrunkConfig(stride_in_1x1=True),
         input=InputConfig(size_divisor=1),
         neck=NeckConfig(kind="c4"),
-        rpn=RpnConfig(sizes=((32, 64, 128, 256, 512),), convs=(1024,), pre_nms_train=12000, pre_nms_test=6000, post_nms_train=2000),
-        box=BoxHeadConfig(roi=RoiConfig(size=14, sampling_ratio=0), fcs=()),
-        mask=MaskHeadConfig(roi=RoiConfig(size=14, sampling_ratio=0), convs=()),
+        rpn=RPNConfig(
+            sizes=((32, 64, 128, 256, 512),),
+            convs=(1024,),
+            pre_nms_train=12000,
+            pre_nms_test=6000,
+            post_nms_train=2000,
+        ),
+        box=BoxHeadConfig(roi=RoIConfig(size=14, sampling_ratio=0), fcs=()),
+        mask=MaskHeadConfig(roi=RoIConfig(size=14, sampling_ratio=0), convs=()),
     )
 
 
-def keypointrcnn_r50_fpn(num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17) -> ModelConfig:
-    """The paper's keypoint model: boxes and joints of persons, no masks.
+def keypointrcnn_r50_fpn(
+    num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17
+) -> ModelConfig:
+    """The paper's keypoint model: boxes and keypoints of persons, no masks.
 
     Source: He et al. 2017, section 5.
     """
     return replace(maskrcnn_r50_fpn(num_classes, keypoints), mask=None)
 
 
-def joint_r50_fpn(num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17) -> ModelConfig:
-    """Boxes, masks and joints in one ResNet-50-FPN.
+def joint_r50_fpn(
+    num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17
+) -> ModelConfig:
+    """Boxes, masks and keypoints in one ResNet-50-FPN.
 
     Source: He et al. 2017, table 5, last row.
     """
@@ -94,10 +126,15 @@ def _times_255(values: tuple[float, float, float]) -> tuple[float, float, float]
 
 def _torchvision(config: ModelConfig) -> ModelConfig:
     """The settings in which torchvision's models differ from the paper's."""
-    box_roi = RoiConfig(size=7, aligned=False, level_epsilon="log")
+    box_roi = RoIConfig(size=7, aligned=False, level_epsilon="log")
     return replace(
         config,
-        input=InputConfig(resize="torch", rounding="floor", mean=_times_255(IMAGENET_MEAN), std=_times_255(IMAGENET_STD)),
+        input=InputConfig(
+            resize="torch",
+            rounding="floor",
+            mean=_times_255(IMAGENET_MEAN),
+            std=_times_255(IMAGENET_STD),
+        ),
         rpn=replace(
             config.rpn,
             order="ratio",
@@ -109,22 +146,34 @@ def _torchvision(config: ModelConfig) -> ModelConfig:
             post_nms_train=2000,
         ),
         box=replace(config.box, roi=box_roi, smooth_l1_beta=1 / 9, min_size=1e-2),
-        mask=config.mask and replace(config.mask, roi=replace(box_roi, size=14), paste="torchvision"),
-        keypoint=config.keypoint and replace(config.keypoint, roi=replace(box_roi, size=14), decode="bicubic", coco_offset=0.0, shared=True),
+        mask=config.mask
+        and replace(config.mask, roi=replace(box_roi, size=14), paste="torchvision"),
+        keypoint=config.keypoint
+        and replace(
+            config.keypoint,
+            roi=replace(box_roi, size=14),
+            decode="bicubic",
+            coco_offset=0.0,
+            shared=True,
+        ),
     )
 
 
-def torchvision_v1(num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+def maskrcnn_r50_fpn_torchvision(
+    num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()
+) -> ModelConfig:
     """torchvision's maskrcnn_resnet50_fpn (and, without masks and with keypoints, keypointrcnn_resnet50_fpn)."""
     return _torchvision(maskrcnn_r50_fpn(num_classes, keypoints))
 
 
-def torchvision_v2(num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()) -> ModelConfig:
+def maskrcnn_r50_fpn_v2_torchvision(
+    num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()
+) -> ModelConfig:
     """torchvision's maskrcnn_resnet50_fpn_v2: BatchNorm in trunk, pyramid and heads, a convolutional box head, two RPN convolutions.
 
     Source: Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it.
     """
-    config = torchvision_v1(num_classes, keypoints)
+    config = maskrcnn_r50_fpn_torchvision(num_classes, keypoints)
     return replace(
         config,
         trunk=replace(config.trunk, norm="batch"),
@@ -135,14 +184,16 @@ def torchvision_v2(num_classes: int | Sequence[str | Category] = 90, keypoints: 
     )
 
 
-def maskrcnn_r18_small(num_classes: int | Sequence[str | Category] = 1, keypoints: int | Sequence[str] = ()) -> ModelConfig:
-    """ResNet-18-FPN with light heads, for CPUs and small data; trains from scratch at the picture's own scale."""
+def maskrcnn_r18_small(
+    num_classes: int | Sequence[str | Category] = 1, keypoints: int | Sequence[str] = ()
+) -> ModelConfig:
+    """ResNet-18-FPN with light heads, for CPUs and small data; trains from scratch at the image's own scale."""
     config = ModelConfig(
         make_categories(num_classes, keypoints),
         input=InputConfig(min_size=None, max_size=1024),
         trunk=TrunkConfig(depth=18, res2_channels=64, norm="batch", frozen_stages=0),
         neck=NeckConfig(channels=64, norm="batch"),
-        rpn=RpnConfig(
+        rpn=RPNConfig(
             sizes=((16,), (32,), (64,), (128,), (256,)),
             convs=(64,),
             pre_nms_train=500,
@@ -152,6 +203,8 @@ def maskrcnn_r18_small(num_classes: int | Sequence[str | Category] = 1, keypoint
             samples=128,
         ),
         box=BoxHeadConfig(fcs=(256,), samples=128, max_detections=300),
-        mask=MaskHeadConfig(convs=(64, 64, 64), upsample=(64,), norm="batch", max_positives=32, truth_size=56),
+        mask=MaskHeadConfig(
+            convs=(64, 64, 64), upsample=(64,), norm="batch", max_positives=32, truth_size=56
+        ),
     )
-    return _with_joints(config, convs=(64,) * 4, norm="batch", max_positives=32)
+    return _with_keypoints(config, convs=(64,) * 4, norm="batch", max_positives=32)

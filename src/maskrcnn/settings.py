@@ -18,6 +18,13 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+OLD_NAMES = {
+    "unlabelled": "unlabeled",
+    "doubt": "ignore_threshold",
+    "joint_threshold": "keypoint_threshold",
+}
+"""Names of settings in files saved before version 0.2, and their names today."""
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists, numbers and strings, for JSON and TOML."""
@@ -35,10 +42,22 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     for name in values:
         if name not in known:
             raise ValueError(_unknown(f"{where}{name}", name, known))
-    return kind(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()})
+    return kind(
+        **{name: _convert(hints[name], value, f"{where}{name}") for name, value in values.items()}
+    )
 
 
-def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a saved file under the names that they have today."""
+    renamed = {}
+    for name, value in values.items():
+        renamed[OLD_NAMES.get(name, name)] = (
+            with_current_names(value) if isinstance(value, Mapping) else value
+        )
+    return renamed
+
+
+def override_config(config: T, changes: Mapping[str, Any], where: str = "") -> T:
     """A copy with dotted names replaced: `override(config, {"augment.crop": 256, "learning_rate": 1e-3})`.
 
     Strings are accepted for numbers, booleans and tuples, so that command-line words work as they are. `where` stands before the names in errors.
@@ -46,7 +65,9 @@ def override(config: T, changes: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ValueError: an unknown name, or a value of the wrong type.
     """
-    return _overridden(config, [(path.split("."), value, where + path) for path, value in changes.items()])
+    return _overridden(
+        config, [(path.split("."), value, where + path) for path, value in changes.items()]
+    )
 
 
 def load_toml(path: str | Path, kind: type[T]) -> T:
@@ -117,7 +138,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             first = dataclasses.fields(hint)[0].name
-            raise ValueError(f"{where}: got {value!r}, but it has parts to set one by one, such as {where}.{first}=..")
+            raise ValueError(
+                f"{where}: got {value!r}, but it has parts to set one by one, such as {where}.{first}=.."
+            )
         return from_dict(hint, value, where + ".")
     if origin is Literal:
         if value in args:
@@ -129,7 +152,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise ValueError(f"{where}: got {len(value)} values, must be {len(inner)}")
-        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _convert(h, v, f"{where}[{i}]")
+            for i, (h, v) in enumerate(zip(inner, value, strict=True))
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

@@ -29,6 +29,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.contours import fill, simplify, trace
+from maskrcnn.annotations.split import split_dataset
+from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.cli import run as run_command
 from maskrcnn.config import (
     AugmentConfig,
@@ -36,25 +41,25 @@ from maskrcnn.config import (
     KeypointHeadConfig,
     ModelConfig,
     NeckConfig,
-    RoiConfig,
-    RpnConfig,
+    RoIConfig,
+    RPNConfig,
     TrainConfig,
-    UnlabelledConfig,
+    UnlabeledConfig,
 )
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import TrainingSet, collate
-from maskrcnn.data.micrograph import draw_micrograph
-from maskrcnn.data.scenes import write_scenes
-from maskrcnn.data.split import split
-from maskrcnn.draw import draw
-from maskrcnn.model.fuse import optimize, reference
+from maskrcnn.draw import draw_instances
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.ops import rle
+from maskrcnn.model.optimize import optimize_for_inference, reference
 from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
-from maskrcnn.ops.outlines import fill, simplify, trace
-from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_c4, maskrcnn_r50_fpn, torchvision_v2
+from maskrcnn.presets import (
+    maskrcnn_r18_small,
+    maskrcnn_r50_c4,
+    maskrcnn_r50_fpn,
+    maskrcnn_r50_fpn_v2_torchvision,
+)
 from maskrcnn.settings import to_dict
 from maskrcnn.structures import Batch, Truth
+from maskrcnn.synthetic.micrograph import draw_micrograph
+from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
@@ -249,7 +254,7 @@ def grouped_config() -> ModelConfig:
 
 def peer_config() -> ModelConfig:
     """torchvision's choices, with a skeleton that all categories share."""
-    config = narrow(torchvision_v2(2, 5))
+    config = narrow(maskrcnn_r50_fpn_v2_torchvision(2, 5))
     return replace(
         config,
         neck=replace(config.neck, channels=16),
@@ -266,10 +271,10 @@ def dilated_config() -> ModelConfig:
     return replace(
         config,
         neck=NeckConfig(kind="dc5"),
-        rpn=RpnConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
+        rpn=RPNConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
         box=replace(config.box, fcs=(32,)),
         mask=replace(config.mask, convs=(16,), upsample=(16,), max_positives=6),
-        keypoint=KeypointHeadConfig(convs=(16,), roi=RoiConfig(size=7, sampling_ratio=0)),
+        keypoint=KeypointHeadConfig(convs=(16,), roi=RoIConfig(size=7, sampling_ratio=0)),
     )
 
 
@@ -326,10 +331,10 @@ def make_partial_truth(config: ModelConfig, batch: Batch) -> Truth:
     truth.has_mask[:, 2] = False
     truth.has_keypoints[:, 4] = False
     truth.valid[1, 6] = False
-    labelled = torch.ones(len(batch.sizes), config.num_classes, dtype=torch.bool)
-    labelled[0, 1] = False
-    labelled[1, 0] = False
-    return replace(truth, labelled=labelled)
+    labeled = torch.ones(len(batch.sizes), config.num_classes, dtype=torch.bool)
+    labeled[0, 1] = False
+    labeled[1, 0] = False
+    return replace(truth, labeled=labeled)
 
 
 def add_losses(record: Record, key: str, model: MaskRCNN, batch: Batch, truth: Truth) -> None:
@@ -380,7 +385,7 @@ def networks(record: Record, folder: Path) -> None:
         with torch.no_grad():
             record.add(f"networks/{name}/found", model.eval()(batch))
             record.add(f"networks/{name}/reference", reference(model)(batch))
-            record.add(f"networks/{name}/fast", optimize(model)(batch))
+            record.add(f"networks/{name}/fast", optimize_for_inference(model)(batch))
         truth = make_truth(config, batch)
         add_losses(record, f"networks/{name}/whole", model.train(), batch, truth)
         partial = make_partial_truth(config, batch)
@@ -429,17 +434,19 @@ def predictions(record: Record, folder: Path) -> None:
         add_answer(record, f"nuclei/fast/{number}", found)
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
-    record.add("nuclei/overlay", draw(found))
+    record.add("nuclei/overlay", draw_instances(found))
     add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], form="reference"))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
-    add_answer(record, "nuclei/half", mr.predict(mr.optimize(nuclei, "bfloat16"), images[1]))
+    add_answer(
+        record, "nuclei/half", mr.predict(mr.optimize_for_inference(nuclei, "bfloat16"), images[1])
+    )
     config = small_config()
     model = lively(replace(config, box=replace(config.box, max_detections=40))).eval()
     image = noise_image(3)
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw(mr.predict(model, image)[:6]))
+    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6]))
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))
@@ -450,7 +457,7 @@ def predictions(record: Record, folder: Path) -> None:
     words = ["predict", str(path), str(folder / "image.png"), "--out", str(out)]
     assert run_command([*words, "--format", "labelme"]) == 0
     record.plain("joint/command", named(json.loads((out / "results.json").read_text())))
-    add_data(record, "joint/drafts", mr.open_data(out / "labelme"))
+    add_data(record, "joint/drafts", mr.load_dataset(out / "labelme"))
 
 
 def foreign_files(record: Record, folder: Path) -> None:
@@ -586,18 +593,18 @@ def trained(record: Record, folder: Path) -> None:
         train(network, data, judged, config, out, resume=True, progress=False, clock=Clock())
         add_run(record, f"trained/{key}", out)
     record.plain("trained/evaluation", judge(folder / "whole", judged))
-    eager = UnlabelledConfig(
+    eager = UnlabeledConfig(
         ratio=1.0,
         burn_in=0.25,
         ramp=0.25,
         threshold=0.3,
-        doubt=0.2,
+        ignore_threshold=0.2,
         mask_threshold=0.0,
-        joint_threshold=0.0,
+        keypoint_threshold=0.0,
     )
-    config = replace(config, steps=6, unlabelled=eager, evaluate_every=9.0)
+    config = replace(config, steps=6, unlabeled=eager, evaluate_every=9.0)
     out = folder / "teacher"
-    given = {"unlabelled": folder / "more/images", "progress": False, "clock": Clock()}
+    given = {"unlabeled": folder / "more/images", "progress": False, "clock": Clock()}
     train(lively(tiny_network(data, "group")), data, None, config, out, **given)
     add_run(record, "trained/teacher", out)
     config = TrainConfig(
@@ -614,7 +621,7 @@ def trained(record: Record, folder: Path) -> None:
         augment=AugmentConfig(flip_vertical=0.5, right_angles=True, crop=64),
     )
     few = CocoDataset(folder / "data/annotations.json", folder / "data/images")
-    few = mr.merge([few.subset(range(3)), judged])
+    few = mr.merge_datasets([few.subset(range(3)), judged])
     record.plain("trained/merged", named(few.truth()))
     network = replace(tiny_network(few), neck=NeckConfig(channels=16, norm="batch"))
     out = folder / "continued"
@@ -733,19 +740,19 @@ def without_names(truth: dict[str, Any]) -> dict[str, Any]:
 def converted(record: Record, folder: Path) -> None:
     """One file of COCO in every format, and read again."""
     path = write_sample(folder / "source", sample_content())
-    add_data(record, "converted/source", mr.open_data(path))
+    add_data(record, "converted/source", mr.load_dataset(path))
     for name in FORMATS:
         out = folder / name
-        losses = mr.convert(path, out, name)
+        losses = mr.convert_annotations(path, out, name)
         counts = [int(count) for count in re.findall(r" \((\d+)\): ", str(losses))]
         record.plain(f"converted/{name}/lost", counts)
         record.plain(f"text/converted/{name}/lost", str(losses))
         for file in sorted(p for p in out.rglob("*") if p.is_file()):
             told = f"text/converted/{name}/{file.relative_to(out).as_posix()}"
             record.plain(told, digest(file.read_bytes()))
-        add_data(record, f"converted/{name}", mr.open_data(out))
-    mr.convert(path, folder / "simple", "labelme", simplify=1.0)
-    add_data(record, "converted/simple", mr.open_data(folder / "simple"))
+        add_data(record, f"converted/{name}", mr.load_dataset(out))
+    mr.convert_annotations(path, folder / "simple", "labelme", simplify=1.0)
+    add_data(record, "converted/simple", mr.load_dataset(folder / "simple"))
     rng = np.random.default_rng(4)
     masks = np.kron(rng.random((6, 8, 10)) < 0.6, np.ones((4, 4), bool))
     for number, mask in enumerate(masks):
@@ -836,7 +843,7 @@ def add_findings(record: Record, key: str, findings: Any) -> None:
     for one in findings:
         kind = kinds.setdefault(one.kind, len(kinds))
         where = [int(number) for number in re.findall(r"\d+", one.where)]
-        told.append([kind, one.harmful, one.annotation, one.image, where])
+        told.append([kind, one.is_error, one.annotation, one.image, where])
     record.plain(f"{key}/found", told)
     record.plain(f"{key}/kinds", len(kinds))
     record.plain(f"text/{key}/kinds", list(kinds))
@@ -849,7 +856,7 @@ def checked(record: Record, folder: Path) -> None:
     fixed = folder / "fixed.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = mr.check(path, validation=judged, fix=fixed, progress=False)
+        report = mr.check_dataset(path, validation=judged, fix=fixed, progress=False)
     add_findings(record, "checked/messy", report.problems)
     add_findings(record, "checked/done", report.fixed.done)
     add_findings(record, "checked/left", report.fixed.left)
@@ -859,18 +866,18 @@ def checked(record: Record, folder: Path) -> None:
     record.add("checked/objects", [part for part in parts if isinstance(part, np.ndarray)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = mr.check(fixed, folder / "messy", progress=False)
+        again = mr.check_dataset(fixed, folder / "messy", progress=False)
     add_findings(record, "checked/again", again.problems)
     scenes = write_scenes(folder / "scenes", 6, seed=9, size=96)
     content = json.loads(scenes.read_text())
     record.plain("checked/scenes", named(content["annotations"]))
-    first, second = split(mr.open_data(scenes, folder / "scenes/images"), 0.3, seed=3)
+    first, second = split_dataset(mr.load_dataset(scenes, folder / "scenes/images"), 0.3, seed=3)
     for key, part in (("kept", first), ("held", second)):
         record.plain(f"checked/split/{key}", [part[n].image_id for n in range(len(part))])
-    swapped = mr.check(swapped_content(), progress=False)
+    swapped = mr.check_dataset(swapped_content(), progress=False)
     add_findings(record, "checked/swapped", swapped.problems)
     page = folder / "page.html"
-    report = mr.check(scenes, folder / "scenes/images", html=page, progress=False)
+    report = mr.check_dataset(scenes, folder / "scenes/images", html=page, progress=False)
     add_findings(record, "checked/drawn", report.problems)
     text = page.read_text()
     record.plain("text/checked/page", digest(text.replace(str(folder), "FOLDER").encode()))
@@ -882,7 +889,7 @@ def checked(record: Record, folder: Path) -> None:
         {"id": n + 1, "image_id": 70, "category_id": 4, "bbox": [*a, *b]}
         for n, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True))
     ]
-    report = mr.check(corners, fix=folder / "corners.json", progress=False)
+    report = mr.check_dataset(corners, fix=folder / "corners.json", progress=False)
     add_findings(record, "checked/corners", report.problems)
     record.plain("checked/cornered", named(json.loads((folder / "corners.json").read_text())))
 
@@ -945,7 +952,7 @@ def learned_from(record: Record, folder: Path) -> None:
     partial = CocoDataset(write_sample(folder / "partial", content), folder / "partial")
     examples = TrainingSet(partial, tiny_network(partial), AugmentConfig(rotation=10.0))
     add_examples(record, "examples/partial", examples)
-    looked_for = [partial.labelled(n) for n in range(len(partial))]
+    looked_for = [partial.labeled(n) for n in range(len(partial))]
     record.plain("examples/looked_for", [None if s is None else sorted(s) for s in looked_for])
     deep = folder / "deep"
     deep.mkdir()
@@ -977,7 +984,7 @@ def chosen(record: Record, folder: Path) -> None:
         "detector": (sample, {"pretrained": "nuclei"}),
     }
     for name, (given, more) in wanted.items():
-        found = mr.recipe(given, device="cpu", **{"memory": 8.0, **more})
+        found = mr.choose_recipe(given, device="cpu", **{"memory": 8.0, **more})
         record.plain(f"recipe/{name}/model", unnamed(to_dict(found.model)))
         record.plain(f"recipe/{name}/training", unnamed(to_dict(found.training)))
         values = [value for _, value, _ in found.reasons]
@@ -1015,7 +1022,7 @@ def judged(record: Record, folder: Path) -> None:
     record.plain("judged/few", unnamed(found.to_dict()))
     record.plain("judged/results", named(json.loads((folder / "out/results.json").read_text())))
     model = lively(tiny_network(CocoDataset(path, folder / "data/images"))).eval()
-    data = mr.open_data(path, folder / "data/images")
+    data = mr.load_dataset(path, folder / "data/images")
     record.plain("judged/model", judge(model, data))
 
 
@@ -1030,7 +1037,7 @@ def ranked(record: Record, folder: Path) -> None:
     Image.open(first).resize((120, 120)).save(files / "z.png")
     Image.fromarray(np.zeros((96, 96, 3), np.uint8) + 90).save(files / "y.png")
     for name, known in (("all", None), ("some", data.subset([1, 4]))):
-        ranking = mr.rank(model, files, labelled=known)
+        ranking = mr.rank_images(model, files, labeled=known)
         rows = []
         for one in ranking:
             values = [getattr(one, f.name) for f in fields(one)]

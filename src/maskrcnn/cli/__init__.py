@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
-from .. import __version__
+from ..version import __version__
 from .check import check
 from .convert import convert
 from .demo import demo
@@ -35,9 +35,16 @@ Begin with `maskrcnn demo`. With `--debug`, or MASKRCNN_DEBUG=1, an error shows 
 def make_app() -> App:
     """The command line as a Cyclopts application."""
     app = App(
-        name="maskrcnn", help=HELP, help_format="markdown", version=__version__, result_action="return_value", suppress_keyboard_interrupt=False
+        name="maskrcnn",
+        help=HELP,
+        help_format="markdown",
+        version=__version__,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
-    for place, command in enumerate((demo, predict, train, evaluate, check, convert, rank, weights)):
+    for place, command in enumerate(
+        (demo, predict, train, evaluate, check, convert, rank, weights)
+    ):
         app.command(command, sort_key=place)
     return app
 
@@ -70,7 +77,9 @@ def run(words: Sequence[str]) -> int:
         raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what Python writes at its end
             return UNREAD
         if debug:
             raise
@@ -95,5 +104,7 @@ def _interrupted(words: Sequence[str]) -> int:
     print("\nInterrupted.", file=sys.stderr)
     if words and words[0] == "train":
         again = [*words, *(["--resume"] if "--resume" not in words else [])]
-        print(f"Go on from the last checkpoint with:\n  maskrcnn {shlex.join(again)}", file=sys.stderr)
+        print(
+            f"Go on from the last checkpoint with:\n  maskrcnn {shlex.join(again)}", file=sys.stderr
+        )
     return 130

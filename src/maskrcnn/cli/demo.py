@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> None:
-    """Draw scenes, train a joint box + mask + keypoint model on them from scratch, evaluate it, and write a page of pictures and numbers.
+    """Draw scenes, train a joint box + mask + keypoint model on them from scratch, evaluate it, and write a page of images and numbers.
 
     Needs no network and no data; about four minutes on two CPU cores.
 
@@ -16,7 +16,7 @@ def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> No
         seed: Other seeds draw other scenes.
     """
     from ..demo import run_demo
-    from ..ops.allocation import keep_memory
+    from ..runtime.keep_memory import keep_memory
 
     keep_memory()
     run_demo(out, minutes=minutes, seed=seed)

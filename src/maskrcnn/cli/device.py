@@ -17,5 +17,7 @@ def chosen(name: str | None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device: {name} cannot be used here ({first}); try cpu, or leave it out") from None
+        raise ValueError(
+            f"--device: {name} cannot be used here ({first}); try cpu, or leave it out"
+        ) from None
     return name

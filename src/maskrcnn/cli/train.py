@@ -14,10 +14,10 @@ from cyclopts.types import ExistingFile
 from ..presets import Preset
 
 if TYPE_CHECKING:
-    from ..data.coco import CocoDataset
-    from ..training.recipe import Recipe
+    from ..annotations.coco_dataset import CocoDataset
+    from ..recipe.recipe import Recipe
 
-SPLIT = 0.15  # of the pictures, where no validation data are given
+SPLIT = 0.15  # of the images, where no validation data are given
 
 
 def train(
@@ -33,22 +33,22 @@ def train(
     config: ExistingFile | None = None,
     max_time: str | None = None,
     memory: float | None = None,
-    unlabelled: Path | None = None,
+    unlabeled: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
 ) -> None:
-    """Train a model on annotated pictures, with settings chosen from the data and the machine, which are shown with reasons.
+    """Train a model on annotated images, with settings chosen from the data and the machine, which are shown with reasons.
 
     Args:
         settings: Changes as name=value: any field of TrainConfig (batch_size=8, augment.crop=256), and with "model." of ModelConfig
             (model.input.scale=2, model.mask=none). What is given is not chosen.
         data: Annotations in any known format: a file or a folder; "data.yaml:train" names one of several splits.
         out: Folder of the run: best and last model, logs, checkpoint.
-        images: Folder of the pictures; by default where the format has them.
+        images: Folder of the images; by default where the format has them.
         val: Annotations to validate on, like --data; the best model is chosen by them. By default the split "val" that --data itself has, else a part
             of --data is split off; none trains on all.
-        val_images: Folder of the validation pictures; by default --images.
+        val_images: Folder of the validation images; by default --images.
         pretrained: What to start from: the name of an ImageNet trunk (resnet50_imagenet), or a detector, as the name of published weights, a run
             folder or a checkpoint, of which all that fits is kept; none is random weights.
         model: Architecture; auto is that of a pretrained detector, else one that fits data and machine.
@@ -56,13 +56,13 @@ def train(
         config: TOML file with fields of TrainConfig, and of ModelConfig under [model].
         max_time: Time for training, as 90s, 25m or 1.5h, instead of a number of epochs.
         memory: GiB that training may take; by default what is free.
-        unlabelled: Folder of pictures without annotations to learn from as well.
+        unlabeled: Folder of images without annotations to learn from as well.
         resume: Go on with the run in --out and its settings; give the same command again.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
     """
-    from ..formats.open import open_data, validation_split
-    from ..ops.allocation import keep_memory
+    from ..formats.load_dataset import load_dataset, validation_split
+    from ..runtime.keep_memory import keep_memory
     from ..training.checkpoint import held, refuse_folder
     from ..training.fit import train as fit
     from ..training.processes import Processes
@@ -72,33 +72,43 @@ def train(
     check_names(given)
     refuse_folder(out, held(out), resume)
     keep_memory()
-    pictures = open_data(data, images, on_error=on_error)
+    dataset = load_dataset(data, images, on_error=on_error)
     place = device and chosen(device)
     processes = Processes.start(place)
     start = None if pretrained.lower() == "none" else pretrained
-    pictures, validation, judged = parted(pictures, val or validation_split(data, images), val_images or images, on_error, int(given.get("seed", 0)))
+    dataset, validation, judged = parted(
+        dataset,
+        val or validation_split(data, images),
+        val_images or images,
+        on_error,
+        int(given.get("seed", 0)),
+    )
     if resume and (out / "config.json").is_file():
         made = recorded(out / "config.json", given)
     elif recipe == "none":
-        made = unfitted(pictures, model, start, given)
+        made = unfitted(dataset, model, start, given)
     else:
-        from ..training.recipe import recipe as choose
+        from ..recipe.recipe import choose_recipe as choose
 
         made = processes.from_main(  # their free memory may differ: one chooses for all
-            choose(pictures, model=model, pretrained=start, memory=memory, device=place, settings=given) if processes.main else None
+            choose(
+                dataset, model=model, pretrained=start, memory=memory, device=place, settings=given
+            )
+            if processes.main
+            else None
         )
     if processes.main:
-        print(plan(made, pictures, judged, pretrained, out))
+        print(plan(made, dataset, judged, pretrained, out))
     fit(
         made.model,
-        pictures,
+        dataset,
         validation,
         config=made.training,
         out=out,
         resume=resume,
         device=place,
         pretrained=start,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
     )
 
 
@@ -109,9 +119,15 @@ def seconds(text: str) -> float:
         ValueError: not a duration, or not above 0.
     """
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(s|m|min|h)?", text.strip())
-    value = float(found[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]] if found else 0.0
+    value = (
+        float(found[1]) * {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}[found[2]]
+        if found
+        else 0.0
+    )
     if value <= 0:
-        raise ValueError(f'--max-time: got "{text}", must be a duration above 0 such as 90s, 25m or 1.5h')
+        raise ValueError(
+            f'--max-time: got "{text}", must be a duration above 0 such as 90s, 25m or 1.5h'
+        )
     return value
 
 
@@ -127,7 +143,9 @@ def settings_of(file: Path | None, words: Sequence[str], max_time: str | None) -
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise ValueError(f'"{word}": a setting is name=value, such as batch_size=8 or model.box.max_detections=300')
+            raise ValueError(
+                f'"{word}": a setting is name=value, such as batch_size=8 or model.box.max_detections=300'
+            )
         changes[name] = value
     return changes | ({"max_time": seconds(max_time)} if max_time else {})
 
@@ -135,9 +153,9 @@ def settings_of(file: Path | None, words: Sequence[str], max_time: str | None) -
 def check_names(given: Mapping[str, Any]) -> None:
     """Refuses what is no setting of a training, before the data are read."""
     from ..config import TrainConfig
-    from ..settings import override
+    from ..settings import override_config
 
-    override(TrainConfig(), _training(given))
+    override_config(TrainConfig(), _training(given))
 
 
 def _training(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,40 +163,54 @@ def _training(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("model."): value for name, value in given.items() if name.startswith("model.")}
+    return {
+        name.removeprefix("model."): value
+        for name, value in given.items()
+        if name.startswith("model.")
+    }
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A TOML table as dotted names."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
     return flat
 
 
 def parted(
-    data: CocoDataset, val: str | None, images: Path | None, on_error: Literal["raise", "drop"], seed: int
+    data: CocoDataset,
+    val: str | None,
+    images: Path | None,
+    on_error: Literal["raise", "drop"],
+    seed: int,
 ) -> tuple[CocoDataset, CocoDataset | None, str]:
     """What to learn from, what to judge by, and that in words."""
-    from ..data.split import split
-    from ..formats.open import open_data
+    from ..annotations.split import split_dataset
+    from ..formats.load_dataset import load_dataset
 
     if val is None:
-        data, validation = split(data, SPLIT, seed, progress=True)
-        said = f"{len(validation)} images split off, {SPLIT:.0%} by seed {seed}, pictures that look alike together; --val none trains on all"
+        data, validation = split_dataset(data, SPLIT, seed, progress=True)
+        said = f"{len(validation)} images split off, {SPLIT:.0%} by seed {seed}, images that look alike together; --val none trains on all"
         return data, validation, said
     if val.lower() == "none":
         return data, None, "none: the last model will be the result"
-    validation = open_data(val, images, categories=data.categories, on_error=on_error)
+    validation = load_dataset(val, images, categories=data.categories, on_error=on_error)
     return data, validation, str(validation)
 
 
-def unfitted(data: CocoDataset, name: str, pretrained: str | None, given: Mapping[str, Any]) -> Recipe:
+def unfitted(
+    data: CocoDataset, name: str, pretrained: str | None, given: Mapping[str, Any]
+) -> Recipe:
     """The preset and the defaults as they are."""
     from .. import presets
     from ..config import TrainConfig
-    from ..settings import override
-    from ..training.recipe import Reason, Recipe
+    from ..recipe.recipe import Reason, Recipe
+    from ..settings import override_config
     from ..weights.pretrained import config_of, kind_of
 
     if name == "auto" and kind_of(pretrained) == "detector" and pretrained:
@@ -187,20 +219,34 @@ def unfitted(data: CocoDataset, name: str, pretrained: str | None, given: Mappin
         raise ValueError("--recipe none needs a --model, such as maskrcnn_r18_small")
     else:
         model = getattr(presets, name)(data.categories)
-    model = override(model, {"input.intensity_range": data.intensity_range()} | _model(given), "model.")  # of 16-bit pictures
-    return Recipe(model, override(TrainConfig(), _training(given)), (Reason("model", name, "as given, with no look at the data"),), pretrained)
+    model = override_config(
+        model, {"input.intensity_range": data.intensity_range()} | _model(given), "model."
+    )  # of 16-bit images
+    return Recipe(
+        model,
+        override_config(TrainConfig(), _training(given)),
+        (Reason("model", name, "as given, with no look at the data"),),
+        pretrained,
+    )
 
 
 def recorded(path: Path, given: Mapping[str, Any]) -> Recipe:
     """The settings of a run that goes on, with what the command says now: a difference is refused by name when it is resumed."""
     from ..config import ModelConfig, TrainConfig
-    from ..settings import from_dict, override
-    from ..training.recipe import Reason, Recipe
+    from ..recipe.recipe import Reason, Recipe
+    from ..settings import from_dict, override_config, with_current_names
 
     run = json.loads(path.read_text())
-    model, training = from_dict(ModelConfig, run["model"]), from_dict(TrainConfig, run["train"])
+    model, training = (
+        from_dict(ModelConfig, with_current_names(run["model"])),
+        from_dict(TrainConfig, with_current_names(run["train"])),
+    )
     reasons = (Reason("settings", path.name, "of the run that goes on"),)
-    return Recipe(override(model, _model(given), "model."), override(training, _training(given)), reasons)
+    return Recipe(
+        override_config(model, _model(given), "model."),
+        override_config(training, _training(given)),
+        reasons,
+    )
 
 
 def plan(made: Recipe, data: CocoDataset, judged: str, pretrained: str, out: Path) -> str:
@@ -208,9 +254,19 @@ def plan(made: Recipe, data: CocoDataset, judged: str, pretrained: str, out: Pat
     from ..training.setup import duration
 
     model, config = made.model, made.training
-    heads = ", ".join(["boxes", *(["masks"] if model.mask else []), *(["keypoints"] if model.keypoint else [])])
-    names = ", ".join(c.name for c in data.categories[:8]) + (f" and {len(data.categories) - 8} more" if len(data.categories) > 8 else "")
-    length = f"{config.steps} steps" if config.steps else duration(config.max_time) if config.max_time else f"{config.epochs:g} epochs"
+    heads = ", ".join(
+        ["boxes", *(["masks"] if model.mask else []), *(["keypoints"] if model.keypoint else [])]
+    )
+    names = ", ".join(c.name for c in data.categories[:8]) + (
+        f" and {len(data.categories) - 8} more" if len(data.categories) > 8 else ""
+    )
+    length = (
+        f"{config.steps} steps"
+        if config.steps
+        else duration(config.max_time)
+        if config.max_time
+        else f"{config.epochs:g} epochs"
+    )
     rate = f"{config.optimizer} with learning rate {config.learning_rate:g} at {config.reference_batch} images a step, {config.schedule}"
     return "\n".join(
         (

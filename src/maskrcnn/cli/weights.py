@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 def weights(name: str | None = None, /) -> None:
-    """List the weights that can be used by name, with their metrics and licences; or show all that is known of one.
+    """List the weights that can be used by name, with their metrics and licenses; or show all that is known of one.
 
     Args:
-        name: Show this one: data, recipe, figures and limits of a model of this package; address and licence of a published one.
+        name: Show this one: data, recipe, figures and limits of a model of this package; address and license of a published one.
     """
-    from ..weights.catalogue import card, table
+    from ..weights.catalog import card, table
 
     print(card(name) if name else table())

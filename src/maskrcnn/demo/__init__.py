@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .run import DemoResult, run_demo
+from .demonstration import DemoResult, run_demo
 
 __all__ = ["DemoResult", "run_demo"]

@@ -4,8 +4,8 @@ In:  truth, a COCO annotation dict; results, COCO result dicts; a task: bbox, se
 Out: hotcoco's precision [T, R, K, A, M] and recall [T, K, A, M] over IoU thresholds, recall levels, categories, areas and detection caps, and the
      standard numbers as means over them (-1 where there is nothing to find, as in pycocotools).
 
-What the truth does not say is not judged: an object without the part that a task asks for (a box-only object in segm, a person without labelled
-joints in keypoints) is an ignore region there, like a crowd. Each task reads its own field of a result, so a file with boxes, masks and keypoints
+What the truth does not say is not judged: an object without the part that a task asks for (a box-only object in segm, a person without labeled
+keypoints in keypoints) is an ignore region there, like a crowd. Each task reads its own field of a result, so a file with boxes, masks and keypoints
 in one entry gives the numbers of three separate files (the size of a detected mask is the mask's, not its box's).
 """
 
@@ -41,14 +41,24 @@ class Tables:
         chosen = slice(None) if category is None else slice(category, category + 1)
         precision, recall = self.precision[:, :, chosen], self.recall[:, chosen]
 
-        def mean(table: np.ndarray, iou: float | None = None, area: str = "all", cap: int = -1) -> float:
+        def mean(
+            table: np.ndarray, iou: float | None = None, area: str = "all", cap: int = -1
+        ) -> float:
             values = table[..., self.areas.index(area), cap]
-            values = values if iou is None else values[int(np.argmin(np.abs(np.array(self.thresholds) - iou)))]
+            values = (
+                values
+                if iou is None
+                else values[int(np.argmin(np.abs(np.array(self.thresholds) - iou)))]
+            )
             values = values[values > -1]
             return float(values.mean()) if values.size else -1.0
 
         sizes = [(area[0], area) for area in self.areas if area != "all"]
-        result = {"AP": mean(precision), "AP50": mean(precision, 0.5), "AP75": mean(precision, 0.75)}
+        result = {
+            "AP": mean(precision),
+            "AP50": mean(precision, 0.5),
+            "AP75": mean(precision, 0.75),
+        }
         result |= {f"AP{letter}": mean(precision, area=area) for letter, area in sizes}
         if precision.shape[-1] == 3:
             result |= {"AR1": mean(recall, cap=0), "AR10": mean(recall, cap=1), "AR": mean(recall)}
@@ -57,21 +67,32 @@ class Tables:
         return result | {f"AR{letter}": mean(recall, area=area) for letter, area in sizes}
 
 
-def tables(task: Task, truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], categories: Sequence[Category], cap: int) -> Tables:
+def tables(
+    task: Task,
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    categories: Sequence[Category],
+    cap: int,
+) -> Tables:
     """Matches results to truth for one task.
 
     Args:
         task: which part of the objects is compared.
-        truth: COCO annotations with all pictures, also those without objects.
+        truth: COCO annotations with all images, also those without objects.
         results: COCO results; entries without the task's field take no part.
         categories: those of `truth`, in the order of K. For keypoints those without a skeleton are left out of K.
-        cap: detections per picture and category at which AP is taken, where above COCO's own (100, keypoints 20).
+        cap: detections per image and category at which AP is taken, where above COCO's own (100, keypoints 20).
     """
     cap = cap if cap > 100 else min(cap, STANDARD_CAP[task])
     if task != "keypoints":
         return _run(task, truth, results, categories, [1, min(10, cap), cap], ())
-    parts = [_run(task, truth, results, [c], [cap], c.oks_sigmas) for c in categories if c.keypoints]
-    precision, recall = (np.concatenate([getattr(p, name) for p in parts], axis=-3) for name in ("precision", "recall"))
+    parts = [
+        _run(task, truth, results, [c], [cap], c.oks_sigmas) for c in categories if c.keypoints
+    ]
+    precision, recall = (
+        np.concatenate([getattr(p, name) for p in parts], axis=-3)
+        for name in ("precision", "recall")
+    )
     return Tables(precision, recall, parts[0].areas, parts[0].thresholds)
 
 
@@ -88,12 +109,23 @@ def _run(
     index = {c.id: k + 1 for k, c in enumerate(categories)}
     # Ids are counted from 1 here: pycocotools takes an annotation id of 0 for "not matched", and files repeat ids.
     objects = [a for a in truth["annotations"] if a["category_id"] in index]
-    annotations = [{**_judged(a, task, len(sigmas)), "id": n, "category_id": index[a["category_id"]]} for n, a in enumerate(objects, start=1)]
-    images = [{key: image[key] for key in ("id", "height", "width") if key in image} for image in truth["images"]]
+    annotations = [
+        {**_judged(a, task, len(sigmas)), "id": n, "category_id": index[a["category_id"]]}
+        for n, a in enumerate(objects, start=1)
+    ]
+    images = [
+        {key: image[key] for key in ("id", "height", "width") if key in image}
+        for image in truth["images"]
+    ]
     kinds = [{"id": k, "name": str(k)} for k in index.values()]
     field = FIELD[task]
     found = [
-        {"image_id": r["image_id"], "category_id": index[r["category_id"]], field: r[field], "score": r["score"]}
+        {
+            "image_id": r["image_id"],
+            "category_id": index[r["category_id"]],
+            field: r[field],
+            "score": r["score"],
+        }
         for r in results
         if r["category_id"] in index and r.get(field) is not None
     ]
@@ -105,38 +137,53 @@ def _run(
     run.evaluate()
     run.accumulate()
     table = run.eval or {}
-    return Tables(np.asarray(table["precision"]), np.asarray(table["recall"]), tuple(run.params.area_rng_lbl), tuple(run.params.iou_thrs))
+    return Tables(
+        np.asarray(table["precision"]),
+        np.asarray(table["recall"]),
+        tuple(run.params.area_rng_lbl),
+        tuple(run.params.iou_thrs),
+    )
 
 
-def _judged(annotation: Mapping[str, Any], task: Task, joints: int) -> dict[str, Any]:
+def _judged(annotation: Mapping[str, Any], task: Task, num_keypoints: int) -> dict[str, Any]:
     """An annotation with all that a task needs, or as an ignore region where the truth lacks it."""
-    segmentation, keypoints = annotation.get("segmentation") or None, annotation.get("keypoints") or None
+    segmentation, keypoints = (
+        annotation.get("segmentation") or None,
+        annotation.get("keypoints") or None,
+    )
     box = annotation.get("bbox") or _hull(segmentation, keypoints)
     crowd = bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
     if segmentation is None and (task == "segm" or (task == "bbox" and not annotation.get("bbox"))):
         crowd = True
-    result = {"image_id": annotation["image_id"], "bbox": box, "area": _area(annotation, segmentation, box), "iscrowd": int(crowd)}
+    result = {
+        "image_id": annotation["image_id"],
+        "bbox": box,
+        "area": _area(annotation, segmentation, box),
+        "iscrowd": int(crowd),
+    }
     if task == "segm":
         x, y, w, h = box
         result["segmentation"] = segmentation or [[x, y, x + w, y, x + w, y + h, x, y + h]]
     if task == "keypoints":
-        result["keypoints"] = keypoints or [0] * (3 * joints)
-        result["num_keypoints"] = annotation.get("num_keypoints", sum(v > 0 for v in result["keypoints"][2::3]))
+        result["keypoints"] = keypoints or [0] * (3 * num_keypoints)
+        result["num_keypoints"] = annotation.get(
+            "num_keypoints", sum(v > 0 for v in result["keypoints"][2::3])
+        )
     return result
 
 
 def _hull(segmentation: Any, keypoints: Sequence[float] | None) -> list[float]:
-    """xywh around a mask, or around the labelled joints."""
+    """xywh around a mask, or around the labeled keypoints."""
     if isinstance(segmentation, dict):
-        from ..ops.rle import bbox
+        from ..annotations.rle import bbox
 
         x0, y0, x1, y1 = bbox(segmentation)
         return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
     if segmentation:
         points = np.array(list(chain.from_iterable(segmentation)), dtype=float).reshape(-1, 2)
     else:
-        joints = np.array(keypoints or [0, 0, 0], dtype=float).reshape(-1, 3)
-        points = joints[joints[:, 2] > 0, :2] if (joints[:, 2] > 0).any() else np.zeros((1, 2))
+        triples = np.array(keypoints or [0, 0, 0], dtype=float).reshape(-1, 3)
+        points = triples[triples[:, 2] > 0, :2] if (triples[:, 2] > 0).any() else np.zeros((1, 2))
     low, high = points.min(axis=0), points.max(axis=0)
     return [*low.tolist(), *(high - low).tolist()]
 
@@ -146,7 +193,7 @@ def _area(annotation: Mapping[str, Any], segmentation: Any, box: Sequence[float]
     if annotation.get("area") is not None:
         return float(annotation["area"])
     if isinstance(segmentation, dict):
-        from ..ops.rle import area
+        from ..annotations.rle import area
 
         return float(area(segmentation))
     if segmentation:

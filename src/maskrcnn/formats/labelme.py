@@ -1,8 +1,8 @@
-"""LabelMe: a JSON file for each picture, with shapes.
+"""LabelMe: a JSON file for each image, with shapes.
 
 polygon, circle, mask -> mask; rectangle -> box; point -> keypoint. Shapes of one group_id and label are one object; points belong to the object of
-their group, their label is the joint's name. The flag "occluded" makes a joint hidden, the flag "ignore" an object a region to ignore. labels.txt
-beside the files gives the order of the categories and, indented, of their joints (LabelMe itself ignores the indentation). X-AnyLabeling's
+their group, their label is the keypoint's name. The flag "occluded" makes a keypoint hidden, the flag "ignore" an object a region to ignore. labels.txt
+beside the files gives the order of the categories and, indented, of their keypoints (LabelMe itself ignores the indentation). X-AnyLabeling's
 rectangles of 4 corners are boxes, or masks where they are turned.
 
 LabelMe's coordinates are continuous: the middle of pixel 7 is 7.5. Source: github.com/wkentaro/labelme, labelme/utils/shape.py.
@@ -22,22 +22,36 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..data.annotations import JOINT_OFFSET
-from ..data.check import DataError
-from ..ops import rle as run_lengths
-from ..ops.outlines import ellipse
-from .content import Annotated, Builder, Drawn, picture_folder, pictures_in, relative, tracked
-from .parts import Losses, Target, drawable, ignored, joints_of, label_of, names_of, number, numbers, own_box, rle_of, size_of
+from ..annotations import rle as coco_rle
+from ..annotations.annotation import KEYPOINT_OFFSET
+from ..annotations.contours import ellipse
+from ..annotations.problems import DataError
+from ..images.files import images_in
+from .reading import Annotated, Builder, Drawn, image_folder, relative, tracked
 from .source import Source, read_json, read_text
+from .writing import (
+    Losses,
+    Target,
+    drawable,
+    ignored,
+    keypoints_of,
+    label_of,
+    names_of,
+    number,
+    numbers,
+    own_box,
+    rle_of,
+    size_of,
+)
 
 NAME = "labelme"
-LOOKS_LIKE = "LabelMe's JSON files, with shapes and imagePath, one for each picture"
+LOOKS_LIKE = "LabelMe's JSON files, with shapes and imagePath, one for each image"
 _AREAS = ("polygon", "rectangle", "circle", "mask")
 _TURNED = "rotation"  # X-AnyLabeling's name of a rectangle of 4 points
 _LABELS = "labels.txt"
 
 
-def recognise(source: Source, images: str | Path | None = None) -> bool:
+def recognize(source: Source, images: str | Path | None = None) -> bool:
     """Whether it is LabelMe's."""
     files = [source.path] if source.path.is_file() else list(islice(source.path.rglob("*.json"), 5))
     return any(_load(path) for path in files if path.suffix.lower() == ".json")
@@ -49,33 +63,55 @@ def splits(source: Source) -> list[str]:
 
 
 def read(source: Source, images: str | Path | None, split: str) -> Annotated:
-    """Reads all files; pictures without one are not annotated, and left out."""
+    """Reads all files; images without one are not annotated, and left out."""
     files = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.json"))
     contents = {path: _load(path) for path in tracked(files, "reading LabelMe files")}
-    pictures = {path: _picture(path, content["imagePath"], source.folder) for path, content in contents.items() if content}
-    paths = list(pictures.values())
+    image_paths = {
+        path: _image(path, content["imagePath"], source.folder)
+        for path, content in contents.items()
+        if content
+    }
+    paths = list(image_paths.values())
     by_name = images is not None and not any((Path(images) / p).is_file() for p in paths)
-    builder = Builder(source.name, picture_folder(images, [source.folder, source.folder.parent, source.folder / "images"], paths))
-    there = pictures_in(source.folder, deep=source.path.is_dir())
+    builder = Builder(
+        source.name,
+        image_folder(
+            images, [source.folder, source.folder.parent, source.folder / "images"], paths
+        ),
+    )
+    there = images_in(source.folder, deep=source.path.is_dir())
     spelled = {p.with_suffix(""): p.name for p in there}
-    joints: set[str] = set()
+    keypoints: set[str] = set()
     for path, content in contents.items():
         if content is None:
-            builder.problem("no LabelMe file", path.name, "is no JSON with shapes and imagePath", "save it again in LabelMe, or move it elsewhere")
+            builder.problem(
+                "no LabelMe file",
+                path.name,
+                "is no JSON with shapes and imagePath",
+                "save it again in LabelMe, or move it elsewhere",
+            )
             continue
-        picture = Path(pictures[path]).name if by_name else pictures[path]
-        other = spelled.get(path.parent / Path(picture).stem)
-        if images is None and other and not ((builder.folder or Path()) / picture).is_file():
-            detail = f'its imagePath is "{picture}", beside it is "{other}"'
-            builder.problem("picture of another name", path.name, detail, "rename the picture, or correct imagePath")
+        image_path = Path(image_paths[path]).name if by_name else image_paths[path]
+        other = spelled.get(path.parent / Path(image_path).stem)
+        if images is None and other and not ((builder.folder or Path()) / image_path).is_file():
+            detail = f'its imagePath is "{image_path}", beside it is "{other}"'
+            builder.problem(
+                "image of another name", path.name, detail, "rename the image, or correct imagePath"
+            )
             continue
         size = (content.get("imageHeight"), content.get("imageWidth"))
-        image = builder.image(picture, size if all(size) else None, path.name)  # ty: ignore[invalid-argument-type]
+        image = builder.image(image_path, size if all(size) else None, path.name)  # ty: ignore[invalid-argument-type]
         if image is not None:
-            joints |= _shapes(builder, image, path.name, content["shapes"])
-    _declare(builder, source.folder / _LABELS, joints)
+            keypoints |= _shapes(builder, image, path.name, content["shapes"])
+    _declare(builder, source.folder / _LABELS, keypoints)
     if source.path.is_dir() and (left := len(there) - len(files)) > 0:
-        builder.problem("picture without annotations", source.name, f"{left} pictures have no JSON file", "they are left out", False)
+        builder.problem(
+            "image without annotations",
+            source.name,
+            f"{left} images have no JSON file",
+            "they are left out",
+            False,
+        )
     return builder.done()
 
 
@@ -85,18 +121,24 @@ def _load(path: Path) -> dict[str, Any] | None:
         content = read_json(path)
     except DataError:
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("shapes"), list) and content.get("imagePath") else None
+    return (
+        content
+        if isinstance(content, dict)
+        and isinstance(content.get("shapes"), list)
+        and content.get("imagePath")
+        else None
+    )
 
 
-def _picture(path: Path, given: Any, folder: Path) -> str:
-    """A file's picture as seen from the folder: where imagePath says, or beside the file, as imagePath can be of another machine."""
+def _image(path: Path, given: Any, folder: Path) -> str:
+    """A file's image as seen from the folder: where imagePath says, or beside the file, as imagePath can be of another machine."""
     said = path.parent / str(given).replace("\\", "/")
     beside = path.parent / said.name
     return relative(beside if beside.is_file() and not said.is_file() else said, folder)
 
 
 def _shapes(builder: Builder, image: int, file: str, shapes: list[Any]) -> set[str]:
-    """Adds the objects of a picture; gives the labels of points."""
+    """Adds the objects of an image; gives the labels of points."""
     objects: dict[Any, Drawn] = {}
     points: list[tuple[dict[str, Any], str]] = []
     for place, shape in enumerate(shapes):
@@ -104,23 +146,36 @@ def _shapes(builder: Builder, image: int, file: str, shapes: list[Any]) -> set[s
         try:
             label, kind = _label(shape), shape.get("shape_type") or "polygon"
             if not label:
-                builder.problem("object without category", where, "has no label", "give it one in LabelMe")
+                builder.problem(
+                    "object without category", where, "has no label", "give it one in LabelMe"
+                )
             elif kind == "point":
                 points.append((shape, where))
             elif kind not in (*_AREAS, _TURNED):
-                builder.problem("shape without area", where, f"shape_type is {kind!r}", f"draw it as {', '.join(_AREAS)} or point")
+                builder.problem(
+                    "shape without area",
+                    where,
+                    f"shape_type is {kind!r}",
+                    f"draw it as {', '.join(_AREAS)} or point",
+                )
             else:
                 group = shape.get("group_id")
-                drawn = objects.setdefault((place,) if group is None else (label, group), Drawn(label, where))
+                drawn = objects.setdefault(
+                    (place,) if group is None else (label, group), Drawn(label, where)
+                )
                 drawn.ignore |= bool((shape.get("flags") or {}).get("ignore"))
-                drawn.extra |= {"score": shape["score"]} if isinstance(shape.get("score"), int | float) else {}
+                drawn.extra |= (
+                    {"score": shape["score"]} if isinstance(shape.get("score"), int | float) else {}
+                )
                 _area(drawn, shape, kind, builder.size(image))
         except (ValueError, TypeError, KeyError, AttributeError, OSError, binascii.Error) as error:
-            builder.problem("broken shape", where, str(error) or type(error).__name__, "draw it again")
+            builder.problem(
+                "broken shape", where, str(error) or type(error).__name__, "draw it again"
+            )
     for shape, where in points:
         _point(builder, objects, shape, where)
     for drawn in objects.values():
-        if drawn.boxes or drawn.polygons or drawn.rles or drawn.joints:
+        if drawn.boxes or drawn.polygons or drawn.rles or drawn.keypoints:
             builder.add(image, drawn)
     return {_label(shape) for shape, _ in points}
 
@@ -136,7 +191,11 @@ def _area(drawn: Drawn, shape: Mapping[str, Any], kind: str, size: tuple[int, in
     if not len(points):
         raise ValueError("has no points")
     (x0, y0), (x1, y1) = low, high = points.min(axis=0), points.max(axis=0)
-    if kind == "rectangle" and len(points) == 4 and bool(((points == low) | (points == high)).all()):
+    if (
+        kind == "rectangle"
+        and len(points) == 4
+        and bool(((points == low) | (points == high)).all())
+    ):
         points = np.stack([low, high])
     elif kind == _TURNED or (kind == "rectangle" and len(points) == 4):
         kind = "polygon"
@@ -157,36 +216,57 @@ def _area(drawn: Drawn, shape: Mapping[str, Any], kind: str, size: tuple[int, in
         wanted = (int(y1) - int(y0) + 1, int(x1) - int(x0) + 1)
         if crop.shape != wanted:
             raise ValueError(f"mask has height, width {crop.shape}, its points say {wanted}")
-        drawn.rles.append(run_lengths.encode_crop(crop, int(x0), int(y0), size))
+        drawn.rles.append(coco_rle.encode_crop(crop, int(x0), int(y0), size))
 
 
-def _point(builder: Builder, objects: dict[Any, Drawn], shape: Mapping[str, Any], where: str) -> None:
-    """Gives a joint to the object of its group; of a group of points alone, the description names the category."""
+def _point(
+    builder: Builder, objects: dict[Any, Drawn], shape: Mapping[str, Any], where: str
+) -> None:
+    """Gives a keypoint to the object of its group; of a group of points alone, the description names the category."""
     group = shape.get("group_id")
-    found = [drawn for key, drawn in objects.items() if len(key) == 2 and key[1] == group] if group is not None else []
+    found = (
+        [drawn for key, drawn in objects.items() if len(key) == 2 and key[1] == group]
+        if group is not None
+        else []
+    )
     if not found and group is not None and shape.get("description"):
         found = [objects.setdefault((None, group), Drawn(str(shape["description"]), where))]
     if len(found) != 1:
-        detail = "without group_id" if group is None else f"its group {group} has {len(found) or 'no'} objects"
-        cure = "give it the group_id of one polygon or rectangle, or write the category as its description"
-        builder.problem("point of no object", where, f'point "{shape.get("label")}" {detail}', cure)
+        detail = (
+            "without group_id"
+            if group is None
+            else f"its group {group} has {len(found) or 'no'} objects"
+        )
+        suggestion = "give it the group_id of one polygon or rectangle, or write the category as its description"
+        builder.problem(
+            "point of no object", where, f'point "{shape.get("label")}" {detail}', suggestion
+        )
         return
     try:
         ((x, y),) = shape["points"]
         visibility = 1 if (shape.get("flags") or {}).get("occluded") else 2
-        found[0].joints[_label(shape)] = (float(x) - JOINT_OFFSET, float(y) - JOINT_OFFSET, visibility)
+        found[0].keypoints[_label(shape)] = (
+            float(x) - KEYPOINT_OFFSET,
+            float(y) - KEYPOINT_OFFSET,
+            visibility,
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
-        builder.problem("broken shape", where, f"points of a point: {shape.get('points')!r:.60}", "write [[x, y]]")
+        builder.problem(
+            "broken shape",
+            where,
+            f"points of a point: {shape.get('points')!r:.60}",
+            "write [[x, y]]",
+        )
 
 
-def _declare(builder: Builder, labels: Path, joints: set[str]) -> None:
+def _declare(builder: Builder, labels: Path, keypoints: set[str]) -> None:
     """Declares what labels.txt lists, in its order."""
     lines = read_text(labels).splitlines() if labels.is_file() else []
     category, listed = "", {}
     for line in (line.rstrip() for line in lines if line.strip()):
         if line[0].isspace() and category:
             listed[category].append(line.strip())
-        elif line not in joints and line not in ("__ignore__", "_background_"):
+        elif line not in keypoints and line not in ("__ignore__", "_background_"):
             category = line.strip()
             listed[category] = []
     for name, names in listed.items():
@@ -194,18 +274,32 @@ def _declare(builder: Builder, labels: Path, joints: set[str]) -> None:
 
 
 def write(annotated: Annotated, target: Target, losses: Losses) -> None:
-    """Writes a file for each picture, and labels.txt."""
+    """Writes a file for each image, and labels.txt."""
     categories = names_of(annotated.content)
     for image, raws in target.each():
         path = target.folder / target.name(image).with_suffix(".json")
         shapes: list[dict[str, Any]] = []
         for group, raw in enumerate(raws, start=1):
             shapes += _written(raw, image, categories[raw["category_id"]], group, target, losses)
-        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": target.refer(image, path.parent), "imageData": None}
-        target.write(path, json.dumps(content | {"imageHeight": image["height"], "imageWidth": image["width"]}, indent=1))
+        content = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": target.refer(image, path.parent),
+            "imageData": None,
+        }
+        target.write(
+            path,
+            json.dumps(
+                content | {"imageHeight": image["height"], "imageWidth": image["width"]}, indent=1
+            ),
+        )
     lines, seen = [], set()
     for category in categories.values():
-        for indent, name in (("", category["name"]), *(("  ", joint) for joint in category.get("keypoints") or ())):
+        for indent, name in (
+            ("", category["name"]),
+            *(("  ", keypoint) for keypoint in category.get("keypoints") or ()),
+        ):
             if name not in seen:  # LabelMe refuses a label listed twice
                 lines.append(indent + name.strip())
                 seen.add(name)
@@ -214,7 +308,9 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     target.write(target.folder / _LABELS, "\n".join(lines) + "\n")
 
 
-def _written(raw: dict, image: dict, category: dict, group: int, target: Target, losses: Losses) -> list[dict[str, Any]]:
+def _written(
+    raw: dict, image: dict, category: dict, group: int, target: Target, losses: Losses
+) -> list[dict[str, Any]]:
     shapes: list[dict[str, Any]] = []
     size = size_of(image)
 
@@ -230,12 +326,14 @@ def _written(raw: dict, image: dict, category: dict, group: int, target: Target,
         }
         shapes.append(shape | more)
 
-    more = ({"flags": {"ignore": True}} if ignored(raw) else {}) | ({"score": number(raw["score"])} if "score" in raw else {})
+    more = ({"flags": {"ignore": True}} if ignored(raw) else {}) | (
+        {"score": number(raw["score"])} if "score" in raw else {}
+    )
     polygons = drawable(raw, target.tolerance)
     for polygon in polygons:
         add("polygon", polygon, more)
-    if not polygons and (rle := rle_of(raw, size)) is not None and run_lengths.area(rle):
-        crop, x0, y0 = run_lengths.decode_crop(rle)
+    if not polygons and (rle := rle_of(raw, size)) is not None and coco_rle.area(rle):
+        crop, x0, y0 = coco_rle.decode_crop(rle)
         buffer = io.BytesIO()
         Image.fromarray(crop.astype(np.uint8)).save(buffer, "PNG", compress_level=1)
         corners = (x0, y0, x0 + crop.shape[1] - 1, y0 + crop.shape[0] - 1)
@@ -243,9 +341,9 @@ def _written(raw: dict, image: dict, category: dict, group: int, target: Target,
     if (box := own_box(raw, size)) is not None:
         add("rectangle", box, more)
     alone = {} if shapes else {"description": category["name"]}
-    for name, x, y, visibility in joints_of(raw, category):
+    for name, x, y, visibility in keypoints_of(raw, category):
         hidden = {"flags": {"occluded": True}} if visibility == 1 else {}
-        add("point", (x + JOINT_OFFSET, y + JOINT_OFFSET), alone | hidden, name)
+        add("point", (x + KEYPOINT_OFFSET, y + KEYPOINT_OFFSET), alone | hidden, name)
     if not shapes:
-        losses.add("objects without box, mask and joints, left out", label_of(raw, image))
+        losses.add("objects without box, mask and keypoints, left out", label_of(raw, image))
     return [shape | {"group_id": group} for shape in shapes] if len(shapes) > 1 or alone else shapes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..data.check import DataError
+from ..annotations.problems import DataError
 
 
 class Source:
@@ -43,7 +43,11 @@ class Source:
         Raises:
             DataError: not JSON.
         """
-        return read_json(self.path) if self.path.suffix.lower() == ".json" and self.path.is_file() else None
+        return (
+            read_json(self.path)
+            if self.path.suffix.lower() == ".json" and self.path.is_file()
+            else None
+        )
 
     @cached_property
     def xml(self) -> ElementTree.Element | None:
@@ -52,7 +56,11 @@ class Source:
         Raises:
             DataError: not XML.
         """
-        return read_xml(self.path) if self.path.suffix.lower() == ".xml" and self.path.is_file() else None
+        return (
+            read_xml(self.path)
+            if self.path.suffix.lower() == ".xml" and self.path.is_file()
+            else None
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -62,7 +70,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such annotation file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: is not JSON: {error}; export it again from the tool") from None
+        raise DataError(
+            f"{path.name}: is not JSON: {error}; export it again from the tool"
+        ) from None
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -70,9 +80,16 @@ def read_xml(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(path.read_bytes())
     except ElementTree.ParseError as error:
-        raise DataError(f"{path.name}: is not XML: {error}; export it again from the tool") from None
-    except (ValueError, LookupError) as error:  # an encoding that Python's parser does not read, as gb2312
-        raise DataError(f"{path.name}: is in an encoding that is not read: {error}; save it as UTF-8") from None
+        raise DataError(
+            f"{path.name}: is not XML: {error}; export it again from the tool"
+        ) from None
+    except (
+        ValueError,
+        LookupError,
+    ) as error:  # an encoding that Python's parser does not read, as gb2312
+        raise DataError(
+            f"{path.name}: is in an encoding that is not read: {error}; save it as UTF-8"
+        ) from None
 
 
 def read_text(path: Path) -> str:
@@ -88,5 +105,9 @@ def read_text(path: Path) -> str:
 
 
 def with_slashes(name: str, folders: Iterable[Path]) -> str:
-    """A picture's name with slashes for the backslashes of Windows, unless a file of one of the folders has them in its name."""
-    return name.replace("\\", "/") if "\\" in name and not any((folder / name).is_file() for folder in folders) else name
+    """An image's name with slashes for the backslashes of Windows, unless a file of one of the folders has them in its name."""
+    return (
+        name.replace("\\", "/")
+        if "\\" in name and not any((folder / name).is_file() for folder in folders)
+        else name
+    )

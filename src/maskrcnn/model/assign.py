@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..ops import boxes as box_ops
-from ..ops.device import runs_ahead
+from ..ops.device import is_async
 from ..structures import Truth
 
 # A background box that lies in a crowd or ignore region by this share of its own area may show objects that nobody annotated.
 IGNORE_COVERAGE = 0.5
-# Pairs of an object and a box that are compared at once: few enough to stay in a processor's cache, and to keep crowded pictures in memory.
+# Pairs of an object and a box that are compared at once: few enough to stay in a processor's cache, and to keep crowded images in memory.
 PAIRS = 1 << 20
 # On a device that runs ahead: few enough for its memory, and few pieces, for each is a dozen calls.
 PAIRS_AHEAD = 1 << 26
@@ -59,9 +59,9 @@ def match(
     if truth.boxes.shape[1] == 0:
         nothing = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         return Match(nothing.long(), nothing, ~nothing)
-    any_regions = runs_ahead(boxes.device) or bool(regions.any())
+    any_regions = is_async(boxes.device) or bool(regions.any())
     best, truth_index, ignored, tops = [], [], [], []
-    step = max(1, (PAIRS_AHEAD if runs_ahead(boxes.device) else PAIRS) // known.numel())
+    step = max(1, (PAIRS_AHEAD if is_async(boxes.device) else PAIRS) // known.numel())
     for start in range(0, boxes.shape[1], step):
         part = boxes[:, start : start + step]
         overlap = box_ops.iou(truth.boxes, part)  # [B, N, p]
@@ -84,9 +84,13 @@ def match(
     return Match(torch.cat(truth_index, dim=1), positive, negative)
 
 
-def _ignored(boxes: Tensor, overlap: Tensor, truth: Truth, regions: Tensor, negative_iou: float) -> Bool[Tensor, "B p"]:
+def _ignored(
+    boxes: Tensor, overlap: Tensor, truth: Truth, regions: Tensor, negative_iou: float
+) -> Bool[Tensor, "B p"]:
     """Boxes that show something which is neither object nor background: crowds, ignore regions, and objects without a known box."""
-    covered = box_ops.intersection(truth.boxes, boxes) >= IGNORE_COVERAGE * box_ops.area(boxes)[:, None]
+    covered = (
+        box_ops.intersection(truth.boxes, boxes) >= IGNORE_COVERAGE * box_ops.area(boxes)[:, None]
+    )
     near = (overlap >= negative_iou) & ~truth.ignore[..., None]
     return ((covered | near) & regions[..., None]).any(dim=1)
 
@@ -98,13 +102,19 @@ def _best_of_any_object(tops: list[tuple[Tensor, Tensor]]) -> Bool[Tensor, "B P"
         tops: of each part of the boxes, every object's largest overlap [B, N] and which boxes have it [B, N, p].
     """
     highest = torch.stack([value for value, _ in tops]).amax(dim=0)
-    return torch.cat([(has_it & (value == highest)[..., None]).any(dim=1) for value, has_it in tops], dim=1)
+    return torch.cat(
+        [(has_it & (value == highest)[..., None]).any(dim=1) for value, has_it in tops], dim=1
+    )
 
 
 def balanced_sample(
-    positive: Bool[Tensor, "B P"], negative: Bool[Tensor, "B P"], keys: Int64[Tensor, "B P"], samples: int, positive_fraction: float
+    positive: Bool[Tensor, "B P"],
+    negative: Bool[Tensor, "B P"],
+    keys: Int64[Tensor, "B P"],
+    samples: int,
+    positive_fraction: float,
 ) -> tuple[Int64[Tensor, "B S"], Bool[Tensor, "B S"]]:
-    """At most `samples` boxes a picture, at most `positive_fraction` of them positive, the rest negative; positives come first.
+    """At most `samples` boxes an image, at most `positive_fraction` of them positive, the rest negative; positives come first.
 
     Args:
         positive: candidates that are objects.
@@ -123,7 +133,9 @@ def balanced_sample(
     wanted = samples - positive_valid.sum(dim=1, keepdim=True)
     key, negative_index = torch.where(negative, keys, -1).topk(min(samples, available), dim=1)
     negative_valid = (key >= 0) & (torch.arange(key.shape[1], device=key.device) < wanted)
-    return torch.cat([positive_index, negative_index], dim=1), torch.cat([positive_valid, negative_valid], dim=1)
+    return torch.cat([positive_index, negative_index], dim=1), torch.cat(
+        [positive_valid, negative_valid], dim=1
+    )
 
 
 def gather(values: Tensor, index: Int64[Tensor, "B S"]) -> Tensor:

@@ -24,12 +24,12 @@ from ..ops.noise import random_keys
 from ..ops.ranks import average_over_ranks
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import balanced_sample, gather, match
-from .layers import connect, conv_tower, initialise
+from .layers import connect, conv_tower, initialize
 
 NOISE_STREAM = 2
 
 
-class RoiSample(NamedTuple):
+class RoISample(NamedTuple):
     """The RoIs that the losses of the heads see; positives come first."""
 
     boxes: Float[Tensor, "B R 4"]
@@ -41,19 +41,37 @@ class RoiSample(NamedTuple):
 
 
 @torch.no_grad()
-def sample_rois(proposals: Proposals, truth: Truth, batch: Batch, config: BoxHeadConfig) -> RoiSample:
+def sample_rois(
+    proposals: Proposals, truth: Truth, batch: Batch, config: BoxHeadConfig
+) -> RoISample:
     """Chooses RoIs for training among the proposals and the true boxes themselves."""
     objects = truth.valid & ~truth.ignore
     boxes = torch.cat([proposals.boxes, truth.boxes], dim=1)
     exists = torch.cat([proposals.valid, objects], dim=1)
-    found = match(boxes, truth, config.positive_iou, config.positive_iou, keep_best=False, boxless=True)
+    found = match(
+        boxes, truth, config.positive_iou, config.positive_iou, keep_best=False, boxless=True
+    )
     keys = random_keys(batch.seeds, boxes.shape[1], NOISE_STREAM)
-    index, valid = balanced_sample(found.positive & exists, found.negative & exists, keys, config.samples, config.positive_fraction)
+    index, valid = balanced_sample(
+        found.positive & exists,
+        found.negative & exists,
+        keys,
+        config.samples,
+        config.positive_fraction,
+    )
     truth_index = gather(found.truth_index, index)
     positive = gather(found.positive, index) & valid
     labels = gather(truth.labels, truth_index) if truth.labels.shape[1] else truth_index
-    unit = constant((0.0, 0.0, 1.0, 1.0), boxes.device)  # a box without area would have offsets of nan, and gradients of nan times a weight of 0
-    return RoiSample(torch.where(valid[..., None], gather(boxes, index), unit), labels, truth_index, positive, valid)
+    unit = constant(
+        (0.0, 0.0, 1.0, 1.0), boxes.device
+    )  # a box without area would have offsets of nan, and gradients of nan times a weight of 0
+    return RoISample(
+        torch.where(valid[..., None], gather(boxes, index), unit),
+        labels,
+        truth_index,
+        positive,
+        valid,
+    )
 
 
 class BoxHead(nn.Module):
@@ -71,11 +89,13 @@ class BoxHead(nn.Module):
         self.box_deltas = nn.Linear(widths[-1], 4 * (1 if config.class_agnostic else num_classes))
         self.num_classes = num_classes
         self.config = config
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.class_logits.weight, std=0.01)
         nn.init.normal_(self.box_deltas.weight, std=0.001)
 
-    def forward(self, x: Float[Tensor, "K C S S"]) -> tuple[Float[Tensor, "K C1"], Float[Tensor, "K C2 4"]]:
+    def forward(
+        self, x: Float[Tensor, "K C S S"]
+    ) -> tuple[Float[Tensor, "K C1"], Float[Tensor, "K C2 4"]]:
         """class_logits, background last, and box_deltas, one for each class or one for all."""
         for conv in self.convs:
             x = conv(x, relu=True)
@@ -85,12 +105,16 @@ class BoxHead(nn.Module):
         return self.class_logits(x).float(), self.box_deltas(x).float().unflatten(1, (-1, 4))
 
     def losses(
-        self, class_logits: Float[Tensor, "B R C1"], box_deltas: Float[Tensor, "B R C2 4"], rois: RoiSample, truth: Truth
+        self,
+        class_logits: Float[Tensor, "B R C1"],
+        box_deltas: Float[Tensor, "B R C2 4"],
+        rois: RoISample,
+        truth: Truth,
     ) -> dict[str, Tensor]:
         """Cross-entropy over classes and background; smooth L1 of the own class's offsets, both over the number of sampled RoIs.
 
-        What nobody marked in a picture may be of a category that is not annotated there: see `open_cross_entropy`; sigmoids of such categories learn
-        nothing from the picture.
+        What nobody marked in an image may be of a category that is not annotated there: see `open_cross_entropy`; sigmoids of such categories learn
+        nothing from the image.
 
         Source: Girshick 2015, section 2.3.
         """
@@ -99,49 +123,86 @@ class BoxHead(nn.Module):
         labels = torch.where(rois.positive, rois.labels, self.num_classes)
         if config.sigmoid:
             wanted = F.one_hot(labels, self.num_classes + 1)[..., :-1].float()
-            weight = None if truth.labelled is None else (truth.labelled[:, None] | (wanted > 0)).float()
-            classification = F.binary_cross_entropy_with_logits(class_logits[..., :-1], wanted, weight, reduction="none").sum(dim=-1)
-        elif truth.labelled is None:
-            classification = F.cross_entropy(class_logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+            weight = (
+                None if truth.labeled is None else (truth.labeled[:, None] | (wanted > 0)).float()
+            )
+            classification = F.binary_cross_entropy_with_logits(
+                class_logits[..., :-1], wanted, weight, reduction="none"
+            ).sum(dim=-1)
+        elif truth.labeled is None:
+            classification = F.cross_entropy(
+                class_logits.flatten(0, 1), labels.flatten(), reduction="none"
+            ).view(labels.shape)
         else:
-            classification = open_cross_entropy(class_logits, labels, truth.labelled)
-        own_class = torch.zeros_like(labels) if config.class_agnostic else labels.clamp(max=self.num_classes - 1)
+            classification = open_cross_entropy(class_logits, labels, truth.labeled)
+        own_class = (
+            torch.zeros_like(labels)
+            if config.class_agnostic
+            else labels.clamp(max=self.num_classes - 1)
+        )
         delta = box_deltas.gather(2, own_class[..., None, None].expand(-1, -1, 1, 4)).squeeze(2)
         regressed = rois.positive
         matched = rois.boxes
         if truth.boxes.shape[1]:
             regressed = regressed & gather(truth.has_box, rois.truth_index)
-            matched = torch.where(regressed[..., None], gather(truth.boxes, rois.truth_index), rois.boxes)
+            matched = torch.where(
+                regressed[..., None], gather(truth.boxes, rois.truth_index), rois.boxes
+            )
         target = box_ops.encode(matched, rois.boxes, config.box_weights)
-        distance = F.smooth_l1_loss(delta, target, beta=config.smooth_l1_beta, reduction="none").sum(dim=-1)
+        distance = F.smooth_l1_loss(
+            delta, target, beta=config.smooth_l1_beta, reduction="none"
+        ).sum(dim=-1)
         return {
-            "classification": config.classification_weight * torch.where(rois.valid, classification, 0.0).sum() / count,
+            "classification": config.classification_weight
+            * torch.where(rois.valid, classification, 0.0).sum()
+            / count,
             "box": config.regression_weight * torch.where(regressed, distance, 0.0).sum() / count,
         }
 
     def detect(
-        self, class_logits: Float[Tensor, "B P C1"], box_deltas: Float[Tensor, "B P C2 4"], proposals: Proposals, batch: Batch
+        self,
+        class_logits: Float[Tensor, "B P C1"],
+        box_deltas: Float[Tensor, "B P C2 4"],
+        proposals: Proposals,
+        batch: Batch,
     ) -> tuple[Detections, int]:
-        """Every proposal as every class that it may be, thinned by NMS; the best `max_detections` of each picture, and how many these are."""
+        """Every proposal as every class that it may be, thinned by NMS; the best `max_detections` of each image, and how many these are."""
         config, classes = self.config, self.num_classes
-        scores = (class_logits.sigmoid() if config.sigmoid else class_logits.softmax(dim=-1))[..., :classes]
-        boxes = box_ops.decode(box_deltas, proposals.boxes[:, :, None], config.box_weights).expand(-1, -1, classes, -1)
+        scores = (class_logits.sigmoid() if config.sigmoid else class_logits.softmax(dim=-1))[
+            ..., :classes
+        ]
+        boxes = box_ops.decode(box_deltas, proposals.boxes[:, :, None], config.box_weights).expand(
+            -1, -1, classes, -1
+        )
         boxes = box_ops.clip(boxes.flatten(1, 2), batch.sizes)
         scores = scores.flatten(1)
-        labels = torch.arange(classes, device=boxes.device).repeat(proposals.boxes.shape[1]).expand(len(boxes), -1)
+        labels = (
+            torch.arange(classes, device=boxes.device)
+            .repeat(proposals.boxes.shape[1])
+            .expand(len(boxes), -1)
+        )
         sides = boxes[..., 2:] - boxes[..., :2]
         valid = (sides >= config.min_size).all(dim=-1) & (scores > config.score_threshold)
         valid &= proposals.valid.repeat_interleave(classes, dim=1)
-        candidates = nms.Candidates(boxes, scores, torch.zeros_like(labels) if config.nms == "all" else labels, valid)
+        candidates = nms.Candidates(
+            boxes, scores, torch.zeros_like(labels) if config.nms == "all" else labels, valid
+        )
         if config.nms == "soft":
-            chosen, score = nms.select_soft(candidates, config.soft_sigma, config.score_threshold, config.max_detections)
+            chosen, score = nms.select_soft(
+                candidates, config.soft_sigma, config.score_threshold, config.max_detections
+            )
         else:
             chosen = nms.select(candidates, config.nms_iou, config.max_detections)
             score = gather(scores, chosen.index)
         return detections_of(chosen, boxes, score, labels), chosen.count
 
 
-def detections_of(chosen: nms.Selection, boxes: Float[Tensor, "B N 4"], scores: Float[Tensor, "B K"], labels: Int64[Tensor, "B N"]) -> Detections:
+def detections_of(
+    chosen: nms.Selection,
+    boxes: Float[Tensor, "B N 4"],
+    scores: Float[Tensor, "B K"],
+    labels: Int64[Tensor, "B N"],
+) -> Detections:
     """The chosen boxes with their scores (given in the order of the choice) and labels; zeros where there is none."""
     kept = chosen.valid
     return Detections(
@@ -152,18 +213,26 @@ def detections_of(chosen: nms.Selection, boxes: Float[Tensor, "B N 4"], scores: 
     )
 
 
-def open_cross_entropy(class_logits: Float[Tensor, "B R C1"], labels: Int64[Tensor, "B R"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B R"]:
-    """Cross-entropy where a background RoI is background or of any category that is not annotated in its picture: -log of the sum of these.
+def open_cross_entropy(
+    class_logits: Float[Tensor, "B R C1"],
+    labels: Int64[Tensor, "B R"],
+    labeled: Bool[Tensor, "B C"],
+) -> Float[Tensor, "B R"]:
+    """Cross-entropy where a background RoI is background or of any category that is not annotated in its image: -log of the sum of these.
 
     Args:
         class_logits: background last.
         labels: index of the class, C for background.
-        labelled: whether every object of a category is annotated in the picture.
+        labeled: whether every object of a category is annotated in the image.
 
     Source: Cermelli et al. 2020, "Modeling the Background for Incremental Learning in Semantic Segmentation", section 3, the revisited
     cross-entropy.
     """
     classes = torch.arange(class_logits.shape[-1], device=class_logits.device)
     background = labels == len(classes) - 1
-    possible = (classes == labels[..., None]) | (background[..., None] & F.pad(~labelled, (0, 1))[:, None])
-    return class_logits.logsumexp(dim=-1) - class_logits.masked_fill(~possible, -torch.inf).logsumexp(dim=-1)
+    possible = (classes == labels[..., None]) | (
+        background[..., None] & F.pad(~labeled, (0, 1))[:, None]
+    )
+    return class_logits.logsumexp(dim=-1) - class_logits.masked_fill(
+        ~possible, -torch.inf
+    ).logsumexp(dim=-1)

@@ -21,14 +21,16 @@ from ..ops.device import constant
 from .layers import ConvNorm
 
 
-class Fpn(nn.Module):
+class FPN(nn.Module):
     """Top-down pathway: each level is its trunk feature plus the upsampled coarser level, smoothed by a 3x3 convolution."""
 
     def __init__(self, channels_in: tuple[int, ...], config: NeckConfig) -> None:
         super().__init__()
         chosen = [channels_in[level - 2] for level in config.levels]
         self.lateral = nn.ModuleList(ConvNorm(c, config.channels, 1, config.norm) for c in chosen)
-        self.output = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, config.norm) for _ in chosen)
+        self.output = nn.ModuleList(
+            ConvNorm(config.channels, config.channels, 3, config.norm) for _ in chosen
+        )
         self.levels = config.levels
         self.average = config.fuse == "average"
         self.strides = tuple(2**level for level in (*config.levels, config.levels[-1] + 1))
@@ -42,9 +44,15 @@ class Fpn(nn.Module):
     def forward(self, features: list[Float[Tensor, "B _ _ _"]]) -> list[Float[Tensor, "B C _ _"]]:
         levels: list[Tensor] = []
         merged = None
-        for lateral, output, level in reversed([*zip(self.lateral, self.output, self.levels, strict=True)]):
+        for lateral, output, level in reversed(
+            [*zip(self.lateral, self.output, self.levels, strict=True)]
+        ):
             feature = features[level - 2]
-            above = None if merged is None else F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
+            above = (
+                None
+                if merged is None
+                else F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
+            )
             merged = lateral(feature, add=above)
             if self.average and above is not None:
                 merged = merged / 2
@@ -65,11 +73,11 @@ class SingleLevel(nn.Module):
 
 
 class Pyramid(NamedTuple):
-    """The feature levels of some pictures, finest first, as maps for convolutions and as one table for whatever reads single cells of any level."""
+    """The feature levels of some images, finest first, as maps for convolutions and as one table for whatever reads single cells of any level."""
 
     levels: list[Float[Tensor, "B C _ _"]]
     table: Float[Tensor, "N C"]
-    """The feature vectors of all cells: level by level, in each picture by picture, row by row."""
+    """The feature vectors of all cells: level by level, in each image by image, row by row."""
 
     @classmethod
     def of(cls, levels: list[Float[Tensor, "B C _ _"]]) -> Pyramid:
@@ -80,13 +88,27 @@ class Pyramid(NamedTuple):
             return cls(levels, tables[0])
         table = torch.cat(tables)
         parts = table.split([len(t) for t in tables])
-        views = [part.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) for part, x in zip(parts, levels, strict=True)]
+        views = [
+            part.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+            for part, x in zip(parts, levels, strict=True)
+        ]
         channels_last = [x.is_contiguous(memory_format=torch.channels_last) for x in levels]
-        return cls([view if same else x for view, x, same in zip(views, levels, channels_last, strict=True)], table)
+        return cls(
+            [
+                view if same else x
+                for view, x, same in zip(views, levels, channels_last, strict=True)
+            ],
+            table,
+        )
 
-    def maps(self, level: Int64[Tensor, "*n"]) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
+    def maps(
+        self, level: Int64[Tensor, "*n"]
+    ) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
         """First row in the table, height and width of each given level, an index into `levels`."""
-        pictures, _, heights, widths = zip(*(x.shape for x in self.levels), strict=True)
-        sizes = (b * h * w for b, h, w in zip(pictures, heights, widths, strict=True))
+        images, _, heights, widths = zip(*(x.shape for x in self.levels), strict=True)
+        sizes = (b * h * w for b, h, w in zip(images, heights, widths, strict=True))
         first = (0, *accumulate(sizes))[:-1]
-        return tuple(constant(numbers, level.device, torch.int64)[level] for numbers in (first, heights, widths))  # ty: ignore[invalid-explicit-return]
+        return tuple(
+            constant(numbers, level.device, torch.int64)[level]
+            for numbers in (first, heights, widths)
+        )  # ty: ignore[invalid-explicit-return]

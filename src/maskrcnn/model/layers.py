@@ -1,4 +1,4 @@
-"""The bricks of all parts: normalisation by name, a convolution with what follows it, a layer with its ReLU.
+"""The bricks of all parts: normalization by name, a convolution with what follows it, a layer with its ReLU.
 
 On a CPU each brick is one pass over memory: the sum and the ReLU happen while the convolution writes its result. Large results are new memory each
 time, which costs a CPU as much as a 1x1 convolution itself.
@@ -33,7 +33,12 @@ class FrozenBatchNorm2d(nn.Module):
         self.eps = eps
         self.folds = True
         """Into the convolution before it; not so in the reference form."""
-        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        for name, value in (
+            ("weight", 1.0),
+            ("bias", 0.0),
+            ("running_mean", 0.0),
+            ("running_var", 1.0),
+        ):
             self.register_buffer(name, torch.full((channels,), value))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -47,7 +52,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def make_norm(kind: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """The normalisation that a configuration names; GroupNorm has 32 groups (Wu & He 2018), fewer where the channels do not divide."""
+    """The normalization that a configuration names; GroupNorm has 32 groups (Wu & He 2018), fewer where the channels do not divide."""
     if kind == "batch":
         return nn.BatchNorm2d(channels, eps=eps)
     if kind == "frozen":
@@ -58,14 +63,24 @@ def make_norm(kind: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """A convolution that keeps the size, then its normalisation; it has a bias only where there is no normalisation."""
+    """A convolution that keeps the size, then its normalization; it has a bias only where there is no normalization."""
 
-    def __init__(self, channels_in: int, channels: int, kernel: int = 3, norm: Norm = "none") -> None:
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int = 3, norm: Norm = "none"
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=norm == "none")
+        self.conv = nn.Conv2d(
+            channels_in, channels, kernel, padding=kernel // 2, bias=norm == "none"
+        )
         self.norm = make_norm(norm, channels)
 
-    def forward(self, x: Float[Tensor, "B C H W"], *, add: Float[Tensor, "B C2 H W"] | None = None, relu: bool = False) -> Float[Tensor, "B C2 H W"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        *,
+        add: Float[Tensor, "B C2 H W"] | None = None,
+        relu: bool = False,
+    ) -> Float[Tensor, "B C2 H W"]:
         return convolve(x, self.conv, self.norm, add=add, relu=relu)
 
 
@@ -77,7 +92,7 @@ def convolve(
     add: Float[Tensor, "B C2 H2 W2"] | None = None,
     relu: bool = False,
 ) -> Float[Tensor, "B C2 H2 W2"]:
-    """The normalised convolution of x, plus `add`, its negative values cut off if `relu`.
+    """The normalized convolution of x, plus `add`, its negative values cut off if `relu`.
 
     Frozen BatchNorm is one convolution together with the one before it: weight * scale, and shift as the bias.
 
@@ -96,10 +111,20 @@ def convolve(
     if isinstance(norm, nn.Identity | None) and _in_one_pass(x, weight, add):
         place = (conv.padding, conv.stride, conv.dilation, conv.groups)
         if add is None:
-            return _onednn._convolution_pointwise(x, weight, bias, *place, "relu" if relu else "none", [], "")
-        return _onednn._convolution_pointwise_.binary(add, x, weight, bias, *place, "add", 1.0, "relu" if relu else None, [], None)
-    if relu and isinstance(norm, nn.Identity | None) and _in_one_pass(x, weight, add, training=True):
-        return _TrainedConvolution.apply(x, weight, bias, add, (conv.padding, conv.stride, conv.dilation, conv.groups))
+            return _onednn._convolution_pointwise(
+                x, weight, bias, *place, "relu" if relu else "none", [], ""
+            )
+        return _onednn._convolution_pointwise_.binary(
+            add, x, weight, bias, *place, "add", 1.0, "relu" if relu else None, [], None
+        )
+    if (
+        relu
+        and isinstance(norm, nn.Identity | None)
+        and _in_one_pass(x, weight, add, training=True)
+    ):
+        return _TrainedConvolution.apply(
+            x, weight, bias, add, (conv.padding, conv.stride, conv.dilation, conv.groups)
+        )
     x = conv._conv_forward(x, weight, bias)
     if norm is not None:
         x = norm(x)
@@ -120,16 +145,24 @@ def connect(x: Float[Tensor, "K C"], layer: nn.Linear) -> Float[Tensor, "K C2"]:
 # The operations of PyTorch's compiler for oneDNN, without compiling: convolution + sum + ReLU at once. They have no gradient.
 _onednn: Any = torch.ops.mkldnn
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(_onednn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
+    hasattr(_onednn, name)
+    for name in ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
 )
 
 
 def _in_one_pass(x: Tensor, weight: Tensor, add: Tensor | None, training: bool = False) -> bool:
     """Whether oneDNN's operations can be used: on a CPU, in its memory layout, where nothing is recorded or, in `training`, gradients in float32."""
-    plain = _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    plain = (
+        _HAS_ONEDNN
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
+    )
     if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weight, add) if t is not None)
+    recorded = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (x, weight, add) if t is not None
+    )
     if recorded != training or (training and (x.dtype != torch.float32 or len(x) == 0)):
         return False
     return x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last)
@@ -139,11 +172,20 @@ class _TrainedConvolution(torch.autograd.Function):
     """Convolution + sum + ReLU at once, with a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, place: tuple[Any, ...]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        add: Tensor | None,
+        place: tuple[Any, ...],
+    ) -> Tensor:
         if add is None:
             result = _onednn._convolution_pointwise(x, weight, bias, *place, "relu", [], "")
         else:
-            result = _onednn._convolution_pointwise.binary(x, add, weight, bias, *place, "add", 1.0, "relu", [], None)
+            result = _onednn._convolution_pointwise.binary(
+                x, add, weight, bias, *place, "add", 1.0, "relu", [], None
+            )
         ctx.save_for_backward(x, weight, result)
         ctx.place, ctx.bias_sizes = place, None if bias is None else list(bias.shape)
         return result
@@ -153,9 +195,21 @@ class _TrainedConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, result = ctx.saved_tensors
         (padding, stride, dilation, groups), needs = ctx.place, ctx.needs_input_grad
-        grad = torch.ops.aten.threshold_backward(grad.contiguous(memory_format=torch.channels_last), result, 0)
+        grad = torch.ops.aten.threshold_backward(
+            grad.contiguous(memory_format=torch.channels_last), result, 0
+        )
         grads = torch.ops.aten.convolution_backward(
-            grad, x, weight, ctx.bias_sizes, stride, padding, dilation, False, [0] * len(stride), groups, list(needs[:3])
+            grad,
+            x,
+            weight,
+            ctx.bias_sizes,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            list(needs[:3]),
         )
         return *grads, grad if needs[3] else None, None
 
@@ -175,20 +229,31 @@ class _TrainedLayer(torch.autograd.Function):
         x, weight, result = ctx.saved_tensors
         needs = ctx.needs_input_grad
         grad = torch.ops.aten.threshold_backward(grad, result, 0)
-        to_x = _onednn._linear_pointwise(grad, weight.t(), None, "none", [], "") if needs[0] else None
-        to_weight = _onednn._linear_pointwise(grad.t(), x.t(), None, "none", [], "") if needs[1] else None
+        to_x = (
+            _onednn._linear_pointwise(grad, weight.t(), None, "none", [], "") if needs[0] else None
+        )
+        to_weight = (
+            _onednn._linear_pointwise(grad.t(), x.t(), None, "none", [], "") if needs[1] else None
+        )
         return to_x, to_weight, grad.sum(dim=0) if needs[2] else None
 
 
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:
     """3x3 convolutions one after the other, as every head begins; the caller says relu=True."""
-    return nn.ModuleList(ConvNorm(c_in, c, 3, norm) for c_in, c in zip((channels_in, *channels), channels, strict=False))
+    return nn.ModuleList(
+        ConvNorm(c_in, c, 3, norm)
+        for c_in, c in zip((channels_in, *channels), channels, strict=False)
+    )
 
 
-def initialise(module: nn.Module) -> None:
-    """He initialisation of the heads' convolutions and layers: fan-out for convolutions before a ReLU, zero biases."""
+def initialize(module: nn.Module) -> None:
+    """He initialization of the heads' convolutions and layers: fan-out for convolutions before a ReLU, zero biases."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            nn.init.kaiming_normal_(part.weight, mode="fan_in" if isinstance(part, nn.Linear) else "fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(
+                part.weight,
+                mode="fan_in" if isinstance(part, nn.Linear) else "fan_out",
+                nonlinearity="relu",
+            )
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

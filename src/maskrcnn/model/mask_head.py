@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..config import MaskHeadConfig
 from ..ops.device import no_autocast
 from ..ops.ranks import average_over_ranks
-from .layers import conv_tower, initialise
+from .layers import conv_tower, initialize
 
 
 class MaskHead(nn.Module):
@@ -27,15 +27,19 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convs = conv_tower(channels, config.convs, config.norm)
         widths = (config.convs[-1] if config.convs else channels, *config.upsample)
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, 2) for i, o in zip(widths, config.upsample, strict=False))
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 2, 2) for i, o in zip(widths, config.upsample, strict=False)
+        )
         self.logits = nn.Conv2d(widths[-1], 1 if config.class_agnostic else num_classes, 1)
         self.config = config
-        initialise(self)
+        initialize(self)
         # Small enough for probabilities near one half at first, large enough to pass gradients to the layers below: with the 0.001 that
         # fine-tuning from pretrained trunks uses, training from scratch begins hundreds of steps late.
         nn.init.normal_(self.logits.weight, std=widths[-1] ** -0.5)
 
-    def forward(self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]) -> Float[Tensor, "K M M"]:
+    def forward(
+        self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]
+    ) -> Float[Tensor, "K M M"]:
         """Mask logits of each RoI for its own class; the other classes' are never computed."""
         for conv in self.convs:
             x = conv(x, relu=True)
@@ -45,12 +49,25 @@ class MaskHead(nn.Module):
         weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
         assert self.logits.bias is not None
         logits = torch.einsum("kc...,kc->k...", x, weight).float()
-        return (logits if logits.dim() == 3 else _side_by_side(logits)) + self.logits.bias[own, None, None].float()
+        return (logits if logits.dim() == 3 else _side_by_side(logits)) + self.logits.bias[
+            own, None, None
+        ].float()
 
-    def loss(self, logits: Float[Tensor, "K M M"], targets: Float[Tensor, "K M M"], counts: Bool[Tensor, "K"]) -> Tensor:
+    def loss(
+        self,
+        logits: Float[Tensor, "K M M"],
+        targets: Float[Tensor, "K M M"],
+        counts: Bool[Tensor, "K"],
+    ) -> Tensor:
         """Binary cross-entropy of each pixel, averaged over pixels and over the RoIs that count."""
-        pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
-        return self.config.loss_weight * torch.where(counts, pixels, 0.0).sum() / average_over_ranks(counts.sum()).clamp(min=1)
+        pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(
+            dim=(1, 2)
+        )
+        return (
+            self.config.loss_weight
+            * torch.where(counts, pixels, 0.0).sum()
+            / average_over_ranks(counts.sum()).clamp(min=1)
+        )
 
 
 def _fourfold(x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d) -> Float[Tensor, "K C2 H W 2 2"]:
@@ -70,10 +87,15 @@ def _side_by_side(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
     return x.transpose(-3, -2).flatten(-4, -3).flatten(-2)
 
 
-def mask_targets(masks: UInt8[Tensor, "K S S"], mask_boxes: Float[Tensor, "K 4"], rois: Float[Tensor, "K 4"], size: int) -> Float[Tensor, "K M M"]:
+def mask_targets(
+    masks: UInt8[Tensor, "K S S"],
+    mask_boxes: Float[Tensor, "K 4"],
+    rois: Float[Tensor, "K 4"],
+    size: int,
+) -> Float[Tensor, "K M M"]:
     """What share of each cell of an M x M grid over a RoI the true mask covers, 0..1: exact area averages of the truth's cells.
 
-    A soft target lets the bilinear pasting cross one half where the outline runs, which a target rounded to 0 or 1 does not.
+    A soft target lets the bilinear pasting cross one half where the polygon runs, which a target rounded to 0 or 1 does not.
 
     Args:
         masks: coverage 0..255 over a grid on the object's own box.
@@ -88,11 +110,17 @@ def mask_targets(masks: UInt8[Tensor, "K S S"], mask_boxes: Float[Tensor, "K 4"]
         return (rows @ (masks.float() / 255) @ columns.transpose(1, 2)).clamp(0, 1)
 
 
-def _overlap(low: Tensor, high: Tensor, roi_low: Tensor, roi_high: Tensor, grid: int, size: int) -> Float[Tensor, "K size grid"]:
+def _overlap(
+    low: Tensor, high: Tensor, roi_low: Tensor, roi_high: Tensor, grid: int, size: int
+) -> Float[Tensor, "K size grid"]:
     """Along one axis: the share of each of `size` RoI cells that each of `grid` mask cells covers."""
     scale = (grid / (high - low).clamp(min=1e-6))[:, None]
     edges = torch.arange(size + 1, device=low.device) / size
-    edges = (roi_low[:, None] + edges * (roi_high - roi_low).clamp(min=1e-6)[:, None] - low[:, None]) * scale
+    edges = (
+        roi_low[:, None] + edges * (roi_high - roi_low).clamp(min=1e-6)[:, None] - low[:, None]
+    ) * scale
     cells = torch.arange(grid, device=low.device)
-    shared = torch.minimum(edges[:, 1:, None], cells + 1) - torch.maximum(edges[:, :-1, None], cells)
+    shared = torch.minimum(edges[:, 1:, None], cells + 1) - torch.maximum(
+        edges[:, :-1, None], cells
+    )
     return shared.clamp_(min=0) / (edges[:, 1:] - edges[:, :-1])[..., None]

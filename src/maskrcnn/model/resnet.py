@@ -1,6 +1,6 @@
 """2. ResNet and ResNeXt: the paper's trunk.
 
-Images [B, 3, H, W], normalised  ->  C2..C5, a list of [B, c, H/s, W/s] with s = 4, 8, 16, 32.
+Images [B, 3, H, W], normalized  ->  C2..C5, a list of [B, c, H/s, W/s] with s = 4, 8, 16, 32.
 
 Source: He et al. 2016, table 1; Xie et al. 2017 for groups. Parameter names are torchvision's, so that its published ImageNet weights load.
 """
@@ -20,17 +20,29 @@ from ..config import TrunkConfig
 from .layers import convolve, make_norm
 
 # Blocks in res2, res3, res4, res5.
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the identity: the block of depth 18 and 34."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, dilation: int, config: TrunkConfig) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, dilation: int, config: TrunkConfig
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.conv1 = nn.Conv2d(
+            channels_in, channels, 3, stride, padding=dilation, dilation=dilation, bias=False
+        )
         self.bn1 = make_norm(config.norm, channels, config.norm_eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = nn.Conv2d(
+            channels, channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
         self.bn2 = make_norm(config.norm, channels, config.norm_eps)
         self.downsample = _projection(channels_in, channels, stride, config)
 
@@ -43,14 +55,25 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions and the identity: the block of depth 50 and more."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, dilation: int, config: TrunkConfig) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, dilation: int, config: TrunkConfig
+    ) -> None:
         super().__init__()
         # The inner width grows with the stage as the output does: groups * width_per_group in res2, twice that in res3, ..
         inner = config.groups * config.width_per_group * channels // config.res2_channels
         stride_1x1, stride_3x3 = (stride, 1) if config.stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(channels_in, inner, 1, stride_1x1, bias=False)
         self.bn1 = make_norm(config.norm, inner, config.norm_eps)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride_3x3, padding=dilation, dilation=dilation, groups=config.groups, bias=False)
+        self.conv2 = nn.Conv2d(
+            inner,
+            inner,
+            3,
+            stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=config.groups,
+            bias=False,
+        )
         self.bn2 = make_norm(config.norm, inner, config.norm_eps)
         self.conv3 = nn.Conv2d(inner, channels, 1, bias=False)
         self.bn3 = make_norm(config.norm, channels, config.norm_eps)
@@ -63,11 +86,16 @@ class Bottleneck(nn.Module):
         return convolve(x, self.conv3, self.bn3, add=identity, relu=True)
 
 
-def _projection(channels_in: int, channels: int, stride: int, config: TrunkConfig) -> nn.Sequential | None:
+def _projection(
+    channels_in: int, channels: int, stride: int, config: TrunkConfig
+) -> nn.Sequential | None:
     """The 1x1 convolution on the shortcut, where the shape changes."""
     if stride == 1 and channels_in == channels:
         return None
-    return nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), make_norm(config.norm, channels, config.norm_eps))
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, 1, stride, bias=False),
+        make_norm(config.norm, channels, config.norm_eps),
+    )
 
 
 def stage_channels(config: TrunkConfig, stage: int) -> int:
@@ -83,7 +111,10 @@ def make_stage(config: TrunkConfig, stage: int) -> nn.Sequential:
     dilation = config.res5_dilation if stage == 5 else 1
     stride = 1 if stage == 2 or dilation > 1 else 2
     blocks = [block(channels_in, channels, stride, dilation, config)]
-    blocks += [block(channels, channels, 1, dilation, config) for _ in range(BLOCKS[config.depth][stage - 2] - 1)]
+    blocks += [
+        block(channels, channels, 1, dilation, config)
+        for _ in range(BLOCKS[config.depth][stage - 2] - 1)
+    ]
     return nn.Sequential(*blocks)
 
 
@@ -105,7 +136,7 @@ class ResNet(nn.Module):
         self.frozen_stages = config.frozen_stages
         self.activation_checkpointing = False
         """Training keeps only what the stages give, and computes what is inside them again on the way back: less memory, a third more time."""
-        initialise_trunk(self)
+        initialize_trunk(self)
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -114,7 +145,11 @@ class ResNet(nn.Module):
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             if stage is not None:
-                x = _recomputed(stage, x) if self.activation_checkpointing and torch.is_grad_enabled() else stage(x)
+                x = (
+                    _recomputed(stage, x)
+                    if self.activation_checkpointing and torch.is_grad_enabled()
+                    else stage(x)
+                )
                 features.append(x)
         return features
 
@@ -126,7 +161,13 @@ class ResNet(nn.Module):
         return self
 
     def _frozen(self) -> list[nn.Module]:
-        stages = [nn.ModuleList([self.conv1, self.bn1]), self.layer1, self.layer2, self.layer3, self.layer4]
+        stages = [
+            nn.ModuleList([self.conv1, self.bn1]),
+            self.layer1,
+            self.layer2,
+            self.layer3,
+            self.layer4,
+        ]
         return [s for s in stages[: self.frozen_stages] if s is not None]
 
 
@@ -142,7 +183,11 @@ def _recomputed(stage: nn.Sequential, x: Float[Tensor, "B C H W"]) -> Float[Tens
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Generator[None]:
     """BatchNorm's running statistics stay as they are while a forward pass is computed a second time."""
-    norms = [(m, m.momentum, m.num_batches_tracked) for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        (m, m.momentum, m.num_batches_tracked)
+        for m in module.modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     for norm, *_ in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
@@ -152,7 +197,7 @@ def _statistics_kept(module: nn.Module) -> Generator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def initialise_trunk(module: nn.Module) -> None:
+def initialize_trunk(module: nn.Module) -> None:
     """He et al. 2015: normal, fan-out, for every convolution."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..config import RpnConfig
+from ..config import RPNConfig
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
@@ -30,22 +30,26 @@ from .fpn import Pyramid
 from .layers import convolve
 
 NOISE_STREAM = 1
-# Of the objects of a picture no more than this share is taken to be of categories that are not annotated: where hardly any is (LVIS looks for some 20
-# of 1203 in a picture) background must still teach.
+# Of the objects of an image no more than this share is taken to be of categories that are not annotated: where hardly any is (LVIS looks for some 20
+# of 1203 in an image) background must still teach.
 MOST_UNMARKED = 0.5
 
 
-class Rpn(nn.Module):
+class RPN(nn.Module):
     """3x3 convolutions, then for each anchor one objectness logit and four box offsets; one head for all levels."""
 
-    def __init__(self, channels: int, strides: tuple[int, ...], config: RpnConfig) -> None:
+    def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig) -> None:
         super().__init__()
         anchors = {len(sizes) * len(config.ratios) for sizes in config.sizes}
         if len(anchors) > 1:
-            raise ValueError(f"rpn.sizes: every level must have the same number of anchors a cell, got {config.sizes}")
+            raise ValueError(
+                f"rpn.sizes: every level must have the same number of anchors a cell, got {config.sizes}"
+            )
         (per_cell,) = anchors
         widths = (channels, *config.convs)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, config.convs, strict=False))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, config.convs, strict=False)
+        )
         self.objectness = nn.Conv2d(widths[-1], per_cell, 1)
         self.deltas = nn.Conv2d(widths[-1], per_cell * 4, 1)
         self.strides = strides
@@ -55,7 +59,9 @@ class Rpn(nn.Module):
                 nn.init.normal_(part.weight, std=0.01)
                 nn.init.zeros_(part.bias)  # ty: ignore[invalid-argument-type]
 
-    def forward(self, levels: list[Float[Tensor, "B C _ _"]]) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
+    def forward(
+        self, levels: list[Float[Tensor, "B C _ _"]]
+    ) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
         """Objectness logits and offsets of every anchor, a tensor for each level."""
         logits, deltas = [], []
         for x in levels:
@@ -66,12 +72,14 @@ class Rpn(nn.Module):
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
         return logits, deltas
 
-    def sampled(self, pyramid: Pyramid, index: Int64[Tensor, "B S"]) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S 4"]]:
+    def sampled(
+        self, pyramid: Pyramid, index: Int64[Tensor, "B S"]
+    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S 4"]]:
         """What `forward` gives for some anchors, computed from the features around their cells and nothing else.
 
         Args:
             pyramid: whose levels `forward` takes.
-            index: anchors of each picture, counted through all levels.
+            index: anchors of each image, counted through all levels.
         """
         per_cell = self.objectness.out_channels
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
@@ -85,78 +93,133 @@ class Rpn(nn.Module):
         deltas = self.deltas(x).view(len(own), per_cell, 4)[row, own]
         return logits.float().view(index.shape), deltas.float().view(*index.shape, 4)
 
-    def anchors(self, levels: list[Float[Tensor, "B C _ _"]], batch: Batch) -> list[Float[Tensor, "_ 4"]]:
-        """The anchors of all levels for pictures of this padded size."""
+    def anchors(
+        self, levels: list[Float[Tensor, "B C _ _"]], batch: Batch
+    ) -> list[Float[Tensor, "_ 4"]]:
+        """The anchors of all levels for images of this padded size."""
         height, width = batch.images.shape[-2:]
-        return make_anchors([(x.shape[-2], x.shape[-1]) for x in levels], self.strides, (height, width), self.config, batch.images.device)
+        return make_anchors(
+            [(x.shape[-2], x.shape[-1]) for x in levels],
+            self.strides,
+            (height, width),
+            self.config,
+            batch.images.device,
+        )
 
     @torch.no_grad()
-    def propose(self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], batch: Batch, *, pre_nms: int, post_nms: int) -> Proposals:
-        """The best anchors of each level, moved, clipped to the picture and thinned by NMS within their level."""
+    def propose(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        batch: Batch,
+        *,
+        pre_nms: int,
+        post_nms: int,
+    ) -> Proposals:
+        """The best anchors of each level, moved, clipped to the image and thinned by NMS within their level."""
         boxes, scores = [], []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             best, index = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
-            boxes.append(box_ops.decode(gather(delta, index), anchor[index], self.config.box_weights))
+            boxes.append(
+                box_ops.decode(gather(delta, index), anchor[index], self.config.box_weights)
+            )
             scores.append(best)
         box, score = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1)
         sides = box[..., 2:] - box[..., :2]
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
         rank = score.sigmoid() if self.config.nms_score == "probability" else score
-        index, kept = nms.select_by_level(box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms)
-        return Proposals(boxes=torch.where(kept[..., None], gather(box, index), 0.0), scores=gather(score, index), valid=kept)
+        index, kept = nms.select_by_level(
+            box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms
+        )
+        return Proposals(
+            boxes=torch.where(kept[..., None], gather(box, index), 0.0),
+            scores=gather(score, index),
+            valid=kept,
+        )
 
-    def losses(self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth) -> dict[str, Tensor]:
+    def losses(
+        self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth
+    ) -> dict[str, Tensor]:
         """Cross-entropy of the sampled anchors' objectness; smooth L1 of the positive ones' offsets, over the number of samples."""
         config, anchor = self.config, torch.cat(anchors)
-        found = match(anchor.expand(len(batch.sizes), -1, 4), truth, config.positive_iou, config.negative_iou, keep_best=True, boxless=False)
+        found = match(
+            anchor.expand(len(batch.sizes), -1, 4),
+            truth,
+            config.positive_iou,
+            config.negative_iou,
+            keep_best=True,
+            boxless=False,
+        )
         keys = random_keys(batch.seeds, len(anchor), NOISE_STREAM)
-        index, valid = balanced_sample(found.positive, found.negative, keys, config.samples, config.positive_fraction)
+        index, valid = balanced_sample(
+            found.positive, found.negative, keys, config.samples, config.positive_fraction
+        )
         logit, delta = self.sampled(pyramid, index)
         positive = gather(found.positive, index) & valid
         count = average_over_ranks(valid.sum()).clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(logit, positive.float(), reduction="none")
-        if truth.labelled is not None:
-            objectness = torch.where(positive, objectness, unmarked_loss(logit, truth.labelled))
+        if truth.labeled is not None:
+            objectness = torch.where(positive, objectness, unmarked_loss(logit, truth.labeled))
         chosen = anchor[index]
-        matched = gather(truth.boxes, gather(found.truth_index, index)) if truth.boxes.shape[1] else chosen
-        target = box_ops.encode(torch.where(positive[..., None], matched, chosen), chosen, config.box_weights)
-        distance = F.smooth_l1_loss(delta, target, beta=config.smooth_l1_beta, reduction="none").sum(dim=-1)
+        matched = (
+            gather(truth.boxes, gather(found.truth_index, index))
+            if truth.boxes.shape[1]
+            else chosen
+        )
+        target = box_ops.encode(
+            torch.where(positive[..., None], matched, chosen), chosen, config.box_weights
+        )
+        distance = F.smooth_l1_loss(
+            delta, target, beta=config.smooth_l1_beta, reduction="none"
+        ).sum(dim=-1)
         return {
-            "rpn_objectness": config.loss_weight * torch.where(valid, objectness, 0.0).sum() / count,
+            "rpn_objectness": config.loss_weight
+            * torch.where(valid, objectness, 0.0).sum()
+            / count,
             "rpn_box": config.box_loss_weight * torch.where(positive, distance, 0.0).sum() / count,
         }
 
 
-def surroundings(pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
+def surroundings(
+    pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int
+) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
     """The features around cells, D = 2 reach + 1 wide, and which of them are on the map: what stands beyond it means nothing.
 
     Args:
-        pyramid: of all pictures.
-        cell: cells of each picture, counted row by row through all levels.
+        pyramid: of all images.
+        cell: cells of each image, counted row by row through all levels.
         reach: how far to see.
     """
     device = cell.device
-    starts = (0, *accumulate(level.shape[2] * level.shape[3] for level in pyramid.levels))  # of the levels, in one picture
+    starts = (
+        0,
+        *accumulate(level.shape[2] * level.shape[3] for level in pyramid.levels),
+    )  # of the levels, in one image
     level = torch.bucketize(cell, constant(starts[1:-1], device, torch.int64), right=True)
     first, height, width = (numbers[..., None, None] for numbers in pyramid.maps(level))
     place = cell[..., None, None] - first // len(cell)
     step = torch.arange(-reach, reach + 1, device=device)
     y, x = place // width + step[:, None], place % width + step
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    picture = torch.arange(len(cell), device=device)[:, None, None, None]
-    row = torch.where(inside, first + (picture * height + y) * width + x, 0)
-    return F.embedding(row, pyramid.table).flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[:, None]
+    image = torch.arange(len(cell), device=device)[:, None, None, None]
+    row = torch.where(inside, first + (image * height + y) * width + x, 0)
+    return F.embedding(row, pyramid.table).flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[
+        :, None
+    ]
 
 
-def unmarked_loss(logits: Float[Tensor, "B S"], labelled: Bool[Tensor, "B C"]) -> Float[Tensor, "B S"]:
-    """-log of the probability that nobody marked an anchor: it is background, or an object of a category that is not annotated in the picture.
+def unmarked_loss(
+    logits: Float[Tensor, "B S"], labeled: Bool[Tensor, "B C"]
+) -> Float[Tensor, "B S"]:
+    """-log of the probability that nobody marked an anchor: it is background, or an object of a category that is not annotated in the image.
 
     Of the objects a share q is taken to be of such categories, their share of all categories: p = (1 - o) + o q, for objectness o. Where all are
     annotated this is the cross-entropy of background; an anchor that surely shows an object is left alone.
 
     Args:
         logits: of the objectness.
-        labelled: whether every object of a category is annotated in the picture.
+        labeled: whether every object of a category is annotated in the image.
     """
-    share = (~labelled).float().mean(dim=1, keepdim=True).clamp(max=MOST_UNMARKED)
+    share = (~labeled).float().mean(dim=1, keepdim=True).clamp(max=MOST_UNMARKED)
     return F.softplus(logits) - F.softplus(logits + share.log())

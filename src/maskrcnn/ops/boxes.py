@@ -22,7 +22,9 @@ def area(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
 def intersection(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
     """Area that each box of `a` shares with each of `b`."""
     ax0, ay0, ax1, ay1 = a[..., :, None, :].unbind(dim=-1)
-    bx0, by0, bx1, by1 = b.movedim(-1, 0).contiguous()[..., None, :].unbind(dim=0)  # numbers side by side in memory: three times as fast
+    bx0, by0, bx1, by1 = (
+        b.movedim(-1, 0).contiguous()[..., None, :].unbind(dim=0)
+    )  # numbers side by side in memory: three times as fast
     width = torch.minimum(ax1, bx1).sub_(torch.maximum(ax0, bx0)).clamp_(min=0)
     height = torch.minimum(ay1, by1).sub_(torch.maximum(ay0, by0)).clamp_(min=0)
     return width.mul_(height)
@@ -36,12 +38,16 @@ def iou(a: Float[Tensor, "*b n 4"], b: Float[Tensor, "*b m 4"]) -> Float[Tensor,
 
 
 def clip(boxes: Float[Tensor, "B *n 4"], sizes: Int64[Tensor, "B 2"]) -> Float[Tensor, "B *n 4"]:
-    """Boxes cut at the borders of their pictures, whose (height, width) `sizes` gives."""
+    """Boxes cut at the borders of their images, whose (height, width) `sizes` gives."""
     limit = sizes.flip(-1).to(boxes.dtype).repeat(1, 2).view(-1, *(1,) * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def encode(boxes: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
+def encode(
+    boxes: Float[Tensor, "*n 4"],
+    anchors: Float[Tensor, "*n 4"],
+    weights: tuple[float, float, float, float],
+) -> Float[Tensor, "*n 4"]:
     """The offsets that turn `anchors` into `boxes`: the targets of box regression.
 
     Source: Girshick et al. 2014, appendix C, times `weights`, which give the targets about unit variance.
@@ -49,10 +55,16 @@ def encode(boxes: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*n 4"], weights
     size = anchors[..., 2:] - anchors[..., :2]
     target = boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) * 0.5 / size
-    return torch.cat([shift, torch.log(target / size)], dim=-1) * constant(weights, anchors.device, anchors.dtype)
+    return torch.cat([shift, torch.log(target / size)], dim=-1) * constant(
+        weights, anchors.device, anchors.dtype
+    )
 
 
-def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*#n 4"], weights: tuple[float, float, float, float]) -> Float[Tensor, "*n 4"]:
+def decode(
+    deltas: Float[Tensor, "*n 4"],
+    anchors: Float[Tensor, "*#n 4"],
+    weights: tuple[float, float, float, float],
+) -> Float[Tensor, "*n 4"]:
     """Move and scale anchors by predicted offsets.
 
     Args:
@@ -61,7 +73,7 @@ def decode(deltas: Float[Tensor, "*n 4"], anchors: Float[Tensor, "*#n 4"], weigh
         weights: divisors that gave the training targets about unit variance.
 
     Returns:
-        xyxy, not clipped to the picture.
+        xyxy, not clipped to the image.
 
     Source: Girshick et al. 2014, appendix C. dw, dh are capped at log(1000 / 16).
     """

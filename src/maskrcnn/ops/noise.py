@@ -13,7 +13,11 @@ def _signed(value: int) -> int:
 
 
 # The increments and multipliers of SplitMix64 (Steele et al. 2014).
-_GAMMA, _MIX1, _MIX2 = _signed(0x9E3779B97F4A7C15), _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_GAMMA, _MIX1, _MIX2 = (
+    _signed(0x9E3779B97F4A7C15),
+    _signed(0xBF58476D1CE4E5B9),
+    _signed(0x94D049BB133111EB),
+)
 
 
 def random_keys(seeds: Int64[Tensor, "B"], count: int, stream: int) -> Int64[Tensor, "B count"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .device import runs_ahead
+from .device import is_async
 
 
 class Rows(NamedTuple):
@@ -19,17 +19,23 @@ class Rows(NamedTuple):
     valid: Bool[Tensor, "B N"]
 
     @classmethod
-    def of(cls, valid: Bool[Tensor, "B N"], count: int | None = None, most: int | None = None) -> Rows:
-        """The valid ones, picture by picture.
+    def of(
+        cls, valid: Bool[Tensor, "B N"], count: int | None = None, most: int | None = None
+    ) -> Rows:
+        """The valid ones, image by image.
 
         Args:
             valid: which there are.
             count: how many. Without it they are counted on a processor; on a device that runs ahead, where to count is to wait, the rest of the rows
                 are invalid ones.
-            most: how many a picture has at most.
+            most: how many an image has at most.
         """
         if count is None:
-            count = len(valid) * min(most or valid.shape[1], valid.shape[1]) if runs_ahead(valid.device) else int(valid.sum())
+            count = (
+                len(valid) * min(most or valid.shape[1], valid.shape[1])
+                if is_async(valid.device)
+                else int(valid.sum())
+            )
         if count == valid.numel():
             place = torch.arange(count, device=valid.device)
         else:
@@ -44,4 +50,6 @@ class Rows(NamedTuple):
         """Padded values with the rows at their places, zero elsewhere."""
         if len(self.image) == self.valid.numel():
             return values.view(*self.valid.shape, *values.shape[1:])
-        return values.new_zeros(*self.valid.shape, *values.shape[1:]).index_put((self.image, self.slot), values)
+        return values.new_zeros(*self.valid.shape, *values.shape[1:]).index_put(
+            (self.image, self.slot), values
+        )

@@ -1,9 +1,9 @@
-"""From pictures to their objects: `predict(model, "street.jpg")`.
+"""From images to their objects: `predict(model, "street.jpg")`.
 
-In:  a model; one picture (a file, an array [H, W, 3], a PIL picture) or several (a folder, a list, an iterator).
-Out: Instances in each picture's own pixels; one for one picture, an iterator in the order of the input for several.
+In:  a model; one image (a file, an array [H, W, 3], a PIL image) or several (a folder, a list, an iterator).
+Out: Instances in each image's own pixels; one for one image, an iterator in the order of the input for several.
 
-Pictures whose inputs pad to the same shape go through the model together, so a picture's answer does not depend on its neighbours. No more than
+Images whose inputs pad to the same shape go through the model together, so an image's answer does not depend on its neighbors. No more than
 a few batches are held at once: a folder of any size can be read through.
 """
 
@@ -23,33 +23,33 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..images import ImageError, read_image
+from ..images.files import image_files
+from ..images.read import ImageError, read_image
 from ..instances import Instances
-from ..model.fuse import optimize, reference
 from ..model.maskrcnn import MaskRCNN
+from ..model.optimize import optimize_for_inference, reference
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
 from .tta import View, answer_from_views, views_of
 
 Form = Literal["fast", "reference"]
-Picture = str | Path | np.ndarray | Image.Image
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+ImageInput = str | Path | np.ndarray | Image.Image
 LOOKAHEAD = 4
-"""Batches' worth of pictures that may wait for others of their shape."""
+"""Batches' worth of images that may wait for others of their shape."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A picture that is to be read, and what it is called."""
+    """An image that is to be read, and what it is called."""
 
-    picture: Picture
+    image: ImageInput
     image_id: int | None = None
     file_name: str | None = None
 
 
 @dataclass
 class _Waiting:
-    """A picture at the model's input size, and its answer once there is one."""
+    """An image at the model's input size, and its answer once there is one."""
 
     source: Source
     image: UInt8[np.ndarray, "H W 3"]
@@ -61,7 +61,7 @@ class _Waiting:
 
 def predict(
     model: MaskRCNN | str | Path,
-    images: Picture | Iterable[Picture],
+    images: ImageInput | Iterable[ImageInput],
     *,
     min_score: float | None = None,
     batch_size: int = 1,
@@ -69,24 +69,26 @@ def predict(
     device: torch.device | str | None = None,
     tta: str | None = None,
 ) -> Any:
-    """The objects in one picture (Instances), or in each of several (an iterator of Instances, in their order).
+    """The objects in one image (Instances), or in each of several (an iterator of Instances, in their order).
 
     Args:
         model: a model, or what `load` reads.
-        images: a file, an array [H, W, 3] RGB (also grey, 16-bit), a PIL picture; or a folder (all pictures under it, sorted), a list, an iterator.
+        images: a file, an array [H, W, 3] RGB (also gray, 16-bit), a PIL image; or a folder (all images under it, sorted), a list, an iterator.
         min_score: objects scored lower are left out; by default the model's own threshold, below which it gives none.
-        batch_size: pictures of equal padded shape that go through the model together.
+        batch_size: images of equal padded shape that go through the model together.
         form: "fast" (folded BatchNorm, channels last; equal to 0.05 px) or "reference" (the plain network).
         device: where to run; by default where the model is. A copy elsewhere is kept there while the model lives as it is.
-        tta: see each picture several times and join the answers, slower and better: "flip" (mirrored), "turns" (by right angles), "scales" (0.8 and
+        tta: see each image several times and join the answers, slower and better: "flip" (mirrored), "turns" (by right angles), "scales" (0.8 and
             1.25 times as large), or several of them with commas.
 
     Raises:
-        ImageError: a picture cannot be read.
-        ValueError: `min_score` below the model's own threshold, an unknown form or kind of tta, a folder without pictures.
+        ImageError: an image cannot be read.
+        ValueError: `min_score` below the model's own threshold, an unknown form or kind of tta, a folder without images.
     """
     if isinstance(images, Tensor):
-        raise TypeError("pictures are uint8 arrays [H, W, 3]; for a tensor [3, H, W] give tensor.permute(1, 2, 0).numpy()")
+        raise TypeError(
+            "images are uint8 arrays [H, W, 3]; for a tensor [3, H, W] give tensor.permute(1, 2, 0).numpy()"
+        )
     answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
     if isinstance(images, str | Path) and not Path(images).is_dir():
         return next(stream(answer, [Source(images, 1, Path(images).name)], keep_images=True))
@@ -102,19 +104,25 @@ class Answering:
     network: MaskRCNN
     min_score: float
     views: tuple[View, ...] = ()
-    """In which each picture is seen; none = as it is."""
+    """In which each image is seen; none = as it is."""
 
     def __call__(self, batch: Batch) -> Detections:
         """What the network finds, on the CPU."""
         with torch.inference_mode():
             place = next(self.network.parameters()).device
-            batch = batch.to(place, non_blocking=place.type == "cuda")  # which has read unpinned memory when the call returns
-            found = answer_from_views(self.network, batch, self.views) if self.views else self.network(batch)
+            batch = batch.to(
+                place, non_blocking=place.type == "cuda"
+            )  # which has read unpinned memory when the call returns
+            found = (
+                answer_from_views(self.network, batch, self.views)
+                if self.views
+                else self.network(batch)
+            )
             return found.to("cpu")
 
     @property
-    def normalises_first(self) -> bool:
-        """Pictures are normalised before they are resized: torchvision's order, equal to it to the last bit."""
+    def normalizes_first(self) -> bool:
+        """Images are normalized before they are resized: torchvision's order, equal to it to the last bit."""
         return self.network.config.input.resize == "torch"
 
 
@@ -135,9 +143,15 @@ def answering(
         raise ValueError(f'form "{form}" is unknown; choose "fast" or "reference"')
     lowest = model.config.box.score_threshold
     if min_score is not None and min_score < lowest:
-        raise ValueError(f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}")
-    place = next(model.parameters()).device if device is None else torch.empty(0, device=device).device  # "cuda" with its number
-    return Answering(_in_form(model, form, place), lowest if min_score is None else min_score, views_of(tta))
+        raise ValueError(
+            f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}"
+        )
+    place = (
+        next(model.parameters()).device if device is None else torch.empty(0, device=device).device
+    )  # "cuda" with its number
+    return Answering(
+        _in_form(model, form, place), lowest if min_score is None else min_score, views_of(tta)
+    )
 
 
 def stream(
@@ -153,9 +167,9 @@ def stream(
     Args:
         answer: the model.
         sources: what to read; read a few batches ahead at most.
-        batch_size: pictures of equal padded shape that go together.
+        batch_size: images of equal padded shape that go together.
         keep_images: let the answers carry the pixels of files, else their path.
-        on_error: told of a picture that cannot be read, which is then left out; by default that is an error.
+        on_error: told of an image that cannot be read, which is then left out; by default that is an error.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, must be at least 1")
@@ -179,27 +193,19 @@ def stream(
         yield from _ready(waiting)
 
 
-def image_files(folder: str | Path) -> list[Path]:
-    """All pictures under a folder, by their names' endings, sorted; hidden folders are left out.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not _hidden(p.relative_to(folder)) and p.is_file())
-    if not files:
-        raise ValueError(f"{folder}: no pictures in this folder; looked for {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
-
-
 def to_instances(
-    detections: Detections, row: int, scale: tuple[float, float], size: tuple[int, int], config: ModelConfig, min_score: float
+    detections: Detections,
+    row: int,
+    scale: tuple[float, float],
+    size: tuple[int, int],
+    config: ModelConfig,
+    min_score: float,
 ) -> Instances:
-    """The objects of one picture of a batch in that picture's own pixels; boxes clipped to it, those without area dropped.
+    """The objects of one image of a batch in that image's own pixels; boxes clipped to it, those without area dropped.
 
     Args:
         detections: of the batch, in model-input pixels.
-        row: which picture.
+        row: which image.
         scale: original pixels per input pixel, in x and y.
         size: the original height and width.
         config: the model's.
@@ -209,7 +215,11 @@ def to_instances(
     boxes = detections.boxes[row].float() * factor.repeat(2)
     limit = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
     boxes = boxes.clamp(min=0).minimum(limit)
-    keep = detections.valid[row] & (detections.scores[row] >= min_score) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    keep = (
+        detections.valid[row]
+        & (detections.scores[row] >= min_score)
+        & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    )
     keypoints = None
     if detections.keypoints is not None:
         keypoints = detections.keypoints[row][keep].float()
@@ -222,7 +232,9 @@ def to_instances(
         categories=config.categories,
         mask_grids=None if detections.masks is None else detections.masks[row][keep].float(),
         keypoints=keypoints,
-        keypoint_logits=None if detections.keypoint_logits is None else detections.keypoint_logits[row][keep].float(),
+        keypoint_logits=None
+        if detections.keypoint_logits is None
+        else detections.keypoint_logits[row][keep].float(),
         paste=config.mask.paste if config.mask else "border",
         mask_threshold=config.mask.threshold if config.mask else 0.5,
         coco_offset=config.keypoint.coco_offset if config.keypoint else 0.5,
@@ -232,22 +244,26 @@ def to_instances(
 
 def _sources(images: Any) -> Iterator[Source]:
     if isinstance(images, str | Path):
-        return (Source(path, n, path.relative_to(images).as_posix()) for n, path in enumerate(image_files(images), start=1))
-    return (Source(p, n, Path(p).name if isinstance(p, str | Path) else None) for n, p in enumerate(images, start=1))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+        return (
+            Source(path, n, path.relative_to(images).as_posix())
+            for n, path in enumerate(image_files(images), start=1)
+        )
+    return (
+        Source(p, n, Path(p).name if isinstance(p, str | Path) else None)
+        for n, p in enumerate(images, start=1)
+    )
 
 
 def _read(source: Source, answer: Answering, keep_image: bool) -> _Waiting:
     config = answer.network.config
-    image = read_image(source.picture, config.input.intensity_range)
-    pixels, to_model = (prepare_as_torchvision if answer.normalises_first else prepare)(image, config.input)
+    image = read_image(source.image, config.input.intensity_range)
+    pixels, to_model = (prepare_as_torchvision if answer.normalizes_first else prepare)(
+        image, config.input
+    )
     divisor = config.input.size_divisor
     shape = tuple(-(-side // divisor) * divisor for side in pixels.shape[1:])
-    kept = Path(source.picture) if isinstance(source.picture, str | Path) and not keep_image else image
-    return _Waiting(replace(source, picture=kept), image, pixels, to_model, shape)
+    kept = Path(source.image) if isinstance(source.image, str | Path) and not keep_image else image
+    return _Waiting(replace(source, image=kept), image, pixels, to_model, shape)
 
 
 def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
@@ -256,25 +272,48 @@ def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
 
 def _answer_together(answer: Answering, group: list[_Waiting]) -> None:
     config = answer.network.config
-    pictures, matrices = [w.pixels for w in group if w.pixels is not None], [w.to_model for w in group]
-    batch = Batch.collate(pictures, config.input.size_divisor, matrices, [0] * len(group), normalised=answer.normalises_first)
+    images, matrices = (
+        [w.pixels for w in group if w.pixels is not None],
+        [w.to_model for w in group],
+    )
+    batch = Batch.collate(
+        images,
+        config.input.size_divisor,
+        matrices,
+        [0] * len(group),
+        normalized=answer.normalizes_first,
+    )
     detections = answer(batch)
     for row, one in enumerate(group):
         assert one.pixels is not None
         (height, width), (input_height, input_width) = one.image.shape[:2], one.pixels.shape[1:]
-        instances = to_instances(detections, row, (width / input_width, height / input_height), (height, width), config, answer.min_score)
-        named = replace(instances, image_id=one.source.image_id, file_name=one.source.file_name, source=one.source.picture)
+        instances = to_instances(
+            detections,
+            row,
+            (width / input_width, height / input_height),
+            (height, width),
+            config,
+            answer.min_score,
+        )
+        named = replace(
+            instances,
+            image_id=one.source.image_id,
+            file_name=one.source.file_name,
+            source=one.source.image,
+        )
         one.answer, one.pixels = named, None
 
 
 def _ready(waiting: list[_Waiting]) -> Iterator[Instances]:
-    """Takes the answered pictures from the front."""
+    """Takes the answered images from the front."""
     while waiting and waiting[0].answer is not None:
         yield waiting.pop(0).answer  # ty: ignore[invalid-yield]
 
 
 # The forms of each model that were made, by kind and place, and what the model was when they were made.
-_FORMS: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[tuple[Form, torch.device], MaskRCNN]]] = WeakKeyDictionary()
+_FORMS: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[tuple[Form, torch.device], MaskRCNN]]] = (
+    WeakKeyDictionary()
+)
 
 
 def _in_form(model: MaskRCNN, form: Form, place: torch.device) -> MaskRCNN:
@@ -289,7 +328,13 @@ def _in_form(model: MaskRCNN, form: Form, place: torch.device) -> MaskRCNN:
         _FORMS[model] = (state, {})
     forms = _FORMS[model][1]
     if (form, place) not in forms:
-        made = reference(model) if form == "reference" else model if model.optimized else optimize(model)
+        made = (
+            reference(model)
+            if form == "reference"
+            else model
+            if model.optimized
+            else optimize_for_inference(model)
+        )
         forms[form, place] = made if stays else copy.deepcopy(made).to(place)
     return forms[form, place]
 
@@ -297,7 +342,7 @@ def _in_form(model: MaskRCNN, form: Form, place: torch.device) -> MaskRCNN:
 def _fingerprint(model: MaskRCNN) -> Any:
     """What changes with the model: its settings, its tensors' places and version counters, and a few values of each tensor.
 
-    The values are for edits through `.data`, which count no version. Reading all weights instead would take a tenth of a small picture's prediction.
+    The values are for edits through `.data`, which count no version. Reading all weights instead would take a tenth of a small image's prediction.
     """
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
     few = [t.as_strided((min(t.numel(), 4),), (max(t.numel() // 4, 1),)) for t in tensors]

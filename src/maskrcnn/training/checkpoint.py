@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
-from ..settings import from_dict, to_dict
+from ..runtime.files import replacing
+from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
     from .processes import Processes
@@ -29,27 +28,17 @@ SCHEMA = 1
 FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
 
 
-@contextmanager
-def replacing(path: Path) -> Generator[Path]:
-    """A path to write to; when the block ends well its file takes the place of `path` in one step, on the disk and not only in its cache.
-
-    Killed before that, the old file stays whole and a `.partial-` file may lie beside it, which the next write replaces.
-    """
-    from ..weights.load import umask
-
-    partial = path.with_name(f".partial-{path.name}")
-    yield partial
-    partial.chmod(0o666 & ~umask())  # safetensors' own files are for their owner alone
-    _flush(partial)
-    os.replace(partial, path)
-    _flush(path.parent)
-
-
-def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+) -> None:
     """Replaces the checkpoint at `path`. Groups of tensors are stored as "<group>:<name>"."""
     from safetensors.torch import save_file
 
-    flat = {f"{group}:{name}": value.detach().cpu().contiguous() for group, named in tensors.items() for name, value in named.items()}
+    flat = {
+        f"{group}:{name}": value.detach().cpu().contiguous()
+        for group, named in tensors.items()
+        for name, value in named.items()
+    }
     with replacing(path) as partial:
         save_file(flat, partial, metadata={"state": json.dumps({"schema": SCHEMA, **state})})
 
@@ -70,9 +59,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
                 group, name = key.split(":", 1)
                 tensors.setdefault(group, {})[name] = file.get_tensor(key)
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a training checkpoint ({error}). Delete it to start the run from the beginning") from error
+        raise ValueError(
+            f"{path}: not a training checkpoint ({error}). Delete it to start the run from the beginning"
+        ) from error
     if state.pop("schema", None) != SCHEMA:
-        raise ValueError(f"{path}: made by another version of this package; finish the run with that version, or start a new one in another folder")
+        raise ValueError(
+            f"{path}: made by another version of this package; finish the run with that version, or start a new one in another folder"
+        )
     return tensors, state
 
 
@@ -84,7 +77,11 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
 
 def held(out: Path) -> list[str]:
     """Which files of a run lie in `out`."""
-    return [name for name in ("config.json", "metrics.csv", "checkpoint.safetensors") if (out / name).exists()]
+    return [
+        name
+        for name in ("config.json", "metrics.csv", "checkpoint.safetensors")
+        if (out / name).exists()
+    ]
 
 
 def refuse_folder(out: Path, taken: Sequence[str], resume: bool) -> None:
@@ -96,7 +93,9 @@ def refuse_folder(out: Path, taken: Sequence[str], resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a run needs a folder of its own")
     if taken and not resume:
-        raise ValueError(f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder")
+        raise ValueError(
+            f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder"
+        )
 
 
 def claim_folder(
@@ -113,14 +112,25 @@ def claim_folder(
     found = None
     if checkpoint.name in taken:
         tensors, content = read_checkpoint(checkpoint)
-        if changed := [d for d in differences(_complete(content["settings"], settings), settings) if d.split(":")[0] not in FREE]:
-            cure = "resume with the settings and data of the run, or start a new one in another folder"
+        if changed := [
+            d
+            for d in differences(_complete(content["settings"], settings), settings)
+            if d.split(":")[0] not in FREE
+        ]:
+            suggestion = (
+                "resume with the settings and data of the run, or start a new one in another folder"
+            )
             keep = f"with pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) it keeps what this one has learnt"
-            raise ValueError(f"{out} was trained otherwise: {'; '.join(changed)}; {cure}; {keep}")
+            raise ValueError(
+                f"{out} was trained otherwise: {'; '.join(changed)}; {suggestion}; {keep}"
+            )
         found = tensors, content["state"]
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
-        for torn in (*out.glob(".*.safetensors*"), *out.glob(".tmp??????")):  # what a killed process was writing, safetensors' own file too
+        for torn in (
+            *out.glob(".*.safetensors*"),
+            *out.glob(".tmp??????"),
+        ):  # what a killed process was writing, safetensors' own file too
             torn.unlink()
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
@@ -134,7 +144,15 @@ def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     """
     kinds = {"model": ModelConfig, "train": TrainConfig}
     start = {"pretrained": now["pretrained"]} if "pretrained" in now else {}
-    return {**start, **settings, **{name: to_dict(from_dict(kind, settings[name])) for name, kind in kinds.items() if name in settings}}
+    return {
+        **start,
+        **settings,
+        **{
+            name: to_dict(from_dict(kind, with_current_names(settings[name])))
+            for name, kind in kinds.items()
+            if name in settings
+        },
+    }
 
 
 def fingerprint(data: Any) -> dict[str, Any]:
@@ -158,7 +176,11 @@ def fingerprint(data: Any) -> dict[str, Any]:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each setting that differs, by its dotted name, in plain data such as two configurations."""
     old, new = dict(_flat(then)), dict(_flat(now))
-    return [f"{name}: was {old.get(name)!r}, now {new.get(name)!r}" for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return [
+        f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,12 +189,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

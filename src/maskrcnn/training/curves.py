@@ -1,4 +1,4 @@
-"""The curves of a run as a picture: loss terms, learning rate, validation losses and APs over the steps.
+"""The curves of a run as an image: loss terms, learning rate, validation losses and APs over the steps.
 
 In: the rows of metrics.csv. Out: a PNG. Drawn with Pillow, so that no plotting package is needed.
 """
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 640, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 64, 130, 34, 30
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
+COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -31,7 +31,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         "validation loss": curves("val_loss/"),
         "validation AP": {name: c for name, c in curves("val/").items() if name.endswith("AP")},
     }
-    panels = {title: named for title, named in panels.items() if any(len(x) for x, _ in named.values())}
+    panels = {
+        title: named for title, named in panels.items() if any(len(x) for x, _ in named.values())
+    }
     columns = min(2, len(panels))
     sheet = Image.new("RGB", (WIDTH * columns, HEIGHT * -(-len(panels) // 2)), "white")
     for i, (title, named) in enumerate(panels.items()):
@@ -48,7 +50,10 @@ def _smooth(curve: Curve) -> Curve:
     """Means over about 200 stretches of the run: single steps are noise."""
     steps, values = curve
     parts = max(1, min(len(steps), 200))
-    return tuple(np.array([p.mean() for p in np.array_split(a, parts)]) if len(a) else a for a in (steps, values))  # ty: ignore[invalid-explicit-return]
+    return tuple(
+        np.array([p.mean() for p in np.array_split(a, parts)]) if len(a) else a
+        for a in (steps, values)
+    )  # ty: ignore[invalid-explicit-return]
 
 
 def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
@@ -56,24 +61,40 @@ def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     xs, ys = (np.concatenate([curve[axis] for curve in named.values()]) for axis in (0, 1))
     # Below zero there is nothing; the top leaves out the few highest points of the first steps.
-    x0, x1, y0, y1 = xs.min(), max(xs.max(), xs.min() + 1), 0.0, float(np.quantile(ys, 0.995)) * 1.08 or 1.0
+    x0, x1, y0, y1 = (
+        xs.min(),
+        max(xs.max(), xs.min() + 1),
+        0.0,
+        float(np.quantile(ys, 0.995)) * 1.08 or 1.0,
+    )
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     draw.text((LEFT, 8), title, fill="black", font=ImageFont.load_default(15))
     for part in np.linspace(0, 1, 5):
         y = TOP + height * (1 - part)
         draw.line([(LEFT, y), (LEFT + width, y)], fill="#dddddd")
-        draw.text((LEFT - 6, y), f"{y0 + part * (y1 - y0):.3g}", fill="#555555", font=font, anchor="rm")
+        draw.text(
+            (LEFT - 6, y), f"{y0 + part * (y1 - y0):.3g}", fill="#555555", font=font, anchor="rm"
+        )
     for step in sorted({int(x) for x in np.linspace(x0, xs.max(), 5)}):  # whole steps, each once
-        draw.text((LEFT + width * (step - x0) / (x1 - x0), HEIGHT - BOTTOM + 6), f"{step}", fill="#555555", font=font, anchor="mt")
+        draw.text(
+            (LEFT + width * (step - x0) / (x1 - x0), HEIGHT - BOTTOM + 6),
+            f"{step}",
+            fill="#555555",
+            font=font,
+            anchor="mt",
+        )
     for i, (name, (steps, values)) in enumerate(named.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        color = COLORS[i % len(COLORS)]
         points = [
-            (LEFT + width * (x - x0) / (x1 - x0), TOP + height * (1 - min(1.0, max(0.0, (y - y0) / (y1 - y0)))))
+            (
+                LEFT + width * (x - x0) / (x1 - x0),
+                TOP + height * (1 - min(1.0, max(0.0, (y - y0) / (y1 - y0)))),
+            )
             for x, y in zip(steps, values, strict=True)
         ]
-        draw.line(points, fill=colour, width=2)
+        draw.line(points, fill=color, width=2)
         if len(points) <= 60:
             for x, y in points:
-                draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
-        draw.text((LEFT + width + 8, TOP + 18 * i), name, fill=colour, font=font)
+                draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=color)
+        draw.text((LEFT + width + 8, TOP + 18 * i), name, fill=color, font=font)
     return image

@@ -40,7 +40,14 @@ class RunLog:
         total: int | None = None,
     ) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.columns = list(columns)
         self._file = self._events = None
@@ -66,7 +73,10 @@ class RunLog:
             if tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._events = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if resume_at is not None else None)
+                self._events = SummaryWriter(
+                    str(out / "tensorboard"),
+                    purge_step=first_step + 1 if resume_at is not None else None,
+                )
         self._bar.start()
 
     def say(self, text: str) -> None:
@@ -114,7 +124,9 @@ class RunLog:
         now = time.monotonic()
         if not self._bar.disable and (now - self._refreshed > REFRESH_EVERY or step == total):
             self._refreshed = now
-            self._bar.update(self._task, total=total, completed=step, text=self._summary(), refresh=True)
+            self._bar.update(
+                self._task, total=total, completed=step, text=self._summary(), refresh=True
+            )
         elif self._bar.disable and (now - self._shown > PLAIN_LINE_EVERY or step == total):
             self._shown = now
             self.say(f"step {step}{f' of {total}' if total else ''}: {self._summary()}")
@@ -123,7 +135,9 @@ class RunLog:
         def mean(name: str) -> float:
             return sum(r.get(name, 0.0) for r in self._recent) / len(self._recent)
 
-        terms = [name.removeprefix("loss/") for name in self._recent[-1] if name.startswith("loss/")]
+        terms = [
+            name.removeprefix("loss/") for name in self._recent[-1] if name.startswith("loss/")
+        ]
         losses = " ".join(f"{name} {mean(f'loss/{name}'):.3f}" for name in terms)
         return f"loss {mean('loss'):.3f} ({losses}) lr {self._recent[-1]['learning_rate']:.2e} {mean('images_per_second'):.1f} img/s"
 
@@ -131,7 +145,10 @@ class RunLog:
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv, each with the columns that it has."""
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _open_rows(path: Path, columns: Sequence[str], resume_at: int | None) -> Any:

@@ -1,6 +1,6 @@
-"""How weights move: the optimiser and its parameter groups, the learning rate of every step, the averaged weights.
+"""How weights move: the optimizer and its parameter groups, the learning rate of every step, the averaged weights.
 
-In: a model and a `TrainConfig`. Out: a torch optimiser, a rate for each step as a pure function of the step, and an `Ema` of the model.
+In: a model and a `TrainConfig`. Out: a torch optimizer, a rate for each step as a pure function of the step, and an `Ema` of the model.
 What has a state gives it as flat named tensors and takes it back bit for bit.
 """
 
@@ -20,14 +20,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def images_per_step(config: TrainConfig, world: int = 1) -> int:
-    """Pictures that one optimiser step averages over, in all processes."""
+    """Images that one optimizer step averages over, in all processes."""
     return config.batch_size * config.accumulate * world
 
 
 def scaled_rate(config: TrainConfig, world: int = 1) -> float:
-    """The peak learning rate for the actual number of pictures per step.
+    """The peak learning rate for the actual number of images per step.
 
-    Linear in it for SGD, whose noise is averaged away in proportion; by the square root for AdamW, whose steps are already normalised.
+    Linear in it for SGD, whose noise is averaged away in proportion; by the square root for AdamW, whose steps are already normalized.
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD"; Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms".
     """
@@ -36,7 +36,7 @@ def scaled_rate(config: TrainConfig, world: int = 1) -> float:
 
 
 def rate_factor(step: int, total: int | None, config: TrainConfig) -> float:
-    """What the peak learning rate is multiplied by at optimiser step `step` (from 0) of `total`.
+    """What the peak learning rate is multiplied by at optimizer step `step` (from 0) of `total`.
 
     A linear warm-up of `config.warmup` steps, at most a tenth of the run, then a cosine to zero or steps by `gamma`. While the length of a
     run is not yet known (`total` None, the measured start of a run with `max_time`) there is the warm-up alone.
@@ -61,7 +61,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [g for g in groups if g["params"]]
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=fused)
+        return torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, fused=fused
+        )
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
 
 
@@ -72,7 +74,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as flat tensors, "<weight's name>/<kind>": its momenta and step counts."""
+    """The optimizer's state as flat tensors, "<weight's name>/<kind>": its momenta and step counts."""
     return {
         f"{name}/{kind}": value
         for name, parameter in model.named_parameters()
@@ -81,17 +83,23 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
     """Takes back what `optimizer_tensors` gave, in the memory layout of the weights."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, kind = key.rsplit("/", 1)
         parameter = parameters[name]
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value, device=parameter.device)
+        like = (
+            torch.empty_like(parameter)
+            if value.shape == parameter.shape
+            else torch.empty_like(value, device=parameter.device)
+        )
         optimizer.state[parameter][kind] = like.copy_(value)
 
 
-class Ema(Generic[M]):
+class EMA(Generic[M]):
     """A moving average of the weights and of the running statistics, which is what gets evaluated and saved.
 
     The decay starts low, min(decay, (1 + t) / (10 + t)), so that the untrained start is forgotten and short runs work too.
@@ -106,7 +114,7 @@ class Ema(Generic[M]):
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the average towards the model after optimiser step `step` (from 0)."""
+        """Moves the average towards the model after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         average, current = zip(*self._averaged, strict=True)
         torch._foreach_lerp_(average, current, 1 - decay)

@@ -31,7 +31,10 @@ class Processes:
         The group stays open until the process ends: a second one would read the addresses that the first left in torchrun's store, and now and
         then wait for them for ever.
         """
-        world, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+        world, rank, local = (
+            int(os.environ.get(name, default))
+            for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+        )
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if place.type == "cuda":
             place = torch.device("cuda", local if place.index is None else place.index)
@@ -52,7 +55,9 @@ class Processes:
             return module
         # A 1x1 convolution's weight has two names for one layout, and torch takes them for two.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return nn.parallel.DistributedDataParallel(module, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(
+            module, device_ids=[self.device.index] if self.device.type == "cuda" else None
+        )
 
     def average(self, values: Tensor) -> Tensor:
         """The mean over the processes; not finite where one of them is not."""

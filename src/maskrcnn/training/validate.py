@@ -1,4 +1,4 @@
-"""How good the model is in the middle of its training, on pictures it does not learn from.
+"""How good the model is in the middle of its training, on images it does not learn from.
 
 In: a model and a validation set, shared out over the processes. Out: numbers by the column of metrics.csv: `val_loss` and its terms; `val/AP`, the
 mean of the APs of boxes, masks and keypoints as far as there are truth and a head for them, which says what "better" means; and these APs themselves.
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..config import ModelConfig, TrainConfig
-from ..ops.device import runs_ahead
+from ..ops.device import is_async
 from .processes import Processes
 from .sampler import BatchPlan
 
 if TYPE_CHECKING:
-    from ..data.coco import CocoDataset
+    from ..annotations.coco_dataset import CocoDataset
     from ..evaluation.metric import Task
     from ..model.maskrcnn import MaskRCNN
 
@@ -29,7 +29,13 @@ NUMBERS = ("AP", "AP50", "AP75")
 def loss_terms(config: ModelConfig) -> tuple[str, ...]:
     """Names of the terms of a model's loss."""
     heads = (("mask", config.mask), ("keypoint", config.keypoint))
-    return ("rpn_objectness", "rpn_box", "classification", "box", *(name for name, head in heads if head))
+    return (
+        "rpn_objectness",
+        "rpn_box",
+        "classification",
+        "box",
+        *(name for name, head in heads if head),
+    )
 
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
@@ -44,49 +50,77 @@ def validation_columns(config: ModelConfig) -> list[str]:
     return ["val_loss", *(f"val_loss/{term}" for term in loss_terms(config)), "val/AP", *precisions]
 
 
-def validate(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
+def validate(
+    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+) -> dict[str, float]:
     """Loss and average precision of `model` in evaluation mode; all processes take part and get the same numbers."""
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes) | _precision(model, validation, config, processes)
+    numbers = _losses(model, validation, config, processes) | _precision(
+        model, validation, config, processes
+    )
     model.train(was_training)
     return numbers
 
 
 @torch.no_grad()
-def _losses(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
-    """Mean terms over the pictures, unaugmented, with the same sampling of anchors and RoIs every time."""
-    from ..data.dataset import TrainingSet
-    from ..data.loader import TrainingLoader
+def _losses(
+    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+) -> dict[str, float]:
+    """Mean terms over the images, unaugmented, with the same sampling of anchors and RoIs every time."""
+    from ..augmentation.loader import TrainingLoader
+    from ..augmentation.training_set import TrainingSet
 
-    pictures = TrainingSet(validation, model.config, None)
-    plan = BatchPlan(len(validation), config.batch_size, rank=processes.rank, world=processes.world, shuffle=False)
+    images = TrainingSet(validation, model.config, None)
+    plan = BatchPlan(
+        len(validation),
+        config.batch_size,
+        rank=processes.rank,
+        world=processes.world,
+        shuffle=False,
+    )
     # Every process needs as many batches, because the losses' normalisers are averaged over them; the last ones may begin the set again.
     steps = math.ceil(len(validation) / plan.global_batch)
     terms = loss_terms(model.config)
     sums = torch.zeros(len(terms), device=processes.device)
-    for batch, truth in TrainingLoader(pictures, plan.batches(stop=steps), config.workers, model.config.input.size_divisor):
+    for batch, truth in TrainingLoader(
+        images, plan.batches(stop=steps), config.workers, model.config.input.size_divisor
+    ):
         losses = model.losses(batch.to(processes.device), truth.to(processes.device))
         sums += torch.stack([losses[term].float() for term in terms])
     means = dict(zip(terms, (processes.average(sums) / steps).tolist(), strict=True))
-    return {"val_loss": sum(means.values())} | {f"val_loss/{term}": value for term, value in means.items()}
+    return {"val_loss": sum(means.values())} | {
+        f"val_loss/{term}": value for term, value in means.items()
+    }
 
 
-def _precision(model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes) -> dict[str, float]:
-    """AP from the results of all processes, each for its share of the pictures."""
-    from ..evaluation.answers import results_on
-    from ..evaluation.coco import evaluate_results
+def _precision(
+    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+) -> dict[str, float]:
+    """AP from the results of all processes, each for its share of the images."""
+    from ..evaluation.evaluate import evaluate_results
+    from ..evaluation.predictions import results_on
 
-    share = validation.subset(range(processes.rank, len(validation), processes.world)) if processes.world > 1 else validation
-    together = config.batch_size if runs_ahead(processes.device) else 1  # one picture fills a processor
+    share = (
+        validation.subset(range(processes.rank, len(validation), processes.world))
+        if processes.world > 1
+        else validation
+    )
+    together = config.batch_size if is_async(processes.device) else 1  # one image fills a processor
     given = (model, share, share.truth(), validation.categories)
-    found = results_on(*given, batch_size=together, device=str(processes.device)) if len(share) else []
+    found = (
+        results_on(*given, batch_size=together, device=str(processes.device)) if len(share) else []
+    )
     results = list(chain.from_iterable(processes.gather(found)))
     numbers: dict[str, float] = {}
     if processes.main:
         most = max(100, model.config.box.max_detections)
-        tasks = evaluate_results(results, validation.truth(), validation.categories, evaluated_tasks(model.config), most).tasks
-        numbers = {f"val/{task}_{name}": values[name] for task, values in tasks.items() for name in NUMBERS}
+        tasks = evaluate_results(
+            results, validation.truth(), validation.categories, evaluated_tasks(model.config), most
+        ).tasks
+        numbers = {
+            f"val/{task}_{name}": values[name] for task, values in tasks.items() for name in NUMBERS
+        }
         scores = [values["AP"] for values in tasks.values() if values["AP"] >= 0]
         numbers["val/AP"] = sum(scores) / len(scores) if scores else 0.0
     return processes.from_main(numbers)

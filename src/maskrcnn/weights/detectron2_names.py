@@ -28,9 +28,14 @@ _NOT_WEIGHTS = re.compile(
 )
 
 
-def recognises(state: Mapping[str, Tensor]) -> bool:
+def recognizes(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of a Detectron2 model."""
-    return any(k.startswith(("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.fpn_lateral")) for k in state)
+    return any(
+        k.startswith(
+            ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.fpn_lateral")
+        )
+        for k in state
+    )
 
 
 def renamed(state: Mapping[str, Tensor], first_level: int) -> dict[str, Tensor]:
@@ -40,18 +45,28 @@ def renamed(state: Mapping[str, Tensor], first_level: int) -> dict[str, Tensor]:
         state: the weights under Detectron2's names.
         first_level: the finest level of the pyramid, 2 for P2.
     """
-    return {_our_name(name, first_level): weight for name, weight in state.items() if not _NOT_WEIGHTS.fullmatch(name)}
+    return {
+        _our_name(name, first_level): weight
+        for name, weight in state.items()
+        if not _NOT_WEIGHTS.fullmatch(name)
+    }
 
 
 def _our_name(key: str, first_level: int) -> str:
     """Our name of a weight; one that we do not know stays and is reported by the loader."""
     if m := re.fullmatch(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(.+)", key):
         stage = "res5" if key.startswith("roi_heads.") else f"trunk.layer{int(m[1]) - 1}"
-        rest = re.sub(r"conv(\d)\.norm\.", r"bn\1.", m[3].replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0."))
+        rest = re.sub(
+            r"conv(\d)\.norm\.",
+            r"bn\1.",
+            m[3].replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0."),
+        )
         return f"{stage}.{m[2]}.{rest}"
     if m := re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(.+)", key):
         return f"neck.{m[1]}.{int(m[2]) - first_level}.{m[3] or 'conv.'}{m[4]}"
-    if m := re.fullmatch(r"roi_heads\.(box|mask|keypoint)_head\.(?:conv|mask_fcn|conv_fcn)(\d+)\.(norm\.)?(.+)", key):
+    if m := re.fullmatch(
+        r"roi_heads\.(box|mask|keypoint)_head\.(?:conv|mask_fcn|conv_fcn)(\d+)\.(norm\.)?(.+)", key
+    ):
         return f"{m[1]}_head.convs.{int(m[2]) - 1}.{m[3] or 'conv.'}{m[4]}"
     if m := re.fullmatch(r"roi_heads\.box_head\.fc(\d+)\.(.+)", key):
         return f"box_head.fcs.{int(m[1]) - 1}.{m[2]}"

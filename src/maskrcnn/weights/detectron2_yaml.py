@@ -56,14 +56,27 @@ MODEL:
 """
 
 # Sections in which a key that Detectron2 does not have is worth a warning: a fork may have given it a meaning.
-_WATCHED = ("BACKBONE", "FPN", "ANCHOR_GENERATOR", "RPN", "ROI_HEADS", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD", "RESNETS")
+_WATCHED = (
+    "BACKBONE",
+    "FPN",
+    "ANCHOR_GENERATOR",
+    "RPN",
+    "ROI_HEADS",
+    "ROI_BOX_HEAD",
+    "ROI_MASK_HEAD",
+    "ROI_KEYPOINT_HEAD",
+    "RESNETS",
+)
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without code; tuples, which old Detectron2 versions wrote with Python's tag, are lists."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple",
+    lambda loader, node: loader.construct_sequence(node, deep=True),
+)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -76,7 +89,8 @@ def read_config(path: Path) -> dict[str, Any]:
     settings = _merge(yaml.safe_load(DEFAULTS), _with_base(path, ()), path, "", unknown)
     if unknown:
         warnings.warn(
-            f"{path}: Detectron2 knows no {', '.join(unknown)}; if a fork gives them a meaning, the model will answer differently.", stacklevel=5
+            f"{path}: Detectron2 knows no {', '.join(unknown)}; if a fork gives them a meaning, the model will answer differently.",
+            stacklevel=5,
         )
     return settings
 
@@ -88,8 +102,14 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         wanted_by = f" (the _BASE_ of {above[-1]})" if above else ""
         reason = str(error).replace("\n", " ")
-        raise WeightsError(f"{path}{wanted_by}: cannot be read: {reason}. Write the whole configuration into one file with cfg.dump().") from error
-    if not isinstance(given, dict) or (not above and "MODEL" not in given and "_BASE_" not in given) or "_target_" in str(given.get("model", "")):
+        raise WeightsError(
+            f"{path}{wanted_by}: cannot be read: {reason}. Write the whole configuration into one file with cfg.dump()."
+        ) from error
+    if (
+        not isinstance(given, dict)
+        or (not above and "MODEL" not in given and "_BASE_" not in given)
+        or "_target_" in str(given.get("model", ""))
+    ):
         raise WeightsError(
             f"{path}: not a Detectron2 configuration of the yaml kind (a dict with MODEL, INPUT ..); lazy configurations are not read."
         )
@@ -103,11 +123,21 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _over(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    both = {k: _over(base[k], v) for k, v in given.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    both = {
+        k: _over(base[k], v)
+        for k, v in given.items()
+        if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
     return {**base, **given, **both}
 
 
-def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any], path: Path, where: str, unknown: list[str]) -> dict[str, Any]:
+def _merge(
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any],
+    path: Path,
+    where: str,
+    unknown: list[str],
+) -> dict[str, Any]:
     """The given settings over the defaults, each of its default's kind; sections that do not concern the network are left out."""
     merged = dict(defaults)
     for key, value in given.items():
@@ -136,7 +166,12 @@ def _like(default: Any, value: Any, name: str, path: Path) -> Any:
         return ""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(default, int) and not isinstance(default, bool) and isinstance(value, float) and value.is_integer():
+    if (
+        isinstance(default, int)
+        and not isinstance(default, bool)
+        and isinstance(value, float)
+        and value.is_integer()
+    ):
         return int(value)
     if type(value) is not type(default):
         raise WeightsError(f"{path}: {name} is {value!r}, must be of the kind of {default!r}.")

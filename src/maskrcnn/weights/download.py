@@ -1,6 +1,6 @@
 """Published weights by name: fetched once, resumed where a download broke, verified, kept in a cache folder.
 
-In: a record of the catalogue. Out: the path of a verified file. The folder is `MASKRCNN_HOME`, or `~/.cache/maskrcnn`. The file appears there
+In: a record of the catalog. Out: the path of a verified file. The folder is `MASKRCNN_HOME`, or `~/.cache/maskrcnn`. The file appears there
 under its own name only when it is whole and right; until then it is `<name>.part`.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Generator
@@ -16,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .catalogue import Weights
+from ..runtime.cache import cache_folder
+from .catalog import Weights
 
 CHUNK = 1 << 20
 ATTEMPTS = 3
@@ -26,12 +26,6 @@ TIMEOUT = 30.0
 
 class DownloadError(OSError):
     """Weights that could not be fetched; the message says from where and how to put them in place by hand."""
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept."""
-    home = os.environ.get("MASKRCNN_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "maskrcnn"
 
 
 def fetch(weights: Weights) -> Path:
@@ -46,7 +40,9 @@ def fetch(weights: Weights) -> Path:
         if not target.exists():
             part = target.with_name(target.name + ".part")
             _download(weights.url, part, target)
-            _verify(part, weights, f"{part} was removed; run again, or fetch the file from elsewhere")
+            _verify(
+                part, weights, f"{part} was removed; run again, or fetch the file from elsewhere"
+            )
             part.replace(target)
         else:
             _verify(target, weights, f"{target} was removed; run again to fetch it")
@@ -59,11 +55,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(path: Path, weights: Weights, cure: str) -> None:
+def _verify(path: Path, weights: Weights, suggestion: str) -> None:
     found = sha256(path)
     if not found.startswith(weights.sha256):
         path.unlink()
-        raise DownloadError(f"{weights.name}: SHA-256 is {found[:16]}.., must begin with {weights.sha256} ({weights.url}). {cure}.")
+        raise DownloadError(
+            f"{weights.name}: SHA-256 is {found[:16]}.., must begin with {weights.sha256} ({weights.url}). {suggestion}."
+        )
 
 
 def _download(url: str, part: Path, target: Path) -> None:
@@ -80,10 +78,20 @@ def _download(url: str, part: Path, target: Path) -> None:
                 part.unlink(missing_ok=True)
                 problem = "the server has less than was fetched before"
                 continue
-            raise DownloadError(f"{url}: the server answers {error.code} {error.reason}. {by_hand}.") from error
+            raise DownloadError(
+                f"{url}: the server answers {error.code} {error.reason}. {by_hand}."
+            ) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            problem = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
-    kept = f" {part.stat().st_size / 1e6:.1f} MB are kept; run again to go on." if part.exists() and part.stat().st_size else ""
+            problem = (
+                error.reason
+                if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
+                else error
+            )
+    kept = (
+        f" {part.stat().st_size / 1e6:.1f} MB are kept; run again to go on."
+        if part.exists() and part.stat().st_size
+        else ""
+    )
     raise DownloadError(f"{url}: cannot be fetched ({problem}).{kept} {by_hand}.")
 
 
@@ -93,7 +101,9 @@ def _attempt(url: str, part: Path) -> bool:
     headers = {"User-Agent": "maskrcnn", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+    ) as answer:
         if have and answer.status != 206:  # no ranges here: from the start
             have = 0
         length = answer.headers.get("Content-Length")
@@ -103,12 +113,27 @@ def _attempt(url: str, part: Path) -> bool:
     return total is None or done == total
 
 
-def _copy(answer: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, label: str) -> int:
+def _copy(
+    answer: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, label: str
+) -> int:
     """Copies with a progress bar; the number of bytes that came."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     count = 0
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(label, total=total, completed=have)

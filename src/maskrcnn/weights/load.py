@@ -1,6 +1,6 @@
 """`load` a model from anything that holds one, `save` it as our own file.
 
-In: a catalogue name, a run folder, our `.safetensors`, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its `config.yaml`.
+In: a catalog name, a run folder, our `.safetensors`, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its `config.yaml`.
 Out: a `MaskRCNN` in evaluation mode, that answers as the model did where it comes from.
 
 Our own file is one `.safetensors`: the weights, and under the metadata key `maskrcnn` a JSON object {"schema", "config", "info"}.
@@ -9,8 +9,6 @@ Our own file is one `.safetensors`: the weights, and under the metadata key `mas
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,10 @@ from torch import Tensor
 
 from ..config import Category, ModelConfig
 from ..presets import make_categories
-from ..settings import from_dict, to_dict
-from . import detectron2, detectron2_names, download, torchvision
-from .catalogue import Weights, find, recognise, weights
+from ..runtime.files import replacing
+from ..settings import from_dict, to_dict, with_current_names
+from . import detectron2_names, download, from_detectron2, from_torchvision
+from .catalog import Weights, find, recognize, weights
 from .pickles import WeightsError, read_pickle, read_torch
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def load(
     bn_eps: float | None = None,
     device: torch.device | str = "cpu",
 ) -> MaskRCNN:
-    """A model from a catalogue name, a run folder, our own file, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its config.yaml.
+    """A model from a catalog name, a run folder, our own file, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its config.yaml.
 
     No code of a file is run.
 
@@ -54,7 +53,7 @@ def load(
     Raises:
         WeightsError: the file is damaged, hostile, not a model, or a model with parts that we lack; the message names them.
         DownloadError: published weights could not be fetched.
-        ValueError: neither a file nor a name of the catalogue.
+        ValueError: neither a file nor a name of the catalog.
     """
     from ..model.maskrcnn import MaskRCNN
 
@@ -63,7 +62,9 @@ def load(
         config, state = _read(path, bn_eps)
         config = _with_eps(_with_categories(config, categories), bn_eps)
     except WeightsError as error:
-        raise WeightsError(str(error) if str(path) in str(error) else f"{path}: {error}") from error.__cause__
+        raise WeightsError(
+            str(error) if str(path) in str(error) else f"{path}: {error}"
+        ) from error.__cause__
     if config.trunk.timm:  # may hold tensors that are not among its weights
         model = MaskRCNN.from_config(config)
     else:  # without drawing the random weights that the file's take the place of
@@ -74,14 +75,19 @@ def load(
     return model.to(device).eval()
 
 
-def save(model: MaskRCNN, path: str | Path, info: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> Path:
+def save(
+    model: MaskRCNN,
+    path: str | Path,
+    info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Writes the model as one `.safetensors` file, whole or not at all.
 
     Args:
         model: any model of ours.
         path: where; the folder must exist.
         info: what shall be known of it (epoch, AP, data), plain values.
-        dtype: float16 or bfloat16 halve the file; biases and normalisations stay as they are. Loaded back, all is float32.
+        dtype: float16 or bfloat16 halve the file; biases and normalizations stay as they are. Loaded back, all is float32.
 
     Raises:
         ValueError: the path has another suffix, or a weight is too large for `dtype`.
@@ -90,22 +96,25 @@ def save(model: MaskRCNN, path: str | Path, info: Mapping[str, Any] | None = Non
 
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f'{path}: our own files end in .safetensors; write "{path.with_suffix(".safetensors")}"')
-    state = {name: value.detach().to("cpu", _stored(value, dtype)).contiguous().clone() for name, value in model.state_dict().items()}
+        raise ValueError(
+            f'{path}: our own files end in .safetensors; write "{path.with_suffix(".safetensors")}"'
+        )
+    state = {
+        name: value.detach().to("cpu", _stored(value, dtype)).contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
     spoilt = [name for name, value in state.items() if dtype and not value.isfinite().all()]
     if spoilt:
-        raise ValueError(f"{path}: {_some(spoilt)} cannot be stored as {dtype}; choose torch.bfloat16, or none")
-    metadata = {KEY: json.dumps({"schema": SCHEMA, "config": to_dict(model.config), "info": dict(info or {})})}
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-    try:
-        save_file(state, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path}: {_some(spoilt)} cannot be stored as {dtype}; choose torch.bfloat16, or none"
+        )
+    metadata = {
+        KEY: json.dumps(
+            {"schema": SCHEMA, "config": to_dict(model.config), "info": dict(info or {})}
+        )
+    }
+    with replacing(path) as partial:
+        save_file(state, partial, metadata)
     return path
 
 
@@ -115,7 +124,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
 
 
 def load_trunk(model: MaskRCNN, source: str | Path) -> MaskRCNN:
-    """Fills the model's ResNet with torchvision's ImageNet weights, a catalogue name such as "resnet50_imagenet" or a file; the rest stays.
+    """Fills the model's ResNet with torchvision's ImageNet weights, a catalog name such as "resnet50_imagenet" or a file; the rest stays.
 
     Raises:
         WeightsError: the trunk is another one, or takes its stride elsewhere, so that these weights do not fit.
@@ -124,10 +133,17 @@ def load_trunk(model: MaskRCNN, source: str | Path) -> MaskRCNN:
     path = _locate(source)
     if trunk.timm or trunk.stride_in_1x1:
         part = f'trunk.timm="{trunk.timm}"' if trunk.timm else "trunk.stride_in_1x1=True"
-        raise WeightsError(f"{path}: torchvision's ImageNet weights are of ResNets with the stride in the 3x3 convolution, this model has {part}.")
-    found = {k: v for k, v in _state_dict(read_torch(path), path).items() if not k.startswith("fc.")}
+        raise WeightsError(
+            f"{path}: torchvision's ImageNet weights are of ResNets with the stride in the 3x3 convolution, this model has {part}."
+        )
+    found = {
+        k: v for k, v in _state_dict(read_torch(path), path).items() if not k.startswith("fc.")
+    }
     c4 = model.config.neck.kind == "c4"
-    state = {k.replace("layer4.", "res5.", 1) if c4 and k.startswith("layer4.") else f"trunk.{k}": v for k, v in found.items()}
+    state = {
+        k.replace("layer4.", "res5.", 1) if c4 and k.startswith("layer4.") else f"trunk.{k}": v
+        for k, v in found.items()
+    }
     others = {k: v for k, v in model.state_dict().items() if not k.startswith(("trunk.", "res5."))}
     fill(model, {**others, **state}, path)
     return model
@@ -141,16 +157,24 @@ def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
     counter = ".num_batches_tracked"
     state = {k: v for k, v in state.items() if k in wanted or not k.endswith(counter)}
-    state |= {k: torch.zeros_like(v) for k, v in wanted.items() if k.endswith(counter) and k not in state}
+    state |= {
+        k: torch.zeros_like(v) for k, v in wanted.items() if k.endswith(counter) and k not in state
+    }
     problems = []
     if missing := [k for k in wanted if k not in state]:
         problems.append(f"it lacks {_some(missing)}")
     if unexpected := [k for k in state if k not in wanted]:
         problems.append(f"it has {_some(unexpected)}, which the model has no place for")
-    if shapes := [f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}" for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]:
+    if shapes := [
+        f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
+        for k, v in state.items()
+        if k in wanted and v.shape != wanted[k].shape
+    ]:
         problems.append(f"other shapes: {_some(shapes)}")
     if problems:
-        raise WeightsError(f"{path}: the weights do not fit the model: {'; '.join(problems)}. Is the configuration that of this file?")
+        raise WeightsError(
+            f"{path}: the weights do not fit the model: {'; '.join(problems)}. Is the configuration that of this file?"
+        )
     model.load_state_dict(state)
 
 
@@ -161,10 +185,14 @@ def _locate(source: str | Path) -> Path:
         for name in ("best.safetensors", "last.safetensors", "model_final.pth"):
             if (path / name).is_file():
                 return path / name
-        if known := next((record for record in weights() if record.name == str(source)), None):  # a folder of data may be called nuclei, too
+        if known := next(
+            (record for record in weights() if record.name == str(source)), None
+        ):  # a folder of data may be called nuclei, too
             return _fetched(known)
         held = _some(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise WeightsError(f"{path}: a run folder has best.safetensors or last.safetensors, this has {held}.")
+        raise WeightsError(
+            f"{path}: a run folder has best.safetensors or last.safetensors, this has {held}."
+        )
     if path.is_file():
         return path
     if path.suffix in (".safetensors", ".yaml", *FOREIGN) or len(path.parts) > 1:
@@ -182,27 +210,35 @@ def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, T
     if path.suffix == ".safetensors":
         return _read_own(path)
     if path.suffix not in FOREIGN:
-        raise WeightsError(f"{path}: a model is a .safetensors, .pth or .pkl file; this is none of them.")
+        raise WeightsError(
+            f"{path}: a model is a .safetensors, .pth or .pkl file; this is none of them."
+        )
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"  # torch.save's form, whatever the suffix
     content = read_pickle(path) if path.suffix == ".pkl" and not zipped else read_torch(path)
     state = _state_dict(content, path)
-    if detectron2_names.recognises(state):
-        return detectron2.convert(state, path)
-    if torchvision.recognises(state):
-        published = recognise(download.sha256(path)) if bn_eps is None else None
-        return torchvision.convert(state, published, bn_eps)
+    if detectron2_names.recognizes(state):
+        return from_detectron2.convert(state, path)
+    if from_torchvision.recognizes(state):
+        published = recognize(download.sha256(path)) if bn_eps is None else None
+        return from_torchvision.convert(state, published, bn_eps)
     raise WeightsError(f"{path}: {_what_else(state)}")
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what a file holds: a state dict itself, or under "model" beside the optimiser."""
+    """The weights in what a file holds: a state dict itself, or under "model" beside the optimizer."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        kind = f"a {type(content).__name__}" if not isinstance(content, dict) else f"a dict of {_some([str(k) for k in content]) or 'nothing'}"
-        raise WeightsError(f"{path}: holds no weights but {kind}; save model.state_dict(), not the model.")
+        kind = (
+            f"a {type(content).__name__}"
+            if not isinstance(content, dict)
+            else f"a dict of {_some([str(k) for k in content]) or 'nothing'}"
+        )
+        raise WeightsError(
+            f"{path}: holds no weights but {kind}; save model.state_dict(), not the model."
+        )
     weights = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     wrapped = all(k.startswith("module.") for k in weights)  # DistributedDataParallel
     return {k.removeprefix("module.") if wrapped else k: v for k, v in weights.items()}
@@ -224,10 +260,14 @@ def _read_own(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
     header = _header(path)
     try:
-        config = from_dict(ModelConfig, header["config"])
+        config = from_dict(ModelConfig, with_current_names(header["config"]))
     except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: its configuration is not understood ({error}); was it written by a newer maskrcnn? Upgrade maskrcnn.") from error
-    return config, {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        raise WeightsError(
+            f"{path}: its configuration is not understood ({error}); was it written by a newer maskrcnn? Upgrade maskrcnn."
+        ) from error
+    return config, {
+        k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()
+    }
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -243,22 +283,30 @@ def _header(path: Path) -> dict[str, Any]:
             f"{path}: a safetensors file, but not one of maskrcnn: it carries no configuration. Save models with maskrcnn.save(model, path)."
         )
     if header["schema"] > SCHEMA:
-        raise WeightsError(f"{path}: was written by a newer maskrcnn (schema {header['schema']}, this one reads {SCHEMA}). Upgrade maskrcnn.")
+        raise WeightsError(
+            f"{path}: was written by a newer maskrcnn (schema {header['schema']}, this one reads {SCHEMA}). Upgrade maskrcnn."
+        )
     return header
 
 
-def _with_categories(config: ModelConfig, categories: Sequence[str | Category] | None) -> ModelConfig:
+def _with_categories(
+    config: ModelConfig, categories: Sequence[str | Category] | None
+) -> ModelConfig:
     """The labels' names replaced; a skeleton stays where the new category brings none."""
     if categories is None:
         return config
     if len(categories) != config.num_classes:
-        raise WeightsError(f"the model has {config.num_classes} categories, categories= names {len(categories)}; name each label, in their order.")
+        raise WeightsError(
+            f"the model has {config.num_classes} categories, categories= names {len(categories)}; name each label, in their order."
+        )
     new = []
     for given, old in zip(make_categories(categories), config.categories, strict=True):
         if config.keypoint and not given.keypoints:
             given = replace(old, name=given.name, id=given.id)
         if config.keypoint and len(given.keypoints) != len(old.keypoints):
-            raise WeightsError(f'category "{given.name}" has {len(given.keypoints)} keypoints, the model predicts {len(old.keypoints)} for it.')
+            raise WeightsError(
+                f'category "{given.name}" has {len(given.keypoints)} keypoints, the model predicts {len(old.keypoints)} for it.'
+            )
         new.append(given)
     return replace(config, categories=tuple(new))
 
@@ -280,10 +328,3 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 def _some(names: Sequence[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def umask() -> int:
-    """The permissions that this process keeps from new files."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

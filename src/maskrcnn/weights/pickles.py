@@ -38,12 +38,28 @@ def read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        named = re.search(r"GLOBAL ([\w.]+)|load (?:module )?([\w.]+)|import(?:ing)? ([\w.]+)", str(error))
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        named = re.search(
+            r"GLOBAL ([\w.]+)|load (?:module )?([\w.]+)|import(?:ing)? ([\w.]+)", str(error)
+        )
         if named:
-            raise WeightsError(f"{path}: refused, it asks for {next(g for g in named.groups() if g)}. {_TRUST}") from error
+            raise WeightsError(
+                f"{path}: refused, it asks for {next(g for g in named.groups() if g)}. {_TRUST}"
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: not a file of tensors as torch.save writes it, or damaged ({reason}).") from error
+        raise WeightsError(
+            f"{path}: not a file of tensors as torch.save writes it, or damaged ({reason})."
+        ) from error
 
 
 def read_pickle(path: Path) -> Any:
@@ -58,7 +74,9 @@ def read_pickle(path: Path) -> Any:
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
         except Exception as error:  # a damaged or hostile pickle can raise anything
-            raise WeightsError(f"{path}: not a pickle of arrays, or damaged ({type(error).__name__}: {error}).") from error
+            raise WeightsError(
+                f"{path}: not a pickle of arrays, or damaged ({type(error).__name__}: {error})."
+            ) from error
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -107,22 +125,32 @@ class _DType:
 
     def __init__(self, letters: Any) -> None:
         if not isinstance(letters, str) or not _NUMBER.fullmatch(letters):
-            raise WeightsError(f"refused, it holds an array of {letters!r}, and only numbers are weights.")
+            raise WeightsError(
+                f"refused, it holds an array of {letters!r}, and only numbers are weights."
+            )
         self.letters = letters
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
-            raise WeightsError("refused, it holds an array of records, and only numbers are weights.")
+            raise WeightsError(
+                "refused, it holds an array of records, and only numbers are weights."
+            )
         self.letters = state[1] + self.letters[-2:]
 
     def numbers(self, data: Any, shape: Any, fortran: bool) -> np.ndarray:
         """The bytes as an array."""
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 had no bytes
-        if not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple) or any(not isinstance(n, int) or n < 0 for n in shape):
+        if (
+            not isinstance(data, bytes | bytearray)
+            or not isinstance(shape, tuple)
+            or any(not isinstance(n, int) or n < 0 for n in shape)
+        ):
             raise WeightsError("refused, it holds an array whose content is not numbers.")
         dtype = np.dtype(self.letters)
         if len(data) != math.prod(shape) * dtype.itemsize:
-            raise WeightsError(f"damaged: an array of shape {shape} has {len(data)} bytes, {math.prod(shape) * dtype.itemsize} are wanted.")
+            raise WeightsError(
+                f"damaged: an array of shape {shape} has {len(data)} bytes, {math.prod(shape) * dtype.itemsize} are wanted."
+            )
         flat = np.frombuffer(data, dtype=dtype)
         return flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
 
@@ -209,4 +237,6 @@ def _finished(value: Any) -> Any:
         return value.item()
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
-    raise WeightsError(f"refused, it holds a {type(value).__name__}, and only arrays and plain containers are weights.")
+    raise WeightsError(
+        f"refused, it holds a {type(value).__name__}, and only arrays and plain containers are weights."
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ..config import Category, ModelConfig
 from ..model.maskrcnn import MaskRCNN
-from .catalogue import find
+from .catalog import find
 from .download import sha256
 from .load import _locate, _state_dict, load, load_trunk
 from .pickles import read_torch
@@ -38,7 +38,11 @@ class Start:
         """Plain data for the run's config.json."""
         record: dict[str, Any] = {"kind": self.kind, "source": self.source}
         record |= {"sha256": self.sha256[:16]} if self.sha256 else {}
-        return record | ({"anew": list(self.transfer.anew), "unused": list(self.transfer.unused)} if self.transfer else {})
+        return record | (
+            {"anew": list(self.transfer.anew), "unused": list(self.transfer.unused)}
+            if self.transfer
+            else {}
+        )
 
     def __str__(self) -> str:
         said = {
@@ -53,7 +57,7 @@ def kind_of(source: str | Path | None) -> Kind:
     """What a source of weights is: none, trunk or detector.
 
     Raises:
-        ValueError, FileNotFoundError: neither a file, a run folder, nor a name of the catalogue.
+        ValueError, FileNotFoundError: neither a file, a run folder, nor a name of the catalog.
     """
     if source is None or str(source).lower() == NONE:
         return NONE
@@ -65,7 +69,11 @@ def kind_of(source: str | Path | None) -> Kind:
     path = _locate(source)
     if path.suffix == ".pkl":
         return "detector"
-    return "trunk" if {"conv1.weight", "layer1.0.conv1.weight"} <= _state_dict(read_torch(path), path).keys() else "detector"
+    return (
+        "trunk"
+        if {"conv1.weight", "layer1.0.conv1.weight"} <= _state_dict(read_torch(path), path).keys()
+        else "detector"
+    )
 
 
 def start(config: ModelConfig, source: str | Path | None) -> Start:

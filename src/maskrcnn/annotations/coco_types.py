@@ -1,0 +1,103 @@
+"""The dictionaries of COCO's JSON files, typed: annotations, categories, images and results.
+
+Readers of other formats produce these dictionaries and writers take them, so that every format meets in one place.
+Keys that a file may lack are in the `total=False` half of a type.
+
+Source: cocodataset.org, "Data format" and "Results format".
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class RLE(TypedDict):
+    """A run-length encoded mask."""
+
+    size: list[int]
+    """Height and width of the image."""
+    counts: str | list[int]
+    """Column by column, the lengths of runs of zeros and ones in turn; a string is COCO's compressed form."""
+
+
+class _ImageKeys(TypedDict):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class CocoImage(_ImageKeys, total=False):
+    """One entry of the list `images`."""
+
+    labeled_categories: list[int]
+    """Ids of the categories whose every object is annotated in this image; absent = all."""
+    neg_category_ids: list[int]
+    """LVIS: categories that were looked for and are absent."""
+    not_exhaustive_category_ids: list[int]
+    """LVIS: categories of which some objects are not annotated."""
+
+
+class _CategoryKeys(TypedDict):
+    id: int
+    name: str
+
+
+class CocoCategory(_CategoryKeys, total=False):
+    """One entry of the list `categories`."""
+
+    supercategory: str
+    keypoints: list[str]
+    skeleton: list[list[int]]
+    """Limbs as pairs of indices into `keypoints`, counted from 1."""
+    flip: list[int]
+    """For each keypoint the one it becomes in a mirror image, counted from 0."""
+    flip_pairs: list[list[Any]]
+    sigmas: list[float]
+    """OKS standard deviation of each keypoint."""
+
+
+class _AnnotationKeys(TypedDict):
+    id: int
+    image_id: int
+    category_id: int
+
+
+class CocoAnnotation(_AnnotationKeys, total=False):
+    """One entry of the list `annotations`."""
+
+    bbox: list[float]
+    """x, y, width, height."""
+    segmentation: list[list[float]] | RLE
+    """Polygons as flat lists x, y, x, y, ...; or one RLE."""
+    keypoints: list[float]
+    """x, y, visibility for each keypoint of the category: 0 unlabeled, 1 hidden, 2 visible."""
+    num_keypoints: int
+    area: float
+    iscrowd: int
+    ignore: int
+    where: str
+    """The place in a file of another format that this entry was read from."""
+
+
+class CocoContent(TypedDict):
+    """A whole annotation file."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+
+class _ResultKeys(TypedDict):
+    image_id: int
+    category_id: int
+    score: float
+
+
+class CocoResult(_ResultKeys, total=False):
+    """One predicted object of a results file."""
+
+    file_name: str
+    bbox: list[float]
+    segmentation: RLE | list[list[float]]
+    keypoints: list[float]

@@ -1,0 +1,83 @@
+"""Every geometric change of an image as one 3x3 matrix on points (x, y, 1), in continuous pixels: pixel i covers [i, i + 1).
+
+Matrices are float64 [3, 3] and are composed before anything is moved: an image is warped once, its boxes, polygons and keypoints are moved once.
+A negative determinant mirrors, so that left and right keypoints change places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64
+
+Matrix = Float64[np.ndarray, "3 3"]
+
+
+def compose(*matrices: Matrix) -> Matrix:
+    """One matrix for all, the first applied first."""
+    whole = np.eye(3)
+    for matrix in matrices:
+        whole = matrix @ whole
+    return whole
+
+
+def scale(x: float, y: float) -> Matrix:
+    """Multiplies x and y."""
+    return np.diag([x, y, 1.0])
+
+
+def translate(x: float, y: float) -> Matrix:
+    """Adds to x and y."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def flip_horizontal(width: float) -> Matrix:
+    """Exchanges left and right of an image of this width."""
+    return np.array([[-1.0, 0.0, width], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+def flip_vertical(height: float) -> Matrix:
+    """Exchanges top and bottom of an image of this height."""
+    return np.array([[1.0, 0.0, 0.0], [0.0, -1.0, height], [0.0, 0.0, 1.0]])
+
+
+def quarter_turns(count: int, size: tuple[float, float]) -> Matrix:
+    """Turns an image (height, width) counter-clockwise by `count` right angles, into its new frame."""
+    matrix = np.eye(3)
+    height, width = size
+    for _ in range(count % 4):
+        matrix = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, width], [0.0, 0.0, 1.0]]) @ matrix
+        height, width = width, height
+    return matrix
+
+
+def rotate(degrees: float, center: tuple[float, float]) -> Matrix:
+    """Turns clockwise (y points down) about a point (x, y)."""
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turned = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    return compose(translate(-center[0], -center[1]), turned, translate(*center))
+
+
+def mirrored(matrix: Matrix) -> bool:
+    """Whether left and right change places."""
+    return bool(np.linalg.det(matrix[:2, :2]) < 0)
+
+
+def straight(matrix: Matrix) -> bool:
+    """Whether rows and columns stay rows and columns, or change places: no turn but by right angles."""
+    size = np.abs(matrix[:2, :2])
+    small = 1e-9 * size.max()
+    return bool(
+        (size[0, 1] <= small and size[1, 0] <= small)
+        or (size[0, 0] <= small and size[1, 1] <= small)
+    )
+
+
+def move_points(matrix: Matrix, points: Float64[np.ndarray, "*n 2"]) -> Float64[np.ndarray, "*n 2"]:
+    """Points (x, y) after the matrix."""
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def move_boxes(matrix: Matrix, boxes: Float64[np.ndarray, "*n 4"]) -> Float64[np.ndarray, "*n 4"]:
+    """The boxes (xyxy) around the moved corners."""
+    corners = move_points(matrix, boxes[..., [[0, 1], [2, 1], [2, 3], [0, 3]]])
+    return np.concatenate([corners.min(axis=-2), corners.max(axis=-2)], axis=-1)

@@ -1,0 +1,261 @@
+"""The weights that have a name, as typed records: where they are, what proves a file to be them, what they reach, and under which license.
+
+`weights()` lists them, `find(name)` gives one, `table()` and `card(name)` print them. Nothing here touches the network; `download` does.
+Some come with the package (`shipped/`, each with its card); the others are published by torchvision.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..config import Category
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.replace("_", " ") for word in text.split())
+
+
+COCO_NAMES = _words(
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant N/A stop_sign parking_meter bench bird cat dog horse "
+    "sheep cow elephant bear zebra giraffe N/A backpack umbrella N/A N/A handbag tie suitcase frisbee skis snowboard sports_ball kite baseball_bat "
+    "baseball_glove skateboard surfboard tennis_racket bottle N/A wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot "
+    "hot_dog pizza donut cake chair couch potted_plant bed N/A dining_table N/A N/A toilet N/A tv laptop mouse remote keyboard cell_phone microwave "
+    "oven toaster sink refrigerator N/A book clock vase scissors teddy_bear hair_drier toothbrush"
+)
+"""Name of COCO's category id i + 1; N/A where the id was never used."""
+
+_KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+PERSON_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{keypoint}" for keypoint in _KEYPOINTS for side in ("left", "right")),
+)
+PERSON_SKELETON = (
+    *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
+    *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+)
+PERSON_FLIP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+
+SHIPPED = Path(__file__).parent / "shipped"
+_TORCHVISION = "https://download.pytorch.org/models/"
+_COCO = "BSD-3-Clause (torchvision); trained on COCO 2017: annotations CC BY 4.0, photographs under their own licenses"
+_IMAGENET = "BSD-3-Clause (torchvision); trained on ImageNet-1K: images for non-commercial research"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One published file of weights."""
+
+    name: str
+    """What `load` takes."""
+    file: str
+    sha256: str
+    """The first hexadecimal digits of the file's SHA-256 (torchvision publishes eight); empty for files of this package."""
+    megabytes: float
+    license: str
+    recipe: str
+    """How they were trained."""
+    kind: Literal["model", "trunk"] = "model"
+    """A whole model for `load`, or an ImageNet trunk for `load_trunk`."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """AP in percent (box, mask, keypoint), on COCO val2017 unless the recipe says otherwise, or ImageNet top-1 accuracy, as published."""
+    bn_eps: float = 1e-5
+    """What the frozen BatchNorm of the trunk adds to the variance. Some weights were converted with 0, and nothing in the file says so."""
+
+    @property
+    def shipped(self) -> Path | None:
+        """The file, where it comes with the package."""
+        return SHIPPED / self.file if self.file.endswith(".safetensors") else None
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return _TORCHVISION + self.file
+
+
+def _model(
+    name: str, file: str, megabytes: float, recipe: str, bn_eps: float = 1e-5, **metrics: float
+) -> Weights:
+    return Weights(
+        name, file, _digits(file), megabytes, _COCO, recipe, metrics=metrics, bn_eps=bn_eps
+    )
+
+
+def _trunk(name: str, file: str, megabytes: float, top1: float) -> Weights:
+    recipe = (
+        "https://github.com/pytorch/vision/issues/3995"
+        if name.endswith("v2")
+        else "https://github.com/pytorch/vision/tree/main/references/classification"
+    )
+    return Weights(name, file, _digits(file), megabytes, _IMAGENET, recipe, "trunk", {"top1": top1})
+
+
+def _digits(file: str) -> str:
+    return file.removesuffix(".pth").rsplit("-", 1)[1]
+
+
+_RECIPES = "https://github.com/pytorch/vision/tree/main/references/detection"
+_ALL = (
+    Weights(
+        "nuclei",
+        "nuclei.safetensors",
+        "",
+        15.0,
+        "Apache-2.0; trained on BBBC038v1 (Data Science Bowl 2018): CC0",
+        "from scratch by this package; AP on 99 held-out images of the same collection",
+        metrics={"box": 61.0, "mask": 62.5},
+    ),
+    _model(
+        "maskrcnn_r50_fpn_coco",
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        169.8,
+        _RECIPES,
+        bn_eps=0.0,
+        box=37.9,
+        mask=34.6,
+    ),
+    _model(
+        "maskrcnn_r50_fpn_v2_coco",
+        "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth",
+        177.2,
+        "https://github.com/pytorch/vision/pull/5773",
+        box=47.4,
+        mask=41.8,
+    ),
+    _model(
+        "keypointrcnn_r50_fpn_coco",
+        "keypointrcnn_resnet50_fpn_coco-fc266e95.pth",
+        226.1,
+        _RECIPES,
+        bn_eps=0.0,
+        box=54.6,
+        keypoint=65.0,
+    ),
+    _model(
+        "keypointrcnn_r50_fpn_coco_legacy",
+        "keypointrcnn_resnet50_fpn_coco-9f466800.pth",
+        226.1,
+        "https://github.com/pytorch/vision/issues/1606",
+        box=50.6,
+        keypoint=61.1,
+    ),
+    _model(
+        "fasterrcnn_r50_fpn_coco",
+        "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+        159.7,
+        _RECIPES,
+        bn_eps=0.0,
+        box=37.0,
+    ),
+    _model(
+        "fasterrcnn_r50_fpn_v2_coco",
+        "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+        167.1,
+        "https://github.com/pytorch/vision/pull/5763",
+        box=46.7,
+    ),
+    _trunk("resnet18_imagenet", "resnet18-f37072fd.pth", 44.7, 69.758),
+    _trunk("resnet50_imagenet", "resnet50-0676ba61.pth", 97.8, 76.130),
+    _trunk("resnet50_imagenet_v2", "resnet50-11ad3fa6.pth", 97.8, 80.858),
+    _trunk("resnet101_imagenet", "resnet101-63fe2227.pth", 170.5, 77.374),
+    _trunk("resnet101_imagenet_v2", "resnet101-cd907fc2.pth", 170.5, 81.886),
+)
+
+
+def weights() -> tuple[Weights, ...]:
+    """Every published file of weights that can be loaded by name."""
+    return _ALL
+
+
+def find(name: str) -> Weights:
+    """The record of a name; case and the choice of - or _ do not matter.
+
+    Raises:
+        ValueError: no such name; the nearest are listed.
+    """
+    plain = name.lower().replace("-", "_")
+    for record in _ALL:
+        if record.name == plain:
+            return record
+    names = [record.name for record in _ALL]
+    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4) or names
+    raise ValueError(
+        f'"{name}" is neither a file nor the name of published weights; did you mean {", ".join(near)}?'
+    )
+
+
+def recognize(sha256: str) -> Weights | None:
+    """The record of the file with this SHA-256, if it is a published one."""
+    return next(
+        (record for record in _ALL if record.sha256 and sha256.startswith(record.sha256)), None
+    )
+
+
+def table() -> str:
+    """The catalog as text, one line a file, the licenses below."""
+    lines = [
+        f"{'name':<34}{'MB':>5}  {'box AP':>6} {'mask AP':>7} {'kp AP':>6} {'top-1':>6}  {'sha256':<8}  address"
+    ]
+    for record in _ALL:
+        columns = [
+            f"{record.metrics[m]:.1f}" if m in record.metrics else "-"
+            for m in ("box", "mask", "keypoint", "top1")
+        ]
+        box, mask, keypoint, top1 = columns
+        address = (
+            "in this package: maskrcnn weights " + record.name if record.shipped else record.url
+        )
+        lines.append(
+            f"{record.name:<34}{record.megabytes:>5.0f}  {box:>6} {mask:>7} {keypoint:>6} {top1:>6}  {record.sha256:<8}  {address}"
+        )
+    licenses = [f"{r.name}: {r.license}" for r in _ALL if r.shipped]
+    licenses += [
+        f"published {kind}s: {next(r.license for r in _ALL if r.kind == kind and not r.shipped)}"
+        for kind in ("model", "trunk")
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "AP on COCO val2017 (of a model in this package: on its own data), top-1 on ImageNet, in percent, as published.",
+            "Those with top-1 are trunks to start training from.",
+            *licenses,
+        ]
+    )
+
+
+def card(name: str) -> str:
+    """All that is known of one file of weights: its card, where it comes with the package.
+
+    Raises:
+        ValueError: no such name.
+    """
+    record = find(name)
+    if record.shipped:
+        return record.shipped.with_suffix(".md").read_text(encoding="utf-8")
+    metrics = ", ".join(f"{metric} {value:g}" for metric, value in record.metrics.items())
+    lines = (
+        record.url,
+        f"{record.megabytes:g} MB, SHA-256 {record.sha256}..",
+        metrics,
+        record.license,
+        f"recipe: {record.recipe}",
+    )
+    return "\n  ".join((record.name, *lines))
+
+
+def person(keypoints: bool = True) -> Category:
+    """COCO's person, with its 17 keypoints."""
+    if not keypoints:
+        return Category("person", 1)
+    return Category("person", 1, PERSON_KEYPOINTS, PERSON_SKELETON, PERSON_FLIP)
+
+
+def coco_categories(unused: bool = False) -> tuple[Category, ...]:
+    """COCO's 80 categories under their ids; with `unused` all 90 ids, N/A where one was never used."""
+    return tuple(
+        Category(name, i + 1) for i, name in enumerate(COCO_NAMES) if unused or name != "N/A"
+    )

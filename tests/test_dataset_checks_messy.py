@@ -1,0 +1,188 @@
+"""Annotations as real tools and hands write them: nothing is passed over in silence, nothing ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coco_samples import HEIGHT, WIDTH, content, write
+from PIL import Image
+
+import maskrcnn as mr
+from maskrcnn.annotations.problems import DataError
+from maskrcnn.cli import run
+from maskrcnn.dataset_checks.check_dataset import Report, check_dataset
+
+
+@pytest.fixture(autouse=True)
+def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "home"))
+
+
+def with_annotation(**fields: Any) -> dict[str, Any]:
+    """One good object, and one with these fields."""
+    data = content()
+    first = data["annotations"][0]
+    data["annotations"] = [
+        first,
+        {"id": 99, "image_id": first["image_id"], "category_id": first["category_id"], **fields},
+    ]
+    return data
+
+
+def kinds(report: Report) -> set[str]:
+    return {p.kind for p in report.problems}
+
+
+def test_images_that_are_nowhere_are_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content()))
+    assert run(["check", str(path)]) == 1
+    assert "no image found (1): name their folder as --images" in capsys.readouterr().out
+    assert "no image found" not in kinds(check_dataset(content())), (
+        "who gives the dict alone wants the annotations checked"
+    )
+
+
+def test_an_polygon_outside_the_image_is_a_problem_and_one_beyond_its_border_a_note() -> None:
+    far, beyond, inside = ([[x, 5, x + 30, 5, x + 30, 40]] for x in (WIDTH + 20, WIDTH - 10, 5))
+    found = {
+        name: check_dataset(with_annotation(segmentation=mask))
+        for name, mask in (("far", far), ("beyond", beyond), ("inside", inside))
+    }
+    assert [p.kind for p in found["far"].is_error] == ["mask outside the image"]
+    assert found["beyond"].is_error == ()
+    assert "mask reaches beyond the image" in kinds(found["beyond"])
+    assert not {"mask outside the image", "mask reaches beyond the image"} & kinds(found["inside"])
+
+
+def test_an_object_without_a_box_given_twice_is_noted() -> None:
+    data = with_annotation(segmentation=[[5, 5, 30, 5, 30, 40]])
+    data["annotations"].append({**data["annotations"][1], "id": 100})
+    assert "annotation given twice" in kinds(check_dataset(data))
+
+
+@pytest.mark.parametrize("as_written", [float, str])
+def test_ids_and_sizes_written_as_1_0_or_in_quotes_are_whole_numbers(
+    tmp_path: Path, as_written: Any
+) -> None:
+    plain, odd = content(), content()
+    for entries, fields in (
+        (odd["images"], ("id", "width", "height")),
+        (odd["annotations"], ("id", "image_id", "category_id")),
+        (odd["categories"], ("id",)),
+    ):
+        for entry in entries:
+            entry.update({name: as_written(entry[name]) for name in fields})
+    write(tmp_path, plain)
+    one, two = mr.CocoDataset(plain, tmp_path), mr.CocoDataset(odd, tmp_path)
+    assert two.truth() == one.truth()
+    assert type(two.truth()["images"][0]["height"]) is int
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"segmentation": {"size": None, "counts": [1]}}, "RLE of another size"),
+        ({"segmentation": {"size": 80, "counts": [1]}}, "RLE of another size"),
+        ({"bbox": [1, 1, 5, 5], "keypoints": 5}, "keypoints of another length"),
+        ({"bbox": [1, 1, 5, 5], "category_id": [1]}, "annotation of an unknown category"),
+        ({"bbox": [1, 1, 5, 5], "image_id": [1]}, "annotation of an unknown image"),
+    ],
+)
+def test_what_is_broken_is_named_and_left_by_fix(
+    tmp_path: Path, fields: dict[str, Any], kind: str
+) -> None:
+    report = check_dataset(with_annotation(**fields), fix=tmp_path / "mended.json")
+    assert kind in {p.kind for p in report.is_error}
+    assert report.fixed is not None
+    assert kind in {p.kind for p in report.fixed.left}
+
+
+def test_copies_without_an_id_are_mended(tmp_path: Path) -> None:
+    data = with_annotation(bbox=[1, 1, 5, 5])
+    del data["annotations"][1]["id"]
+    data["annotations"].append(dict(data["annotations"][1]))
+    report = check_dataset(data, fix=tmp_path / "mended.json")
+    assert len(json.loads((tmp_path / "mended.json").read_text())["annotations"]) == 2
+    assert "annotation without id" in {p.kind for p in (report.fixed.done if report.fixed else ())}
+
+
+def test_a_skeleton_that_is_no_list_of_pairs_is_named() -> None:
+    data = content()
+    figure = next(c for c in data["categories"] if c.get("keypoints"))
+    figure["skeleton"] = [1, 2]
+    with pytest.raises(DataError, match=r"skeleton is \[1, 2\], must be pairs of keypoints"):
+        mr.CocoDataset(data)
+
+
+def test_a_category_without_a_name_is_called_by_its_id() -> None:
+    data = content()
+    data["categories"][0]["name"] = None
+    number = data["categories"][0]["id"]
+    assert next(c for c in mr.CocoDataset(data).categories if c.id == number).name == str(number)
+
+
+def yolo(folder: Path) -> Path:
+    """One image to learn from, and another to judge by, whose object is of class 7."""
+    for part, line, gray in (("train", "0 0.5 0.5 0.2 0.2", 0), ("val", "7 0.5 0.5 0.2 0.2", 99)):
+        (folder / "images" / part).mkdir(parents=True)
+        (folder / "labels" / part).mkdir(parents=True)
+        Image.new("L", (64, 48), gray).save(folder / "images" / part / "a.png")
+        (folder / "labels" / part / "a.txt").write_text(line)
+    path = folder / "data.yaml"
+    path.write_text("train: images/train\nval: images/val\nnames: [cell]\n")
+    return path
+
+
+def test_the_split_that_the_data_have_to_judge_by_is_checked_unless_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(yolo(tmp_path))
+    assert run(["check", path]) == 1
+    assert "class 7" in capsys.readouterr().out
+    assert run(["check", path, "--val", "none"]) == 0
+
+
+def test_a_split_to_judge_by_that_is_listed_but_absent_is_a_problem_and_the_rest_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = yolo(tmp_path)
+    path.write_text("train: images/train\nval: ../valid/images\nnames: [cell]\n")
+    assert run(["check", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "1 images, 1 annotations" in said
+    assert "no validation images (1)" in said
+    assert run(["check", str(path), "--val", "None"]) == 0
+
+
+def test_fix_of_another_format_leaves_what_its_reader_could_not_take_and_names_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
+    shapes = [
+        {"label": "cell", "shape_type": "polygon", "points": [[1, 1], [20, 1], [20, 20]]},
+        {"label": "cell", "shape_type": "linestrip", "points": [[1, 1], [20, 1], [20, 20]]},
+    ]
+    (tmp_path / "a.json").write_text(
+        json.dumps(
+            {
+                "version": "5",
+                "imagePath": "a.png",
+                "imageHeight": HEIGHT,
+                "imageWidth": WIDTH,
+                "shapes": shapes,
+            }
+        )
+    )
+    mended = tmp_path / "elsewhere" / "mended.json"
+    report = check_dataset(tmp_path, fix=mended)
+    assert report.fixed is not None
+    assert any("linestrip" in p.detail or "linestrip" in p.kind for p in report.fixed.left)
+    run(["check", str(tmp_path), "--fix", str(mended)])
+    assert f"; its images: --images {tmp_path}" in capsys.readouterr().out
+    assert len(mr.CocoDataset(mended, tmp_path)) == 1
