@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +35,7 @@ def main() -> None:
         action="store_true",
         help="fewer rounds and sizes, nothing is kept: to see that it works",
     )
+    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     given = parser.parse_args()
     if unknown := set(given.names) - {*NAMES, *MORE}:
         parser.error(
@@ -59,6 +61,8 @@ def main() -> None:
             **result,
         }
         show(name, result)
+        if given.out:
+            given.out.write_text(json.dumps(result, indent=1) + "\n")
         if not given.quick:
             page.RESULTS.mkdir(exist_ok=True)
             (page.RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
