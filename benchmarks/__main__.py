@@ -1,4 +1,6 @@
-"""`python -m benchmarks [name ...] [--quick]`: runs benchmarks, prints their tables, keeps their results and writes them into docs/performance.md."""
+"""`python -m benchmarks [name ...] [--quick]`: runs benchmarks, prints their tables, keeps their
+results and writes them into docs/performance.md.
+"""
 
 from __future__ import annotations
 

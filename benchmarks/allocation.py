@@ -1,6 +1,8 @@
-"""What keeping memory is worth (`mr.keep_memory`, as the commands do): predictions and training steps as they are, and with memory kept.
+"""What keeping memory is worth (`mr.keep_memory`, as the commands do): predictions and training
+steps as they are, and with memory kept.
 
-It changes a whole process, so each measurement is a process of its own, in turns; a round is one of each.
+It changes a whole process, so each measurement is a process of its own, in turns; a round is one of
+each.
 """
 
 from __future__ import annotations

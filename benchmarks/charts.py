@@ -19,7 +19,9 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: int = 3) -> None:
-    """Writes panels in rows: title -> (what x counts, curves). A name has the same color in all of them."""
+    """Writes panels in rows: title -> (what x counts, curves). A name has the same color in all of
+    them.
+    """
     names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
     colors = dict(zip(names, cycle(COLORS), strict=False))
     size = f"{WIDTH * min(columns, len(panels))} {HEIGHT * ceil(len(panels) / columns)}"

@@ -1,7 +1,9 @@
-"""Issue of the dataset doctor: how many annotations a second are checked, and how much of that is the search for polygons that cross themselves.
+"""Dataset checks: how many annotations are checked per second, and how much of that is
+the search for polygons that cross themselves.
 
-A made-up COCO file in memory: 200,000 objects, half of them polygons (about 27 points, as in COCO), a third compressed and a few uncompressed run
-lengths, a tenth with 17 keypoints. Everything of `maskrcnn check` that looks at annotations runs; no image is opened.
+A made-up COCO file in memory: 200,000 objects, half of them polygons (about 27 points, as in COCO),
+a third compressed and a few uncompressed RLE, a tenth with 17 keypoints. Everything of
+`maskrcnn check` that looks at annotations runs; no image is opened.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Item 5, evaluation: boxes and masks of 5,000 images with 80 categories, ours against pycocotools, and whether the numbers are equal.
+"""Evaluation: boxes and masks of 5,000 images with 80 categories, ours against pycocotools,
+and whether the numbers are equal.
 
-Truth and detections are made up: ellipses, found again with noise, with wrong categories and false alarms, as dicts in memory. Each side goes from
-there to its 12 numbers; ours gives those of every category as well. pycocotools gets copies made beforehand, for it writes into its input.
+Truth and detections are made up: ellipses, detected with noise, with wrong categories and false
+alarms, as dicts in memory. Each side goes from there to its 12 numbers; ours gives those of every
+category as well. pycocotools gets copies made beforehand, for it writes into its input.
 """
 
 from __future__ import annotations
@@ -65,15 +67,15 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict
                 "score",
                 "bbox" if task == "bbox" else "segmentation",
             )
-            judge = COCOeval(
+            evaluator = COCOeval(
                 coco,
                 coco.loadRes([{name: entry[name] for name in fields} for entry in results]),
                 task,
             )
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-            numbers[task] = judge.stats.tolist()
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+            numbers[task] = evaluator.stats.tolist()
     return numbers
 
 

@@ -1,11 +1,19 @@
-"""Item 4: R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and beside what the card could do.
+"""R50-FPN at 800 px on a GPU, in bfloat16 and channels last, beside torchvision's model and the
+card's limit.
 
-Images lie on the device: a list of them for torchvision, which normalizes and joins them itself; ours as the loader joins them, not normalized.
-An answer is complete when it is back in the host's memory. torchvision is measured as its users call it and once more without pasting its masks into
-whole images, which ours leaves to whoever wants them; ours once more with trunk and pyramid compiled. A training step is forward, backward and
-fused AdamW on the same images with 20 objects each; in both, BatchNorm is frozen and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
-are what the heads saw in a step, "waits" the times that the host stood still for the device in one batch, from a profile. "of the limit" compares
-with the card's best measured rate of bfloat16 arithmetic on the operations that our model needs.
+Images lie on the device: a list of them for torchvision, which normalizes and batches them itself;
+for ours a batch as the loader makes it, not normalized. A prediction is complete when it is back in
+the host's memory. torchvision is measured as its users call it, and once more without pasting its
+masks into whole images, which ours leaves to the caller. Ours is measured once more, at the larger
+batch, with trunk and pyramid compiled.
+
+A training step is forward, backward and fused AdamW on the same images with 20 objects each; in
+both models BatchNorm is frozen, and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
+count what the heads process in a step. "syncs" counts how often the host waits for the device in
+one batch, from a profile. "of the limit" compares with the card's best measured bfloat16 rate on
+the operations that our model needs.
+
+Each row is printed as soon as it is measured, so that a run cut short keeps what it had.
 """
 
 from __future__ import annotations
@@ -13,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -37,97 +46,118 @@ from .training import NAMES, large_torchvision, rois
 Work = Callable[[], object]
 OBJECTS = 20
 BACKGROUND = 4 * 1025 + 257  # weights that torchvision trains for offsets and masks of background
-# What the CUDA runtime calls by which the host waits; copies without "Async" wait as well.
-WAITS = re.compile(
+# Calls of the CUDA runtime that make the host wait; copies without "Async" wait as well.
+SYNCS = re.compile(
     r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(?!.*Async)|hip(Stream|Device|Event)Synchronize|hipMemcpy(?!.*Async)"
 )
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """All of it, where there is a GPU."""
+    """Measures everything, where there is a GPU."""
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device here"}
-    return measure(
-        torch.device("cuda"), (800, 1066), (1, 4) if quick else (1, 16), rounds=5 if quick else 30
-    )
+    batches = (4, 1) if quick else (16, 1)
+    return measure(torch.device("cuda"), (800, 1066), batches, seconds=2 if quick else 12)
 
 
 def measure(
-    device: torch.device, side: tuple[int, int], batches: tuple[int, ...], rounds: int
+    device: torch.device, side: tuple[int, int], batches: tuple[int, ...], seconds: float
 ) -> dict[str, Any]:
-    """The tables for images of one size; also runs on a processor, to see that it works."""
+    """The tables for images of one size; also runs on a CPU, to show that it works.
+
+    Args:
+        device: where to compute.
+        side: height and width of the images.
+        batches: batch sizes, the largest first.
+        seconds: about how long to measure each comparison; at least five rounds.
+    """
     card = rates(device=device.type)
+    print(f"limit: {card}", flush=True)
     result: dict[str, Any] = {
         "rows": [],
         "agreement": agreement(ours_of(torchvision_model()), device, side),
         "card": card,
         "seconds": {},
     }
+    print(f"agreement: {result['agreement']}", flush=True)
+
     for count in batches:
-        for kind, works in {"inference": inference, "training": training}.items():
-            work, operations, seen_by_heads = works(device, side, count)
-            waits = {name: count_waits(function, device) for name, function in work.items()}
+        for kind in ("inference", "training"):
+            if kind == "inference":
+                work, operations, heads = inference(device, side, count, count == max(batches))
+            else:
+                work, operations, heads = training(device, side, count)
+
+            syncs = {name: count_syncs(function, device) for name, function in work.items()}
             memory = {name: peak(function, device) for name, function in work.items()}
-            times = in_turns(work, rounds, warm_up=3)
+            times = in_turns(work, rounds_within(seconds, work), warm_up=1)
             limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
             for row in times.rows("torchvision"):
-                name, rate = row["what"], count / row["s"][0]
-                seen = {
-                    "img/s": rate,
-                    "of the limit": rate / limit,
-                    "waits": waits[name],
-                    "GB": memory[name],
-                } | seen_by_heads.get(name, {})
-                result["rows"].append(
-                    {
-                        "what": f"{kind}, batch {count}: {name}",
-                        **{k: v for k, v in row.items() if k != "what"},
-                        **seen,
-                    }
-                )
+                name = row.pop("what")
+                rate = count / row["s"][0]
+                row |= {"img/s": rate, "of the limit": rate / limit}
+                row |= {"syncs": syncs[name], "GB": memory[name]} | heads.get(name, {})
+                result["rows"].append({"what": f"{kind}, batch {count}: {name}", **row})
+                print(result["rows"][-1], flush=True)
             result["seconds"][f"{kind} {count}"] = times.seconds
+
             del work
             gc.collect()
+
     for count, gradient in ((1000, False), (512, True)):
-        result["rows"] += pooling(
-            device, max(batches), count if device.type != "cpu" else 50, gradient, rounds
-        )
+        rois = count if device.type != "cpu" else 50
+        result["rows"] += pooling(device, max(batches), rois, gradient, rounds=10)
+        print(result["rows"][-2:], flush=True)
     return result
 
 
+def rounds_within(seconds: float, work: dict[str, Work]) -> int:
+    """How many rounds of all the work fit into a time: 5 to 30."""
+    start = time.perf_counter()
+    for function in work.values():
+        function()
+    once = time.perf_counter() - start
+    return max(5, min(30, round(seconds / once)))
+
+
 def inference(
-    device: torch.device, side: tuple[int, int], count: int
+    device: torch.device, side: tuple[int, int], count: int, compiled: bool
 ) -> tuple[dict[str, Work], float, dict[str, Any]]:
-    """What answers a batch, and the operations that ours needs for it."""
+    """The functions that predict a batch, and the operations that ours needs for it."""
     theirs = torchvision_model()
     ours = ours_of(theirs).to(device)
-    fast, compiled = (
-        mr.optimize_for_inference(ours, "bfloat16"),
-        mr.optimize_for_inference(ours, "bfloat16", compile=True),
-    )
+    fast = mr.optimize_for_inference(ours, "bfloat16")
     peer: Any = theirs.to(device).to(memory_format=torch.channels_last).eval()
     images, batch = inputs(device, side, count)
     paste = peer.transform.postprocess
 
     @torch.inference_mode()
-    def answer(network: mr.MaskRCNN) -> Any:
+    def predict(network: mr.MaskRCNN) -> Any:
         return network(batch).to("cpu")
 
     @torch.inference_mode()
-    def peer_answer(pasted: bool = True) -> Any:
-        peer.transform.postprocess = paste if pasted else lambda found, *_: found
+    def peer_predict(pasted: bool = True) -> Any:
+        peer.transform.postprocess = paste if pasted else lambda detections, *_: detections
         with torch.autocast(device.type, torch.bfloat16):
-            return [{k: v.cpu() for k, v in found.items()} for found in peer(images)]
+            return [{k: v.cpu() for k, v in one.items()} for one in peer(images)]
 
-    work = {"torchvision": peer_answer, "torchvision, masks not pasted": lambda: peer_answer(False)}
-    work |= {"ours": lambda: answer(fast), "ours, compiled": lambda: answer(compiled)}
+    work = {
+        "torchvision": peer_predict,
+        "torchvision, masks not pasted": lambda: peer_predict(False),
+    }
+    work["ours"] = lambda: predict(fast)
+    if compiled:
+        faster = mr.optimize_for_inference(ours, "bfloat16", compile=True)
+        work["ours, compiled"] = lambda: predict(faster)
     return work, float(operations(work["ours"])), {}
 
 
 def training(
     device: torch.device, side: tuple[int, int], count: int
 ) -> tuple[dict[str, Work], float, dict[str, Any]]:
-    """What learns from a batch, the operations that ours needs for it, and the RoIs that the heads see."""
+    """The functions that train on a batch, the operations that ours needs, and the RoIs of the
+    heads.
+    """
     theirs = large_torchvision()
     model = mr.MaskRCNN.from_config(mr.maskrcnn_r50_fpn_torchvision(NAMES))
     model.load_state_dict(convert(theirs.state_dict(), bn_eps=1e-5)[1])
@@ -207,7 +237,9 @@ def objects(
 
 
 def agreement(ours: mr.MaskRCNN, device: torch.device, side: tuple[int, int]) -> dict[str, float]:
-    """The largest differences of the float32 answers on the device and on the processor, over the objects that both have in the same place."""
+    """The largest differences of the float32 predictions on the device and on the CPU, over the
+    objects that both detect in the same position.
+    """
     _, batch = inputs(torch.device("cpu"), side, 1)
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -234,7 +266,9 @@ def agreement(ours: mr.MaskRCNN, device: torch.device, side: tuple[int, int]) ->
 def pooling(
     device: torch.device, count: int, rois: int, gradient: bool, rounds: int
 ) -> list[dict[str, Any]]:
-    """RoIAlign of so many RoIs an image from four levels: from one table, and by torchvision's kernel in float32."""
+    """RoIAlign of so many RoIs an image from four levels: from one table, and by torchvision's
+    kernel in float32.
+    """
     strides, generator = (4, 8, 16, 32), torch.Generator().manual_seed(0)
     sides = [(-(-800 // s), -(-1088 // s)) for s in strides]
     levels = [
@@ -292,8 +326,8 @@ def operations(function: Work) -> int:
     return counter.get_total_flops()
 
 
-def count_waits(function: Work, device: torch.device) -> int | str:
-    """How often the host waits in one call, after two calls that fill the caches."""
+def count_syncs(function: Work, device: torch.device) -> int | str:
+    """How often the host waits for the device in one call, after two calls that fill the caches."""
     if device.type != "cuda":
         return "-"
     from torch.profiler import ProfilerActivity, profile
@@ -307,7 +341,7 @@ def count_waits(function: Work, device: torch.device) -> int | str:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as empty:
         pass
     found, own = (
-        sum(e.count for e in p.key_averages() if WAITS.search(e.key)) for p in (profiled, empty)
+        sum(e.count for e in p.key_averages() if SYNCS.search(e.key)) for p in (profiled, empty)
     )
     return found - own
 

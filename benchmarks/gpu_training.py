@@ -1,8 +1,10 @@
-"""Two minutes of training on drawn scenes on a GPU, and the AP that they reach: does training work there?
+"""Two minutes of training on drawn scenes on a GPU, and the AP that they reach: does training work
+there?
 
-`python -m benchmarks.gpu_training OUT.json [SECONDS]`: draws scenes, trains the demo's joint model in bfloat16 from
-scratch for SECONDS (default 100), evaluates it on scenes that it has not seen, and writes steps, images a second
-and AP to OUT.json. Without a GPU it trains for 10 seconds, to show that it runs.
+`python -m benchmarks.gpu_training OUT.json [SECONDS]`: draws scenes, trains the demo's joint model
+in bfloat16 from scratch for SECONDS (default 100), evaluates it on scenes that it has not seen, and
+writes steps, images a second and AP to OUT.json. Without a GPU it trains for 10 seconds, to show
+that it runs.
 """
 
 from __future__ import annotations

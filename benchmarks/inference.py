@@ -1,10 +1,14 @@
-"""Item 1, latency: one 800 x 1066 image, 1000 proposals, 100 detections, masks in the image; the same weights in torchvision's model and ours.
+"""Latency: one 800 x 1066 image, 1000 proposals, 100 detections, masks in the image; the
+same weights in torchvision's model and ours.
 
-torchvision is called as its users call it: `model([image])` without gradients, which pastes its masks. Ours is `mr.predict` and its dense masks, from
-the array of pixels; the run-length form is timed as well. "limit s" is what the operations of the whole network take at the machine's best rate.
+torchvision is called as its users call it: `model([image])` without gradients, which pastes its
+masks. Ours is `mr.predict` and its dense masks, from the array of pixels; the RLE output is
+timed as well. "limit s" is what the operations of the whole network take at the machine's best
+rate.
 
-The bfloat16 answers are not compared here: 1000 random proposals of a random network are ordered by differences smaller than bfloat16's rounding.
-What bfloat16 costs is measured on a trained model, as average precision (docs/performance.md).
+The bfloat16 predictions are not compared here: 1000 random proposals of a random network are ordered by
+differences smaller than bfloat16's rounding. What bfloat16 costs is measured on a trained model, as
+average precision (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ def run(quick: bool) -> dict[str, Any]:
     return {
         "rows": rows,
         "seconds by part": by_part,
-        "answers of ours float32 beside torchvision's": [
+        "our float32 predictions beside torchvision's": [
             agreement(mr.predict(forms["ours float32"], image), by_torchvision())
         ],
         "operations of the network, GFLOP": operations / 1e9,
@@ -87,7 +91,9 @@ def part_times(
     image: np.ndarray,
     rounds: int,
 ) -> tuple[list[dict[str, Any]], float]:
-    """A row for each part with its seconds on every side and the limit of ours; and the operations of the whole."""
+    """A row for each part with its seconds on every side and the limit of ours; and the operations
+    of the whole.
+    """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in work}
     moved: dict[str, dict[str, int]] = {}
     for _ in range(rounds):
@@ -116,7 +122,9 @@ def part_times(
 
 
 def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, float], float]:
-    """Floating-point operations of each part, and of all, by way of PyTorch's plain operations, which its counter knows."""
+    """Floating-point operations of each part, and of all, by way of PyTorch's plain operations,
+    which its counter knows.
+    """
     batch = mr.Batch.collate([torch.from_numpy(image).permute(2, 0, 1)])
     with (
         patch("maskrcnn.model.layers._HAS_ONEDNN", False),
@@ -129,9 +137,11 @@ def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, f
 
 
 def agreement(ours: mr.Instances, theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Each of their detections beside ours of the same class that covers it best: order counts for nothing, for neighbors' scores may be equal.
+    """Each of their detections beside ours of the same class that covers it best: order counts for
+    nothing, for neighbors' scores may be equal.
 
-    torchvision rounds boxes to whole pixels before it draws masks: a thousandth of a pixel may move a polygon by one.
+    torchvision rounds boxes to whole pixels before it draws masks: a thousandth of a pixel may move
+    a polygon by one.
     """
     iou = box_iou(theirs["boxes"], ours.boxes) * (theirs["labels"][:, None] == ours.labels + 1)
     best, partner = iou.max(dim=1)

@@ -1,6 +1,7 @@
 """What the machine could do: its best measured rate of arithmetic and of memory.
 
-The rates are the best that PyTorch reaches here over several products and convolutions, so a bound that this program could meet, not a data sheet's.
+The rates are the best that PyTorch reaches here over several products and convolutions, so a bound
+that this program could meet, not a data sheet's.
 """
 
 from __future__ import annotations

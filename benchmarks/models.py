@@ -1,7 +1,8 @@
 """The same random Mask R-CNN twice, torchvision's and ours, and images for it.
 
-Random weights alone find nothing. `calibrate` scales each layer as the data reach it, so that activations, scores and offsets spread as in a trained
-network, and all 1000 proposals and 100 detections come out.
+Random weights alone find nothing. `calibrate` scales each layer as the data reach it, so that
+activations, scores and offsets spread as in a trained network, and all 1000 proposals and 100
+detections come out.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A result as tables: on the console, and in docs/performance.md.
 
-In: results/<name>.json. Out: the text between `<!-- results: name -->` and `<!-- end -->` of the page; all other text of it is written by hand.
+In: results/<name>.json. Out: the text between `<!-- results: name -->` and `<!-- end -->` of the
+    page; all other text of it is written by hand.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def refresh() -> None:
 
 
 def filled(page: str) -> str:
-    """The page with the tables of the kept results; where there is no result, a line that says so."""
+    """The page with the tables of the kept results; where there is no result, a line that says
+    so.
+    """
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
@@ -69,7 +72,9 @@ def where(machine: Mapping[str, Any]) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
-    """Titles and rows: `rows` first, which has no title, then every other list of rows under its name."""
+    """Titles and rows: `rows` first, which has no title, then every other list of rows under its
+    name.
+    """
     for name, value in sorted(result.items(), key=lambda item: item[0] != "rows"):
         if isinstance(value, list) and value and isinstance(value[0], dict) and name not in RAW:
             yield ("" if name == "rows" else name), value
@@ -90,11 +95,11 @@ def columns(rows: Rows) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A value in few characters; [median, least, most] as 2.9 (2.7 .. 3.1)."""
+    """A value in few characters; [median, least, most] as 2.9 (2.7 ... 3.1)."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items())
     if isinstance(value, list) and len(value) == 3:
-        return f"{cell(value[0])} ({cell(value[1])} .. {cell(value[2])})"
+        return f"{cell(value[0])} ({cell(value[1])} ... {cell(value[2])})"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

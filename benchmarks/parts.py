@@ -1,7 +1,9 @@
-"""Where the time of a prediction goes: seconds, operations and bytes of each part, in torchvision's model and in ours.
+"""Where the time of a prediction goes: seconds, operations and bytes of each part, in torchvision's
+model and in ours.
 
-A part is a few methods, watched while the whole runs. The limit of a part is the longer of two times: its operations at the machine's best rate, and
-the bytes of its weights, inputs and outputs, each moved once, at the rate of a copy.
+A part is a few methods, watched while the whole runs. The limit of a part is the longer of two
+times: its operations at the machine's best rate, and the bytes of its weights, inputs and outputs,
+each moved once, at the rate of a copy.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def watched(
     parts: Parts, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
-    """What the clock (seconds, or operations) goes on in each part while the body runs, and how many bytes go in and out."""
+    """What the clock (seconds, or operations) goes on in each part while the body runs, and how
+    many bytes go in and out.
+    """
     spent: dict[str, float] = defaultdict(float)
     moved: dict[str, int] = defaultdict(int)
 

@@ -1,7 +1,8 @@
 """Does `rank` find what a model has not seen? `python -m benchmarks.ranking` (half a minute).
 
-A model of a few channels learns red rectangles. Then 30 images are ranked, of which every second shows an ellipse in another color instead. Prints
-the places of these; by chance half of the first 15 would be ellipses.
+A model of a few channels learns red rectangles. Then 30 images are ranked, of which every second
+shows an ellipse in another color instead. Prints the places of these; by chance half of the first
+15 would be ellipses.
 """
 
 from __future__ import annotations

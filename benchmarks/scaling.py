@@ -1,8 +1,9 @@
-"""Item 2, how time and memory grow: with the batch, with the image, with the number of objects.
+"""How time and memory grow: with the batch, with the image, with the number of objects.
 
-Throughput is that of `mr.predict` on arrays of pixels, masks left as grids, 100 objects; of torchvision's model as its users call it. The better of
-the rounds counts. Memory is what the process held at most above what it held with the model loaded and the images read, nothing predicted yet,
-each case in a process of its own; masks are drawn, ours as RLE.
+Throughput is that of `mr.predict` on arrays of pixels, masks left as grids, 100 objects; of
+torchvision's model as its users call it. The better of the rounds counts. Memory is what the
+process held at most above what it held with the model loaded and the images read, nothing predicted
+yet, each case in a process of its own; masks are drawn, ours as RLE.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from .models import as_theirs, ours_of, random_image, torchvision_model, with_de
 from .timing import PeakMemory, in_new_process, in_turns
 
 BATCHES, OBJECTS = (1, 2, 4, 8), (1, 10, 100, 300)
-# The shorter side of a square image, and how often its batches are timed: large ones spread little and take long.
+# The shorter side of a square image, and how often its batches are timed: large ones spread little
+# and take long.
 SIDES = {256: 3, 512: 2, 800: 1, 1333: 1}
 SIZE, HUGE = (800, 1066), (4000, 6000)
 CHARTS = Path(__file__).parents[1] / "docs/images/scaling.svg"
@@ -122,7 +124,9 @@ def by_torchvision(model: nn.Module, images: list[np.ndarray]) -> Any:
 def against_objects(
     theirs: nn.Module, model: mr.MaskRCNN, objects: Sequence[int], rounds: int
 ) -> Rows:
-    """Seconds by the number of objects, masks drawn into the image: dense by torchvision, as RLE by ours."""
+    """Seconds by the number of objects, masks drawn into the image: dense by torchvision, as RLE by
+    ours.
+    """
     image = random_image(*SIZE, seed=1)
     theirs.transform.min_size, theirs.transform.max_size = (SIZE[0],), 1333
     work: dict[tuple[str, int], Callable[[], object]] = {}

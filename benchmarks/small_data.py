@@ -1,8 +1,11 @@
-"""What the recipe is worth with few images: `python -m benchmarks.small_data [--core K] [--runs N]`, then `--report`.
+"""What the recipe is worth with few images: `python -m benchmarks.small_data [--core K] [--runs
+N]`, then `--report`.
 
-Trains on 10, 25 and 100 % of the nuclei, by the plain recipe and by ours, and at 10 % by ours without each of its parts, with several seeds; every
-training has the same CPU time (of its process, not of the clock on the wall, so that a busy machine is fair). Each finished run is a line of
-results/small_data.jsonl; a call goes on with what is missing, and where a killed one was. Two processes on two cores may work at once.
+Trains on 10, 25 and 100 % of the nuclei, by the plain recipe and by ours, and at 10 % by ours
+without each of its parts, with several seeds; every training has the same CPU time (of its process,
+not of the clock on the wall, so that a busy machine is fair). Each finished run is a line of
+results/small_data.jsonl; a call goes on with what is missing, and where a killed one was. Two
+processes on two cores may work at once.
 """
 
 from __future__ import annotations
@@ -175,7 +178,9 @@ def work(chosen: Sequence[Task], given: argparse.Namespace) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock; the system opens it when the process ends, however it ends."""
+    """Whether this process has the lock; the system opens it when the process ends, however it
+    ends.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -233,7 +238,9 @@ def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]
 
 
 def chosen_images(count: int, share: int, seed: int) -> list[int]:
-    """The first part of a random order that depends on the seed alone: smaller shares lie in larger ones."""
+    """The first part of a random order that depends on the seed alone: smaller shares lie in larger
+    ones.
+    """
     import numpy as np
 
     order = np.random.default_rng(seed).permutation(count)
@@ -250,10 +257,12 @@ def linked(data: Any, which: Iterable[int], folder: Path) -> Path:
 
 
 def plain(data: Any, seed: int) -> tuple[Any, Any]:
-    """What somebody gets who takes the small preset as it is and trains as torchvision's reference script does.
+    """What somebody gets who takes the small preset as it is and trains as torchvision's reference
+    script does.
 
-    The same network, optimizer, batch and precision as ours; whole images at their own scale, mirrored half of the time and otherwise as they are;
-    the preset's anchors and 300 detections; AdamW with 5e-4 and a cosine; the last weights.
+    The same network, optimizer, batch and precision as ours; whole images at their own scale,
+    mirrored half of the time and otherwise as they are; the preset's anchors and 300 detections;
+    AdamW with 5e-4 and a cosine; the last weights.
     """
     import maskrcnn as mr
 
@@ -399,7 +408,9 @@ def table_of_shares(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_of_parts(found: Sequence[Mapping[str, Any]]) -> str:
-    """Ours at the smallest share without each part; differences are between runs of the same seed."""
+    """Ours at the smallest share without each part; differences are between runs of the same
+    seed.
+    """
     whole = {
         line["seed"]: line for line in groups(found, recipe="ours", share=SHARES[0], without="")
     }

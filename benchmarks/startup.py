@@ -1,6 +1,8 @@
-"""Item 6, waiting: the help of the command line, the import, and the first prediction after loading beside the next ones.
+"""Start-up: the help of the command line, the import, and the first prediction after loading
+beside the next ones.
 
-Everything is timed in fresh processes. The package is imported after torch and torchvision, so that its time is what it costs beyond them.
+Everything is timed in fresh processes. The package is imported after torch and torchvision, so that
+its time is what it costs beyond them.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def imports(rounds: int) -> list[dict[str, Any]]:
 
 
 def first_prediction(preset: str, side: int, rounds: int) -> dict[str, Any]:
-    """Seconds of the first and the following predictions after loading, each round in a new process."""
+    """Seconds of the first and the following predictions after loading, each round in a new
+    process.
+    """
     found = [json.loads(in_new_process("-m", __name__, preset, side)) for _ in range(rounds)]
     ratios = [seconds[0] / statistics.median(seconds[1:]) for seconds in found]
     first, following = (

@@ -1,6 +1,7 @@
 """Fair times: things that are compared run in turns, and the machine is written down beside them.
 
-In: functions without arguments. Out: `Times`, the seconds of each round; medians, spread, and ratios of the runs of the same round.
+In: functions without arguments. Out: `Times`, the seconds of each round; medians, spread, and
+    ratios of the runs of the same round.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Times:
         return [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
 
     def rows(self, reference: str | None = None) -> list[dict[str, Any]]:
-        """A row for each thing: its seconds and, round by round, how many times as fast as the reference it was; each as [median, least, most]."""
+        """A row for each thing: its seconds and, round by round, how many times as fast as the
+        reference it was; each as [median, least, most].
+        """
         rows = []
         for name, seconds in self.seconds.items():
             row: dict[str, Any] = {"what": name, "s": spread(seconds)}
@@ -55,7 +58,7 @@ def in_turns(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Runs A B C, A B C, .. and times each run; the rounds of the warm-up do not count."""
+    """Runs A B C, A B C, ... and times each run; the rounds of the warm-up do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(-warm_up, rounds):
         for name, function in work.items():
@@ -87,7 +90,8 @@ def machine() -> dict[str, Any]:
 
 
 def in_new_process(*words: object) -> str:
-    """The last line that `python words..` prints; for peak memory and first calls, which need a fresh process.
+    """The last line that `python words..` prints; for peak memory and first calls, which need a
+    fresh process.
 
     Python may keep what it compiles, as an installed package has it.
     """
@@ -109,10 +113,11 @@ def in_new_process(*words: object) -> str:
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ..`: then `peak.bytes` is the most memory that the process held inside, above what it held before.
+    """`with PeakMemory() as peak: ..`: then `peak.bytes` is the most memory that the process held
+    inside, above what it held before.
 
-    Exact on Linux; elsewhere only what exceeds the highest level that the process has ever had. Memory that was freed before and is used again
-    does not count, so measure in a fresh process.
+    Exact on Linux; elsewhere only what exceeds the highest level that the process has ever had.
+    Memory that was freed before and is used again does not count, so measure in a fresh process.
     """
 
     bytes = 0

@@ -1,9 +1,12 @@
-"""Item 3: a training step, ours against torchvision's model of the same sizes and weights on the same images; and whether the loader keeps up.
+"""A training step, ours against torchvision's model of the same sizes and weights on the
+same images; and whether the loader keeps up.
 
-A step is forward, backward and optimizer. torchvision's model is called as its users call it: a list of float images and of targets with dense
-masks. Ours is the step of `mr.train`, which clips the gradients and averages the weights besides. Both have the same trained layers, anchors,
-proposals, sampled RoIs and fused AdamW; freed memory is kept for both, as `maskrcnn train` does. "box RoIs" and "mask RoIs" are what the heads saw in
-a step: about equal, or the times could not be compared.
+A step is forward, backward and optimizer. torchvision's model is called as its users call it: a
+list of float images and of targets with dense masks. Ours is the step of `mr.train`, which clips
+the gradients and averages the weights besides. Both have the same trained layers, anchors,
+proposals, sampled RoIs and fused AdamW; freed memory is kept for both, as `maskrcnn train` does.
+"box RoIs" and "mask RoIs" are what the heads saw in a step: about equal, or the times could not be
+compared.
 """
 
 from __future__ import annotations
@@ -198,7 +201,9 @@ def rois(model: Any, step: Callable[[], Any]) -> dict[str, int]:
 def waiting(
     case: Case, data: mr.CocoDataset, folder: Path, precision: str, count: int
 ) -> dict[str, Any]:
-    """What part of its steps a training waits for its one loader process; the steps while the process starts are left out."""
+    """What part of its steps a training waits for its one loader process; the steps while the
+    process starts are left out.
+    """
     config = replace(
         RATES, batch_size=case.batch, precision=precision, workers=1, augment=case.augment
     )
@@ -284,7 +289,9 @@ def small_torchvision() -> nn.Module:
 
 
 def large_torchvision() -> Any:
-    """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages; random weights, calibrated."""
+    """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages;
+    random weights, calibrated.
+    """
     torch.manual_seed(0)
     trunk = backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet50", weights=None, trainable_layers=3

@@ -1,7 +1,9 @@
-"""What images without annotations are worth: `python -m benchmarks.unlabeled --labeled 30 --unlabeled 600 --steps 300`.
+"""What images without annotations are worth: `python -m benchmarks.unlabeled --labeled 30
+--unlabeled 600 --steps 300`.
 
-Drawn scenes whose objects are all of one kind, a small model of boxes and masks from scratch, three trainings on the same annotated scenes: alone;
-alone for about as long as the third takes; with unlabeled scenes. Prints average precision on unseen scenes, and seconds.
+Drawn scenes whose objects are all of one kind, a small model of boxes and masks from scratch, three
+trainings on the same annotated scenes: alone; alone for about as long as the third takes; with
+unlabeled scenes. Prints average precision on unseen scenes, and seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The figures and failure images of the card of the `nuclei` model: AP for each type of image, and the images with the most mistakes.
+"""The figures and failure images of the card of the `nuclei` model: AP for each type of image, and
+the images with the most mistakes.
 
 python examples/nuclei_figures.py nuclei nuclei/annotations/val.json nuclei/images --out docs/images
 """
@@ -66,7 +67,9 @@ def main() -> None:
 
 
 def mistakes(record, found: mr.Instances) -> tuple[int, int, int]:
-    """How many nuclei were missed, how many predictions from 50 % on are of none, and how many nuclei there are; a match has a mask IoU above 0.5."""
+    """How many nuclei were missed, how many predictions from 50 % on are of none, and how many
+    nuclei there are; a match has a mask IoU above 0.5.
+    """
     kept = found[found.scores >= MIN_SCORE]
     truth = np.stack([rle.decode(a.rle) for a in record.annotations]).reshape(
         len(record.annotations), -1
@@ -79,7 +82,7 @@ def mistakes(record, found: mr.Instances) -> tuple[int, int, int]:
 
 
 def pair(image: np.ndarray, found: mr.Instances) -> Image.Image:
-    """The image beside what was found in it."""
+    """The image beside the detections in it."""
     overlay = draw_instances(found[found.scores >= MIN_SCORE], image, boxes=False, names=False)
     both = Image.new("RGB", (2 * overlay.width + 8, overlay.height), "white")
     both.paste(Image.fromarray(image).resize(overlay.size, Image.Resampling.BICUBIC), (0, 0))

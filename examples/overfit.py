@@ -1,6 +1,8 @@
-"""Can the joint model learn a few images by heart? The first check of any new data set, and of the network itself.
+"""Can the joint model learn a few images by heart? The first check of any new data set, and of the
+network itself.
 
-python examples/overfit.py coco_mini_kp/annotations/train.json coco_mini_kp/images --images 20 --minutes 30 --out runs/overfit
+python examples/overfit.py coco_mini_kp/annotations/train.json coco_mini_kp/images --images 20
+--minutes 30 --out runs/overfit
 """
 
 from __future__ import annotations

@@ -67,10 +67,12 @@ def waits_in(function: Callable[[], object]) -> list[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_gradients_equal_those_of_the_processor(name: str) -> None:
+    # In evaluation mode, for BatchNorm over the few RoIs of these images amplifies rounding: noise
+    # of 1e-4 in the pixels changes the v2 model's gradients by 13 %, and by 0.1 % with fixed statistics.
     model, batch, truth = build(name)
     losses, gradients = {}, {}
     for device in ("cpu", "cuda"):
-        network = copy.deepcopy(model).to(device).train()
+        network = copy.deepcopy(model).to(device).eval()
         terms = network.losses(batch.to(device), truth.to(device))
         total(terms).backward()
         losses[device] = {key: float(value.detach()) for key, value in terms.items()}

@@ -1,0 +1,72 @@
+"""How the source code looks on the page: `python tests/page_shares.py SRC`.
+
+Counts lines over 100 columns, functions of 15 and more lines without a blank line, and assignments of
+one tuple to another. tests/test_page.py holds the shares to their limits.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COLUMNS = 100
+LONG = 15
+
+
+@dataclass
+class Shares:
+    """What was counted."""
+
+    lines: int = 0
+    wide: list[str] = field(default_factory=list)
+    long: int = 0
+    bare: list[str] = field(default_factory=list)
+    assignments: int = 0
+    pairs: list[str] = field(default_factory=list)
+
+
+def shares_of(folder: Path) -> Shares:
+    """Counts over all Python files under a folder."""
+    shares = Shares()
+    for path in sorted(folder.rglob("*.py")):
+        rows = path.read_text(encoding="utf-8").splitlines()
+        shares.lines += len(rows)
+        shares.wide += [f"{path}:{n}" for n, row in enumerate(rows, 1) if len(row) > COLUMNS]
+
+        for node in ast.walk(ast.parse("\n".join(rows))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                _count_function(node, rows, path, shares)
+            elif isinstance(node, ast.Assign):
+                shares.assignments += 1
+                if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    shares.pairs.append(f"{path}:{node.lineno}")
+    return shares
+
+
+def _count_function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, rows: list[str], path: Path, shares: Shares
+) -> None:
+    first = node.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    if documented and len(node.body) > 1:
+        first = node.body[1]
+    assert node.end_lineno is not None
+
+    if node.end_lineno - first.lineno + 1 >= LONG:
+        shares.long += 1
+        if all(rows[n].strip() for n in range(first.lineno - 1, node.end_lineno)):
+            shares.bare.append(f"{path}:{node.lineno} {node.name}")
+
+
+if __name__ == "__main__":
+    counted = shares_of(Path(sys.argv[1]))
+    print(
+        f"{counted.lines} lines, {len(counted.wide)} over {COLUMNS} columns; "
+        f"{len(counted.bare)} of {counted.long} longer functions without a paragraph "
+        f"({len(counted.bare) / max(counted.long, 1):.0%}); "
+        f"tuple = tuple {len(counted.pairs) / max(counted.assignments, 1):.1%} of assignments"
+    )
+    if "--list" in sys.argv:
+        print(*counted.wide, *counted.bare, *counted.pairs, sep="\n")

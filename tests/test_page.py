@@ -1,0 +1,65 @@
+"""The page: lines of at most 100 columns, paragraphs in functions, one assignment a line."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from page_shares import Shares, shares_of
+
+SOURCE = Path(__file__).parents[1] / "src" / "maskrcnn"
+
+
+@pytest.fixture(scope="module")
+def shares() -> Shares:
+    return shares_of(SOURCE)
+
+
+def test_no_line_is_over_100_columns(shares: Shares) -> None:
+    assert not shares.wide
+
+
+def test_longer_functions_have_paragraphs(shares: Shares) -> None:
+    assert len(shares.bare) < 0.30 * shares.long, shares.bare
+
+
+def test_unrelated_values_are_assigned_on_lines_of_their_own(shares: Shares) -> None:
+    assert len(shares.pairs) < 0.02 * shares.assignments, shares.pairs
+
+
+def test_conditional_expressions_are_not_chained() -> None:
+    chained = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.IfExp)
+        and (isinstance(node.orelse, ast.IfExp) or isinstance(node.body, ast.IfExp))
+    ]
+    assert not chained
+
+
+def test_the_shares_see_what_they_count(tmp_path: Path) -> None:
+    body = "\n".join("    x = 1" for _ in range(15))
+    (tmp_path / "a.py").write_text(f"def f():\n{body}\na, b = 1, 2\n# {'x' * 100}\n")
+    counted = shares_of(tmp_path)
+    assert (len(counted.bare), len(counted.pairs), len(counted.wide)) == (1, 1, 1)
+
+
+def test_file_names_say_which() -> None:
+    """No two packages have files of one name; commands are named as users type them."""
+    names: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "cli":
+            names.setdefault(path.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
+
+
+def test_class_names_say_which() -> None:
+    """No two public classes or type aliases of different modules have one name."""
+    homes: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
