@@ -99,7 +99,7 @@ def cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items())
     if isinstance(value, list) and len(value) == 3:
-        return f"{cell(value[0])} ({cell(value[1])} ... {cell(value[2])})"
+        return f"{cell(value[0])} ({cell(value[1])} to {cell(value[2])})"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -50,7 +50,7 @@ def test_a_result_becomes_tables_and_lines(tmp_path: Path, monkeypatch: pytest.M
     text = page.filled(
         "before\n<!-- results: x -->\nold\n<!-- end -->\nbetween\n<!-- results: y -->\n<!-- end -->\nafter\n"
     )
-    assert "| slow | 2 (1 .. 3) |  |\n| fast |  | 2.5 (2 .. 3) |" in text
+    assert "| slow | 2 (1 to 3) |  |\n| fast |  | 2.5 (2 to 3) |" in text
     assert "**more**\n\n| a |\n|---|\n| 0.123 |" in text
     assert "- torch: no" in text
     assert "a processor, 2 cores, 2 threads, torch 2" in text
