@@ -81,33 +81,36 @@ def measure(
     }
     print(f"agreement: {result['agreement']}", flush=True)
 
-    for count in batches:
-        for kind in ("inference", "training"):
-            if kind == "inference":
-                work, operations, heads = inference(device, side, count, count == max(batches))
-            else:
-                work, operations, heads = training(device, side, count)
-
-            syncs = {name: count_syncs(function, device) for name, function in work.items()}
-            memory = {name: peak(function, device) for name, function in work.items()}
-            times = in_turns(work, rounds_within(seconds, work), warm_up=1)
-            limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
-            for row in times.rows("torchvision"):
-                name = row.pop("what")
-                rate = count / row["s"][0]
-                row |= {"img/s": rate, "of the limit": rate / limit}
-                row |= {"syncs": syncs[name], "GB": memory[name]} | heads.get(name, {})
-                result["rows"].append({"what": f"{kind}, batch {count}: {name}", **row})
-                print(result["rows"][-1], flush=True)
-            result["seconds"][f"{kind} {count}"] = times.seconds
-
-            del work
-            gc.collect()
-
     for count, gradient in ((1000, False), (512, True)):
         rois = count if device.type != "cpu" else 50
         result["rows"] += pooling(device, max(batches), rois, gradient, rounds=10)
         print(result["rows"][-2:], flush=True)
+
+    cases = [(kind, count) for count in batches for kind in ("inference", "training")]
+    for kind, count in [
+        *cases,
+        ("inference, compiled", max(batches)),
+    ]:  # compiling comes last: it is slow
+        if kind == "training":
+            work, operations, heads = training(device, side, count)
+        else:
+            work, operations, heads = inference(device, side, count, compiled="compiled" in kind)
+
+        syncs = {name: count_syncs(function, device) for name, function in work.items()}
+        memory = {name: peak(function, device) for name, function in work.items()}
+        times = in_turns(work, rounds_within(seconds, work), warm_up=1)
+        limit = card["bfloat16 GFLOP/s"] * 1e9 / operations * count
+        for row in times.rows("torchvision"):
+            name = row.pop("what")
+            rate = count / row["s"][0]
+            row |= {"img/s": rate, "of the limit": rate / limit}
+            row |= {"syncs": syncs[name], "GB": memory[name]} | heads.get(name, {})
+            result["rows"].append({"what": f"{kind}, batch {count}: {name}", **row})
+            print(result["rows"][-1], flush=True)
+        result["seconds"][f"{kind} {count}"] = times.seconds
+
+        del work
+        gc.collect()
     return result
 
 
@@ -121,7 +124,7 @@ def rounds_within(seconds: float, work: dict[str, Work]) -> int:
 
 
 def inference(
-    device: torch.device, side: tuple[int, int], count: int, compiled: bool
+    device: torch.device, side: tuple[int, int], count: int, compiled: bool = False
 ) -> tuple[dict[str, Work], float, dict[str, Any]]:
     """The functions that predict a batch, and the operations that ours needs for it."""
     theirs = torchvision_model()
