@@ -101,7 +101,7 @@ def test_help_needs_half_a_second_and_no_torch():
         ("train --data {json} --out x batchsize=4", "did you mean batch_size"),
         ("train --data {json} --out x model.box.max_detection=4", "did you mean max_detections"),
         ("train --data {json} --out x 7", "name=value"),
-        ("train --data {json} --out x batch_size=two", "batch_size: got 'two', must be int"),
+        ("train --data {json} --out x batch_size=two", "batch_size: expected int, got 'two'"),
         ("train --data {json} --out x --max-time 5d", "25m"),
         ("train --data {json} --out x --model resnet", "maskrcnn_r18_small"),
         ("train --data {json} --images absent --out x", "absent"),

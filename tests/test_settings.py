@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from maskrcnn import config as config_module
 from maskrcnn import presets
 from maskrcnn.config import Category, ModelConfig, TrainConfig
 from maskrcnn.settings import from_dict, load_toml, override_config, to_dict
@@ -56,14 +58,18 @@ def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
     [
         ("augment.crp", "256", "did you mean crop"),
         ("learning_rat", "1", "did you mean learning_rate"),
-        ("batch_size", "two", "batch_size: got 'two', must be int"),
-        ("optimizer", "adam", "must be one of 'adamw', 'sgd'"),
-        ("augment.scale", "[1, 2, 3]", "got 3 values, must be 2"),
+        ("batch_size", "two", "batch_size: expected int, got 'two'"),
+        ("optimizer", "adam", "optimizer: expected one of 'adamw', 'sgd', got 'adam'"),
+        ("augment.scale", "[1, 2, 3]", "expected 2 values, got 3"),
         ("seed.deeper", "1", "has no parts"),
-        ("augment", "3", "augment: got 3, but it has parts to set one by one, such as augment."),
+        (
+            "augment",
+            "3",
+            "augment: expected a group of settings, got 3; set them one by one, such as augment.",
+        ),
     ],
 )
-def test_a_wrong_name_or_value_is_refused_with_the_cure(
+def test_an_error_for_a_wrong_name_or_value_says_what_is_valid(
     name: str, value: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
@@ -77,7 +83,7 @@ def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_no_toml_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_file_that_is_not_toml(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("epochs = \n")
     with pytest.raises(ValueError, match=r"run\.toml: not TOML: .*line 1"):
         load_toml(tmp_path / "run.toml", TrainConfig)
@@ -99,3 +105,23 @@ def test_a_model_without_categories_or_with_a_headless_skeleton_is_refused() -> 
         Category("a", 1, keypoints=("x", "y"), flip=(0, 0))
     with pytest.raises(ValueError, match="sigmas"):
         Category("a", 1, keypoints=("x", "y"), sigmas=(0.1,))
+
+
+def test_every_field_of_every_configuration_has_a_docstring() -> None:
+    tree = ast.parse(Path(config_module.__file__).read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert len(classes) == 12
+    undocumented = [
+        f"{node.name}.{field.target.id}"
+        for node in classes
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and not (
+            isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+            and after.value.value.strip().endswith(".")
+        )
+    ]
+    assert undocumented == []
