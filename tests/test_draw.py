@@ -53,22 +53,22 @@ def test_boxes_lie_on_the_edge_of_what_they_enclose() -> None:
     assert not touched[200:400, 150:250].any()
 
 
-def test_limbs_are_drawn_between_keypoints_that_are_sure_and_not_else() -> None:
-    sure = scene(
+def test_limbs_are_drawn_only_between_confident_keypoints() -> None:
+    confident = scene(
         (700, 800),
         [[100, 100, 500, 600]],
         masks=False,
         keypoints=[[200, 200, 0.9], [400, 500, 0.9]],
     )
     middle = (slice(345, 356), slice(295, 306))
-    assert changed(sure, boxes=False, names=False)[middle].any()
-    unsure = scene(
+    assert changed(confident, boxes=False, names=False)[middle].any()
+    uncertain = scene(
         (700, 800),
         [[100, 100, 500, 600]],
         masks=False,
         keypoints=[[200, 200, 0.9], [400, 500, 0.01]],
     )
-    touched = changed(unsure, boxes=False, names=False)
+    touched = changed(uncertain, boxes=False, names=False)
     assert not touched[middle].any()
     assert touched[200, 200]
     assert not touched[500, 400]
@@ -124,8 +124,10 @@ def test_no_objects_leave_the_image_as_it_is() -> None:
     assert not changed(scene((700, 800), [], keypoints=[[0, 0, 0], [0, 0, 0]])).any()
 
 
-def test_a_image_of_another_size_is_an_error() -> None:
-    with pytest.raises(ValueError, match="the image is 10x20, the instances are of one of 700x800"):
+def test_an_image_of_another_size_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match="the image is 10x20, the instances belong to one of 700x800"
+    ):
         draw_instances(scene((700, 800), []), np.zeros((10, 20, 3), np.uint8))
 
 

@@ -81,7 +81,7 @@ def test_floating_point_is_scaled_by_the_range(tmp_path):
     assert read_image(tmp_path / "a.tif", (-500, 500))[0, :, 1].tolist() == [0, 128, 255]
     with pytest.raises(
         ImageError,
-        match=r"a.tif: values of type float32 from -500 to 500, expected 0..1; give intensity_range",
+        match=r"a.tif: expected float32 values in 0..1, got -500 to 500; give intensity_range",
     ):
         read_image(tmp_path / "a.tif")
 
@@ -100,7 +100,7 @@ def test_unreadable_images_name_the_file_and_the_reason(colors, tmp_path):
         ("text.png", "unknown"),
         ("empty.jpg", "empty"),
         ("cut.jpg", "truncated"),
-        ("none.png", "no such file"),
+        ("none.png", "file not found"),
     ):
         with pytest.raises(ImageError, match=rf"{name}.*{reason}"):
             read_image(tmp_path / name)

@@ -38,7 +38,7 @@ def make_instances(count: int = 4, seed: int = 0) -> Instances:
     )
 
 
-def test_masks_agree_in_all_their_forms() -> None:
+def test_dense_masks_rle_and_areas_agree() -> None:
     masks = make_instances().masks()
     dense = masks.dense()
     assert dense.shape == (4, *SIZE)
@@ -72,7 +72,7 @@ def test_coco_results_have_every_field_in_cocos_convention() -> None:
     assert instances.to_coco(image_id=9)[0]["image_id"] == 9
 
 
-def test_coco_results_without_a_image_number_are_an_error() -> None:
+def test_coco_results_without_an_image_id_are_an_error() -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="to_coco"):
@@ -107,13 +107,13 @@ def test_an_index_beyond_the_objects_is_an_error_and_iteration_ends() -> None:
     assert [len(one) for one in make_instances()] == [1, 1, 1, 1]
 
 
-def test_names_and_text_say_what_was_found() -> None:
+def test_names_and_text_list_the_objects() -> None:
     assert make_instances(3).names == ["stone", "fly", "stone"]
     assert repr(make_instances(3)) == "Instances(a/b.png, 40x60: 2 stone, 1 fly)"
     assert "no objects" in repr(make_instances(0))
 
 
-def test_what_is_not_there_is_an_error_that_says_so(tmp_path) -> None:
+def test_a_missing_mask_head_or_image_is_an_error(tmp_path) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match="no mask head"):

@@ -3,8 +3,9 @@
 In:  Instances (N objects in an image [H, W, 3]).
 Out: a PIL image, of the same size, or a whole number of times larger where the image is tiny.
 
-Lines and letters are measured in a unit that grows with the image, so that a 4000-px photograph and a 100-px crop both read well. Neighbors get
-different colors. Names give way: they shrink, move, and where objects are crowded stay away rather than cover the image.
+Lines and letters are measured in a unit that grows with the image, so that a 4000-px photograph and
+a 100-px crop are both readable. Neighbors get different colors. Names shrink or move to avoid each
+other, and are left out where objects are crowded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -20,10 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .config import Category
+from .images.read import LUMA
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
-# Twelve hues that stay apart on photographs, in an order in which the first few differ most.
+# Twelve hues that are easy to tell apart on photographs; the first few differ most.
 PALETTE: tuple[Color, ...] = (
     (255, 64, 64),
     (0, 174, 255),
@@ -39,24 +41,57 @@ PALETTE: tuple[Color, ...] = (
     (150, 255, 200),
 )
 SMALLEST_CANVAS = 640
-"""Images whose longer side is below this are enlarged before anything is drawn."""
+"""Images whose longer side is below this many pixels are enlarged before drawing."""
 OPACITY = 0.4
+"""Opacity of a mask's fill, 0..1."""
 KEYPOINT_SCORE = 0.05
-"""A keypoint whose peak holds less of its heat map's probability than this is not drawn (Detectron2's limit)."""
+"""Keypoints scored below this (0..1) are not drawn; Detectron2 has the same limit."""
 CROWD = 12
-"""From this many objects on, a name must fit its object or it is left out."""
+"""From this many objects on, a name that does not fit its object is left out."""
 
 
 class Drawable(Protocol):
-    """What `draw_instances` reads of `Instances`, which stands above this module and draws with it."""
+    """The part of `Instances` that `draw_instances` reads.
 
-    size: tuple[int, int]
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
-    categories: tuple[Category, ...]
-    mask_grids: Tensor | None
-    keypoints: Tensor | None
+    A protocol, because `instances` imports this module and not the other way round.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        ...
+
+    @property
+    def boxes(self) -> Tensor:
+        """xyxy in pixels of the image, [N, 4]."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """Indices into `categories`, [N]."""
+        ...
+
+    @property
+    def scores(self) -> Tensor:
+        """0..1, [N]."""
+        ...
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """The model's categories."""
+        ...
+
+    @property
+    def mask_grids(self) -> Tensor | None:
+        """Probabilities over a grid on each box, [N, S, S]; None: no masks."""
+        ...
+
+    @property
+    def keypoints(self) -> Tensor | None:
+        """x, y, score, [N, J, 3]; None: no keypoints."""
+        ...
 
     @property
     def names(self) -> list[str]:
@@ -65,11 +100,11 @@ class Drawable(Protocol):
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The image that the objects are in."""
+        """The image that contains the objects."""
         ...
 
     def masks(self) -> Any:
-        """The mask crops."""
+        """The masks, as an iterable of crops."""
         ...
 
     def __len__(self) -> int: ...
@@ -85,40 +120,53 @@ def draw_instances(
     names: bool = True,
     scores: bool = True,
 ) -> Image.Image:
-    """The image with its objects drawn on it.
+    """Returns the image with its objects drawn on it.
+
+    Masks and skeletons are drawn if the instances have them. Images smaller than `SMALLEST_CANVAS`
+    are enlarged first.
 
     Args:
-        instances: what was found.
-        image: the image, where `instances` does not carry it.
+        instances: the objects to draw.
+        image: the image; by default the one that `instances` carries.
         boxes: draw boxes.
-        names: write the categories.
-        scores: and the scores.
+        names: write category names.
+        scores: write scores after the names.
+
+    Raises:
+        ValueError: no image, or one of another size than the instances' image.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.draw import draw_instances
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+        >>> draw_instances(instances, names=False).size
+        (640, 512)
     """
     pixels = instances.image if image is None else image
     if pixels.shape[:2] != instances.size:
         raise ValueError(
-            f"the image is {image.shape[0]}x{image.shape[1]}, the instances are of one of {instances.size[0]}x{instances.size[1]}"
+            f"the image is {pixels.shape[0]}x{pixels.shape[1]}, "
+            f"the instances belong to one of {instances.size[0]}x{instances.size[1]}"
         )
     factor = max(1, round(SMALLEST_CANVAS / max(instances.size)))
     if factor > 1:
         pixels, instances = _enlarged(pixels, instances, factor)
+
     unit = max(1.0, max(instances.size) / 800)
     colors = [PALETTE[i] for i in _distinct(instances.boxes.cpu().numpy())]
     canvas = np.array(pixels)
     if instances.mask_grids is not None:
-        _draw_masks(
-            canvas,
-            instances,
-            colors,
-            thickness=max(1, round(unit * (1.5 if len(instances) <= 100 else 1))),
-        )
+        thickness = max(1, round(unit * (1.5 if len(instances) <= 100 else 1)))
+        _draw_masks(canvas, instances, colors, thickness)
+
     drawn = Image.fromarray(canvas)
     pen = ImageDraw.Draw(drawn)
     if boxes:
         width = max(1, round(unit * (1.5 if len(instances) <= CROWD else 0.75)))
         corners = instances.boxes.tolist()
         for n in _largest_first(instances):
-            pen.rectangle(_pixels(corners[n]), outline=colors[n], width=width)
+            pen.rectangle(_pixels(corners[n]), None, colors[n], width)
     _draw_skeletons(pen, instances, colors, unit)
     if names:
         _draw_names(pen, instances, colors, unit, scores)
@@ -139,11 +187,14 @@ def _enlarged(
 
 
 def _distinct(boxes: Float[np.ndarray, "N 4"]) -> Int64[np.ndarray, "N"]:
-    """A palette index for each box that its neighbors do not have, as far as the palette reaches."""
+    """Returns palette indices, equal for neighboring boxes only if the palette is exhausted."""
     reach = 0.25 * (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0, keepdims=True)
-    low, high = boxes[:, :2] - reach, boxes[:, 2:] + reach
+    low = boxes[:, :2] - reach
+    high = boxes[:, 2:] + reach
     chosen = np.zeros(len(boxes), dtype=np.int64)
     times = np.zeros(len(PALETTE))
+
+    # Each box takes the color that is rarest among its neighbors, then rarest overall.
     for n in range(len(boxes)):
         near = ((low[:n] < high[n]) & (high[:n] > low[n])).all(axis=1)
         taken = np.bincount(chosen[:n][near], minlength=len(PALETTE))
@@ -160,7 +211,7 @@ def _largest_first(instances: Drawable) -> list[int]:
 def _draw_masks(
     canvas: UInt8[np.ndarray, "H W 3"], instances: Drawable, colors: list[Color], thickness: int
 ) -> None:
-    """Fills and contours each mask, small objects on top of large ones."""
+    """Draws each mask's fill and contour, small objects on top of large ones."""
     for n in _largest_first(instances):
         (crop,) = instances[n].masks()
         height, width = crop.mask.shape
@@ -171,7 +222,8 @@ def _draw_masks(
 
 
 def _eroded(mask: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
-    """The mask without what is within `steps` pixels of the outside; beyond the crop is outside."""
+    """Removes the mask's pixels within `steps` pixels of its outside, which includes all beyond the
+    crop."""
     inner = np.pad(mask, 1)
     for _ in range(steps):
         inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
@@ -186,9 +238,7 @@ def _draw_skeletons(
     for n in _largest_first(instances):
         category = instances.categories[int(instances.labels[n])]
         x0, y0, x1, y1 = instances.boxes[n].tolist()
-        size = min(
-            2.5 * unit, max(1.0, 0.03 * max(x1 - x0, y1 - y0))
-        )  # small figures get thin limbs
+        size = min(2.5 * unit, max(1.0, 0.03 * max(x1 - x0, y1 - y0)))  # small object, thin limbs
         _draw_skeleton(pen, instances.keypoints[n].tolist(), category, colors[n], size)
 
 
@@ -199,13 +249,14 @@ def _draw_skeleton(
     color: Color,
     size: float,
 ) -> None:
-    """Limbs with a dark edge, keypoints as light dots with the object's color inside."""
+    """Draws limbs with a dark edge, and keypoints as light dots with the object's color inside."""
     limbs = [
         (keypoints[a], keypoints[b])
         for a, b in category.skeleton
         if min(keypoints[a][2], keypoints[b][2]) >= KEYPOINT_SCORE
     ]
     bright = _mixed(color, (255, 255, 255), 0.35)
+
     for ink, width in (((20, 20, 20), size * 1.8), (bright, size)):
         for start, end in limbs:
             pen.line(
@@ -214,6 +265,7 @@ def _draw_skeleton(
                 width=max(1, round(width)),
                 joint="curve",
             )
+
     for x, y, score in keypoints[: len(category.keypoints)]:
         if score >= KEYPOINT_SCORE:
             for ink, radius in (
@@ -227,23 +279,32 @@ def _draw_skeleton(
 def _draw_names(
     pen: ImageDraw.ImageDraw, instances: Drawable, colors: list[Color], unit: float, scores: bool
 ) -> None:
-    """Writes names from the best object on, each where it covers no other; in a crowd only those that are small beside their object."""
+    """Writes names, best object first, each where it covers no other.
+
+    In a crowd, a name is written only if it is small compared with its object.
+    """
     height, width = instances.size
     crowded = len(instances) >= CROWD
     single = crowded and len(set(instances.names)) == 1
     taken = np.zeros((0, 4))
+
     for box, name, score, color in zip(
         instances.boxes.tolist(), instances.names, instances.scores.tolist(), colors, strict=True
     ):
         percent = f"{100 * score:.0f}%"
-        for text in (
-            (name,) if not scores else (percent,) if single else (f"{name} {percent}", name)
-        ):
+        if not scores:
+            texts = (name,)
+        elif single:  # the name would be the same everywhere
+            texts = (percent,)
+        else:
+            texts = (f"{name} {percent}", name)
+
+        for text in texts:
             label = _label(text, box, unit, crowded, (height, width), taken)
             if label is not None:
-                place, origin, font = label
-                taken = np.vstack([taken, place])
-                pen.rectangle(place, fill=color)
+                rectangle, origin, font = label
+                taken = np.vstack([taken, rectangle])
+                pen.rectangle(rectangle, fill=color)
                 pen.text(origin, text, fill=_readable_on(color), font=font)
                 break
 
@@ -256,45 +317,51 @@ def _label(
     size: tuple[int, int],
     taken: Float[np.ndarray, "n 4"],
 ) -> tuple[Rectangle, tuple[float, float], ImageFont.FreeTypeFont | ImageFont.ImageFont] | None:
-    """A free rectangle for a text beside its box, where the text starts in it, and the font; None if it fits nowhere."""
+    """Finds a free rectangle for a text beside its box.
+
+    Returns:
+        The rectangle, where the text starts in it, and the font; None if the text fits nowhere.
+    """
     for letters in (round(13 * unit), max(9, round(10 * unit))):
         font = _font(letters)
         left, top, right, bottom = font.getbbox(text)
-        w, h = right - left + 0.5 * letters, bottom - top + 0.4 * letters
-        if crowded and (
-            w > 1.15 * (box[2] - box[0]) or w * h > 0.4 * (box[2] - box[0]) * (box[3] - box[1])
-        ):
+        w = right - left + 0.5 * letters
+        h = bottom - top + 0.4 * letters
+        too_wide = w > 1.15 * (box[2] - box[0])
+        too_large = w * h > 0.4 * (box[2] - box[0]) * (box[3] - box[1])
+        if crowded and (too_wide or too_large):
             continue
-        for place in _places(box, w, h, *size):
-            if not _overlaps(place, taken):
-                return (
-                    place,
-                    (
-                        round(place[0] + 0.25 * letters - left),
-                        round(place[1] + 0.2 * letters - top),
-                    ),
-                    font,
-                )
+
+        for rectangle in _positions(box, w, h, *size):
+            if not _overlaps(rectangle, taken):
+                x = round(rectangle[0] + 0.25 * letters - left)
+                y = round(rectangle[1] + 0.2 * letters - top)
+                return rectangle, (x, y), font
     return None
 
 
-def _places(box: list[float], w: float, h: float, height: int, width: int) -> Iterator[Rectangle]:
-    """Where a text of w x h may stand: above the box, below it, inside its top, inside its bottom; never outside the image."""
+def _positions(
+    box: list[float], w: float, h: float, height: int, width: int
+) -> Iterator[Rectangle]:
+    """Yields the positions of a text of w x h that lie in the image.
+
+    In this order: above the box, below it, inside its top, inside its bottom.
+    """
     x = min(max(0.0, box[0]), width - w)
     for y in (box[1] - h, box[3], box[1], box[3] - h):
         if x >= 0 and 0 <= y <= height - h:
             yield x, y, x + w, y + h
 
 
-def _overlaps(place: Rectangle, taken: Float[np.ndarray, "n 4"]) -> bool:
-    x0, y0, x1, y1 = place
+def _overlaps(rectangle: Rectangle, taken: Float[np.ndarray, "n 4"]) -> bool:
+    x0, y0, x1, y1 = rectangle
     return bool(
         ((taken[:, 0] < x1) & (taken[:, 2] > x0) & (taken[:, 1] < y1) & (taken[:, 3] > y0)).any()
     )
 
 
 def _pixels(box: list[float]) -> Rectangle:
-    """The whole pixels that a box touches, as Pillow names them: first and last."""
+    """Returns the first and last whole pixels that a box touches, as Pillow expects them."""
     x0, y0, x1, y1 = (round(v) for v in box)
     return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
 
@@ -305,9 +372,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _readable_on(color: Color) -> Color:
-    """Black or white, whichever stands out."""
-    red, green, blue = color
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else (255, 255, 255)
+    """Returns black or white, whichever is readable on the color."""
+    luma = sum(weight * channel for weight, channel in zip(LUMA, color, strict=True))
+    return (0, 0, 0) if luma > 120 else (255, 255, 255)
 
 
 def _mixed(color: Color, other: Color, share: float) -> Color:

@@ -1,7 +1,8 @@
-"""The answer for one image, in that image's own pixels.
+"""The predictions for one image, in that image's own pixels.
 
-N objects, best first: boxes [N, 4] xyxy, scores [N], labels [N]; where the model has the heads also a mask and keypoints for each. Masks stay small
-grids on their boxes until somebody asks: `masks()` gives them dense, as COCO RLE, or as areas.
+N objects, best first: boxes [N, 4] xyxy, scores [N] and labels [N]; also masks and keypoints if the
+model has those heads. Masks are kept as small grids on their boxes. `masks()` converts them to
+dense masks, to COCO RLE or to areas.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from .annotations.coco_types import RLE, CocoResult
 from .annotations.rle import encode_crop
 from .config import Category
 from .images.read import read_image
@@ -26,40 +28,66 @@ from .ops.paste_masks import Crop, PasteRule, dense_masks, paste_masks
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of N objects, drawn into the image one at a time when they are asked for."""
+    """The masks of N objects, drawn into the image one at a time on demand.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> image, truth = draw_micrograph(seed=0)
+        >>> masks = mr.predict(mr.load("nuclei"), image).masks()
+        >>> masks.dense().shape == (len(masks), *image.shape[:2])
+        True
+    """
 
     grids: Float[Tensor, "N S S"]
-    """Probability over the grid of each box."""
+    """Probability 0..1 that a cell belongs to the object, over a grid on its box."""
     boxes: Float[Tensor, "N 4"]
+    """xyxy in pixels of the image."""
     size: tuple[int, int]
+    """Height and width of the image."""
     rule: PasteRule = "border"
+    """How the grids are drawn into the image (see `MaskHeadConfig.paste`)."""
     threshold: float = 0.5
+    """A pixel belongs to the object from this probability on."""
 
     def __len__(self) -> int:
         return len(self.grids)
 
     def __iter__(self) -> Iterator[Crop]:
-        """Each mask as the part of the image that it can touch."""
+        """Yields each mask as a crop of the image around its box."""
         return paste_masks(self.grids, self.boxes, self.size, self.rule, self.threshold)
 
     def dense(self) -> Bool[Tensor, "N H W"]:
-        """Whole-image masks: N * H * W bytes."""
+        """Returns masks of the whole image, which take N * H * W bytes."""
         return torch.from_numpy(dense_masks(iter(self), len(self), self.size))
 
-    def rle(self) -> list[dict[str, Any]]:
-        """COCO's compressed RLE, {"size": [H, W], "counts": str} for each object."""
-        return [encode_crop(crop.mask, crop.x0, crop.y0, self.size) for crop in self]
+    def rle(self) -> list[RLE]:
+        """Returns COCO's compressed RLE of each mask: {"size": [H, W], "counts": str}."""
+        encoded: list[Any] = [encode_crop(crop.mask, crop.x0, crop.y0, self.size) for crop in self]
+        return encoded
 
     def area(self) -> Int64[Tensor, "N"]:
-        """Pixels of each object."""
+        """Returns the number of pixels of each mask."""
         return torch.tensor([int(crop.mask.sum()) for crop in self], dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The objects that were found in one image, best first.
+    """The objects predicted in one image, best first.
 
-    `result[2]`, `result[:5]` and `result[result.scores > 0.8]` are Instances again; iterating gives them one by one.
+    Indexing with an integer, a slice, a mask or a list of integers returns Instances again;
+    iterating yields them one by one.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> image, truth = draw_micrograph(seed=0)
+        >>> instances = mr.predict(mr.load("nuclei"), image)
+        >>> confident = instances[instances.scores > 0.5]
+        >>> 0 < len(confident) <= len(instances)
+        True
+        >>> instances[0].names
+        ['nucleus']
     """
 
     size: tuple[int, int]
@@ -67,25 +95,34 @@ class Instances:
     boxes: Float[Tensor, "N 4"]
     """xyxy in continuous pixels, inside the image."""
     scores: Float[Tensor, "N"]
+    """0..1."""
     labels: Int64[Tensor, "N"]
     """Indices into `categories`."""
     categories: tuple[Category, ...] = field(repr=False)
+    """The model's categories."""
     mask_grids: Float[Tensor, "N S S"] | None = None
-    """Probability, over the grid of the own box, that a cell belongs to the object; None without a mask head."""
+    """Probability 0..1 that a cell belongs to the object, over a grid on its box. None: no mask
+    head."""
     keypoints: Float[Tensor, "N J 3"] | None = None
-    """x, y, score (0..1); the keypoints of the object's own category first, zeros beyond them."""
+    """x, y, score (0..1). The keypoints of the object's category come first, followed by zeros.
+    None: no keypoint head."""
     keypoint_logits: Float[Tensor, "N J"] | None = None
-    """Raw height of each heat map's peak."""
+    """Height of each heat map's peak before normalization."""
     paste: PasteRule = "border"
+    """How masks are drawn into the image (see `MaskHeadConfig.paste`)."""
     mask_threshold: float = 0.5
+    """A pixel belongs to the object from this probability on."""
     coco_offset: float = 0.5
-    """What was added to COCO's integer keypoints to make them continuous."""
+    """Pixels added to COCO's integer keypoints to make them continuous."""
     image_id: int | None = None
+    """The image's id in the annotation file, if known."""
     file_name: str | None = None
+    """The image's file name, if known."""
     source: UInt8[np.ndarray, "H W 3"] | Path | None = field(default=None, repr=False)
-    """The image, or the file from which it is read again when it is drawn on."""
+    """The image, or the file to read it from again. None: unknown."""
     intensity_range: tuple[float, float] | None = None
-    """How values of a 16-bit or float `source` file become 0..255."""
+    """Values of a 16-bit or float `source` file that map to 0 and 255. None: its type's full
+    range."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -98,6 +135,7 @@ class Instances:
         elif not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.boxes.device).reshape(-1)
             index = index if index.dtype == torch.bool else index.long()
+
         rows = {
             name: getattr(self, name)
             for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits")
@@ -111,67 +149,95 @@ class Instances:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in Counter(self.names).most_common())
-        where = f"{self.file_name}, " if self.file_name else ""
-        return f"Instances({where}{self.size[0]}x{self.size[1]}: {counts or 'no objects'})"
+        file_name = f"{self.file_name}, " if self.file_name else ""
+        return f"Instances({file_name}{self.size[0]}x{self.size[1]}: {counts or 'no objects'})"
 
     @property
     def names(self) -> list[str]:
-        """The category's name of each object."""
+        """The category name of each object."""
         return [self.categories[label].name for label in self.labels.tolist()]
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
-        """The image, RGB; one of several files is read again.
+        """The image, RGB; read from its file again if `source` is a path.
 
         Raises:
             ValueError: these instances do not know their image.
+            ImageError: the file cannot be read.
         """
         if self.source is None:
             raise ValueError(
-                "these instances carry no image; give one: dataclasses.replace(instances, source=image)"
+                "these instances carry no image; "
+                "give one: dataclasses.replace(instances, source=image)"
             )
-        return (
-            read_image(self.source, self.intensity_range)
-            if isinstance(self.source, Path)
-            else self.source
-        )
+        if isinstance(self.source, Path):
+            return read_image(self.source, self.intensity_range)
+        return self.source
 
     def masks(self) -> Masks:
-        """The masks, not yet drawn: `.dense()`, `.rle()`, `.area()`, or one crop after the other.
+        """Returns the masks, not yet drawn into the image.
+
+        Call `.dense()`, `.rle()` or `.area()` on them, or iterate to get one crop per object.
 
         Raises:
             ValueError: the model has no mask head.
+
+        Example:
+            >>> import maskrcnn as mr
+            >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+            >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+            >>> masks = instances.masks()
+            >>> masks.area().min() > 0
+            tensor(True)
+            >>> masks.rle()[0]["size"]
+            [256, 320]
         """
         if self.mask_grids is None:
-            raise ValueError(
-                "there are no masks: the model has no mask head (its config's mask is None)"
-            )
+            raise ValueError("no masks: the model has no mask head (its config's mask is None)")
         return Masks(self.mask_grids, self.boxes, self.size, self.paste, self.mask_threshold)
 
-    def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
-        """COCO results, one dict an object: bbox (xywh), segmentation (compressed RLE), keypoints, score, category_id, image_id, file_name.
+    def to_coco(self, image_id: int | None = None) -> list[CocoResult]:
+        """Converts to COCO results, one dictionary per object.
 
-        keypoints are x, y, score for each keypoint of the object's category, in COCO's pixel convention; an object without a skeleton has none.
+        Args:
+            image_id: the image's id in the annotation file; by default the instances' own.
+
+        Returns:
+            image_id, category_id, score and bbox (xywh); file_name if known; segmentation
+            (compressed RLE) if the model has a mask head; keypoints if the object's category has
+            them: x, y, score each, in COCO's pixel convention.
 
         Raises:
-            ValueError: no image_id, neither here nor in the instances.
+            ValueError: no image id, neither given nor in the instances.
+
+        Example:
+            >>> import maskrcnn as mr
+            >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+            >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+            >>> results = instances.to_coco(image_id=7)
+            >>> sorted(results[0])
+            ['bbox', 'category_id', 'image_id', 'score', 'segmentation']
         """
         image_id = self.image_id if image_id is None else image_id
         if image_id is None:
-            raise ValueError("COCO results name their image by number; give to_coco(image_id=...)")
-        origin = {"image_id": image_id} | ({"file_name": self.file_name} if self.file_name else {})
+            raise ValueError("COCO results need an image id; give to_coco(image_id=...)")
+
         boxes = self.boxes.double().cpu()
-        xywh = (
-            torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).numpy().round(4).tolist()
-        )
+        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+        bboxes = xywh.numpy().round(4).tolist()
         rle = self.masks().rle() if self.mask_grids is not None else None
         keypoints = self._coco_keypoints() if self.keypoints is not None else None
+
+        origin = {"image_id": image_id} | ({"file_name": self.file_name} if self.file_name else {})
         results = []
         for n, (label, score) in enumerate(
             zip(self.labels.tolist(), self.scores.tolist(), strict=True)
         ):
             category = self.categories[label]
-            entry = {**origin, "category_id": category.id, "bbox": xywh[n], "score": score}
+            entry = cast(
+                CocoResult,
+                {**origin, "category_id": category.id, "bbox": bboxes[n], "score": score},
+            )
             if rle is not None:
                 entry["segmentation"] = rle[n]
             if keypoints is not None and category.keypoints:
@@ -180,10 +246,24 @@ class Instances:
         return results
 
     def to_supervision(self) -> Any:
-        """The same as `supervision.Detections` (dense masks; keypoints as `data["keypoints"]`).
+        """Converts to `supervision.Detections`, for the package supervision.
+
+        Returns:
+            Boxes, dense masks, confidence and class ids; names and keypoints in `data`.
 
         Raises:
             ImportError: the package supervision is not installed.
+
+        Example:
+            >>> import maskrcnn as mr
+            >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+            >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+            >>> try:
+            ...     count = len(instances.to_supervision())
+            ... except ImportError:  # supervision is not installed
+            ...     count = len(instances)
+            >>> count == len(instances)
+            True
         """
         try:
             supervision = import_module("supervision")
@@ -191,9 +271,11 @@ class Instances:
             raise ImportError(
                 "to_supervision() needs the package supervision: pip install supervision"
             ) from error
+
         data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
+
         return supervision.Detections(
             xyxy=self.boxes.cpu().numpy(),
             mask=None if self.mask_grids is None else self.masks().dense().numpy(),
@@ -203,7 +285,20 @@ class Instances:
         )
 
     def save(self, path: str | Path) -> None:
-        """Draws the objects on the image and writes it, in the format that the name's ending says."""
+        """Draws the objects on the image and writes it to a file.
+
+        Args:
+            path: the file; its suffix determines the format, such as .png or .jpg.
+
+        Raises:
+            ValueError: these instances do not know their image, or the suffix is unknown.
+
+        Example:
+            >>> import maskrcnn as mr
+            >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+            >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+            >>> instances.save("nuclei.png")
+        """
         from .draw import draw_instances
 
         draw_instances(self).save(path)

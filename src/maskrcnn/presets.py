@@ -1,6 +1,8 @@
-"""Ready-made model configurations as functions: the paper's, torchvision's, and a small one for CPUs and small data.
+"""Ready-made model configurations: the paper's, torchvision's, and a small one for small data.
 
-Each takes the categories (a count, names, or `Category` objects) and, for a skeleton, the keypoints (a count or names), and gives a `ModelConfig`.
+In:  the categories (a count, names, or `Category` objects) and, for a skeleton, the keypoints
+     (a count or names).
+Out: a `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from .config import (
     TrunkConfig,
 )
 
-# Those that take the categories of any data.
+# The presets that take the categories of any data set.
 Preset = Literal[
     "maskrcnn_r18_small",
     "maskrcnn_r50_fpn",
@@ -32,29 +34,34 @@ Preset = Literal[
     "maskrcnn_r50_fpn_v2_torchvision",
 ]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# RGB on a scale of 0..1, as torchvision normalizes images for all its models.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def make_categories(
     categories: int | Sequence[str | Category], keypoints: int | Sequence[str] = ()
 ) -> tuple[Category, ...]:
-    """Categories from a count, names, or ready-made ones; `keypoints` (a count or names) gives each of them that skeleton."""
-    names = (
-        tuple(f"keypoint {j}" for j in range(keypoints))
-        if isinstance(keypoints, int)
-        else tuple(keypoints)
-    )
-    given = (
-        [str(i + 1) for i in range(categories)] if isinstance(categories, int) else list(categories)
-    )
+    """Makes categories from a count or names; `Category` objects are kept as they are.
+
+    Args:
+        categories: how many (they are named "1", "2", ...), or names, or `Category` objects.
+        keypoints: how many, or their names; each new category gets all of them.
+    """
+    if isinstance(categories, int):
+        categories = [str(i + 1) for i in range(categories)]
+    if isinstance(keypoints, int):
+        keypoints = [f"keypoint {j}" for j in range(keypoints)]
+
+    names = tuple(keypoints)
     return tuple(
         c if isinstance(c, Category) else Category(c, i + 1, keypoints=names)
-        for i, c in enumerate(given)
+        for i, c in enumerate(categories)
     )
 
 
 def _with_keypoints(config: ModelConfig, **settings: Any) -> ModelConfig:
-    """Adds the paper's keypoint head where a category has a skeleton."""
+    """Adds the paper's keypoint head if a category has a skeleton."""
     if config.num_keypoint_channels == 0:
         return config
     return replace(config, keypoint=KeypointHeadConfig(**settings))
@@ -63,7 +70,19 @@ def _with_keypoints(config: ModelConfig, **settings: Any) -> ModelConfig:
 def maskrcnn_r50_fpn(
     num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()
 ) -> ModelConfig:
-    """The paper's ResNet-50-FPN; with `keypoints`, or categories that have a skeleton, the joint box + mask + keypoint model.
+    """Returns the paper's ResNet-50-FPN with a box head and a mask head.
+
+    A keypoint head is added if `keypoints` or a category's skeleton asks for one.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects.
+        keypoints: how many keypoints each category has, or their names.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r50_fpn(["cat", "dog"])
+        >>> config.trunk.depth, [category.name for category in config.categories]
+        (50, ['cat', 'dog'])
 
     Source: He et al. 2017, sections 3 and 4; Lin et al. 2017 for the pyramid.
     """
@@ -73,13 +92,19 @@ def maskrcnn_r50_fpn(
 def maskrcnn_r101_fpn(
     num_classes: int | Sequence[str | Category] = 80, keypoints: int | Sequence[str] = ()
 ) -> ModelConfig:
-    """The paper's ResNet-101-FPN."""
+    """Returns the paper's ResNet-101-FPN (see `maskrcnn_r50_fpn` for the arguments).
+
+    Source: He et al. 2017, section 4.
+    """
     config = maskrcnn_r50_fpn(num_classes, keypoints)
     return replace(config, trunk=replace(config.trunk, depth=101))
 
 
 def maskrcnn_r50_c4(num_classes: int | Sequence[str | Category] = 80) -> ModelConfig:
-    """The paper's ResNet-50-C4: one level of stride 16, res5 as the head of boxes and masks (14-pixel masks).
+    """Returns the paper's ResNet-50-C4: one level of stride 16, res5 as the RoI head, 14-px masks.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects.
 
     Source: He et al. 2017, figure 4, left.
     """
@@ -103,7 +128,11 @@ def maskrcnn_r50_c4(num_classes: int | Sequence[str | Category] = 80) -> ModelCo
 def keypointrcnn_r50_fpn(
     num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17
 ) -> ModelConfig:
-    """The paper's keypoint model: boxes and keypoints of persons, no masks.
+    """Returns the paper's keypoint model: boxes and keypoints of persons, no masks.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects.
+        keypoints: how many keypoints each category has, or their names.
 
     Source: He et al. 2017, section 5.
     """
@@ -113,7 +142,11 @@ def keypointrcnn_r50_fpn(
 def joint_r50_fpn(
     num_classes: int | Sequence[str | Category] = ("person",), keypoints: int | Sequence[str] = 17
 ) -> ModelConfig:
-    """Boxes, masks and keypoints in one ResNet-50-FPN.
+    """Returns a ResNet-50-FPN that predicts boxes, masks and keypoints of persons.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects.
+        keypoints: how many keypoints each category has, or their names.
 
     Source: He et al. 2017, table 5, last row.
     """
@@ -125,8 +158,9 @@ def _times_255(values: tuple[float, float, float]) -> tuple[float, float, float]
 
 
 def _torchvision(config: ModelConfig) -> ModelConfig:
-    """The settings in which torchvision's models differ from the paper's."""
+    """Replaces the settings in which torchvision's models differ from the paper's."""
     box_roi = RoIConfig(size=7, aligned=False, level_epsilon="log")
+
     return replace(
         config,
         input=InputConfig(
@@ -162,18 +196,33 @@ def _torchvision(config: ModelConfig) -> ModelConfig:
 def maskrcnn_r50_fpn_torchvision(
     num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()
 ) -> ModelConfig:
-    """torchvision's maskrcnn_resnet50_fpn (and, without masks and with keypoints, keypointrcnn_resnet50_fpn)."""
+    """Returns torchvision's maskrcnn_resnet50_fpn.
+
+    With keypoints and `mask=None` it is torchvision's keypointrcnn_resnet50_fpn.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects. torchvision's COCO
+            models count 90, because they keep COCO's unused ids.
+        keypoints: how many keypoints each category has, or their names.
+
+    Source: torchvision, models/detection/mask_rcnn.py and keypoint_rcnn.py.
+    """
     return _torchvision(maskrcnn_r50_fpn(num_classes, keypoints))
 
 
 def maskrcnn_r50_fpn_v2_torchvision(
     num_classes: int | Sequence[str | Category] = 90, keypoints: int | Sequence[str] = ()
 ) -> ModelConfig:
-    """torchvision's maskrcnn_resnet50_fpn_v2: BatchNorm in trunk, pyramid and heads, a convolutional box head, two RPN convolutions.
+    """Returns torchvision's maskrcnn_resnet50_fpn_v2.
 
-    Source: Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision Transformers", as torchvision builds it.
+    It has BatchNorm in trunk, pyramid and heads, a convolutional box head and two RPN convolutions.
+    The arguments are those of `maskrcnn_r50_fpn_torchvision`.
+
+    Source: Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision Transformers", as
+    torchvision builds it.
     """
     config = maskrcnn_r50_fpn_torchvision(num_classes, keypoints)
+
     return replace(
         config,
         trunk=replace(config.trunk, norm="batch"),
@@ -187,7 +236,16 @@ def maskrcnn_r50_fpn_v2_torchvision(
 def maskrcnn_r18_small(
     num_classes: int | Sequence[str | Category] = 1, keypoints: int | Sequence[str] = ()
 ) -> ModelConfig:
-    """ResNet-18-FPN with light heads, for CPUs and small data; trains from scratch at the image's own scale."""
+    """Returns a ResNet-18-FPN with light heads, for CPUs and small data.
+
+    It trains from scratch and takes images at their own scale, up to 1024 px.
+
+    Args:
+        num_classes: how many categories, or their names, or `Category` objects.
+        keypoints: how many keypoints each category has, or their names.
+
+    Source: this package; its trunk and neck are narrower versions of He et al. 2017.
+    """
     config = ModelConfig(
         make_categories(num_classes, keypoints),
         input=InputConfig(min_size=None, max_size=1024),
@@ -207,4 +265,5 @@ def maskrcnn_r18_small(
             convs=(64, 64, 64), upsample=(64,), norm="batch", max_positives=32, truth_size=56
         ),
     )
+
     return _with_keypoints(config, convs=(64,) * 4, norm="batch", max_positives=32)

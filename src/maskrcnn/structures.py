@@ -1,7 +1,10 @@
-"""What flows between the parts: padded tensors with a `valid` mask, so that nothing is a list of dicts.
+"""The data that the model's parts exchange: padded tensors with a `valid` mask.
 
-Coordinates are continuous pixels of the model's input: pixel i covers [i, i + 1). Boxes are (x0, y0, x1, y1), sizes (height, width).
-Letters: B images, N true objects, P proposals, D detections, J keypoints, S mask side.
+Coordinates are continuous pixels of the model's input: pixel i covers [i, i + 1). Boxes are
+(x0, y0, x1, y1), sizes (height, width).
+
+Letters: B images, N true objects, P proposals, D detections, C categories, J keypoints, S side of
+the mask grid.
 """
 
 from __future__ import annotations
@@ -20,22 +23,29 @@ T = TypeVar("T", bound="_Tensors")
 
 
 class _Tensors:
-    """Moves a dataclass of tensors as one."""
+    """Moves all tensors of a dataclass together."""
 
     def to(self: T, device: torch.device | str, non_blocking: bool = False) -> T:
-        """The same on another device: all tensors under way at once, with one wait for them, or none if `non_blocking`."""
+        """Copies all tensors to another device.
+
+        Args:
+            device: the device to copy to.
+            non_blocking: return before the copies have finished. Otherwise they run at the same
+                time, and one host-device sync waits for all of them.
+        """
         moved = self._map(lambda t: t.to(device, non_blocking=True))
-        here, there = (
+        sources, targets = (
             {v.device for v in vars(part).values() if isinstance(v, Tensor)}
             for part in (self, moved)
         )
-        if here != there and not non_blocking:
-            for ahead in filter(is_async, here | there):
-                torch.accelerator.synchronize(ahead)
+
+        if sources != targets and not non_blocking:
+            for queue in filter(is_async, sources | targets):
+                torch.accelerator.synchronize(queue)
         return moved
 
     def pin_memory(self: T) -> T:
-        """The same in page-locked memory, for asynchronous copies to a GPU."""
+        """Copies all tensors to page-locked memory, for asynchronous copies to a GPU."""
         return self._map(lambda t: t.pin_memory())
 
     def _map(self: T, function: Callable[[Tensor], Tensor]) -> T:
@@ -48,19 +58,33 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """Images of a batch at the model's input size, padded at the right and the bottom."""
+    """The images of a batch at the model's input size, padded at the right and the bottom.
+
+    Example:
+        >>> import numpy as np
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.preprocess import prepare
+        >>> config = mr.maskrcnn_r18_small()
+        >>> image, to_model = prepare(np.zeros((60, 100, 3), np.uint8), config.input)
+        >>> mr.Batch.collate([image], to_model=[to_model]).images.shape
+        torch.Size([1, 3, 64, 128])
+    """
 
     images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
-    """RGB, 0..255, not normalized; padding is zero. Whole numbers travel to the device as bytes."""
+    """RGB, 0..255, not normalized; padding is zero. uint8 where possible: a quarter of the bytes to
+    copy to the device."""
     sizes: Int64[Tensor, "B 2"]
-    """Height and width of each image inside its padding."""
+    """Height and width of each image without its padding."""
     to_model: Float[Tensor, "B 3 3"]
-    """Matrix from the original image's pixels to the model's."""
+    """Matrix from the pixels of the original image to those of the model's input."""
     seeds: Int64[Tensor, "B"]
-    """One seed an image for the random choice of anchors and RoIs: what is drawn depends on the image, not on its place in the batch."""
+    """One seed per image for the random choice of anchors and RoIs. The choice therefore depends on
+    the image, not on its index in the batch."""
     image_ids: tuple[int, ...] = ()
+    """The images' ids in the annotation file; may be empty."""
     normalized: bool = False
-    """The images are normalized already (`preprocess.prepare_as_torchvision`), and the model leaves them as they are."""
+    """The images are already normalized (`preprocess.prepare_as_torchvision`); the model then does
+    not normalize them."""
 
     @classmethod
     def collate(
@@ -72,26 +96,46 @@ class Batch(_Tensors):
         image_ids: Sequence[int] = (),
         normalized: bool = False,
     ) -> Batch:
-        """Pads images [3, h, w] to one tensor whose sides are multiples of `size_divisor`: uint8 if all are, else float32."""
+        """Pads images to one tensor.
+
+        Args:
+            images: each [3, h, w], RGB, 0..255. The result is uint8 if all are, else float32.
+            size_divisor: pad both sides to a multiple of this many pixels.
+            to_model: a matrix [3, 3] per image from its original pixels; by default the identity.
+            seeds: one per image; by default random.
+            image_ids: one per image; may be empty.
+            normalized: the images are already normalized.
+
+        Raises:
+            ValueError: no images.
+        """
         if not images:
             raise ValueError("a batch needs at least one image")
+
         height, width = (
             -(-max(i.shape[d] for i in images) // size_divisor) * size_divisor for d in (1, 2)
         )
-        kind = torch.uint8 if all(image.dtype == torch.uint8 for image in images) else torch.float32
-        padded = torch.zeros(len(images), 3, height, width, dtype=kind, device=images[0].device)
+        dtype = torch.float32
+        if all(image.dtype == torch.uint8 for image in images):
+            dtype = torch.uint8
+        padded = torch.zeros(len(images), 3, height, width, dtype=dtype, device=images[0].device)
         for row, image in zip(padded, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]].copy_(image)
-        eye = torch.eye(3).expand(len(images), 3, 3)
+
+        if to_model is None:
+            matrices = torch.eye(3).expand(len(images), 3, 3)
+        else:
+            matrices = torch.stack(list(to_model))
+        if seeds is None:
+            numbers = torch.randint(2**62, (len(images),))
+        else:
+            numbers = torch.tensor(list(seeds))
+
         return cls(
             images=padded,
             sizes=torch.tensor([i.shape[1:] for i in images], device=padded.device),
-            to_model=(eye if to_model is None else torch.stack(list(to_model))).to(
-                padded.device, torch.float32
-            ),
-            seeds=(
-                torch.randint(2**62, (len(images),)) if seeds is None else torch.tensor(list(seeds))
-            ).to(padded.device),
+            to_model=matrices.to(padded.device, torch.float32),
+            seeds=numbers.to(padded.device),
             image_ids=tuple(image_ids),
             normalized=normalized,
         )
@@ -99,31 +143,49 @@ class Batch(_Tensors):
 
 @dataclass(frozen=True)
 class Truth(_Tensors):
-    """What is annotated in the images of a batch. Each object may have any part of a box, a mask and keypoints."""
+    """The annotations of a batch. Each object may have any of a box, a mask and keypoints.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> mr.Truth.empty(images=2, objects=5).boxes.shape
+        torch.Size([2, 5, 4])
+    """
 
     boxes: Float[Tensor, "B N 4"]
-    """For an object annotated by keypoints alone: the hull of its visible keypoints."""
+    """xyxy. For an object annotated by keypoints alone: the hull of its visible keypoints."""
     labels: Int64[Tensor, "B N"]
     """0..C-1."""
     valid: Bool[Tensor, "B N"]
     """False in padding rows."""
     ignore: Bool[Tensor, "B N"]
-    """Crowd and ignore regions: what lies in them is neither object nor background."""
+    """Crowd and ignore regions, which are neither object nor background."""
     has_box: Bool[Tensor, "B N"]
+    """The object's box is annotated."""
     masks: UInt8[Tensor, "B N S S"]
     """Coverage 0..255 of each cell of an S x S grid over the object's own box."""
     has_mask: Bool[Tensor, "B N"]
+    """The object's mask is annotated."""
     keypoints: Float[Tensor, "B N J 3"]
-    """x, y, visibility (0 unlabeled, 1 hidden, 2 visible), in the model's heat-map channels: a category's keypoints at its slice."""
+    """x, y, visibility (0 unlabeled, 1 hidden, 2 visible), in the model's heat-map channels: a
+    category's keypoints are at its slice."""
     has_keypoints: Bool[Tensor, "B N"]
+    """The object's keypoints are annotated."""
     labeled: Bool[Tensor, "B C"] | None = None
-    """Whether every object of a category is annotated in an image; where not, what nobody marked may still be one. None = all of them."""
+    """Whether all objects of a category are annotated in an image. False: unannotated regions may
+    hold more of them. None: all objects of all categories are annotated."""
 
     @classmethod
     def empty(
         cls, images: int = 1, objects: int = 0, mask_size: int = 112, keypoints: int = 0
     ) -> Truth:
-        """All-padding truth: the start of any construction, and the truth of an image without objects."""
+        """Returns a truth of padding rows only, which is also the truth of images without objects.
+
+        Args:
+            images: number of images.
+            objects: number of padding rows per image.
+            mask_size: side of the mask grids in cells.
+            keypoints: number of keypoint channels.
+        """
         shape = (images, objects)
         flags = {
             name: torch.zeros(shape, dtype=torch.bool)
@@ -139,10 +201,14 @@ class Truth(_Tensors):
 
     @classmethod
     def collate(cls, truths: Sequence[Truth]) -> Truth:
-        """Joins truths (of any number of images each) into one, padding the objects to the largest count."""
+        """Concatenates truths along the images, padding the objects to the largest count.
+
+        Args:
+            truths: each of one or more images, with equal mask sides and keypoint channels.
+        """
         most = max(t.boxes.shape[1] for t in truths)
 
-        def joined(name: str) -> Tensor:
+        def concatenated(name: str) -> Tensor:
             parts = [getattr(t, name) for t in truths]
             return torch.cat(
                 [
@@ -152,7 +218,7 @@ class Truth(_Tensors):
             )
 
         return cls(
-            **{f.name: joined(f.name) for f in fields(cls) if f.name != "labeled"},
+            **{f.name: concatenated(f.name) for f in fields(cls) if f.name != "labeled"},
             labeled=cls._labeled(truths),
         )
 
@@ -172,27 +238,33 @@ class Truth(_Tensors):
 
 @dataclass(frozen=True)
 class Proposals(_Tensors):
-    """Regions that the RPN takes for objects, best first."""
+    """Regions that the RPN proposes as objects, best first."""
 
     boxes: Float[Tensor, "B P 4"]
+    """xyxy."""
     scores: Float[Tensor, "B P"]
     """Objectness logits."""
     valid: Bool[Tensor, "B P"]
+    """False in padding rows."""
 
 
 @dataclass(frozen=True)
 class Detections(_Tensors):
-    """The model's answer for a batch, best first, in model-input pixels."""
+    """The model's predictions for a batch, best first, in model-input pixels."""
 
     boxes: Float[Tensor, "B D 4"]
+    """xyxy."""
     scores: Float[Tensor, "B D"]
     """0..1."""
     labels: Int64[Tensor, "B D"]
     """0..C-1."""
     valid: Bool[Tensor, "B D"]
+    """False in padding rows."""
     masks: Float[Tensor, "B D S S"] | None = None
-    """Probability, over the grid of the own box, that a cell belongs to the object."""
+    """Probability 0..1 that a cell belongs to the object, over a grid on its box. None: no mask
+    head."""
     keypoints: Float[Tensor, "B D J 3"] | None = None
-    """x, y, score; row by row the keypoints of the detection's own category first, zeros beyond them. The score is the normalized peak, 0..1."""
+    """x, y, score (the normalized peak, 0..1). The keypoints of the detection's category come
+    first, followed by zeros. None: no keypoint head."""
     keypoint_logits: Float[Tensor, "B D J"] | None = None
-    """Raw height of each peak."""
+    """Height of each heat map's peak before normalization."""

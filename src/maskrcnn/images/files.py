@@ -24,14 +24,15 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """All images under a folder, recognized by suffix, sorted; hidden folders are skipped.
+    """Lists all images under a folder, sorted, recognized by suffix.
+
+    Hidden files and folders are skipped.
 
     Raises:
-        ValueError: the folder contains none.
+        ValueError: the folder contains no images.
     """
     folder = Path(folder)
-    files = images_in(folder)
-    files = [path for path in files if not _hidden(path.relative_to(folder))]
+    files = [path for path in images_in(folder) if not _hidden(path.relative_to(folder))]
     if not files:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"{folder}: no images in this folder; looked for {suffixes}")
@@ -39,7 +40,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def images_in(folder: Path, deep: bool = True) -> list[Path]:
-    """The images of a folder, sorted, also those of its subfolders if `deep`."""
+    """Lists the images of a folder, sorted; with `deep`, also those of its subfolders."""
     entries = folder.rglob("*") if deep else folder.iterdir()
     return sorted(
         path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

@@ -1,13 +1,18 @@
-"""Near-duplicates: the same image in another size, format, quality or brightness.
+"""Finds near-duplicates: the same image in another size, format, quality or brightness.
 
-In:  images, as files or arrays. Out: `hashes`, one row an image, and `groups`, the places of images that look alike.
+In:  images, as files or arrays.
+Out: `hashes`, one row per image, and `groups`, the indices of near-duplicates.
 
-A hash is the image's gray gradients on a 16 x 16 grid, as a vector of length 1; its distance to another is 1 - their correlation: 0 between copies,
-about 1 else. Unlike bits that say which neighbor is brighter (dHash), it weighs an edge by its height, so that noise on a dark background counts
-for nothing, and dark fluorescence images do not resemble one another. An image without contrast resembles none.
+A hash is the image's gray gradients on a 16 x 16 grid, as a vector of norm 1. The distance of two
+hashes is 1 - their correlation: 0 between copies, about 1 otherwise. A hash of bits that tell which
+neighbor is brighter (dHash) would weigh all edges equally. This one weighs an edge by its contrast,
+so noise on a dark background hardly counts, and dark fluorescence images do not resemble each
+other. An image without contrast resembles no other.
 
-On 660 nuclei and 159 COCO images, copies (JPEG quality 20, half size, brightened until it clips) are within 0.19 of the original, with 2 % cut
-off at two sides within 0.35; different images are beyond 0.5, but for one pair: neighboring slices of one egg.
+On 660 nuclei and 159 COCO images, copies (JPEG quality 20, half size, brightened until it clips)
+are within 0.19 of the original, and within 0.35 with 2 % cut off at two sides. Different images are
+beyond
+0.5, except for one pair: neighboring slices of one egg.
 """
 
 from __future__ import annotations
@@ -19,62 +24,67 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image
 
+from ..runtime.progress import track
 from .read import read_values
 
 GRID = 16
 LENGTH = 2 * (GRID - 1) ** 2
 DISTANCE = 0.2
-"""Images closer than this are near-duplicates."""
-_CONTRAST = (
-    0.1  # gray levels of 255, root mean square of the gradients, below which an image is blank
-)
-_ROWS = 1024  # compared with all others at a time
+"""Images with a smaller distance are near-duplicates; 0 = equal, 1 = unrelated."""
+# An image is blank if the root mean square of its gradients is below this, in gray levels of
+# 0..255.
+_CONTRAST = 0.1
+_ROWS = 1024  # hashes compared with all others at a time
 
 
 def hashes(
     images: Sequence[str | Path | np.ndarray], *, progress: bool = False
 ) -> Float32[np.ndarray, "N D"]:
-    """The hash of each image, a row of 450 numbers (1.8 kB), zeros for a blank one.
+    """Returns the hash of each image: a row of 450 numbers (1.8 kB), zeros for a blank image.
 
     Args:
         images: files, or arrays [H, W] or [H, W, C] of any type.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Raises:
         ImageError: a file cannot be read.
     """
-    from rich.progress import track
-
-    shown = track(images, "comparing images", transient=True, disable=not progress)
+    shown = track(images, "comparing images", show=progress)
     return np.array([image_hash(p) for p in shown], dtype=np.float32).reshape(-1, LENGTH)
 
 
 def image_hash(image: str | Path | np.ndarray) -> Float32[np.ndarray, "D"]:
-    """The hash of one image (see `hashes`)."""
+    """Returns the hash of one image (see `hashes`)."""
     values = image if isinstance(image, np.ndarray) else read_values(image, at_least=4 * GRID)
     grid = np.asarray(_gray(values).resize((GRID, GRID), Image.Resampling.BOX))
     gradients = np.stack([np.diff(grid, axis=1)[:-1], np.diff(grid, axis=0)[:, :-1]]).reshape(-1)
-    size = float(np.linalg.norm(gradients))
-    return gradients / size if size > _CONTRAST * LENGTH**0.5 else np.zeros(LENGTH, np.float32)
+    norm = float(np.linalg.norm(gradients))
+    return gradients / norm if norm > _CONTRAST * LENGTH**0.5 else np.zeros(LENGTH, np.float32)
 
 
 def groups(hashes: Float32[np.ndarray, "N D"], distance: float = DISTANCE) -> list[list[int]]:
-    """The places of images that look alike: groups of two or more, each linked to its group by a chain of near-duplicates.
+    """Groups near-duplicates; a chain of near-duplicates links all images of a group.
 
     Takes N^2 * 450 multiplications: a second for 10,000 images, minutes for 100,000.
 
     Args:
-        hashes: as `hashes` gives them.
-        distance: how far apart two near-duplicates may be; 0 = equal, 1 = unrelated.
+        hashes: one row per image, from the function `hashes`.
+        distance: largest distance of two near-duplicates; 0 = equal, 1 = unrelated.
+
+    Returns:
+        The images' indices, a list for each group of two or more.
     """
     group = np.arange(len(hashes))
     for start in range(0, len(hashes), _ROWS):
         near = hashes[start : start + _ROWS] @ hashes[start:].T >= 1 - distance
         near = np.triu(near, 1)
         for row in np.flatnonzero(near.any(axis=1)):
-            joined = np.unique(group[start + np.r_[row, np.flatnonzero(near[row])]])
-            if len(joined) > 1:
-                group[np.isin(group, joined)] = joined[0]
+            linked = np.unique(group[start + np.r_[row, np.flatnonzero(near[row])]])
+            if len(linked) > 1:
+                group[np.isin(group, linked)] = linked[0]
+
+    # From the group's number per image to the images of each group, in the order of their first
+    # image.
     _, first, inverse, count = np.unique(
         group, return_index=True, return_inverse=True, return_counts=True
     )
@@ -83,13 +93,11 @@ def groups(hashes: Float32[np.ndarray, "N D"], distance: float = DISTANCE) -> li
 
 
 def _gray(values: Shaped[np.ndarray, "H W *C"]) -> Image.Image:
-    """An image of floating-point gray, 0..255; deep values are stretched over their own range."""
+    """Converts to floating-point gray, 0..255; deep values are stretched over their own range."""
     if values.dtype == np.uint8:
-        return (
-            Image.fromarray(values.squeeze(-1) if values.shape[2:] == (1,) else values)
-            .convert("L")
-            .convert("F")
-        )
+        single = values.shape[2:] == (1,)
+        return Image.fromarray(values.squeeze(-1) if single else values).convert("L").convert("F")
+
     flat = values.astype(np.float32).reshape(*values.shape[:2], -1).mean(axis=2)
     low, high = np.percentile(flat, (0.1, 99.9))
     return Image.fromarray(np.clip((flat - low) * (255 / max(high - low, 1e-6)), 0, 255))

@@ -1,1 +1,5 @@
-"""."""
+"""What concerns the process and its surroundings: the cache folder, atomic files, memory, progress
+bars.
+
+Nothing here knows images, annotations or models, so every package may import it.
+"""

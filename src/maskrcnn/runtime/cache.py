@@ -1,4 +1,4 @@
-"""The folder in which downloads and results of slow work are kept from one run to the next."""
+"""The folder that keeps downloads and the results of slow work between runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The cache folder: `$MASKRCNN_HOME`, or ~/.cache/maskrcnn."""
+    """Returns the cache folder: `$MASKRCNN_HOME`, or ~/.cache/maskrcnn if that is not set."""
     home = os.environ.get("MASKRCNN_HOME")
     return Path(home).expanduser() if home else Path.home() / ".cache" / "maskrcnn"

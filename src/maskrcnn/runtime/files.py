@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of each: `with replacing(path) as partial: ...`."""
+"""Atomic files: a reader gets the old file or the new one, never a part of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Yields a path to write to; when the block succeeds, its file replaces `path` in one step.
+    """Yields a temporary path to write to; its file replaces `path` in one step if the block
+    succeeds.
 
-    The data are on the disk before the rename, not only in the disk's cache. If the process is killed, the old file
-    stays whole and a `.partial-` file may lie beside it, which the next write replaces. An exception removes it.
+        with replacing(path) as partial:
+            partial.write_text(text)
+
+    The data are flushed to the disk before the rename. If the process is killed, the old file stays
+    whole, and a `.partial-` file may remain beside it until the next write. An exception removes
+    it.
+
+    Args:
+        path: the file to replace or create; its folder must exist.
     """
     partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial
 
-        partial.chmod(0o666 & ~umask())  # safetensors writes files that only their owner may read
+        partial.chmod(0o666 & ~umask())  # safetensors makes files that only their owner can read
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
@@ -28,14 +36,14 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def umask() -> int:
-    """The permission bits that this process withholds from new files."""
+    """Returns the permission bits that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk."""
+    """Waits until a file, or a folder's list of files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,8 @@
-"""Memory that is kept: `keep_memory()` for a process that computes on a CPU.
+"""Keeps freed memory in the process, which makes computing on a CPU faster.
 
-The C library of Linux gives the memory of a large tensor back to the system when the tensor goes, and the next one gets new pages, which the system
-fills with zeros one by one: some per cent of a prediction's or a training step's time.
+The C library of Linux returns the memory of a large tensor to the OS when the tensor is freed. The
+next tensor then gets new pages, which the OS fills with zeros. That takes some per cent of the time
+of a prediction or a training step.
 """
 
 from __future__ import annotations
@@ -9,20 +10,29 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# Parameters of mallopt, malloc.h of glibc, and the largest value that every version takes.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_MOST, _MOST_BEFORE_2_35 = 2**31 - 1, 2**25
-_AT_ONCE = 2**26
+# Parameters of mallopt, as in glibc's malloc.h.
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_THRESHOLD = -3
+# The largest values that mallopt accepts; glibc before 2.35 accepts less for _MMAP_THRESHOLD.
+_MOST = 2**31 - 1
+_MOST_BEFORE_2_35 = 2**25
+_AT_ONCE = 2**26  # bytes requested from the OS at a time
 
 
 def keep_memory() -> bool:
-    """Makes the whole process keep freed memory for its next tensors; the commands of the package do so.
+    """Makes the process keep freed memory for its next tensors instead of returning it to the OS.
 
-    The process then holds what it once needed at most until it ends. Call it before the first prediction or training on a CPU, where nothing else
-    in the process depends on memory being given back.
+    The process then holds its peak memory until it ends. Call this before the first prediction or
+    training on a CPU. Do not call it if other parts of the process depend on memory being returned.
+    The package's commands call it.
 
     Returns:
-        Whether it is so: on Linux with glibc; elsewhere nothing is done.
+        True on Linux with glibc. Elsewhere nothing is changed, and the result is False.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> kept = mr.keep_memory()
     """
     if sys.platform != "linux":
         return False

@@ -1,0 +1,107 @@
+"""Progress bars in one style, on standard error, so that standard output stays clean.
+
+`track` shows the progress of a loop. `progress` shows one whose steps are of different size, such
+as the chunks of a download. In a terminal, finished bars of `track` disappear; those of `progress`
+stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+
+FEW = 20
+"""A sequence of fewer items gets no bar unless `show` asks for one."""
+
+
+def track(
+    items: Iterable[T],
+    description: str,
+    *,
+    total: int | None = None,
+    show: bool | None = None,
+) -> Iterator[T]:
+    """Yields the items of a loop and shows a progress bar meanwhile.
+
+    Args:
+        items: what to loop over.
+        description: what the loop does, in the form "reading images".
+        total: the number of items; by default `len(items)`, or unknown if they have no length.
+        show: show the bar; by default only if there are at least 20 items.
+
+    Example:
+        >>> from maskrcnn.runtime.progress import track
+        >>> sum(track([1, 2, 3], "adding numbers"))
+        6
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # ty: ignore[invalid-argument-type]
+    if show is None:
+        show = total is None or total >= FEW
+    if not show:
+        yield from items
+        return
+
+    with _bar("items", transient=True) as bar:
+        yield from bar.track(items, total=total, description=description)
+
+
+@contextmanager
+def progress(
+    description: str,
+    total: int | None,
+    unit: Literal["items", "bytes"] = "items",
+    *,
+    done: int = 0,
+    show: bool = True,
+) -> Generator[Callable[[int], None]]:
+    """Shows a progress bar while the block runs, and yields a function that advances it.
+
+        with progress("model.pth", total=size, unit="bytes") as advance:
+            while chunk := source.read(1 << 20):
+                advance(len(chunk))
+
+    Args:
+        description: what the block does, or the name of what it works on.
+        total: how much there is to do; None if unknown.
+        unit: "bytes" shows sizes and speed, "items" shows counts.
+        done: how much of the total was done before.
+        show: show the bar.
+    """
+    with _bar(unit, transient=False, show=show) as bar:
+        task = bar.add_task(description, total=total, completed=done)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def _bar(unit: Literal["items", "bytes"], *, transient: bool, show: bool = True) -> Progress:
+    # Imported here because importing rich takes longer than `import maskrcnn`.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    if unit == "bytes":
+        counts = (DownloadColumn(), TransferSpeedColumn())
+    else:
+        counts = (MofNCompleteColumn(),)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *counts,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=transient,
+        disable=not show,
+    )
