@@ -245,7 +245,7 @@ def test_keypoints_of_equal_name_follow_into_another_skeleton() -> None:
     assert torch.equal(b[:, 1], a[:, 2])
     assert torch.equal(b[:, 2], a[:, 0])
     assert not torch.equal(b[:, 0], a[:, 1])
-    assert report.anew == (
+    assert report.reinitialized == (
         "box_head.class_logits of dog",
         "box_head.box_deltas of dog",
         "mask_head.logits of dog",
@@ -260,7 +260,7 @@ def test_a_renamed_category_with_the_same_skeleton_keeps_its_keypoints() -> None
     )
     name = "keypoint_head.heatmaps.weight"
     assert torch.equal(old.state_dict()[name], new.state_dict()[name])
-    assert not any("heatmaps" in part for part in report.anew)
+    assert not any("heatmaps" in part for part in report.reinitialized)
 
 
 def test_parts_that_do_not_fit_are_named_whole() -> None:
@@ -268,7 +268,7 @@ def test_parts_that_do_not_fit_are_named_whole() -> None:
     config = for_categories(old.config, (CAT,))
     config = replace(config, rpn=replace(config.rpn, ratios=(0.5, 1.0)))
     new, report = transferred(old, config)
-    assert report.anew == ("rpn.deltas", "rpn.objectness")
+    assert report.reinitialized == ("rpn.deltas", "rpn.objectness")
     assert report.unused == ("keypoint_head", "rpn.deltas", "rpn.objectness")
     assert report.total == len(new.state_dict())
     assert report.kept == report.total - 4
@@ -278,4 +278,4 @@ def test_parts_that_do_not_fit_are_named_whole() -> None:
 def test_the_same_model_keeps_everything() -> None:
     old = MaskRCNN.from_config(small(CAT, PERSON))
     _, report = transferred(old, old.config)
-    assert (report.kept, report.anew, report.unused) == (report.total, (), ())
+    assert (report.kept, report.reinitialized, report.unused) == (report.total, (), ())

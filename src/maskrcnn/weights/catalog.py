@@ -1,7 +1,8 @@
-"""The weights that have a name, as typed records: where they are, what proves a file to be them, what they reach, and under which license.
+"""The catalog of published weights: name, address, hash, metrics and license of each file.
 
-`weights()` lists them, `find(name)` gives one, `table()` and `card(name)` print them. Nothing here touches the network; `download` does.
-Some come with the package (`shipped/`, each with its card); the others are published by torchvision.
+`weights()` lists the records, `find(name)` returns one, `table()` and `card(name)` return text.
+Nothing here uses the network; `download` does. Some weights come with the package (`shipped/`, each
+with its card); torchvision publishes the others.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 COCO_NAMES = _words(
-    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant N/A stop_sign parking_meter bench bird cat dog horse "
-    "sheep cow elephant bear zebra giraffe N/A backpack umbrella N/A N/A handbag tie suitcase frisbee skis snowboard sports_ball kite baseball_bat "
-    "baseball_glove skateboard surfboard tennis_racket bottle N/A wine_glass cup fork knife spoon bowl banana apple sandwich orange broccoli carrot "
-    "hot_dog pizza donut cake chair couch potted_plant bed N/A dining_table N/A N/A toilet N/A tv laptop mouse remote keyboard cell_phone microwave "
-    "oven toaster sink refrigerator N/A book clock vase scissors teddy_bear hair_drier toothbrush"
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant N/A "
+    "stop_sign parking_meter bench bird cat dog horse sheep cow elephant bear zebra giraffe N/A "
+    "backpack umbrella N/A N/A handbag tie suitcase frisbee skis snowboard sports_ball kite "
+    "baseball_bat baseball_glove skateboard surfboard tennis_racket bottle N/A wine_glass cup fork "
+    "knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair "
+    "couch potted_plant bed N/A dining_table N/A N/A toilet N/A tv laptop mouse remote keyboard "
+    "cell_phone microwave oven toaster sink refrigerator N/A book clock vase scissors teddy_bear "
+    "hair_drier toothbrush"
 )
-"""Name of COCO's category id i + 1; N/A where the id was never used."""
+"""Name of the COCO category with id i + 1; N/A for ids that were never used."""
 
 _KEYPOINTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 PERSON_KEYPOINTS = (
@@ -41,7 +45,10 @@ PERSON_FLIP = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 
 SHIPPED = Path(__file__).parent / "shipped"
 _TORCHVISION = "https://download.pytorch.org/models/"
-_COCO = "BSD-3-Clause (torchvision); trained on COCO 2017: annotations CC BY 4.0, photographs under their own licenses"
+_COCO = (
+    "BSD-3-Clause (torchvision); trained on COCO 2017: annotations CC BY 4.0, "
+    "photographs under their own licenses"
+)
 _IMAGENET = "BSD-3-Clause (torchvision); trained on ImageNet-1K: images for non-commercial research"
 
 
@@ -50,29 +57,37 @@ class Weights:
     """One published file of weights."""
 
     name: str
-    """What `load` takes."""
+    """The name to pass to `load`."""
     file: str
+    """The file's name, without its folder."""
     sha256: str
-    """The first hexadecimal digits of the file's SHA-256 (torchvision publishes eight); empty for files of this package."""
+    """The first hexadecimal digits of the file's SHA-256 (torchvision publishes eight). Empty for
+    files of this package."""
     megabytes: float
+    """Size of the file, in millions of bytes."""
     license: str
+    """License of the weights and of the data they were trained on."""
     recipe: str
-    """How they were trained."""
+    """How the weights were trained, in words or as an address."""
     kind: Literal["model", "trunk"] = "model"
-    """A whole model for `load`, or an ImageNet trunk for `load_trunk`."""
+    """model: a whole model, for `load`. trunk: an ImageNet trunk, for `load_trunk`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """AP in percent (box, mask, keypoint), on COCO val2017 unless the recipe says otherwise, or ImageNet top-1 accuracy, as published."""
+    """Published results in percent: AP (box, mask, keypoint), on COCO val2017 unless the recipe
+    names other data, or ImageNet accuracy (top1).
+    """
     bn_eps: float = 1e-5
-    """What the frozen BatchNorm of the trunk adds to the variance. Some weights were converted with 0, and nothing in the file says so."""
+    """Value that the trunk's frozen BatchNorm adds to the variance. Some weights were converted
+    with 0, which the file does not state.
+    """
 
     @property
     def shipped(self) -> Path | None:
-        """The file, where it comes with the package."""
+        """The file, if it comes with the package; otherwise None."""
         return SHIPPED / self.file if self.file.endswith(".safetensors") else None
 
     @property
     def url(self) -> str:
-        """Where the file is published."""
+        """The address at which torchvision publishes the file."""
         return _TORCHVISION + self.file
 
 
@@ -166,15 +181,15 @@ _ALL = (
 
 
 def weights() -> tuple[Weights, ...]:
-    """Every published file of weights that can be loaded by name."""
+    """Returns the records of all weights that can be loaded by name."""
     return _ALL
 
 
 def find(name: str) -> Weights:
-    """The record of a name; case and the choice of - or _ do not matter.
+    """Returns the record of a name; case and the choice of - or _ do not matter.
 
     Raises:
-        ValueError: no such name; the nearest are listed.
+        ValueError: an unknown name; the message lists the nearest ones.
     """
     plain = name.lower().replace("-", "_")
     for record in _ALL:
@@ -183,34 +198,37 @@ def find(name: str) -> Weights:
     names = [record.name for record in _ALL]
     near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4) or names
     raise ValueError(
-        f'"{name}" is neither a file nor the name of published weights; did you mean {", ".join(near)}?'
+        f'"{name}" is neither a file nor the name of published weights; '
+        f"did you mean {', '.join(near)}?"
     )
 
 
 def recognize(sha256: str) -> Weights | None:
-    """The record of the file with this SHA-256, if it is a published one."""
+    """Returns the record of the file with this SHA-256, or None if it is not a published one."""
     return next(
         (record for record in _ALL if record.sha256 and sha256.startswith(record.sha256)), None
     )
 
 
 def table() -> str:
-    """The catalog as text, one line a file, the licenses below."""
+    """Returns the catalog as text: one line per file, followed by the licenses."""
     lines = [
-        f"{'name':<34}{'MB':>5}  {'box AP':>6} {'mask AP':>7} {'kp AP':>6} {'top-1':>6}  {'sha256':<8}  address"
+        f"{'name':<34}{'MB':>5}  {'box AP':>6} {'mask AP':>7} {'kp AP':>6} {'top-1':>6}"
+        f"  {'sha256':<8}  address"
     ]
     for record in _ALL:
-        columns = [
-            f"{record.metrics[m]:.1f}" if m in record.metrics else "-"
-            for m in ("box", "mask", "keypoint", "top1")
-        ]
-        box, mask, keypoint, top1 = columns
-        address = (
-            "in this package: maskrcnn weights " + record.name if record.shipped else record.url
+        box, mask, keypoint, top1 = (
+            f"{record.metrics[metric]:.1f}" if metric in record.metrics else "-"
+            for metric in ("box", "mask", "keypoint", "top1")
         )
+        address = record.url
+        if record.shipped:
+            address = f"in this package: maskrcnn weights {record.name}"
         lines.append(
-            f"{record.name:<34}{record.megabytes:>5.0f}  {box:>6} {mask:>7} {keypoint:>6} {top1:>6}  {record.sha256:<8}  {address}"
+            f"{record.name:<34}{record.megabytes:>5.0f}  {box:>6} {mask:>7} {keypoint:>6} {top1:>6}"
+            f"  {record.sha256:<8}  {address}"
         )
+
     licenses = [f"{r.name}: {r.license}" for r in _ALL if r.shipped]
     licenses += [
         f"published {kind}s: {next(r.license for r in _ALL if r.kind == kind and not r.shipped)}"
@@ -220,42 +238,44 @@ def table() -> str:
         [
             *lines,
             "",
-            "AP on COCO val2017 (of a model in this package: on its own data), top-1 on ImageNet, in percent, as published.",
-            "Those with top-1 are trunks to start training from.",
+            "All metrics are in percent, as published: AP on COCO val2017, top-1 on ImageNet.",
+            "A model in this package has AP on its own data.",
+            "Weights with top-1 are trunks to start training from.",
             *licenses,
         ]
     )
 
 
 def card(name: str) -> str:
-    """All that is known of one file of weights: its card, where it comes with the package.
+    """Returns a description of one file of weights; for those of this package, their model card.
 
     Raises:
-        ValueError: no such name.
+        ValueError: an unknown name.
     """
     record = find(name)
     if record.shipped:
         return record.shipped.with_suffix(".md").read_text(encoding="utf-8")
+
     metrics = ", ".join(f"{metric} {value:g}" for metric, value in record.metrics.items())
     lines = (
         record.url,
-        f"{record.megabytes:g} MB, SHA-256 {record.sha256}..",
-        metrics,
-        record.license,
+        f"{record.megabytes:g} MB, SHA-256 {record.sha256}...",
+        f"metrics in percent: {metrics}",
+        f"license: {record.license}",
         f"recipe: {record.recipe}",
     )
     return "\n  ".join((record.name, *lines))
 
 
 def person(keypoints: bool = True) -> Category:
-    """COCO's person, with its 17 keypoints."""
+    """Returns COCO's category person, with or without its 17 keypoints."""
     if not keypoints:
         return Category("person", 1)
     return Category("person", 1, PERSON_KEYPOINTS, PERSON_SKELETON, PERSON_FLIP)
 
 
 def coco_categories(unused: bool = False) -> tuple[Category, ...]:
-    """COCO's 80 categories under their ids; with `unused` all 90 ids, N/A where one was never used."""
+    """Returns COCO's 80 categories; with `unused` one for each of the 90 ids, some named N/A."""
     return tuple(
         Category(name, i + 1) for i, name in enumerate(COCO_NAMES) if unused or name != "N/A"
     )

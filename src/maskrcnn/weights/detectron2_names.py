@@ -1,6 +1,7 @@
-"""Detectron2's names of weights -> ours.
+"""Converts Detectron2's names of weights to ours.
 
-In and out: a state dict. A name that we do not know stays, and the loader reports it.
+In:  a state dict with Detectron2's names.
+Out: one with our names. Unknown names are kept, and the loader reports them as unexpected keys.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ _NAMES = (
     (r"roi_heads\.keypoint_head\.score_lowres\.(.+)", r"keypoint_head.heatmaps.\1"),
 )
 _NOT_WEIGHTS = re.compile(
-    r"pixel_(?:mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+|roi_heads\.box_predictor\.fed_loss.*|iteration"
+    r"pixel_(?:mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+|"
+    r"roi_heads\.box_predictor\.fed_loss.*|iteration"
 )
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of a Detectron2 model."""
+    """Returns whether the weights have the names of a Detectron2 model."""
     return any(
         k.startswith(
             ("proposal_generator.", "backbone.bottom_up.", "backbone.stem.", "backbone.fpn_lateral")
@@ -39,7 +41,7 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 
 
 def renamed(state: Mapping[str, Tensor], first_level: int) -> dict[str, Tensor]:
-    """The weights under our names, without what is none.
+    """Returns the weights under our names, without entries that are not weights.
 
     Args:
         state: the weights under Detectron2's names.
@@ -53,23 +55,23 @@ def renamed(state: Mapping[str, Tensor], first_level: int) -> dict[str, Tensor]:
 
 
 def _our_name(key: str, first_level: int) -> str:
-    """Our name of a weight; one that we do not know stays and is reported by the loader."""
+    """Returns our name of a weight, or the name itself if it is unknown."""
     if m := re.fullmatch(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(.+)", key):
         stage = "res5" if key.startswith("roi_heads.") else f"trunk.layer{int(m[1]) - 1}"
-        rest = re.sub(
-            r"conv(\d)\.norm\.",
-            r"bn\1.",
-            m[3].replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0."),
-        )
+        rest = m[3].replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
+        rest = re.sub(r"conv(\d)\.norm\.", r"bn\1.", rest)
         return f"{stage}.{m[2]}.{rest}"
+
     if m := re.fullmatch(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(.+)", key):
         return f"neck.{m[1]}.{int(m[2]) - first_level}.{m[3] or 'conv.'}{m[4]}"
     if m := re.fullmatch(
         r"roi_heads\.(box|mask|keypoint)_head\.(?:conv|mask_fcn|conv_fcn)(\d+)\.(norm\.)?(.+)", key
     ):
         return f"{m[1]}_head.convs.{int(m[2]) - 1}.{m[3] or 'conv.'}{m[4]}"
+
     if m := re.fullmatch(r"roi_heads\.box_head\.fc(\d+)\.(.+)", key):
         return f"box_head.fcs.{int(m[1]) - 1}.{m[2]}"
+
     for old, new in _NAMES:
         if m := re.fullmatch(old, key.removeprefix("proposal_generator.")):
             return m.expand(new)

@@ -1,7 +1,9 @@
-"""Published weights by name: fetched once, resumed where a download broke, verified, kept in a cache folder.
+"""Downloads published weights once, resumes broken downloads, verifies files and caches them.
 
-In: a record of the catalog. Out: the path of a verified file. The folder is `MASKRCNN_HOME`, or `~/.cache/maskrcnn`. The file appears there
-under its own name only when it is whole and right; until then it is `<name>.part`.
+In:  a record of the catalog.
+Out: the path of a verified file, in `$MASKRCNN_HOME` or `~/.cache/maskrcnn`.
+
+The file gets its own name only after it has been verified; until then it is `<name>.part`.
 """
 
 from __future__ import annotations
@@ -13,26 +15,29 @@ import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from ..runtime.cache import cache_folder
+from ..runtime.progress import progress
 from .catalog import Weights
 
 CHUNK = 1 << 20
+"""Bytes read at a time."""
 ATTEMPTS = 3
+"""Connections tried for one file."""
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as broken."""
+"""Seconds without data after which a connection counts as broken."""
 
 
 class DownloadError(OSError):
-    """Weights that could not be fetched; the message says from where and how to put them in place by hand."""
+    """A download failed; the message names the address and how to add the file by hand."""
 
 
 def fetch(weights: Weights) -> Path:
-    """The path of the verified file, downloaded if the cache lacks it.
+    """Returns the path of the verified file; downloads it unless it is in the cache.
 
     Raises:
-        DownloadError: the address cannot be reached, answers with an error, breaks off, or sends a file with another SHA-256.
+        DownloadError: the server cannot be reached, returns an error, closes the connection early,
+            or sends a file with another SHA-256.
     """
     target = cache_folder() / weights.file
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,113 +45,89 @@ def fetch(weights: Weights) -> Path:
         if not target.exists():
             part = target.with_name(target.name + ".part")
             _download(weights.url, part, target)
-            _verify(
-                part, weights, f"{part} was removed; run again, or fetch the file from elsewhere"
-            )
+            _verify(part, weights, f"{part} was removed; run again, or get the file from elsewhere")
             part.replace(target)
         else:
-            _verify(target, weights, f"{target} was removed; run again to fetch it")
+            _verify(target, weights, f"{target} was removed; run again to download it")
     return target
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal digits."""
+    """Returns the file's SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, weights: Weights, suggestion: str) -> None:
-    found = sha256(path)
-    if not found.startswith(weights.sha256):
+    digest = sha256(path)
+    if not digest.startswith(weights.sha256):
         path.unlink()
         raise DownloadError(
-            f"{weights.name}: SHA-256 is {found[:16]}.., must begin with {weights.sha256} ({weights.url}). {suggestion}."
+            f"{weights.name}: expected a SHA-256 that begins with {weights.sha256}, "
+            f"got {digest[:16]}... ({weights.url}). {suggestion}."
         )
 
 
 def _download(url: str, part: Path, target: Path) -> None:
-    """Fetches `url` into `part`, going on where an earlier attempt stopped."""
-    by_hand = f"Fetch {url} by other means and put it at {target}"
+    """Downloads `url` into `part`, from where an earlier attempt stopped."""
+    by_hand = f"Download {url} by other means and put it at {target}"
     problem: Exception | str = ""
+
     for _ in range(ATTEMPTS):
         try:
             if _attempt(url, part):
                 return
-            problem = "the connection broke off"
+            problem = "the connection was closed early"
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is longer than the file, so it is of another file
+            if error.code == 416:  # the part is longer than the file, so it is from another file
                 part.unlink(missing_ok=True)
-                problem = "the server has less than was fetched before"
+                problem = "the server has less than was downloaded before"
                 continue
             raise DownloadError(
-                f"{url}: the server answers {error.code} {error.reason}. {by_hand}."
+                f"{url}: the server returned {error.code} {error.reason}. {by_hand}."
             ) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            problem = (
-                error.reason
-                if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception)
-                else error
-            )
-    kept = (
-        f" {part.stat().st_size / 1e6:.1f} MB are kept; run again to go on."
-        if part.exists() and part.stat().st_size
-        else ""
-    )
-    raise DownloadError(f"{url}: cannot be fetched ({problem}).{kept} {by_hand}.")
+            problem = error
+            if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+                problem = error.reason
+
+    kept = ""
+    if part.exists() and part.stat().st_size:
+        kept = f" {part.stat().st_size / 1e6:.1f} MB are kept; run again to resume."
+    raise DownloadError(f"{url}: download failed ({problem}).{kept} {by_hand}.")
 
 
 def _attempt(url: str, part: Path) -> bool:
-    """Appends to `part` what the server sends; True when the file is whole."""
-    have = part.stat().st_size if part.exists() else 0
+    """Appends what the server sends to `part`; returns whether the file is complete."""
+    done = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "maskrcnn", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(
-        urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-    ) as answer:
-        if have and answer.status != 206:  # no ranges here: from the start
-            have = 0
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length is not None else None
-        with part.open("ab" if have else "wb") as file:
-            done = have + _copy(answer, file, have, total, part.name.removesuffix(".part"))
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    request = urllib.request.Request(url, headers=headers)
+
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        if done and response.status != 206:  # the server does not support ranges: start again
+            done = 0
+        size = response.headers.get("Content-Length")
+        total = done + int(size) if size is not None else None
+        label = part.name.removesuffix(".part")
+        with (
+            part.open("ab" if done else "wb") as file,
+            progress(label, total, "bytes", done=done) as advance,
+        ):
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                advance(len(chunk))
     return total is None or done == total
-
-
-def _copy(
-    answer: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, label: str
-) -> int:
-    """Copies with a progress bar; the number of bytes that came."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    count = 0
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total, completed=have)
-        while chunk := answer.read(CHUNK):
-            file.write(chunk)
-            count += len(chunk)
-            progress.advance(task, len(chunk))
-    return count
 
 
 @contextmanager
 def _alone(lock: Path) -> Generator[None]:
-    """Only one process at a time fetches a file; the others wait and find it. Where the system has no such locks, the hash still guards."""
+    """Holds a lock, so that only one process at a time downloads a file.
+
+    On a system without such locks (Windows) nothing is locked; the file is verified in any case.
+    """
     try:
         import fcntl
     except ImportError:

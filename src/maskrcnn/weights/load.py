@@ -1,9 +1,11 @@
-"""`load` a model from anything that holds one, `save` it as our own file.
+"""`load` reads a model from any known kind of file, `save` writes it as our own.
 
-In: a catalog name, a run folder, our `.safetensors`, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its `config.yaml`.
-Out: a `MaskRCNN` in evaluation mode, that answers as the model did where it comes from.
+In:  a catalog name, a run folder, our `.safetensors`, torchvision's `.pth`, or Detectron2's `.pth`
+     or `.pkl` with its `config.yaml`. Out: a `MaskRCNN` in evaluation mode that predicts as the
+     original model does.
 
-Our own file is one `.safetensors`: the weights, and under the metadata key `maskrcnn` a JSON object {"schema", "config", "info"}.
+Our own file is one `.safetensors`: the weights, and under the metadata key `maskrcnn` a JSON object
+{"schema", "config", "info"}.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
 
 SCHEMA = 1
+"""Version of our own file's metadata."""
 KEY = "maskrcnn"
+"""Metadata key of our own file."""
 FOREIGN = (".pth", ".pt", ".pkl", ".bin")
+"""Suffixes of torchvision's and Detectron2's files."""
 
 
 def load(
@@ -40,20 +45,33 @@ def load(
     bn_eps: float | None = None,
     device: torch.device | str = "cpu",
 ) -> MaskRCNN:
-    """A model from a catalog name, a run folder, our own file, torchvision's `.pth`, or Detectron2's `.pth` / `.pkl` with its config.yaml.
+    """Loads a model from a file, a run folder or the catalog of published weights.
 
-    No code of a file is run.
+    Files may be our own `.safetensors`, torchvision's `.pth`, or Detectron2's `.pth` or `.pkl` with
+    its config.yaml beside it. No code in a file is executed. Published weights are downloaded once.
 
     Args:
-        source: the name or path.
-        categories: names, or ready-made categories, for the model's labels; foreign files carry none.
-        bn_eps: what the trunk's BatchNorm adds to the variance, where the file needs another value than it says.
-        device: where the model shall be.
+        source: a path, or a name of the catalog such as "nuclei" ("maskrcnn weights" lists them).
+        categories: names or `Category` objects for the model's labels, in their order. Files of
+            torchvision and Detectron2 contain none.
+        bn_eps: value that the trunk's BatchNorm adds to the variance, to replace the file's own.
+        device: where to put the model.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        WeightsError: the file is damaged, hostile, not a model, or a model with parts that we lack; the message names them.
-        DownloadError: published weights could not be fetched.
-        ValueError: neither a file nor a name of the catalog.
+        WeightsError: the file is damaged, unsafe, not a model, or a model with unsupported parts,
+            which the message names.
+        DownloadError: published weights could not be downloaded.
+        FileNotFoundError: the path does not exist.
+        ValueError: `source` is neither a path nor a name of the catalog.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> model = mr.load("nuclei")
+        >>> [category.name for category in model.config.categories]
+        ['nucleus']
     """
     from ..model.maskrcnn import MaskRCNN
 
@@ -62,15 +80,18 @@ def load(
         config, state = _read(path, bn_eps)
         config = _with_eps(_with_categories(config, categories), bn_eps)
     except WeightsError as error:
-        raise WeightsError(
-            str(error) if str(path) in str(error) else f"{path}: {error}"
-        ) from error.__cause__
-    if config.trunk.timm:  # may hold tensors that are not among its weights
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise WeightsError(message) from error.__cause__
+
+    # On "meta" no random weights are drawn, which the file's would replace. A timm trunk may hold
+    # tensors that are not among its weights, so it is built in full.
+    if config.trunk.timm:
         model = MaskRCNN.from_config(config)
-    else:  # without drawing the random weights that the file's take the place of
+    else:
         with torch.device("meta"):
             model = MaskRCNN.from_config(config)
         model.to_empty(device="cpu")
+
     fill(model, state, path)
     return model.to(device).eval()
 
@@ -81,142 +102,183 @@ def save(
     info: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes the model as one `.safetensors` file, whole or not at all.
+    """Writes a model to one `.safetensors` file; an error leaves an existing file unchanged.
 
     Args:
-        model: any model of ours.
-        path: where; the folder must exist.
-        info: what shall be known of it (epoch, AP, data), plain values.
-        dtype: float16 or bfloat16 halve the file; biases and normalizations stay as they are. Loaded back, all is float32.
+        model: the model.
+        path: the file, with the suffix .safetensors; its folder must exist.
+        info: plain values to store with the model, such as epoch, AP and data (see `read_info`).
+        dtype: torch.float16 or torch.bfloat16 halve the file; biases and normalization layers keep
+            their type. `load` converts all weights to float32.
+
+    Returns:
+        The path.
 
     Raises:
         ValueError: the path has another suffix, or a weight is too large for `dtype`.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> model = mr.load("nuclei")
+        >>> path = mr.save(model, "copy.safetensors", info={"epoch": 3})
+        >>> mr.load(path).config == model.config
+        True
     """
     from safetensors.torch import save_file
 
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
-            f'{path}: our own files end in .safetensors; write "{path.with_suffix(".safetensors")}"'
+            f'{path}: expected the suffix .safetensors; write "{path.with_suffix(".safetensors")}"'
         )
+
     state = {
         name: value.detach().to("cpu", _stored(value, dtype)).contiguous().clone()
         for name, value in model.state_dict().items()
     }
-    spoilt = [name for name, value in state.items() if dtype and not value.isfinite().all()]
-    if spoilt:
+    infinite = [name for name, value in state.items() if dtype and not value.isfinite().all()]
+    if infinite:
         raise ValueError(
-            f"{path}: {_some(spoilt)} cannot be stored as {dtype}; choose torch.bfloat16, or none"
+            f"{path}: {_some(infinite)} cannot be stored as {dtype}; "
+            "use torch.bfloat16, or omit dtype"
         )
-    metadata = {
-        KEY: json.dumps(
-            {"schema": SCHEMA, "config": to_dict(model.config), "info": dict(info or {})}
-        )
-    }
+
+    header = {"schema": SCHEMA, "config": to_dict(model.config), "info": dict(info or {})}
     with replacing(path) as partial:
-        save_file(state, partial, metadata)
+        save_file(state, partial, {KEY: json.dumps(header)})
     return path
 
 
 def read_info(path: str | Path) -> dict[str, Any]:
-    """What was saved with the model as `info`."""
+    """Returns the `info` that `save` stored with a model."""
     return _header(Path(path))["info"]
 
 
 def load_trunk(model: MaskRCNN, source: str | Path) -> MaskRCNN:
-    """Fills the model's ResNet with torchvision's ImageNet weights, a catalog name such as "resnet50_imagenet" or a file; the rest stays.
+    """Fills the model's ResNet with torchvision's ImageNet weights and leaves its other parts
+    unchanged.
+
+    Args:
+        model: the model to fill.
+        source: a catalog name such as "resnet50_imagenet", or a file.
+
+    Returns:
+        The same model.
 
     Raises:
-        WeightsError: the trunk is another one, or takes its stride elsewhere, so that these weights do not fit.
+        WeightsError: the weights do not fit the trunk, or the trunk has its stride elsewhere.
     """
     trunk = model.config.trunk
     path = _locate(source)
     if trunk.timm or trunk.stride_in_1x1:
         part = f'trunk.timm="{trunk.timm}"' if trunk.timm else "trunk.stride_in_1x1=True"
         raise WeightsError(
-            f"{path}: torchvision's ImageNet weights are of ResNets with the stride in the 3x3 convolution, this model has {part}."
+            f"{path}: expected a ResNet with its stride in the 3x3 convolutions, as torchvision's "
+            f"ImageNet weights need; this model has {part}."
         )
-    found = {
-        k: v for k, v in _state_dict(read_torch(path), path).items() if not k.startswith("fc.")
-    }
+
+    # With a C4 neck, the last stage is the RoI head.
     c4 = model.config.neck.kind == "c4"
-    state = {
-        k.replace("layer4.", "res5.", 1) if c4 and k.startswith("layer4.") else f"trunk.{k}": v
-        for k, v in found.items()
-    }
+    state = {}
+    for name, value in _state_dict(read_torch(path), path).items():
+        if name.startswith("fc."):  # the classifier
+            continue
+        if c4 and name.startswith("layer4."):
+            state[name.replace("layer4.", "res5.", 1)] = value
+        else:
+            state[f"trunk.{name}"] = value
+
     others = {k: v for k, v in model.state_dict().items() if not k.startswith(("trunk.", "res5."))}
     fill(model, {**others, **state}, path)
     return model
 
 
 def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
-    """Loads weights under our names; every one must have its place and every place its weight.
+    """Loads weights under our names into a model; names and shapes must match exactly.
 
-    The counter of BatchNorm's training steps is the exception: frozen BatchNorm has none.
+    Only the counters of BatchNorm's training steps may differ, because frozen BatchNorm has none.
+
+    Args:
+        model: the model to fill.
+        state: the weights.
+        path: the file that they are from, for error messages.
+
+    Raises:
+        WeightsError: missing or unexpected keys, or other shapes.
     """
-    wanted = model.state_dict()
+    expected = model.state_dict()
     counter = ".num_batches_tracked"
-    state = {k: v for k, v in state.items() if k in wanted or not k.endswith(counter)}
+    state = {k: v for k, v in state.items() if k in expected or not k.endswith(counter)}
     state |= {
-        k: torch.zeros_like(v) for k, v in wanted.items() if k.endswith(counter) and k not in state
+        k: torch.zeros_like(v)
+        for k, v in expected.items()
+        if k.endswith(counter) and k not in state
     }
+
     problems = []
-    if missing := [k for k in wanted if k not in state]:
-        problems.append(f"it lacks {_some(missing)}")
-    if unexpected := [k for k in state if k not in wanted]:
-        problems.append(f"it has {_some(unexpected)}, which the model has no place for")
+    if missing := [k for k in expected if k not in state]:
+        problems.append(f"missing keys: {_some(missing)}")
+    if unexpected := [k for k in state if k not in expected]:
+        problems.append(f"unexpected keys: {_some(unexpected)}")
     if shapes := [
-        f"{k} {tuple(v.shape)} for {tuple(wanted[k].shape)}"
+        f"{k} is {tuple(v.shape)}, expected {tuple(expected[k].shape)}"
         for k, v in state.items()
-        if k in wanted and v.shape != wanted[k].shape
+        if k in expected and v.shape != expected[k].shape
     ]:
         problems.append(f"other shapes: {_some(shapes)}")
     if problems:
         raise WeightsError(
-            f"{path}: the weights do not fit the model: {'; '.join(problems)}. Is the configuration that of this file?"
+            f"{path}: the weights do not fit the model: {'; '.join(problems)}. "
+            "Check that the configuration belongs to this file."
         )
+
     model.load_state_dict(state)
 
 
 def _locate(source: str | Path) -> Path:
-    """The file that `source` means."""
+    """Returns the file that `source` refers to; published weights are downloaded."""
     path = Path(source).expanduser()
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors", "model_final.pth"):
             if (path / name).is_file():
                 return path / name
-        if known := next(
-            (record for record in weights() if record.name == str(source)), None
-        ):  # a folder of data may be called nuclei, too
+
+        # A folder of data may have the same name as published weights, such as "nuclei".
+        known = next((record for record in weights() if record.name == str(source)), None)
+        if known:
             return _fetched(known)
-        held = _some(sorted(p.name for p in path.iterdir())) or "nothing"
+        content = _some(sorted(p.name for p in path.iterdir())) or "nothing"
         raise WeightsError(
-            f"{path}: a run folder has best.safetensors or last.safetensors, this has {held}."
+            f"{path}: expected a run folder with best.safetensors or last.safetensors, "
+            f"got one with {content}."
         )
+
     if path.is_file():
         return path
     if path.suffix in (".safetensors", ".yaml", *FOREIGN) or len(path.parts) > 1:
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        raise FileNotFoundError(f"{path}: file or folder not found")
     return _fetched(find(str(source)))
 
 
 def _fetched(record: Weights) -> Path:
-    """Its file: in the package, in the cache, or downloaded."""
+    """Returns the file of a record: in the package, in the cache, or downloaded."""
     return record.shipped or download.fetch(record)
 
 
 def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Configuration and weights, under our names, of a file of any kind."""
+    """Reads configuration and weights, under our names, from a file of any kind."""
     if path.suffix == ".safetensors":
         return _read_own(path)
     if path.suffix not in FOREIGN:
         raise WeightsError(
-            f"{path}: a model is a .safetensors, .pth or .pkl file; this is none of them."
+            f"{path}: expected a .safetensors, .pth or .pkl file, got {path.suffix or 'no suffix'}."
         )
+
     with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"  # torch.save's form, whatever the suffix
+        zipped = file.read(2) == b"PK"  # written by torch.save, whatever the suffix
     content = read_pickle(path) if path.suffix == ".pkl" and not zipped else read_torch(path)
     state = _state_dict(content, path)
+
     if detectron2_names.recognizes(state):
         return from_detectron2.convert(state, path)
     if from_torchvision.recognizes(state):
@@ -226,33 +288,45 @@ def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, T
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what a file holds: a state dict itself, or under "model" beside the optimizer."""
+    """Returns the state dict in a file's content: the content itself, or its entry "model"."""
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        kind = (
-            f"a {type(content).__name__}"
-            if not isinstance(content, dict)
-            else f"a dict of {_some([str(k) for k in content]) or 'nothing'}"
-        )
+        kind = f"a {type(content).__name__}"
+        if isinstance(content, dict):
+            kind = f"a dict of {_some([str(k) for k in content]) or 'nothing'}"
         raise WeightsError(
-            f"{path}: holds no weights but {kind}; save model.state_dict(), not the model."
+            f"{path}: expected a dict of weights, got {kind}; "
+            "save model.state_dict(), not the model."
         )
+
     weights = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     wrapped = all(k.startswith("module.") for k in weights)  # DistributedDataParallel
     return {k.removeprefix("module.") if wrapped else k: v for k, v in weights.items()}
 
 
 def _what_else(state: Mapping[str, Tensor]) -> str:
-    """What a state dict is that is none of the known models."""
+    """Describes a state dict that is not a known model."""
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
-        return "an ImageNet classification trunk, no detector. Build a model and give it this trunk: weights.load.load_trunk(model, file)."
+        return (
+            "an ImageNet classification trunk, not a detector. "
+            "Build a model and fill its trunk: weights.load.load_trunk(model, file)."
+        )
     if any(k.startswith(("conv1_", "res2_0_branch", "res_conv1")) for k in state):
-        return "a Caffe2 / Detectron1 file (an ImageNet trunk of Detectron2's zoo?), no detector of Detectron2; load the trained model_final instead."
+        return (
+            "a Caffe2 or Detectron1 file, perhaps an ImageNet trunk of Detectron2's model zoo. "
+            "Load the trained model_final instead."
+        )
     if any(k.startswith("trunk.") for k in state):
-        return "weights of this package without their configuration; save models with maskrcnn.save(model, path)."
-    return f"a model of a kind that is not known here; its weights are called {_some(list(state))}. torchvision's and Detectron2's can be loaded."
+        return (
+            "weights of this package without their configuration. "
+            "Save models with maskrcnn.save(model, path)."
+        )
+    return (
+        f"an unknown kind of model, with weights named {_some(list(state))}. "
+        "Models of torchvision and Detectron2 can be loaded."
+    )
 
 
 def _read_own(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -263,11 +337,12 @@ def _read_own(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         config = from_dict(ModelConfig, with_current_names(header["config"]))
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(
-            f"{path}: its configuration is not understood ({error}); was it written by a newer maskrcnn? Upgrade maskrcnn."
+            f"{path}: its configuration cannot be read ({error}). "
+            "It may be from a newer maskrcnn. Upgrade maskrcnn."
         ) from error
-    return config, {
-        k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()
-    }
+
+    state = load_file(path)
+    return config, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -278,13 +353,16 @@ def _header(path: Path) -> dict[str, Any]:
             header = json.loads((file.metadata() or {}).get(KEY, "{}"))
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: not a safetensors file, or damaged ({error}).") from error
+
     if "schema" not in header:
         raise WeightsError(
-            f"{path}: a safetensors file, but not one of maskrcnn: it carries no configuration. Save models with maskrcnn.save(model, path)."
+            f"{path}: a safetensors file without a maskrcnn configuration. "
+            "Save models with maskrcnn.save(model, path)."
         )
     if header["schema"] > SCHEMA:
         raise WeightsError(
-            f"{path}: was written by a newer maskrcnn (schema {header['schema']}, this one reads {SCHEMA}). Upgrade maskrcnn."
+            f"{path}: written by a newer maskrcnn "
+            f"(schema {header['schema']}, this version reads {SCHEMA}). Upgrade maskrcnn."
         )
     return header
 
@@ -292,20 +370,23 @@ def _header(path: Path) -> dict[str, Any]:
 def _with_categories(
     config: ModelConfig, categories: Sequence[str | Category] | None
 ) -> ModelConfig:
-    """The labels' names replaced; a skeleton stays where the new category brings none."""
+    """Replaces the categories; a new category without a skeleton keeps the old one's."""
     if categories is None:
         return config
     if len(categories) != config.num_classes:
         raise WeightsError(
-            f"the model has {config.num_classes} categories, categories= names {len(categories)}; name each label, in their order."
+            f"categories: expected {config.num_classes}, one per label of the model, "
+            f"got {len(categories)}."
         )
+
     new = []
     for given, old in zip(make_categories(categories), config.categories, strict=True):
         if config.keypoint and not given.keypoints:
             given = replace(old, name=given.name, id=given.id)
         if config.keypoint and len(given.keypoints) != len(old.keypoints):
             raise WeightsError(
-                f'category "{given.name}" has {len(given.keypoints)} keypoints, the model predicts {len(old.keypoints)} for it.'
+                f'category "{given.name}": expected {len(old.keypoints)} keypoints, '
+                f"as the model predicts, got {len(given.keypoints)}."
             )
         new.append(given)
     return replace(config, categories=tuple(new))
@@ -316,7 +397,8 @@ def _with_eps(config: ModelConfig, bn_eps: float | None) -> ModelConfig:
         return config
     if config.trunk.timm or config.trunk.norm not in ("batch", "frozen"):
         raise WeightsError(
-            f"bn_eps is for ResNets with BatchNorm, the trunk of this model is {config.trunk.timm or config.trunk.norm}; leave it out."
+            "bn_eps applies to ResNets with BatchNorm, but the trunk of this model is "
+            f"{config.trunk.timm or config.trunk.norm}; omit it."
         )
     return replace(config, trunk=replace(config.trunk, norm_eps=bn_eps))
 
@@ -326,5 +408,6 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
+    """Lists the first names and counts the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,10 +1,12 @@
-"""Reading weight files without running code from them.
+"""Reads weight files without running code from them.
 
-In: a `.pth` of PyTorch, or a `.pkl` of Detectron2's zoo. Out: the dicts, lists, numbers, strings and tensors that stand in it.
+In:  a `.pth` of PyTorch, or a `.pkl` of Detectron2's model zoo.
+Out: the dicts, lists, numbers, strings and tensors in it.
 
-A pickle is a program. Nothing of it is trusted: a `.pth` goes through PyTorch's weights-only reader, with `argparse.Namespace` (which torchvision's
-reference scripts store beside the model) as the one addition; a `.pkl` goes through `ArraysOnly`, which knows a handful of names and gives each a
-harmless meaning of ours. Any other name is refused before it is imported.
+A pickle is a program, so none of it is trusted. A `.pth` goes through PyTorch's weights-only
+reader, with one addition: `argparse.Namespace`, which torchvision's reference scripts store beside
+the model. A `.pkl` goes through `ArraysOnly`, which replaces a handful of names by safe functions
+of this file. Any other name is refused before it is imported.
 """
 
 from __future__ import annotations
@@ -22,18 +24,21 @@ import numpy as np
 import torch
 
 _NUMBER = re.compile(r"[<>=|]?(?:f[248]|[iu][1248]|b1)")
-_TRUST = "A weight file needs none of that; nothing of it was run. Take the file from its author, or convert it to safetensors where it was made."
+_TRUST = (
+    "Weight files do not need this, and no code was run. "
+    "Get the file from its author, or convert it to safetensors where it was made."
+)
 
 
 class WeightsError(ValueError):
-    """A weight file that cannot be used; the message says which, why, and what helps."""
+    """A weight file cannot be used; the message names the file, the reason and what to do."""
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote into `path`, tensors on the CPU, no code run.
+    """Returns the content of a file of `torch.save`, with tensors on the CPU; runs no code.
 
     Raises:
-        WeightsError: the file holds anything but tensors and plain data, or is no such file.
+        WeightsError: the file has anything but tensors and plain data, or is not such a file.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -49,62 +54,67 @@ def read_torch(path: Path) -> Any:
         AttributeError,
         zipfile.BadZipFile,
     ) as error:
+        # Which name PyTorch refused is only in the message of its error.
         named = re.search(
             r"GLOBAL ([\w.]+)|load (?:module )?([\w.]+)|import(?:ing)? ([\w.]+)", str(error)
         )
         if named:
-            raise WeightsError(
-                f"{path}: refused, it asks for {next(g for g in named.groups() if g)}. {_TRUST}"
-            ) from error
+            name = next(g for g in named.groups() if g)
+            raise WeightsError(f"{path}: refused, it refers to {name}. {_TRUST}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{path}: not a file of tensors as torch.save writes it, or damaged ({reason})."
+            f"{path}: not a file of tensors written by torch.save, or damaged ({reason})."
         ) from error
 
 
 def read_pickle(path: Path) -> Any:
-    """What was pickled into `path`, arrays as tensors, no code run.
+    """Returns the content of a pickle, with arrays as tensors; runs no code.
 
     Raises:
-        WeightsError: the pickle names anything but arrays of numbers and plain containers, or is damaged.
+        WeightsError: the pickle has anything but arrays of numbers and plain containers, or is
+            damaged.
     """
     with path.open("rb") as file:
         try:
             return _finished(ArraysOnly(file).load())
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
-        except Exception as error:  # a damaged or hostile pickle can raise anything
+        except Exception as error:  # a damaged or malicious pickle can raise anything
             raise WeightsError(
                 f"{path}: not a pickle of arrays, or damaged ({type(error).__name__}: {error})."
             ) from error
 
 
 class ArraysOnly(pickle.Unpickler):
-    """An unpickler that admits arrays of numbers and plain containers, from numpy 1 and 2 and from Python 2 and 3.
+    """An unpickler for arrays of numbers and plain containers, of numpy 1 and 2 and Python 2 and 3.
 
-    numpy's own reconstruction is not used: the names that pickled arrays carry are answered by classes of this file, which check shape, type and
-    length before they look at the bytes.
+    It does not use numpy's own reconstruction. Classes of this file stand for the names in pickled
+    arrays, and check shape, type and number of bytes before they read the bytes.
     """
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="latin1")
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """The harmless meaning of a name, or a refusal."""
+        """Returns the safe function that stands for a name, or raises an error."""
         if module_name.split(".")[0] == "numpy":
             module_name = module_name.replace("numpy._core", "numpy.core")
         meaning = _MEANINGS.get((module_name, global_name))
         if meaning is None:
-            raise WeightsError(f"refused, it asks for {module_name}.{global_name}. {_TRUST}")
+            raise WeightsError(f"refused, it refers to {module_name}.{global_name}. {_TRUST}")
         return _Callable(meaning)
 
     def persistent_load(self, pid: Any, /) -> Any:
-        """Refuses: arrays have no such references."""
+        """Raises an error, because arrays have no such references."""
         raise WeightsError(f"refused, it refers to something outside the file. {_TRUST}")
 
 
 class _Callable:
-    """Stands for a name in the pickle. A fresh one each time and without attributes, so that a pickle cannot alter what the next one meets."""
+    """Stands for a name in the pickle.
+
+    Each use gets a new one without attributes, so that a pickle cannot change what the next one
+    uses.
+    """
 
     __slots__ = ("_meaning",)
 
@@ -119,44 +129,47 @@ class _Callable:
 
 
 class _DType:
-    """A number's type under construction: its letters and, from the state, its byte order."""
+    """A number type under construction: its letters and, from the state, its byte order."""
 
     __slots__ = ("letters",)
 
     def __init__(self, letters: Any) -> None:
         if not isinstance(letters, str) or not _NUMBER.fullmatch(letters):
             raise WeightsError(
-                f"refused, it holds an array of {letters!r}, and only numbers are weights."
+                f"refused, it contains an array of {letters!r}; only numbers are weights."
             )
         self.letters = letters
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise WeightsError(
-                "refused, it holds an array of records, and only numbers are weights."
+                "refused, it contains an array of records; only numbers are weights."
             )
         self.letters = state[1] + self.letters[-2:]
 
     def numbers(self, data: Any, shape: Any, fortran: bool) -> np.ndarray:
-        """The bytes as an array."""
+        """Returns the bytes as an array."""
         data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 had no bytes
         if (
             not isinstance(data, bytes | bytearray)
             or not isinstance(shape, tuple)
             or any(not isinstance(n, int) or n < 0 for n in shape)
         ):
-            raise WeightsError("refused, it holds an array whose content is not numbers.")
+            raise WeightsError("refused, it contains an array whose content is not numbers.")
+
         dtype = np.dtype(self.letters)
-        if len(data) != math.prod(shape) * dtype.itemsize:
+        size = math.prod(shape) * dtype.itemsize
+        if len(data) != size:
             raise WeightsError(
-                f"damaged: an array of shape {shape} has {len(data)} bytes, {math.prod(shape) * dtype.itemsize} are wanted."
+                f"damaged: expected {size} bytes for an array of shape {shape}, got {len(data)}."
             )
+
         flat = np.frombuffer(data, dtype=dtype)
         return flat.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
 
 
 class _Array:
-    """An array under construction; its content comes as the state."""
+    """An array under construction; its content is set as the state."""
 
     __slots__ = ("array",)
 
@@ -166,12 +179,12 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         if not isinstance(dtype, _DType):
-            raise WeightsError("refused, it holds an array without a number type.")
+            raise WeightsError("refused, it contains an array without a number type.")
         self.array = dtype.numbers(data, shape, bool(fortran))
 
 
 class _Makers:
-    """What the admitted names do."""
+    """The functions that stand for the allowed names."""
 
     @staticmethod
     def dtype(letters: Any, *_: Any) -> _DType:
@@ -200,7 +213,7 @@ class _Makers:
     @staticmethod
     def encode(text: str, encoding: str = "latin1") -> bytes:
         if encoding != "latin1":
-            raise WeightsError(f"refused, it asks for the codec {encoding!r}. {_TRUST}")
+            raise WeightsError(f"refused, it uses the codec {encoding!r}. {_TRUST}")
         return text.encode("latin1")
 
     @staticmethod
@@ -224,7 +237,7 @@ _MEANINGS = {
 
 
 def _finished(value: Any) -> Any:
-    """Replaces arrays under construction by tensors, through plain containers."""
+    """Replaces arrays under construction by tensors, also inside plain containers."""
     if isinstance(value, dict):
         return {_finished(k): _finished(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -238,5 +251,6 @@ def _finished(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise WeightsError(
-        f"refused, it holds a {type(value).__name__}, and only arrays and plain containers are weights."
+        f"refused, it contains a {type(value).__name__}; "
+        "only arrays and plain containers are weights."
     )

@@ -1,6 +1,9 @@
-"""What a training starts from: random weights, an ImageNet trunk, or a detector. It is said, never guessed from the state of a network.
+"""The weights that a training starts from: random ones, an ImageNet trunk, or a detector.
 
-In: a name, a file or a run folder, or "none". Out: a network with these weights, and a record of them for the run.
+In:  a catalog name, a file or a run folder; or None (or "none") for random weights.
+Out: a network with these weights, and a record of them for the run.
+
+The caller names the weights; they are never guessed from the state of a network.
 """
 
 from __future__ import annotations
@@ -20,68 +23,78 @@ from .transfer import Transfer, for_categories, transferred
 
 Kind = Literal["none", "trunk", "detector", "given"]
 NONE = "none"
+"""The source that stands for random weights."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A network before its first step and where its weights come from."""
+    """A network before its first step, and the origin of its weights."""
 
     network: MaskRCNN
+    """The network."""
     kind: Kind
-    """none: random. trunk: an ImageNet trunk, the rest random. detector: a trained model. given: those of a network that the caller made."""
+    """none: random weights. trunk: an ImageNet trunk, the rest random. detector: a trained model.
+    given: the weights of the caller's own network."""
     source: str = NONE
+    """The name or path of the weights."""
     sha256: str = ""
+    """SHA-256 of their file, in hexadecimal digits; empty if there is no file."""
     transfer: Transfer | None = None
+    """For a detector: which of its weights were kept."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """Plain data for the run's config.json."""
+        """The origin as plain data, for the run's config.json."""
         record: dict[str, Any] = {"kind": self.kind, "source": self.source}
-        record |= {"sha256": self.sha256[:16]} if self.sha256 else {}
-        return record | (
-            {"anew": list(self.transfer.anew), "unused": list(self.transfer.unused)}
-            if self.transfer
-            else {}
-        )
+        if self.sha256:
+            record["sha256"] = self.sha256[:16]
+        if self.transfer:
+            record["anew"] = list(self.transfer.reinitialized)  # a key of runs saved before, too
+            record["unused"] = list(self.transfer.unused)
+        return record
 
     def __str__(self) -> str:
-        said = {
+        texts = {
             "none": "random weights",
             "given": "the weights of the given network",
-            "trunk": f"{self.source}: an ImageNet trunk; all else begins anew",
+            "trunk": f"{self.source}: an ImageNet trunk; all other parts start from random weights",
         }
-        return said.get(self.kind) or f"{self.source}: {self.transfer}"
+        return texts.get(self.kind) or f"{self.source}: {self.transfer}"
 
 
 def kind_of(source: str | Path | None) -> Kind:
-    """What a source of weights is: none, trunk or detector.
+    """Returns the kind of a source of weights: none, trunk or detector.
 
     Raises:
-        ValueError, FileNotFoundError: neither a file, a run folder, nor a name of the catalog.
+        ValueError: the source is not a path, and not a name of the catalog.
+        FileNotFoundError: the path does not exist.
     """
     if source is None or str(source).lower() == NONE:
         return NONE
+
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix == ".safetensors":
         return "detector"
     if not path.is_file() and not path.suffix and len(path.parts) == 1:
         return "trunk" if find(str(source)).kind == "trunk" else "detector"
+
     path = _locate(source)
     if path.suffix == ".pkl":
         return "detector"
-    return (
-        "trunk"
-        if {"conv1.weight", "layer1.0.conv1.weight"} <= _state_dict(read_torch(path), path).keys()
-        else "detector"
-    )
+    names = _state_dict(read_torch(path), path).keys()
+    return "trunk" if {"conv1.weight", "layer1.0.conv1.weight"} <= names else "detector"
 
 
 def start(config: ModelConfig, source: str | Path | None) -> Start:
-    """A network of this configuration that starts from a source: all that fits is kept.
+    """Builds a network of a configuration and fills it with all weights of a source that fit.
+
+    Args:
+        config: the network's configuration.
+        source: a catalog name, a file or a run folder; None or "none" for random weights.
 
     Raises:
-        WeightsError: an ImageNet trunk that is not the configuration's.
-        ValueError: no weight of the detector's trunk fits, or no such source.
+        WeightsError: an ImageNet trunk that does not fit the configuration.
+        ValueError: no weight of the detector's trunk fits, or the source is unknown.
     """
     kind = kind_of(source)
     if kind == "none" or source is None:
@@ -94,5 +107,5 @@ def start(config: ModelConfig, source: str | Path | None) -> Start:
 
 
 def config_of(source: str | Path, categories: Sequence[Category]) -> ModelConfig:
-    """The configuration of a detector, for other categories."""
+    """Returns the configuration of a detector with its categories replaced."""
     return for_categories(load(source).config, categories)

@@ -1,7 +1,10 @@
-"""A trained model as the start for other categories: all that fits is kept, and the last layers begin anew but for the categories that stay.
+"""Starts a model for other categories from a trained one.
 
-In: a model and the categories of new data. Out: another model, with the old weights, and what did not fit, by name. In the last layers the rows of
-categories of equal name, and of keypoints of equal name, move to their new places; so does the background's.
+In:  a model and the configuration of a new one.
+Out: the new model with all weights that fit, and a report that names those that did not.
+
+In the last layers, the rows of categories and keypoints of the same name move to their new indices,
+and so does the row of the background. All other rows start from random weights.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ from torch import Tensor
 from ..config import Category, ModelConfig
 from ..model.maskrcnn import MaskRCNN
 
-Places = list[tuple[int, int]]  # (row in the old model, row in the new one)
+Rows = list[tuple[int, int]]  # (row in the old model, row in the new one)
 
 
 def for_categories(config: ModelConfig, categories: Sequence[Category]) -> ModelConfig:
-    """The configuration with other categories; without a keypoint head where none of them has keypoints."""
+    """Returns a configuration with its categories replaced.
+
+    The keypoint head is removed if none of them has keypoints.
+    """
     keypoints = any(c.keypoints for c in categories)
     return replace(
         config, categories=tuple(categories), keypoint=config.keypoint if keypoints else None
@@ -28,45 +34,49 @@ def for_categories(config: ModelConfig, categories: Sequence[Category]) -> Model
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of the weights of a model from which another one starts."""
+    """A report of which weights of the old model the new one has."""
 
     kept: int
-    """Tensors that were taken over, in whole or in part."""
+    """Number of tensors that were copied, in whole or in part."""
     total: int
-    """Tensors of the new model."""
-    anew: tuple[str, ...]
-    """Parts that begin with random weights, and of the last layers the categories and keypoints that do."""
+    """Number of tensors of the new model."""
+    reinitialized: tuple[str, ...]
+    """Parts of the new model that start from random weights; for the last layers, with the names of
+    their categories and keypoints."""
     unused: tuple[str, ...]
-    """Parts of the old model that have no place in the new one."""
+    """Parts of the old model that the new one does not have."""
 
     def __str__(self) -> str:
-        lines = [f"kept {self.kept} of {self.total} tensors"]
-        lines += [
-            f"{said}: {'; '.join(parts)}"
-            for said, parts in (("begins anew", self.anew), ("not used", self.unused))
-            if parts
-        ]
-        return ". ".join(line[:1].upper() + line[1:] if i else line for i, line in enumerate(lines))
+        sentences = [f"kept {self.kept} of {self.total} tensors"]
+        if self.reinitialized:
+            sentences.append(f"Random weights: {'; '.join(self.reinitialized)}")
+        if self.unused:
+            sentences.append(f"Not used: {'; '.join(self.unused)}")
+        return ". ".join(sentences)
 
 
 def transfer(model: MaskRCNN, config: ModelConfig) -> MaskRCNN:
-    """A new model of this configuration that starts from the weights of `model`, which stays as it is (see `transferred`)."""
+    """Returns a new model that starts from the weights of `model` (see `transferred`)."""
     return transferred(model, config)[0]
 
 
 @torch.no_grad()
 def transferred(model: MaskRCNN, config: ModelConfig) -> tuple[MaskRCNN, Transfer]:
-    """A new model of this configuration that starts from the weights of `model`, which stays as it is, and what was kept.
+    """Builds a new model that starts from the weights of `model`, which stays unchanged.
 
     Args:
-        model: trained, perhaps for other categories or skeletons.
+        model: the trained model.
         config: of the new model, such as `for_categories(model.config, data.categories)`.
+
+    Returns:
+        The new model, on the device of the old one, and a report of the weights.
 
     Raises:
         ValueError: no weight of the trunk fits.
     """
     new = MaskRCNN.from_config(config)
-    state, old = new.state_dict(), model.state_dict()
+    state = new.state_dict()
+    old = model.state_dict()
     last = _last_layers(model.config, config)
     fitting = [
         name
@@ -75,77 +85,79 @@ def transferred(model: MaskRCNN, config: ModelConfig) -> tuple[MaskRCNN, Transfe
     ]
     if not any(name.startswith("trunk.") for name in fitting):
         raise ValueError(
-            "no weight of the trunk fits the new configuration; start from a model with the same trunk, or from scratch"
+            "no weight of the trunk fits the new configuration; "
+            "start from a model with the same trunk, or from scratch"
         )
+
     for name in fitting:
         state[name].copy_(old[name])
     moved = [
         name
-        for name, (places, axis) in last.items()
-        if name in state and name in old and _move(state[name], old[name], places, axis)
+        for name, (rows, axis) in last.items()
+        if name in state and name in old and _move(state[name], old[name], rows, axis)
     ]
+
     kept = {*fitting, *moved}
-    anew = (
+    reinitialized = (
         *_parts(state.keys() - kept - last.keys(), state),
         *_fresh_rows(model.config, config, moved),
     )
-    report = Transfer(
-        len(kept), len(state), anew, _parts(old.keys() - kept - (last.keys() & state.keys()), old)
-    )
+    unused = _parts(old.keys() - kept - (last.keys() & state.keys()), old)
+    report = Transfer(len(kept), len(state), reinitialized, unused)
     return new.to(next(model.parameters()).device), report
 
 
 def _parts(names: Set[str], state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Weights as the modules that hold them, and as the head where it is all of one."""
+    """Returns the modules that hold weights; a head only once if all its weights are among them."""
     whole = {
         head
         for head in {name.split(".")[0] for name in names}
         if all(n in names for n in state if n.startswith(f"{head}."))
     }
-    return tuple(
-        sorted(
-            {
-                head if (head := name.split(".")[0]) in whole else name.rsplit(".", 1)[0]
-                for name in names
-            }
-        )
-    )
+
+    parts = set()
+    for name in names:
+        head = name.split(".")[0]
+        parts.add(head if head in whole else name.rsplit(".", 1)[0])
+    return tuple(sorted(parts))
 
 
 def _fresh_rows(old: ModelConfig, new: ModelConfig, moved: Sequence[str]) -> list[str]:
-    """The categories and keypoints whose rows of the last layers begin anew; all of them in a layer that fits nowhere."""
+    """Names the categories and keypoints whose rows of the last layers start from random weights.
+
+    In a layer that does not fit at all, these are all of them.
+    """
     known = {c.name for c in old.categories}
     fresh = ", ".join(c.name for c in new.categories if c.name not in known)
     every = ", ".join(c.name for c in new.categories)
-    layers = {
-        "box_head.class_logits": (new.num_classes, fresh),
-        "box_head.box_deltas": (not new.box.class_agnostic, fresh),
+
+    per_category = {
+        "box_head.class_logits": True,
+        "box_head.box_deltas": not new.box.class_agnostic,
+        "mask_head.logits": new.mask is not None and not new.mask.class_agnostic,
     }
-    layers["mask_head.logits"] = (new.mask is not None and not new.mask.class_agnostic, fresh)
-    said = [
-        f"{name} of {text}"
-        for name, (there, some) in layers.items()
-        if there and (text := some if f"{name}.weight" in moved else every)
-    ]
+    parts = []
+    for layer, has_rows in per_category.items():
+        names = fresh if f"{layer}.weight" in moved else every
+        if has_rows and names:
+            parts.append(f"{layer} of {names}")
     if new.keypoint is None:
-        return said
-    taken = (
-        {b for _, b in _keypoint_places(old, new)}
-        if "keypoint_head.heatmaps.weight" in moved
-        else set()
-    )
+        return parts
+
+    taken = set()
+    if "keypoint_head.heatmaps.weight" in moved:
+        taken = {row for _, row in _keypoint_rows(old, new)}
     for category, (start, count) in zip(new.categories, new.keypoint_slices, strict=True):
         keypoints = [category.keypoints[i] for i in range(count) if start + i not in taken]
-        said += (
-            [f"keypoint_head.heatmaps of {category.name}: {', '.join(keypoints)}"]
-            if keypoints
-            else []
-        )
-    return said
+        if keypoints:
+            parts.append(f"keypoint_head.heatmaps of {category.name}: {', '.join(keypoints)}")
+    return parts
 
 
-def _last_layers(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Places, int]]:
-    """For each weight with rows for categories or keypoints: which row becomes which, and the axis that counts them."""
+def _last_layers(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Rows, int]]:
+    """Returns, for each weight with rows per category or keypoint, which rows move and on which
+    axis.
+    """
     by_name = {c.name: label for label, c in enumerate(old.categories)}
     kept = [(by_name[c.name], label) for label, c in enumerate(new.categories) if c.name in by_name]
     classes = [*kept, (old.num_classes, new.num_classes)]  # the background is last
@@ -155,45 +167,48 @@ def _last_layers(old: ModelConfig, new: ModelConfig) -> dict[str, tuple[Places, 
         for a, b in (one if new.box.class_agnostic else kept)
         for i in range(4)
     ]
-    layers: dict[str, tuple[Places, int]] = {"box_head.class_logits": (classes, 0)}
+
+    layers: dict[str, tuple[Rows, int]] = {"box_head.class_logits": (classes, 0)}
     if old.box.class_agnostic == new.box.class_agnostic:
         layers["box_head.box_deltas"] = (boxes, 0)
     if old.mask and new.mask and old.mask.class_agnostic == new.mask.class_agnostic:
         layers["mask_head.logits"] = (one if new.mask.class_agnostic else kept, 0)
     if old.keypoint and new.keypoint:
-        layers["keypoint_head.heatmaps"] = (_keypoint_places(old, new), 1)
+        layers["keypoint_head.heatmaps"] = (_keypoint_rows(old, new), 1)
     return {
-        f"{layer}.{kind}": (places, axis if kind == "weight" else 0)
-        for layer, (places, axis) in layers.items()
+        f"{layer}.{kind}": (rows, axis if kind == "weight" else 0)
+        for layer, (rows, axis) in layers.items()
         for kind in ("weight", "bias")
     }
 
 
-def _keypoint_places(old: ModelConfig, new: ModelConfig) -> Places:
-    """The heat maps of keypoints of equal name, in the category of equal name or else in one with the same skeleton."""
+def _keypoint_rows(old: ModelConfig, new: ModelConfig) -> Rows:
+    """Returns which heat maps move: those of keypoints with the same name.
+
+    They are looked for in the category of the same name, or else in one with the same keypoints.
+    """
     if old.keypoint is None:
         return []
-    by_name, by_keypoints = (
-        {key(c): label for label, c in enumerate(old.categories)}
-        for key in (lambda c: c.name, lambda c: c.keypoints)
-    )
-    places: dict[int, int] = {}
-    for category, (place, _) in zip(new.categories, new.keypoint_slices, strict=True):
+    by_name = {category.name: label for label, category in enumerate(old.categories)}
+    by_keypoints = {category.keypoints: label for label, category in enumerate(old.categories)}
+
+    sources: dict[int, int] = {}  # the old row of each new row
+    for category, (new_start, _) in zip(new.categories, new.keypoint_slices, strict=True):
         label = by_name.get(category.name, by_keypoints.get(category.keypoints))
-        if label is not None:
-            keypoints, (start, _) = old.categories[label].keypoints, old.keypoint_slices[label]
-            places |= {
-                place + i: start + keypoints.index(keypoint)
-                for i, keypoint in enumerate(category.keypoints)
-                if keypoint in keypoints
-            }
-    return [(a, b) for b, a in places.items()]
+        if label is None:
+            continue
+        keypoints = old.categories[label].keypoints
+        old_start, _ = old.keypoint_slices[label]
+        for i, keypoint in enumerate(category.keypoints):
+            if keypoint in keypoints:
+                sources[new_start + i] = old_start + keypoints.index(keypoint)
+    return [(source, row) for row, source in sources.items()]
 
 
-def _move(new: Tensor, old: Tensor, places: Places, axis: int) -> bool:
-    """Copies rows to their new places; whether there were any that fit."""
-    if not places or new.select(axis, 0).shape != old.select(axis, 0).shape:
+def _move(new: Tensor, old: Tensor, rows: Rows, axis: int) -> bool:
+    """Copies rows to their new indices; returns whether there were any and they fit."""
+    if not rows or new.select(axis, 0).shape != old.select(axis, 0).shape:
         return False
-    rows, targets = (torch.tensor(list(numbers)) for numbers in zip(*places, strict=True))
-    new.index_copy_(axis, targets, old.cpu().index_select(axis, rows))
+    sources, targets = (torch.tensor(list(indices)) for indices in zip(*rows, strict=True))
+    new.index_copy_(axis, targets, old.cpu().index_select(axis, sources))
     return True
