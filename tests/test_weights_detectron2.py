@@ -1,4 +1,4 @@
-"""Detectron2's configurations in ours: every setting that changes answers is carried over, every part that we lack is refused by its name.
+"""Detectron2's configurations in ours: every setting that changes predictions is carried over, every unsupported part is refused by its name.
 
 `their_state` writes down, from Detectron2's construction rules and independently of our network, the names and shapes of a checkpoint.
 """
@@ -324,7 +324,7 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_weight_of_the_zoos_variants_finds_its_place_and_the_model_answers(tmp_path, name):
+def test_every_weight_of_the_zoos_variants_is_used_and_the_model_predicts(tmp_path, name):
     base, changes = ZOO[name]
     path = written(tmp_path, base, **changes)
     state = their_state(read_config(path))
@@ -347,7 +347,7 @@ def test_every_weight_of_the_zoos_variants_finds_its_place_and_the_model_answers
     )
 
 
-def test_keys_that_are_no_weights_are_known_and_others_are_named(tmp_path):
+def test_keys_that_are_not_weights_are_ignored_and_unexpected_ones_are_named(tmp_path):
     path = written(tmp_path)
     state = their_state(read_config(path))
     extra = {
@@ -362,7 +362,7 @@ def test_keys_that_are_no_weights_are_known_and_others_are_named(tmp_path):
     torch.save({"model": state}, tmp_path / "model_final.pth")
     with pytest.raises(
         WeightsError,
-        match=r"lacks box_head\.fcs\.1\.bias; it has roi_heads\.mask_head\.point_head\.fc1\.weight, which",
+        match=r"missing keys: box_head\.fcs\.1\.bias; unexpected keys: roi_heads\.mask_head\.point_head\.fc1\.weight\.",
     ):
         mr.load(tmp_path / "model_final.pth")
 
@@ -449,15 +449,15 @@ def test_settings_arrive(tmp_path, name, value, ours, expected):
     [
         (
             {"MODEL__RESNETS__DEFORM_ON_PER_STAGE": [False, True, True, True]},
-            "DEFORM_ON_PER_STAGE asks for deformable convolution",
+            "DEFORM_ON_PER_STAGE, deformable convolution, is not supported",
         ),
         (
             {"MODEL__ROI_HEADS__NAME": "CascadeROIHeads"},
-            "ROI_HEADS.NAME is 'CascadeROIHeads' .a cascade",
+            "ROI_HEADS.NAME: 'CascadeROIHeads' .a cascade",
         ),
         (
             {"MODEL__PROPOSAL_GENERATOR__NAME": "RRPN"},
-            "PROPOSAL_GENERATOR.NAME is 'RRPN' .rotated boxes",
+            "PROPOSAL_GENERATOR.NAME: 'RRPN' .rotated boxes",
         ),
         (
             {"MODEL__ANCHOR_GENERATOR__NAME": "RotatedAnchorGenerator"},
@@ -466,64 +466,67 @@ def test_settings_arrive(tmp_path, name, value, ours, expected):
         ({"MODEL__ROI_HEADS__NAME": "RROIHeads"}, "RROIHeads' .rotated boxes"),
         (
             {"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIAlignRotated"},
-            "POOLER_TYPE is 'ROIAlignRotated' .rotated boxes",
+            "POOLER_TYPE: 'ROIAlignRotated' .rotated boxes",
         ),
-        ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE is 'ROIPool'"),
+        ({"MODEL__ROI_BOX_HEAD__POOLER_TYPE": "ROIPool"}, "POOLER_TYPE: 'ROIPool'"),
         (
             {"MODEL__ROI_BOX_HEAD__BBOX_REG_WEIGHTS": [10, 10, 5, 5, 1]},
-            "BBOX_REG_WEIGHTS has 5 values .rotated",
+            "BBOX_REG_WEIGHTS: expected 4 values, got 5, perhaps for rotated",
         ),
         (
             {"MODEL__ROI_MASK_HEAD__NAME": "PointRendMaskHead"},
-            "ROI_MASK_HEAD.NAME is 'PointRendMaskHead' .PointRend",
+            "ROI_MASK_HEAD.NAME: 'PointRendMaskHead' .PointRend",
         ),
-        ({"MODEL__META_ARCHITECTURE": "RetinaNet"}, "META_ARCHITECTURE is 'RetinaNet'"),
+        ({"MODEL__META_ARCHITECTURE": "RetinaNet"}, "META_ARCHITECTURE: 'RetinaNet'"),
         ({"MODEL__META_ARCHITECTURE": "PanopticFPN"}, "PanopticFPN' .panoptic"),
         ({"MODEL__META_ARCHITECTURE": "ProposalNetwork"}, "ProposalNetwork' .proposals without"),
-        ({"MODEL__LOAD_PROPOSALS": True}, "LOAD_PROPOSALS asks for precomputed proposals"),
+        (
+            {"MODEL__LOAD_PROPOSALS": True},
+            "LOAD_PROPOSALS, precomputed proposals, is not supported",
+        ),
         (
             {"MODEL__BACKBONE__NAME": "build_swin_backbone"},
-            "BACKBONE.NAME is 'build_swin_backbone', which we lack; models with 'build_resnet_fpn_backbone'",
+            "BACKBONE.NAME: 'build_swin_backbone' is not supported; supported values: 'build_resnet_fpn_backbone'",
         ),
-        ({"MODEL__RPN__HEAD_NAME": "MyHead"}, "RPN.HEAD_NAME is 'MyHead'"),
-        ({"MODEL__ROI_BOX_HEAD__NAME": "MyHead"}, "ROI_BOX_HEAD.NAME is 'MyHead'"),
+        ({"MODEL__RPN__HEAD_NAME": "MyHead"}, "RPN.HEAD_NAME: 'MyHead'"),
+        ({"MODEL__ROI_BOX_HEAD__NAME": "MyHead"}, "ROI_BOX_HEAD.NAME: 'MyHead'"),
         (
             {"MODEL__KEYPOINT_ON": True, "MODEL__ROI_KEYPOINT_HEAD__NAME": "MyHead"},
-            "ROI_KEYPOINT_HEAD.NAME is 'MyHead'",
+            "ROI_KEYPOINT_HEAD.NAME: 'MyHead'",
         ),
-        ({"MODEL__RESNETS__NORM": "LN"}, "RESNETS.NORM is 'LN'"),
-        ({"MODEL__RESNETS__DEPTH": 200}, "RESNETS.DEPTH is 200"),
-        ({"INPUT__FORMAT": "YUV-BT.601"}, "INPUT.FORMAT is 'YUV-BT.601'"),
+        ({"MODEL__RESNETS__NORM": "LN"}, "RESNETS.NORM: 'LN'"),
+        ({"MODEL__RESNETS__DEPTH": 200}, "RESNETS.DEPTH: 200"),
+        ({"INPUT__FORMAT": "YUV-BT.601"}, "INPUT.FORMAT: 'YUV-BT.601'"),
         (
             {"MODEL__PIXEL_MEAN": [0, 0, 0, 0], "MODEL__PIXEL_STD": [1, 1, 1, 1]},
-            "PIXEL_MEAN has 4 channels",
+            "PIXEL_MEAN: expected 3 channels, got 4",
         ),
         ({"MODEL__RPN__IN_FEATURES": ["p2", "p3"]}, "RPN.IN_FEATURES .'p2', 'p3'."),
         (
             {"MODEL__FPN__IN_FEATURES": ["res2", "res3"]},
-            "a pyramid can be loaded where it ends in res5",
+            "Supported are pyramids that end in res5",
         ),
         (
             {"MODEL__ANCHOR_GENERATOR__ASPECT_RATIOS": [[1.0], [2.0], [1.0], [1.0], [1.0]]},
-            "ASPECT_RATIOS differ from level to level",
+            "ASPECT_RATIOS that differ between levels",
         ),
         (
             {"MODEL__ANCHOR_GENERATOR__SIZES": [[1], [2]]},
-            "SIZES has 2 lists, must be 1 or one for each of the 5 levels",
+            "SIZES: expected 1 list, or one for each of the 5 levels, got 2",
         ),
         (
             {"MODEL__BACKBONE__NAME": "build_resnet_backbone"},
-            "StandardROIHeads on .*without FPN, C4",
+            "StandardROIHeads on .*Supported without FPN are C4",
         ),
-        ({"VERSION": 1}, "version 1, only version 2"),
+        ({"VERSION": 1}, "expected a configuration of version 2, got version 1"),
         (
             {"MODEL__RPN__NMS_THRESH": "high"},
-            "RPN.NMS_THRESH is 'high', must be of the kind of 0.7",
+            "RPN.NMS_THRESH: expected a value like 0.7, got 'high'",
         ),
-        ({"MODEL__FPN": "none"}, "MODEL.FPN is 'none', must be a section"),
+        ({"MODEL__FPN": "none"}, "MODEL.FPN: expected a section, got 'none'"),
     ],
 )
-def test_what_we_lack_is_refused_by_name(tmp_path, changes, message):
+def test_unsupported_parts_are_refused_by_name(tmp_path, changes, message):
     with pytest.raises(WeightsError, match=message) as error:
         config_of(tmp_path, **changes)
     assert str(tmp_path / "config.yaml") in str(error.value)
@@ -540,9 +543,11 @@ def test_parts_that_are_switched_off_are_not_refused(tmp_path):
 
 
 def test_test_time_augmentation_and_unknown_settings_are_warnings(tmp_path):
-    with pytest.warns(UserWarning, match="TEST.AUG asks for test-time augmentation"):
+    with pytest.warns(UserWarning, match="ignoring TEST.AUG, because test-time augmentation"):
         config_of(tmp_path, TEST__AUG={"ENABLED": True})
-    with pytest.warns(UserWarning, match=r"Detectron2 knows no MODEL\.RESNETS\.DEEP_STEM"):
+    with pytest.warns(
+        UserWarning, match=r"settings that Detectron2 does not have: MODEL\.RESNETS\.DEEP_STEM"
+    ):
         config_of(tmp_path, MODEL__RESNETS__DEEP_STEM=True)
 
 
@@ -558,7 +563,7 @@ def test_base_configurations_are_followed(tmp_path):
     config = model_config(read_config(top), top)
     assert (config.num_classes, config.trunk.depth, config.neck.channels) == (7, 50, 32)
     middle.write_text("_BASE_: ../config.yaml\n")
-    with pytest.raises(WeightsError, match="leads back to itself"):
+    with pytest.raises(WeightsError, match="leads back to the file itself"):
         read_config(top)
     middle.unlink()
     with pytest.raises(
@@ -587,7 +592,7 @@ def test_tuples_of_old_dumps_are_lists_and_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "- a\n", "model: {_target_: detectron2.modeling.GeneralizedRCNN}\n", "a: [\n"]
 )
-def test_files_that_are_no_configuration_are_named(tmp_path, text):
+def test_errors_name_files_that_are_not_a_configuration(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(WeightsError, match=r"config\.yaml"):

@@ -72,7 +72,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_recognized_as_its_preset_and_every_weight_has_a_place(name):
+def test_every_family_is_recognized_as_its_preset_and_every_weight_is_used(name):
     builder, preset, changes = FAMILIES[name]
     state = state_of(builder, **NONE)
     assert recognizes(state)
@@ -228,7 +228,7 @@ def test_relatives_with_other_trunks_are_read_off_their_shapes(name, expected):
 def test_frozen_batch_norm_of_an_unknown_file_is_a_warning_that_offers_bn_eps():
     state = frozen(state_of(detection.maskrcnn_resnet50_fpn, **NONE))
     with pytest.warns(
-        UserWarning, match=r"frozen BatchNorm.*1e-5 is used.*load\(\.\., bn_eps=0\.0\)"
+        UserWarning, match=r"frozen BatchNorm.*Using 1e-5.*load\(\.\.\., bn_eps=0\.0\)"
     ):
         config, _ = convert(state)
     assert (config.trunk.norm, config.trunk.norm_eps) == ("frozen", 1e-5)
@@ -267,17 +267,17 @@ def custom_anchors():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (custom_anchors, "4 pyramid levels and 4 anchors a cell"),
+        (custom_anchors, "expected 4 pyramid levels and 3 anchors per cell.*got 4 and 4"),
         (lambda: detection.retinanet_resnet50_fpn(**NONE), "RetinaNet"),
         (
             lambda: detection.FasterRCNN(
                 mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True), 2
             ),
-            "no ResNet",
+            "not a ResNet",
         ),
     ],
 )
-def test_relatives_that_we_lack_are_refused_by_name(build, message):
+def test_unsupported_variants_are_refused_by_name(build, message):
     state = state_of(build)
     assert recognizes(state)
     with pytest.raises(WeightsError, match=message):

@@ -1,10 +1,12 @@
-"""Detectron2's models: checkpoint and `config.yaml` -> our configuration and our state dict.
+"""Converts Detectron2's models to our configuration and weights.
 
-In: the weights of a `GeneralizedRCNN` (`model_final.pth` or the zoo's `.pkl`) and the `config.yaml` that Detectron2 writes beside them: INPUT.FORMAT,
-PIXEL_STD, STRIDE_IN_1X1 and many more change the answers without changing a shape.
+In:  the weights of a `GeneralizedRCNN` (`model_final.pth` or a `.pkl` of the model zoo), and the
+     `config.yaml` that Detectron2 writes beside them.
+Out: a `ModelConfig` and a state dict with our names.
 
-What a configuration asks for and we lack is refused by name, and so is every name that we do not know. What only matters in training and differs
-here (losses of another kind, the sampling of regions) does not keep a model from being loaded.
+The `config.yaml` is required, because INPUT.FORMAT, PIXEL_STD, STRIDE_IN_1X1 and many more settings
+change predictions without changing a shape. Unsupported and unknown parts raise an error that names
+them. Settings that matter in training only (other losses, the sampling of regions) do not.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ _NORMS: Mapping[str, Norm] = {
     "naiveSyncBN_N": "batch",
     "GN": "group",
 }
-# The parts that we have; anything else under these names is refused.
+# The supported parts; any other value of these settings is refused.
 _PARTS = {
     "META_ARCHITECTURE": ("GeneralizedRCNN",),
     "BACKBONE.NAME": ("build_resnet_fpn_backbone", "build_resnet_backbone"),
@@ -56,8 +58,8 @@ _PARTS = {
     "RPN.HEAD_NAME": ("StandardRPNHead",),
     "ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads"),
 }
-# What the names of parts that we lack stand for.
-_LACKED = {
+# What the names of unsupported parts stand for.
+_UNSUPPORTED = {
     "CascadeROIHeads": "a cascade of box heads",
     "RRPN": "rotated boxes",
     "RotatedAnchorGenerator": "rotated boxes",
@@ -81,31 +83,38 @@ _LACKED = {
 
 
 def convert(state: Mapping[str, Tensor], path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the weights under our names.
+    """Returns the configuration, and the weights under our names.
 
     Args:
         state: the weights under Detectron2's names.
-        path: the file they are from; its `config.yaml` stands beside it.
+        path: the file that they are from, with its `config.yaml` in the same folder.
 
     Raises:
-        WeightsError: no configuration, or one that asks for parts that we lack.
+        WeightsError: no configuration, or one with unsupported parts.
     """
-    beside = [path.with_name("config.yaml"), path.with_suffix(".yaml")]
-    found = next((p for p in beside if p.is_file()), None)
-    if found is None:
+    candidates = [path.with_name("config.yaml"), path.with_suffix(".yaml")]
+    config_path = next((p for p in candidates if p.is_file()), None)
+    if config_path is None:
         raise WeightsError(
-            f"a model of Detectron2 needs its configuration beside it as {beside[0]}: the color order, the scale of pixels and more are not in the "
-            "weights. Detectron2 writes it into OUTPUT_DIR; for a model of the zoo, write model_zoo.get_config(..).dump() into that file."
+            f"a model of Detectron2 needs its configuration beside it as {candidates[0]}. "
+            "The color order, the scale of pixels and more are not in the weights. "
+            "Detectron2 writes it into OUTPUT_DIR; for a model of the zoo, "
+            "write model_zoo.get_config(...).dump() into that file."
         )
-    config = model_config(read_config(found), found)
+
+    config = model_config(read_config(config_path), config_path)
     return config, renamed(state, config.neck.levels[0])
 
 
 def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
-    """Our configuration of the network that Detectron2 builds from these settings, complete with defaults.
+    """Returns our configuration of the network that Detectron2 builds from its settings.
+
+    Args:
+        settings: Detectron2's settings, completed with its defaults.
+        path: the file that they are from, for error messages.
 
     Raises:
-        WeightsError: the settings ask for a part that we lack.
+        WeightsError: the settings have an unsupported part.
     """
     _refuse_others(settings, path)
     m = settings["MODEL"]
@@ -116,6 +125,7 @@ def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
         raise WeightsError(
             f"{path}: KEYPOINT_ON with Res5ROIHeads, which Detectron2 itself does not allow."
         )
+
     return ModelConfig(
         categories=_categories(settings, keypoint is not None),
         input=_input(settings, neck, path),
@@ -129,12 +139,15 @@ def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
 
 
 def _refuse_others(settings: Mapping[str, Any], path: Path) -> None:
-    """Every part that we lack, by its name."""
+    """Raises an error that names the first unsupported part."""
     if settings["VERSION"] != 2:
         raise WeightsError(
-            f"{path}: a configuration of version {settings['VERSION']}, only version 2 is understood; load and dump it with Detectron2."
+            f"{path}: expected a configuration of version 2, got version {settings['VERSION']}; "
+            "load and dump it with Detectron2."
         )
-    m, parts = settings["MODEL"], dict(_PARTS)
+
+    m = settings["MODEL"]
+    parts = dict(_PARTS)
     if m["ROI_HEADS"]["NAME"] == "StandardROIHeads":
         parts["ROI_BOX_HEAD.NAME"] = ("FastRCNNConvFCHead",)
     if m["MASK_ON"]:
@@ -146,28 +159,35 @@ def _refuse_others(settings: Mapping[str, Any], path: Path) -> None:
         for key in name.split("."):
             value = value[key]
         _choose(value, {n: n for n in ours}, f"MODEL.{name}", path)
+
     if m["LOAD_PROPOSALS"]:
         raise WeightsError(
-            f"{path}: MODEL.LOAD_PROPOSALS asks for precomputed proposals; models with their own RPN can be loaded."
+            f"{path}: MODEL.LOAD_PROPOSALS, precomputed proposals, is not supported; "
+            "models with their own RPN are."
         )
     if any(m["RESNETS"]["DEFORM_ON_PER_STAGE"]):
         raise WeightsError(
-            f"{path}: MODEL.RESNETS.DEFORM_ON_PER_STAGE asks for deformable convolution, which we lack."
+            f"{path}: MODEL.RESNETS.DEFORM_ON_PER_STAGE, deformable convolution, is not supported."
         )
     if settings["TEST"]["AUG"]["ENABLED"]:
         warnings.warn(
-            f'{path}: TEST.AUG asks for test-time augmentation, which is no part of a model here; it is asked for with tta=, for example tta="flip".',
+            f"{path}: ignoring TEST.AUG, because test-time augmentation is not part of a model. "
+            'To use it, predict with tta=, for example tta="flip".',
             stacklevel=5,
         )
 
 
 def _input(settings: Mapping[str, Any], neck: NeckConfig, path: Path) -> InputConfig:
-    m, given = settings["MODEL"], settings["INPUT"]
-    mean, std = m["PIXEL_MEAN"], m["PIXEL_STD"]
+    m = settings["MODEL"]
+    given = settings["INPUT"]
+    mean = m["PIXEL_MEAN"]
+    std = m["PIXEL_STD"]
     if len(mean) != 3 or len(std) != 3:
         raise WeightsError(
-            f"{path}: MODEL.PIXEL_MEAN has {len(mean)} channels; models of three can be loaded."
+            f"{path}: MODEL.PIXEL_MEAN: expected 3 channels, got {len(mean)} "
+            f"(and {len(std)} in PIXEL_STD)."
         )
+
     resized = given["MIN_SIZE_TEST"] > 0
     return InputConfig(
         min_size=given["MIN_SIZE_TEST"] if resized else None,
@@ -180,30 +200,35 @@ def _input(settings: Mapping[str, Any], neck: NeckConfig, path: Path) -> InputCo
 
 
 def _neck(m: Mapping[str, Any], path: Path) -> NeckConfig:
-    """FPN, C4 or DC5, of which only the forms of the zoo are known: RPN and heads read the levels that the neck makes for them."""
-    rpn, heads, fpn = m["RPN"]["IN_FEATURES"], m["ROI_HEADS"]["IN_FEATURES"], m["FPN"]
+    """Returns FPN, C4 or DC5, if RPN and heads read the levels that they read in the model zoo."""
+    rpn = m["RPN"]["IN_FEATURES"]
+    heads = m["ROI_HEADS"]["IN_FEATURES"]
+    fpn = m["FPN"]
     res5_head = m["ROI_HEADS"]["NAME"] == "Res5ROIHeads"
     if m["BACKBONE"]["NAME"] == "build_resnet_fpn_backbone":
         levels = tuple(int(name.removeprefix("res")) for name in fpn["IN_FEATURES"])
-        wanted = [f"p{level}" for level in levels]
+        expected = [f"p{level}" for level in levels]
         if (
             res5_head
             or levels[-1:] != (5,)
             or levels != tuple(range(levels[0], 6))
-            or heads != wanted
-            or rpn != [*wanted, "p6"]
+            or heads != expected
+            or rpn != [*expected, "p6"]
         ):
             raise WeightsError(
-                f"{path}: FPN.IN_FEATURES {fpn['IN_FEATURES']}, RPN.IN_FEATURES {rpn}, {m['ROI_HEADS']['NAME']}.IN_FEATURES {heads}: a pyramid can "
-                "be loaded where it ends in res5, the RPN reads all its levels and p6, and StandardROIHeads all but p6."
+                f"{path}: FPN.IN_FEATURES {fpn['IN_FEATURES']}, RPN.IN_FEATURES {rpn}, "
+                f"{m['ROI_HEADS']['NAME']}.IN_FEATURES {heads} are not supported. "
+                "Supported are pyramids that end in res5, with an RPN that reads all levels and "
+                "p6, and StandardROIHeads that read all but p6."
             )
-        norm, fuse = (
-            _choose(fpn["NORM"], _NORMS, "MODEL.FPN.NORM", path),
-            _choose(
-                fpn["FUSE_TYPE"], {"sum": "sum", "avg": "average"}, "MODEL.FPN.FUSE_TYPE", path
-            ),
+        fuses = {"sum": "sum", "avg": "average"}
+        return NeckConfig(
+            channels=fpn["OUT_CHANNELS"],
+            levels=levels,
+            norm=_choose(fpn["NORM"], _NORMS, "MODEL.FPN.NORM", path),
+            fuse=_choose(fpn["FUSE_TYPE"], fuses, "MODEL.FPN.FUSE_TYPE", path),
         )
-        return NeckConfig(channels=fpn["OUT_CHANNELS"], levels=levels, norm=norm, fuse=fuse)
+
     if res5_head and (rpn, heads) == (["res4"], ["res4"]) and m["RESNETS"]["DEPTH"] >= 50:
         return NeckConfig(kind="c4")
     if (
@@ -212,15 +237,24 @@ def _neck(m: Mapping[str, Any], path: Path) -> NeckConfig:
         and m["RESNETS"]["RES5_DILATION"] == 2
     ):
         return NeckConfig(kind="dc5")
+
     raise WeightsError(
-        f"{path}: {m['ROI_HEADS']['NAME']} on {heads}, RPN on {rpn}, RESNETS.DEPTH {m['RESNETS']['DEPTH']}, RES5_DILATION "
-        f"{m['RESNETS']['RES5_DILATION']}: without FPN, "
-        "C4 (Res5ROIHeads on res4, depth 50 and more) and DC5 (StandardROIHeads on res5, dilation 2) can be loaded."
+        f"{path}: {m['ROI_HEADS']['NAME']} on {heads}, RPN on {rpn}, "
+        f"RESNETS.DEPTH {m['RESNETS']['DEPTH']}, "
+        f"RES5_DILATION {m['RESNETS']['RES5_DILATION']} are not supported. "
+        "Supported without FPN are C4 (Res5ROIHeads on res4, depth 50 and more) "
+        "and DC5 (StandardROIHeads on res5, dilation 2)."
     )
 
 
 def _trunk(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> TrunkConfig:
     r = m["RESNETS"]
+    # C4 has res5 in its head, which is never dilated.
+    dilation: Any = 1
+    if neck.kind != "c4":
+        key = "MODEL.RESNETS.RES5_DILATION"
+        dilation = _choose(r["RES5_DILATION"], {1: 1, 2: 2}, key, path)
+
     return TrunkConfig(
         depth=_choose(r["DEPTH"], {d: d for d in BLOCKS}, "MODEL.RESNETS.DEPTH", path),
         groups=r["NUM_GROUPS"],
@@ -228,16 +262,15 @@ def _trunk(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> TrunkConfig:
         stem_channels=r["STEM_OUT_CHANNELS"],
         res2_channels=r["RES2_OUT_CHANNELS"],
         stride_in_1x1=r["STRIDE_IN_1X1"] and r["DEPTH"] >= 50,
-        res5_dilation=1
-        if neck.kind == "c4"
-        else _choose(r["RES5_DILATION"], {1: 1, 2: 2}, "MODEL.RESNETS.RES5_DILATION", path),
+        res5_dilation=dilation,
         norm=_choose(r["NORM"], _NORMS, "MODEL.RESNETS.NORM", path),
         frozen_stages=m["BACKBONE"]["FREEZE_AT"],
     )
 
 
 def _rpn(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> RPNConfig:
-    r, anchors = m["RPN"], m["ANCHOR_GENERATOR"]
+    r = m["RPN"]
+    anchors = m["ANCHOR_GENERATOR"]
     levels = len(r["IN_FEATURES"])
     sizes, ratios = (
         _per_level(anchors[key], levels, f"MODEL.ANCHOR_GENERATOR.{key}", path)
@@ -245,15 +278,18 @@ def _rpn(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> RPNConfig:
     )
     if len(set(ratios)) > 1:
         raise WeightsError(
-            f"{path}: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS differ from level to level ({ratios}), which we lack."
+            f"{path}: MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS that differ between levels ({ratios}) "
+            "are not supported."
         )
-    convs = [
-        m["RESNETS"]["RES2_OUT_CHANNELS"] * {"c4": 4, "dc5": 8}[neck.kind]
-        if neck.kind != "fpn"
-        else neck.channels
-    ]
+
+    # A width of -1 means as many channels as the layer before has.
+    if neck.kind == "fpn":
+        convs = [neck.channels]
+    else:
+        convs = [m["RESNETS"]["RES2_OUT_CHANNELS"] * {"c4": 4, "dc5": 8}[neck.kind]]
     for width in r["CONV_DIMS"]:
         convs.append(convs[-1] if width == -1 else width)
+
     return RPNConfig(
         sizes=sizes,
         ratios=ratios[0],
@@ -277,8 +313,12 @@ def _rpn(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> RPNConfig:
 
 
 def _box(m: Mapping[str, Any], neck: NeckConfig, most: int, path: Path) -> BoxHeadConfig:
-    h, r = m["ROI_BOX_HEAD"], m["ROI_HEADS"]
-    c4 = neck.kind == "c4"  # there res5 is the head, and what is said of another is not used
+    h = m["ROI_BOX_HEAD"]
+    r = m["ROI_HEADS"]
+    c4 = neck.kind == "c4"  # res5 is the head then, and settings of other layers are not used
+    if most < 0:  # -1: no limit
+        most = m["RPN"]["POST_NMS_TOPK_TEST"] * r["NUM_CLASSES"]
+
     return BoxHeadConfig(
         roi=_roi(h, "ROI_BOX_HEAD", path),
         convs=() if c4 else (h["CONV_DIM"],) * h["NUM_CONV"],
@@ -294,18 +334,15 @@ def _box(m: Mapping[str, Any], neck: NeckConfig, most: int, path: Path) -> BoxHe
         sigmoid=h["USE_SIGMOID_CE"],
         score_threshold=float(r["SCORE_THRESH_TEST"]),
         nms_iou=float(r["NMS_THRESH_TEST"]),
-        max_detections=most
-        if most >= 0
-        else m["RPN"]["POST_NMS_TOPK_TEST"] * r["NUM_CLASSES"],  # -1: all
+        max_detections=most,
     )
 
 
 def _mask(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> MaskHeadConfig:
     h = m["ROI_MASK_HEAD"]
+    roi_head = "ROI_BOX_HEAD" if neck.kind == "c4" else "ROI_MASK_HEAD"
     return MaskHeadConfig(
-        roi=_roi(m["ROI_BOX_HEAD"], "ROI_BOX_HEAD", path)
-        if neck.kind == "c4"
-        else _roi(h, "ROI_MASK_HEAD", path),
+        roi=_roi(m[roi_head], roi_head, path),
         convs=(h["CONV_DIM"],) * h["NUM_CONV"],
         upsample=(h["CONV_DIM"],),
         norm=_choose(h["NORM"], _NORMS, "MODEL.ROI_MASK_HEAD.NORM", path),
@@ -340,14 +377,20 @@ def _roi(head: Mapping[str, Any], name: str, path: Path) -> RoIConfig:
 
 
 def _categories(settings: Mapping[str, Any], keypoints: bool) -> tuple[Category, ...]:
-    """Numbers, for the file has no names; but COCO's own where the data sets and the count are COCO's."""
-    m, sets = settings["MODEL"], settings["DATASETS"]["TRAIN"]
-    count, num_keypoints = m["ROI_HEADS"]["NUM_CLASSES"], m["ROI_KEYPOINT_HEAD"]["NUM_KEYPOINTS"]
+    """Returns COCO's categories if data sets and count are COCO's; else numbered ones.
+
+    The file has no names.
+    """
+    m = settings["MODEL"]
+    sets = settings["DATASETS"]["TRAIN"]
+    count = m["ROI_HEADS"]["NUM_CLASSES"]
+    num_keypoints = m["ROI_KEYPOINT_HEAD"]["NUM_KEYPOINTS"]
     coco = bool(sets) and all(
         str(name).startswith(("coco_20", "keypoints_coco_20")) for name in sets
     )
     if not keypoints:
         return coco_categories() if coco and count == 80 else make_categories(count)
+
     one = person() if num_keypoints == 17 else make_categories(1, num_keypoints)[0]
     one = replace(one, sigmas=tuple(float(s) for s in settings["TEST"]["KEYPOINT_OKS_SIGMAS"]))
     return tuple(
@@ -357,31 +400,34 @@ def _categories(settings: Mapping[str, Any], keypoints: bool) -> tuple[Category,
 
 
 def _per_level(values: Any, levels: int, key: str, path: Path) -> tuple[tuple[float, ...], ...]:
-    """One list for each level, from one for each or one for all."""
+    """Returns one list per level, from one per level or one for all."""
     lists = values if isinstance(values[0], list) else [values]
     if len(lists) not in (1, levels):
         raise WeightsError(
-            f"{path}: {key} has {len(lists)} lists, must be 1 or one for each of the {levels} levels."
+            f"{path}: {key}: expected 1 list, or one for each of the {levels} levels, "
+            f"got {len(lists)}."
         )
-    return tuple(
-        tuple(float(v) for v in one) for one in (lists * levels if len(lists) == 1 else lists)
-    )
+    if len(lists) == 1:
+        lists = lists * levels
+    return tuple(tuple(float(v) for v in one) for one in lists)
 
 
 def _four(values: Sequence[float], key: str, path: Path) -> tuple[float, float, float, float]:
     if len(values) != 4:
         raise WeightsError(
-            f"{path}: {key} has {len(values)} values (rotated boxes?), four are understood."
+            f"{path}: {key}: expected 4 values, got {len(values)}, perhaps for rotated boxes."
         )
     return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
 
 
 def _choose(value: Any, choices: Mapping[Any, Any], key: str, path: Path) -> Any:
-    """Our word for a value, or a refusal that names it."""
+    """Returns our value for one of Detectron2's, or raises an error that names it."""
     if value not in choices:
         known = ", ".join(repr(c) for c in choices)
-        what = f" ({_LACKED[value]})" if isinstance(value, str) and value in _LACKED else ""
+        what = (
+            f" ({_UNSUPPORTED[value]})" if isinstance(value, str) and value in _UNSUPPORTED else ""
+        )
         raise WeightsError(
-            f"{path}: {key} is {value!r}{what}, which we lack; models with {known} can be loaded."
+            f"{path}: {key}: {value!r}{what} is not supported; supported values: {known}."
         )
     return choices[value]

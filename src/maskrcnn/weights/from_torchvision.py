@@ -1,10 +1,14 @@
-"""torchvision's detection models: their state dict -> our configuration and our state dict.
+"""Converts torchvision's detection models to our configuration and weights.
 
-In: the state dict of `maskrcnn_resnet50_fpn`, `..._v2`, `keypointrcnn_resnet50_fpn`, `fasterrcnn_resnet50_fpn(_v2)`, or of a relative with
-another ResNet or other widths. Everything is read off the names and shapes; what a state dict cannot tell (thresholds, sizes,
-anchors) is torchvision's default.
+In:  the state dict of `maskrcnn_resnet50_fpn`, `..._v2`, `keypointrcnn_resnet50_fpn`,
+     `fasterrcnn_resnet50_fpn(_v2)`, or of a variant with another ResNet or other widths.
+Out: a `ModelConfig` and a state dict with our names.
 
-Background is output 0 there and the last one here, so label l there is label l - 1 here; what the background class has of boxes and masks is dropped.
+The configuration is read from the names and shapes. Settings that a state dict does not contain
+(thresholds, sizes, anchors) are torchvision's defaults.
+
+The background is output 0 in torchvision and the last output here, so torchvision's label l is our
+l - 1. Boxes and masks of the background class are dropped.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from ..presets import make_categories, maskrcnn_r50_fpn_torchvision
 from .catalog import Weights, coco_categories, person
 from .pickles import WeightsError
 
-# Names of torchvision before 0.13, as its own `_load_from_state_dict` renames them.
+# Names before torchvision 0.13 and their current ones, as in its own `_load_from_state_dict`.
 _OLD_NAMES = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),
     (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
@@ -41,6 +45,7 @@ _OLD_NAMES = (
         for i in range(8)
     ),
 )
+# torchvision's names and ours.
 _NAMES = (
     (r"backbone\.body\.(.+)", r"trunk.\1"),
     (r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.(.+)", r"neck.lateral.\1.conv.\2"),
@@ -63,7 +68,7 @@ _NAMES = (
 
 
 def recognizes(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of a torchvision detection model with RoI heads."""
+    """Returns whether the weights have the names of a torchvision detection model."""
     return any(k.startswith("backbone.body.") for k in state) and any(
         k.startswith(("roi_heads.", "head.")) for k in state
     )
@@ -72,15 +77,16 @@ def recognizes(state: Mapping[str, Tensor]) -> bool:
 def convert(
     state: Mapping[str, Tensor], published: Weights | None = None, bn_eps: float | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the weights under our names.
+    """Returns the configuration, and the weights under our names.
 
     Args:
         state: torchvision's state dict, with names of any version.
-        published: the catalog's record, where the file is a published one; it knows the eps of the frozen BatchNorm.
-        bn_eps: that eps, where the caller knows it.
+        published: the catalog's record if the file is a published one; it has the right eps.
+        bn_eps: value that the trunk's BatchNorm adds to the variance; by default that of
+            `published`, else 1e-5, with a warning if that is uncertain.
 
     Raises:
-        WeightsError: the model has parts that we lack.
+        WeightsError: the model has unsupported parts.
     """
     state = {_renamed(key, _OLD_NAMES) or key: value for key, value in state.items()}
     _refuse_others(state)
@@ -89,43 +95,49 @@ def convert(
 
 
 def _refuse_others(state: Mapping[str, Tensor]) -> None:
-    """What has no counterpart here is refused by name."""
+    """Raises an error that names the first unsupported part."""
     if any(k.startswith("head.") for k in state):
         raise WeightsError(
-            "a one-stage detector of torchvision (RetinaNet, FCOS or SSD); only Faster, Mask and Keypoint R-CNN can be loaded."
+            "a one-stage detector of torchvision (RetinaNet, FCOS or SSD) is not supported; "
+            "Faster, Mask and Keypoint R-CNN are."
         )
+
     if "backbone.body.layer1.0.conv1.weight" not in state:
         raise WeightsError(
-            "its trunk is no ResNet (MobileNet?); of torchvision's detectors those with a ResNet or ResNeXt and FPN can be loaded."
+            "its trunk is not a ResNet (perhaps a MobileNet) and is not supported; "
+            "torchvision's detectors with a ResNet or ResNeXt and FPN are."
         )
+
     if (
         "backbone.fpn.inner_blocks.0.0.weight" not in state
         or "roi_heads.box_predictor.cls_score.weight" not in state
     ):
         raise WeightsError(
-            "it has no feature pyramid or no box predictor of torchvision's kind; Faster, Mask and Keypoint R-CNN with FPN can be loaded."
+            "it lacks torchvision's feature pyramid or box predictor; "
+            "Faster, Mask and Keypoint R-CNN with FPN are supported."
         )
-    levels, anchors = (
-        _count(state, r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.weight"),
-        len(state["rpn.head.cls_logits.weight"]),
-    )
+
+    levels = _count(state, r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.weight")
+    anchors = len(state["rpn.head.cls_logits.weight"])
     if (levels, anchors) != (4, 3):
         raise WeightsError(
-            f"it has {levels} pyramid levels and {anchors} anchors a cell, torchvision's models have 4 and 3. "
-            "The anchors' sizes are not in the file: build the ModelConfig and copy the weights by hand."
+            "expected 4 pyramid levels and 3 anchors per cell, as in torchvision's models, "
+            f"got {levels} and {anchors}. The file does not contain the anchors' sizes: "
+            "build the ModelConfig and copy the weights by hand."
         )
 
 
 def _config(
     state: Mapping[str, Tensor], published: Weights | None, bn_eps: float | None
 ) -> ModelConfig:
-    """The configuration that the shapes and the names show."""
+    """Returns the configuration that the names and shapes imply."""
     keypoints = state.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")
     categories = _categories(
         len(state["roi_heads.box_predictor.cls_score.weight"]) - 1,
         0 if keypoints is None else keypoints.shape[1],
     )
     config = maskrcnn_r50_fpn_torchvision(categories)
+
     return replace(
         config,
         trunk=_trunk(config.trunk, state, published, bn_eps),
@@ -141,16 +153,17 @@ def _config(
 
 
 def _categories(count: int, keypoints: int) -> tuple[Category, ...]:
-    """COCO's where the number is COCO's, else numbers; all have the one skeleton of the keypoint head."""
-    if keypoints:
-        skeleton = person() if keypoints == 17 else make_categories(1, keypoints)[0]
-        return tuple(
-            replace(
-                skeleton, name="person" if count == 1 and keypoints == 17 else str(i + 1), id=i + 1
-            )
-            for i in range(count)
-        )
-    return coco_categories(unused=True) if count == 90 else make_categories(count)
+    """Returns COCO's categories if their number is COCO's, else numbered ones.
+
+    With a keypoint head, all of them have its one skeleton.
+    """
+    if not keypoints:
+        return coco_categories(unused=True) if count == 90 else make_categories(count)
+
+    skeleton = person() if keypoints == 17 else make_categories(1, keypoints)[0]
+    if count == 1 and keypoints == 17:
+        return (replace(skeleton, name="person", id=1),)
+    return tuple(replace(skeleton, name=str(i + 1), id=i + 1) for i in range(count))
 
 
 def _trunk(
@@ -164,11 +177,14 @@ def _trunk(
     depth = next((d for d, b in BLOCKS.items() if b == blocks and (d >= 50) == bottleneck), None)
     if depth is None:
         raise WeightsError(
-            f"its trunk has {blocks} residual blocks; ResNets of depth {', '.join(map(str, BLOCKS))} can be loaded."
+            f"its trunk has {blocks} residual blocks, which is not supported; "
+            f"ResNets of depth {', '.join(map(str, BLOCKS))} are."
         )
+
     inner = state[body + "layer1.0.conv2.weight"]
     groups = len(inner) // inner.shape[1] if bottleneck else 1
     norm: Norm = "batch" if body + "bn1.num_batches_tracked" in state else "frozen"
+
     return replace(
         trunk,
         depth=depth,
@@ -182,13 +198,18 @@ def _trunk(
 
 
 def _eps(norm: Norm, published: Weights | None, bn_eps: float | None) -> float:
-    """The eps of the trunk's BatchNorm: given, known from the catalog, or torchvision's default, with a warning where that is a guess."""
+    """Returns the eps of the trunk's BatchNorm: given, from the catalog, or torchvision's default.
+
+    Warns if the default may be wrong.
+    """
     if bn_eps is not None:
         return bn_eps
     if norm == "frozen" and published is None:
         warnings.warn(
-            "the trunk has frozen BatchNorm, and a file does not say which eps it needs: 1e-5 is used, right for models trained from ImageNet "
-            "weights. torchvision's COCO_V1 weights and what was fine-tuned from them need 0: load(.., bn_eps=0.0). Give bn_eps to silence this.",
+            "the trunk has frozen BatchNorm, and the file does not contain its eps. "
+            "Using 1e-5, which is right for models trained from ImageNet weights. "
+            "torchvision's COCO_V1 weights and models fine-tuned from them need 0: "
+            "load(..., bn_eps=0.0). Give bn_eps to silence this warning.",
             stacklevel=5,
         )
     return published.bn_eps if published else 1e-5
@@ -221,28 +242,30 @@ def _mask(mask: MaskHeadConfig | None, state: Mapping[str, Tensor]) -> MaskHeadC
 def _keypoint(
     keypoint: KeypointHeadConfig | None, state: Mapping[str, Tensor]
 ) -> KeypointHeadConfig | None:
-    return keypoint and replace(
-        keypoint, convs=_widths(state, r"roi_heads\.keypoint_head\.(\d+)\.weight")
-    )
+    convs = _widths(state, r"roi_heads\.keypoint_head\.(\d+)\.weight")
+    return keypoint and replace(keypoint, convs=convs)
 
 
 def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under our names, background last; names that we do not know stay and are reported by the loader."""
+    """Returns the weights under our names, background last.
+
+    Unknown names are kept, and the loader reports them as unexpected keys.
+    """
     ours = {}
+    # torchvision counts the fully connected layers together with the convolutions and Flatten.
     linears = sorted(
         int(m[1]) for k in state if (m := re.fullmatch(r"roi_heads\.box_head\.(\d+)\.weight", k))
     )
+
     for key, value in state.items():
-        if m := re.fullmatch(
-            r"roi_heads\.box_head\.(\d+)\.(weight|bias)", key
-        ):  # Flatten stands between convolutions and layers
+        if m := re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(weight|bias)", key):
             name = f"box_head.fcs.{linears.index(int(m[1]))}.{m[2]}"
-        elif m := re.fullmatch(
-            r"roi_heads\.keypoint_head\.(\d+)\.(weight|bias)", key
-        ):  # every second one is a ReLU
+        elif m := re.fullmatch(r"roi_heads\.keypoint_head\.(\d+)\.(weight|bias)", key):
+            # Every second layer is a ReLU.
             name = f"keypoint_head.convs.{int(m[1]) // 2}.conv.{m[2]}"
         else:
             name = _renamed(key, _NAMES) or key
+
         if name.startswith("box_head.class_logits."):
             value = torch.cat([value[1:], value[:1]])
         elif name.startswith("box_head.box_deltas."):
@@ -254,6 +277,7 @@ def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(key: str, names: tuple[tuple[str, str], ...]) -> str | None:
+    """Returns the new name of a weight, or None if no pattern matches."""
     for old, new in names:
         if m := re.fullmatch(old, key):
             return m.expand(new)
@@ -265,11 +289,11 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _widths(state: Mapping[str, Tensor], pattern: str) -> tuple[int, ...]:
-    """Output channels of the layers whose names match, in their order."""
-    found = {
+    """Returns the output channels of the layers whose names match, in their order."""
+    widths = {
         int(m[1]): len(value) for key, value in state.items() if (m := re.fullmatch(pattern, key))
     }
-    return tuple(found[i] for i in sorted(found))
+    return tuple(widths[i] for i in sorted(widths))
 
 
 def _norm(state: Mapping[str, Tensor], prefix: str) -> Norm:
