@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Runs in a process of its own, for it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
+# Runs in a process of its own, because it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
 SCRIPT = """
 import resource, sys, torch
 import maskrcnn as mr
@@ -37,7 +37,7 @@ def test_kept_memory_is_used_again() -> None:
     assert max(pages("keep")[-3:]) < 100
 
 
-def test_where_the_c_library_has_no_such_switch_nothing_is_done(
+def test_nothing_is_done_without_mallopt_or_linux(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from maskrcnn.runtime.keep_memory import keep_memory

@@ -1,4 +1,4 @@
-"""Every kind of image becomes uint8 RGB, upright; what cannot be read names the file."""
+"""Every kind of image becomes uint8 RGB, upright; errors name the file that cannot be read."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Runs in a process of its own, for memory that another test has freed would be used again unseen.
+# Runs in a process of its own, because memory that another test has freed would be reused unnoticed.
 SCRIPT = """
 from dataclasses import replace
 import numpy as np, torch
@@ -19,10 +19,10 @@ config = replace(config, box=replace(config.box, max_detections=300, score_thres
 model = mr.optimize_for_inference(mr.MaskRCNN.from_config(config))
 image = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
 with PeakMemory() as peak:
-    found = mr.predict(model, image)
-    corners = (torch.rand(len(found), 2, 2) * torch.tensor([6000.0, 4000.0])).sort(dim=1).values  # larger than the untrained network's
-    found = replace(found, boxes=corners.flatten(1), mask_grids=torch.rand(len(found), 28, 28))
-    drawn = found.masks().rle()
+    detections = mr.predict(model, image)
+    corners = (torch.rand(len(detections), 2, 2) * torch.tensor([6000.0, 4000.0])).sort(dim=1).values  # larger than the untrained network's
+    detections = replace(detections, boxes=corners.flatten(1), mask_grids=torch.rand(len(detections), 28, 28))
+    drawn = detections.masks().rle()
 assert len(drawn) == 300, len(drawn)
 print(peak.bytes)
 """

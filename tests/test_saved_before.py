@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def written_in(path: Path) -> dict[str, Any]:
-    """What a model file says of itself."""
+    """The metadata of a model file."""
     with safe_open(path, framework="np") as file:
         return json.loads(file.metadata()["maskrcnn"])
 
@@ -36,21 +36,21 @@ def configurations(run: Path) -> tuple[ModelConfig, TrainConfig]:
 
 @pytest.mark.parametrize("form", ["reference", "fast"])
 @pytest.mark.parametrize("name", SOURCES)
-def test_models_answer_as_they_did(name: str, form: Any) -> None:
+def test_models_predict_as_before(name: str, form: Any) -> None:
     expected = np.load(SAVED / "expected.npz")
-    found = mr.predict(mr.load(SAVED / SOURCES[name]), expected["image"], form=form)
-    assert len(found) == 8
-    assert found.labels.tolist() == expected[f"{name}/labels"].tolist()
-    answers = {
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "mask_grids": found.mask_grids,
-        "keypoints": found.keypoints,
-        "keypoint_logits": found.keypoint_logits,
+    detections = mr.predict(mr.load(SAVED / SOURCES[name]), expected["image"], form=form)
+    assert len(detections) == 8
+    assert detections.labels.tolist() == expected[f"{name}/labels"].tolist()
+    parts = {
+        "boxes": detections.boxes,
+        "scores": detections.scores,
+        "mask_grids": detections.mask_grids,
+        "keypoints": detections.keypoints,
+        "keypoint_logits": detections.keypoint_logits,
     }
-    for part, values in answers.items():
-        wanted = expected[f"{name}/{part}"]
-        np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-4, err_msg=part)
+    for part, values in parts.items():
+        values_before = expected[f"{name}/{part}"]
+        np.testing.assert_allclose(values, values_before, rtol=1e-4, atol=1e-4, err_msg=part)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -69,7 +69,7 @@ def test_models_know_their_categories_and_settings(name: str) -> None:
     assert config == configurations(SAVED / "run")[0]
 
 
-def test_what_was_told_with_a_model_is_still_in_it() -> None:
+def test_info_saved_with_a_model_is_kept() -> None:
     model = written_in(SAVED / "model.safetensors")["info"]
     last = written_in(SAVED / "run" / "last.safetensors")["info"]
     best = written_in(SAVED / "run" / "best.safetensors")["info"]
@@ -79,7 +79,7 @@ def test_what_was_told_with_a_model_is_still_in_it() -> None:
 
 
 @pytest.mark.parametrize("run", ["run", "stopped"])
-def test_the_settings_of_a_training_are_read(run: str) -> None:
+def test_the_settings_of_a_run_are_read(run: str) -> None:
     config = configurations(SAVED / run)[1]
     assert (config.steps, config.batch_size, config.ema, config.learning_rate) == (3, 2, 0.5, 0.002)
     assert config.augment.scale == (0.9, 1.1)

@@ -68,16 +68,16 @@ def test_the_cards_figures_are_the_catalogs():
 
 
 @pytest.mark.usefixtures("offline")
-def test_nuclei_are_found_in_a_drawn_micrograph_without_a_network():
+def test_nuclei_are_detected_in_a_drawn_micrograph_without_a_network():
     image, truth = draw_micrograph(seed=3)
-    found = mr.predict(mr.load("nuclei"), image, min_score=0.5)
-    overlaps = matched(truth, found.masks().dense().numpy())
+    detections = mr.predict(mr.load("nuclei"), image, min_score=0.5)
+    overlaps = matched(truth, detections.masks().dense().numpy())
     assert len(overlaps) >= 0.9 * len(truth)
-    assert len(found) <= 1.2 * len(truth)
+    assert len(detections) <= 1.2 * len(truth)
     assert np.mean(overlaps) > 0.8
 
 
-def test_a_folder_of_images_may_be_called_like_a_shipped_model(
+def test_a_folder_of_images_may_have_the_name_of_a_shipped_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "nuclei").mkdir()
@@ -85,20 +85,19 @@ def test_a_folder_of_images_may_be_called_like_a_shipped_model(
     assert mr.load("nuclei").config.categories[0].name == "nucleus"
 
 
-def test_the_command_finds_nuclei_in_a_file(tmp_path: Path):
+def test_the_command_detects_nuclei_in_a_file(tmp_path: Path):
     from PIL import Image
 
     Image.fromarray(draw_micrograph(seed=4, size=(128, 128), nuclei=8)[0]).save(
         tmp_path / "image.png"
     )
     assert (
-        run(["predict", "nuclei", str(tmp_path / "image.png"), "--out", str(tmp_path / "found")])
-        == 0
+        run(["predict", "nuclei", str(tmp_path / "image.png"), "--out", str(tmp_path / "out")]) == 0
     )
-    assert len(json.loads((tmp_path / "found" / "results.json").read_text())) >= 3
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())) >= 3
 
 
-def test_nuclei_of_real_images_are_found(shared: Path):
+def test_nuclei_of_real_images_are_detected(shared: Path):
     folder = shared / "data" / "nuclei"
     data = mr.CocoDataset(folder / "annotations" / "val.json", images=folder / "images")
     small = [i for i in range(len(data)) if data.size(i) == (256, 256)][:6]

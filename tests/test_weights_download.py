@@ -76,7 +76,7 @@ def test_broken_download_goes_on_where_it_stopped(server):
     assert server.ranges == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_download_that_keeps_breaking_says_so_keeps_the_part_and_the_next_call_finishes(server):
+def test_download_that_keeps_breaking_is_an_error_keeps_the_part_and_the_next_call_finishes(server):
     server.breaks = [100_000, 100_000, 100_000]
     with pytest.raises(
         DownloadError, match=r"closed early.*0\.3 MB are kept; run again.*put it at .*toy\.pth"
@@ -186,7 +186,7 @@ def test_categories_are_torchvisions():
         assert catalog.person().keypoints[catalog.person().mirrored[j]] == mirrored
 
 
-def test_names_are_found_and_misspelt_ones_corrected():
+def test_names_have_records_and_misspelled_ones_get_suggestions():
     assert find("MaskRCNN-R50-FPN-COCO").sha256 == "bf2d0c1e"
     with pytest.raises(ValueError, match=r"did you mean .*keypointrcnn_r50_fpn_coco"):
         find("keypoint_r50_coco")

@@ -252,10 +252,10 @@ def test_imagenet_trunk_of_torchvision_fits_ours(tmp_path, kind):
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         x = resnet.eval().layer1(resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(image)))))
-        wanted = resnet.layer4(resnet.layer3(resnet.layer2(x)))
-        found = model.eval().trunk(image)[-1]
+        expected = resnet.layer4(resnet.layer3(resnet.layer2(x)))
+        features = model.eval().trunk(image)[-1]
         torch.testing.assert_close(
-            model.res5(found) if kind == "c4" else found, wanted, rtol=1e-4, atol=1e-4
+            model.res5(features) if kind == "c4" else features, expected, rtol=1e-4, atol=1e-4
         )
     assert torch.equal(model.rpn.objectness.weight, before)
 

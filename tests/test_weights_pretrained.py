@@ -1,4 +1,4 @@
-"""What a training starts from is said and recorded."""
+"""What a training starts from is shown and recorded."""
 
 from __future__ import annotations
 

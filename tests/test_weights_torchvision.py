@@ -77,8 +77,8 @@ def test_every_family_is_recognized_as_its_preset_and_every_weight_is_used(name)
     state = state_of(builder, **NONE)
     assert recognizes(state)
     config, ours = convert(state)
-    wanted = replace(preset, **changes, categories=config.categories)
-    assert config == replace(wanted, trunk=replace(wanted.trunk, norm="batch"))
+    expected_config = replace(preset, **changes, categories=config.categories)
+    assert config == replace(expected_config, trunk=replace(expected_config.trunk, norm="batch"))
     assert {k: v.shape for k, v in ours.items()} == shapes(config)
 
 
@@ -195,8 +195,8 @@ def test_names_of_older_torchvision_versions_are_read():
     assert "backbone.fpn.inner_blocks.0.weight" in old
     assert "rpn.head.conv.bias" in old
     config, ours = convert(old)
-    wanted, new = convert(state)
-    assert config == wanted
+    expected_config, new = convert(state)
+    assert config == expected_config
     assert set(ours) == set(new)
 
 

@@ -41,7 +41,7 @@ DEFAULT_SIGMA = 0.05
 
 @dataclass(frozen=True)
 class Category:
-    """The name of one kind of object and, where it has a skeleton, its keypoints.
+    """The name of one kind of object and, if it has a skeleton, its keypoints.
 
     Raises:
         ValueError: `skeleton`, `flip` or `sigmas` does not agree with `keypoints`.

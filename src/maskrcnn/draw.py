@@ -259,12 +259,8 @@ def _draw_skeleton(
 
     for ink, width in (((20, 20, 20), size * 1.8), (bright, size)):
         for start, end in limbs:
-            pen.line(
-                [(start[0], start[1]), (end[0], end[1])],
-                fill=ink,
-                width=max(1, round(width)),
-                joint="curve",
-            )
+            points = [(start[0], start[1]), (end[0], end[1])]
+            pen.line(points, ink, max(1, round(width)), "curve")
 
     for x, y, score in keypoints[: len(category.keypoints)]:
         if score >= KEYPOINT_SCORE:

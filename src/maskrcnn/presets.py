@@ -72,7 +72,7 @@ def maskrcnn_r50_fpn(
 ) -> ModelConfig:
     """Returns the paper's ResNet-50-FPN with a box head and a mask head.
 
-    A keypoint head is added if `keypoints` or a category's skeleton asks for one.
+    A keypoint head is added if `keypoints` is given or a category has a skeleton.
 
     Args:
         num_classes: how many categories, or their names, or `Category` objects.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FEW = 20
-"""A sequence of fewer items gets no bar unless `show` asks for one."""
+"""A sequence of fewer items gets a bar only if `show` is True."""
 
 
 def track(
