@@ -51,7 +51,7 @@ def results_on(
         _images(data, truth, model.config.input.intensity_range),
         batch_size=batch_size,
     )
-    results = []
+    results: list[Any] = []
     for instances in track(
         found, "Evaluating", total=len(data), disable=not progress, transient=True
     ):

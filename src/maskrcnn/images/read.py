@@ -208,7 +208,8 @@ def _to_8_bit(
 
     if intensity_range is None:
         intensity_range = (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65535.0)
-        low, high = float(values.min()), float(values.max())
+        low = float(values.min())
+        high = float(values.max())
         if low < intensity_range[0] or high > intensity_range[1]:
             expected = f"{intensity_range[0]:g}..{intensity_range[1]:g}"
             raise ImageError(

@@ -36,7 +36,7 @@ class Drafts:
         self.format, self.path, self.simplify = format, out / format, simplify
         self._content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
 
-    def add(self, path: Path, instances: Instances, entries: Sequence[dict[str, Any]]) -> None:
+    def add(self, path: Path, instances: Instances, entries: Sequence[Any]) -> None:
         """Adds the objects of one image: its file, the answer, and that as COCO results."""
         size = {"height": instances.size[0], "width": instances.size[1]}
         self._content["images"].append(

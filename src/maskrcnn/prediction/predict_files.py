@@ -16,10 +16,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..annotations.coco_types import CocoResult
 from ..images.files import image_files
 from ..images.read import ImageError
 from ..instances import Instances
@@ -218,7 +219,7 @@ def _save_overlay(instances: Instances, path: Path) -> None:
 
 
 @contextmanager
-def _json_list(path: Path) -> Generator[Callable[[Sequence[dict[str, Any]]], None]]:
+def _json_list(path: Path) -> Generator[Callable[[Sequence[CocoResult]], None]]:
     """Gives a function that adds entries to a JSON list in a file; the file appears when all is written, and not at all after an error."""
     part = path.with_name(path.name + ".part")
     try:
@@ -235,7 +236,7 @@ class _Appender:
         self.file = file
         self.count = 0
 
-    def __call__(self, entries: Sequence[dict[str, Any]]) -> None:
+    def __call__(self, entries: Sequence[CocoResult]) -> None:
         for entry in entries:
             self.file.write(",\n" if self.count else "[\n")
             json.dump(entry, self.file)
