@@ -1,8 +1,8 @@
 """Progress bars in one style, on standard error, so that standard output stays clean.
 
 `track` shows the progress of a loop. `progress` shows one whose steps are of different size, such
-as the chunks of a download. In a terminal, finished bars of `track` disappear; those of `progress`
-stay.
+as the chunks of a download. Bars of `track` are shown in a terminal only and disappear when they
+are finished; those of `progress` stay.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def _bar(unit: Literal["items", "bytes"], *, transient: bool, show: bool = True)
         TransferSpeedColumn,
     )
 
+    console = Console(stderr=True)
     if unit == "bytes":
         counts = (DownloadColumn(), TransferSpeedColumn())
     else:
@@ -101,7 +102,7 @@ def _bar(unit: Literal["items", "bytes"], *, transient: bool, show: bool = True)
         BarColumn(),
         *counts,
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=transient,
-        disable=not show,
+        disable=not show or (transient and not console.is_terminal),
     )

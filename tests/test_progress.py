@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+
+from maskrcnn.runtime.progress import FEW, progress, track
+
+
+@pytest.mark.parametrize("count", [0, 3, FEW])
+def test_a_tracked_loop_gets_every_item(count: int) -> None:
+    assert list(track(range(count), "counting")) == list(range(count))
+    assert list(track(iter(range(count)), "counting")) == list(range(count))
+
+
+def test_a_bar_is_on_standard_error_and_short_loops_have_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(track(range(FEW), "counting"))
+    assert capsys.readouterr() == ("", ""), "there is no terminal"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    list(track(range(FEW - 1), "counting"))
+    list(track(range(FEW), "counting", show=False))
+    assert capsys.readouterr() == ("", "")
+    list(track(range(FEW - 1), "counting", show=True))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "counting" in err
+
+
+def test_a_bar_of_bytes_shows_its_name_and_how_much_was_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress("model.pth", 4_000_000, "bytes", done=1_000_000) as advance:
+        advance(3_000_000)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "model.pth" in err
+    assert "4.0/4.0 MB" in err
