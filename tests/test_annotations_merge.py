@@ -12,7 +12,7 @@ from coco_samples import HEIGHT, WIDTH, content, write
 from models import tiny_config
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
-from maskrcnn.annotations.exhaustive import labeled_ids
+from maskrcnn.annotations.labeled_categories import labeled_ids
 from maskrcnn.annotations.merge import merge_datasets
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.augmentation.training_set import TrainingSet, collate
