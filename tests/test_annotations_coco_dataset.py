@@ -70,7 +70,7 @@ def test_requested_categories_set_the_labels_and_the_order_of_keypoints(tmp_path
         DataError, match=r'annotation of an unknown category.*\n.*annotation 1 .*9 \("figure"\)'
     ):
         CocoDataset(write(tmp_path), tmp_path, categories=wanted[2:])
-    with pytest.raises(DataError, match="none of the wanted categories is in the file"):
+    with pytest.raises(DataError, match="none of the requested categories is in the file"):
         CocoDataset(write(tmp_path), tmp_path, categories=wanted[:1])
 
 

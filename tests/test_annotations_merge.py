@@ -46,7 +46,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         ({"not_exhaustive_category_ids": [2]}, {1, 3}),
     ],
 )
-def test_labeled_categories_follow_from_the_keys_of_an_entry(entry: dict[str, Any], expected: set[int] | None) -> None:
+def test_labeled_categories_follow_from_the_keys_of_an_entry(
+    entry: dict[str, Any], expected: set[int] | None
+) -> None:
     assert labeled_ids(entry, {1}, {1, 2, 3}) == expected
 
 
@@ -79,7 +81,9 @@ def test_one_image_of_two_data_sets_has_the_annotations_of_both(folders: tuple[P
     assert [len(r.annotations) for r in merged] == [len(r.annotations) for r in whole]
 
 
-def test_data_sets_that_do_not_fit_are_refused_with_a_suggestion(folders: tuple[Path, Path]) -> None:
+def test_data_sets_that_do_not_fit_are_refused_with_a_suggestion(
+    folders: tuple[Path, Path],
+) -> None:
     figures = CocoDataset(of_category(9), folders[0])
     other = of_category(9, keypoints=["nose", "tail", "paw"])
     with pytest.raises(DataError, match=r'(?s)category "figure".*skeleton.*Rename'):
@@ -127,7 +131,9 @@ def test_examples_carry_their_labeled_categories(folders: tuple[Path, Path]) -> 
 
 
 def results(*detections: tuple[int, int, list[float], float]) -> list[dict[str, Any]]:
-    return [{"image_id": i, "category_id": c, "bbox": box, "score": s} for i, c, box, s in detections]
+    return [
+        {"image_id": i, "category_id": c, "bbox": box, "score": s} for i, c, box, s in detections
+    ]
 
 
 def test_detections_of_unlabeled_categories_are_not_mistakes() -> None:

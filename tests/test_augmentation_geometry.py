@@ -61,7 +61,9 @@ def image() -> np.ndarray:
     return np.ascontiguousarray(coarse.repeat(9, 0).repeat(8, 1))[:83, :101]
 
 
-def _view(image: np.ndarray, *matrices: np.ndarray, size: tuple[int, int] | None = None) -> AugmentedView:
+def _view(
+    image: np.ndarray, *matrices: np.ndarray, size: tuple[int, int] | None = None
+) -> AugmentedView:
     return AugmentedView(geometry.compose(*matrices), size or image.shape[:2])
 
 
@@ -138,7 +140,11 @@ def test_a_rotated_shrunken_crop_is_antialiased(image):
     fine = geometry.compose(
         geometry.scale(1.6, 1.6), geometry.rotate(25, (80, 64)), geometry.translate(-32, -24)
     )
-    area = warp(image, AugmentedView(fine, (80, 96), False), OWN_SCALE).reshape(20, 4, 24, 4, 3).mean((1, 3))
+    area = (
+        warp(image, AugmentedView(fine, (80, 96), False), OWN_SCALE)
+        .reshape(20, 4, 24, 4, 3)
+        .mean((1, 3))
+    )
     assert np.abs(pixels - area).mean() < 12
 
 

@@ -199,7 +199,9 @@ def test_slivers_become_ignore_and_less_than_a_pixel_is_dropped(data):
     image = training._image(1)  # its first object is a box alone: 5.5, 5.5, 25.5, 35.5
 
     def in_view(x: float) -> tuple[list, list]:
-        truth = training._truth(image, AugmentedView(geometry.translate(-x, 0), (60, 30), whole=False))
+        truth = training._truth(
+            image, AugmentedView(geometry.translate(-x, 0), (60, 30), whole=False)
+        )
         mine = (truth.labels[0] == 0) & ~truth.has_mask[0]
         return truth.boxes[0][mine].tolist(), truth.ignore[0][mine].tolist()
 
@@ -324,7 +326,9 @@ def test_the_cache_stays_within_its_bound(data):
 def test_categories_that_are_not_the_models_are_refused(data):
     with pytest.raises(DataError, match="2 categories, the model has 90"):
         TrainingSet(data, maskrcnn_r50_fpn_torchvision(), None)
-    with pytest.raises(DataError, match=r'category "box" \(label 0\) has 0 keypoints, the model has 5'):
+    with pytest.raises(
+        DataError, match=r'category "box" \(label 0\) has 0 keypoints, the model has 5'
+    ):
         TrainingSet(data, maskrcnn_r18_small(2, keypoints=5), None)
 
 

@@ -296,9 +296,10 @@ class CocoDataset:
         if on_error not in ("raise", "drop"):
             raise ValueError(f'on_error: expected "raise" or "drop", got {on_error!r}')
 
-        images, annotations = self._content["images"], self._content["annotations"]
-        found = find_problems(images, annotations, self._labels, self._in_file, self.image_folder)
-        problems = [*earlier, *found.problems, *find_key_problems(images, self._in_file)]
+        images = self._content["images"]
+        annotations = self._content["annotations"]
+        result = find_problems(images, annotations, self._labels, self._in_file, self.image_folder)
+        problems = [*earlier, *result.problems, *find_key_problems(images, self._in_file)]
         errors = [p for p in problems if p.is_error]
         if errors:
             text = describe(self.name, errors)
@@ -310,10 +311,10 @@ class CocoDataset:
             warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
         self.warnings = tuple(p for p in problems if not p.is_error)
         self.dropped: tuple[Problem, ...] = tuple(errors)
-        self._deep_images = found.deep_images
+        self._deep_images = result.deep_images
 
         dropped_images = {p.image for p in errors}
-        dropped_annotations = {p.annotation for p in errors} | found.empty_annotations
+        dropped_annotations = {p.annotation for p in errors} | result.empty_annotations
         self._indices = [i for i in range(len(images)) if i not in dropped_images]
         """Index into the file's list for each image of the data set."""
         self._annotations: dict[int, list[Any]] = {i: [] for i in self._indices}
@@ -445,29 +446,29 @@ def _as_integer(value: Any) -> Any:
 
 
 def _select_categories(
-    wanted: Sequence[Category], in_file: Mapping[int, Category], name: str
+    requested: Sequence[Category], in_file: Mapping[int, Category], name: str
 ) -> tuple[Category, ...]:
-    """Returns the wanted categories with their ids in the file, or an unused id."""
+    """Returns the requested categories with their ids in the file, or an unused id."""
     by_name = {c.name: c for c in in_file.values()}
-    if not any(c.name in by_name for c in wanted):
-        wanted_names = ", ".join(c.name for c in wanted)
+    if not any(c.name in by_name for c in requested):
+        names = ", ".join(c.name for c in requested)
         file_names = ", ".join(by_name)
         raise DataError(
-            f"{name}: none of the wanted categories is in the file. "
-            f"Wanted: {wanted_names:.300}. In the file: {file_names:.300}"
+            f"{name}: none of the requested categories is in the file. "
+            f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
 
-    unused_id = max([*in_file, *(c.id for c in wanted)]) + 1
+    unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(
         replace(c, id=by_name[c.name].id if c.name in by_name else unused_id + k)
-        for k, c in enumerate(wanted)
+        for k, c in enumerate(requested)
     )
 
 
-def _keypoint_order(wanted: Category, in_file: Category) -> list[int]:
-    """Returns for each wanted keypoint its index in the file's category, -1 if missing."""
+def _keypoint_order(requested: Category, in_file: Category) -> list[int]:
+    """Returns for each requested keypoint its index in the file's category, -1 if missing."""
     names = in_file.keypoints
-    return [names.index(name) if name in names else -1 for name in wanted.keypoints]
+    return [names.index(name) if name in names else -1 for name in requested.keypoints]
 
 
 def _find_image_folder(

@@ -67,7 +67,8 @@ def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     """Returns line, first corner, last corner and sign of each run of equal edges."""
     flat = np.pad(edges, ((0, 0), (1, 1))).reshape(-1)
     change = np.flatnonzero(np.diff(flat)) + 1
-    starts, ends = change[:-1], change[1:]
+    starts = change[:-1]
+    ends = change[1:]
     used = flat[starts] != 0
     line, start = np.divmod(starts[used], edges.shape[1] + 2)
     return line, start - 1, start - 1 + (ends - starts)[used], flat[starts[used]]

@@ -56,9 +56,11 @@ def find_key_problems(images: Sequence[Any], known: Collection[int]) -> list[Pro
         known: all category ids of the file.
     """
     problems = []
+
     for index, image in enumerate(images):
         if not isinstance(image, Mapping):
             continue
+
         for key in KEYS:
             if (detail := _problem_of(key, image.get(key, []), known)) is not None:
                 problems.append(

@@ -102,6 +102,7 @@ def _merge_categories(datasets: Sequence[CocoDataset]) -> dict[str, Category]:
             new = replace(category, id=new_id)
             first = merged.setdefault(name, new)
             origin.setdefault(name, data.name)
+
             if first != new:
                 raise DataError(
                     f'category "{name}": its skeletons in {origin[name]} and {data.name} differ: '

@@ -178,6 +178,7 @@ def _image_entry_error(index: int, image: Any, image_index: Mapping[int, int]) -
         suggestion = "give each image its own id"
     else:
         return None
+
     return Problem(kind, f"images[{index}]", detail, suggestion, is_error=True, image=index)
 
 

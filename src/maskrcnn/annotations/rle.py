@@ -39,7 +39,8 @@ def encode_crop(crop: Bool[np.ndarray, "h w"], x0: int, y0: int, size: tuple[int
     """
     height, width = size
     crop = crop[max(-y0, 0) : max(height - y0, 0), max(-x0, 0) : max(width - x0, 0)]
-    x0, y0 = max(x0, 0), max(y0, 0)
+    x0 = max(x0, 0)
+    y0 = max(y0, 0)
 
     # a row of zeros above and below separates the columns, so that each run stays in one column
     rows = crop.shape[0] + 2
@@ -129,7 +130,9 @@ def bounds(runs: Int64[np.ndarray, "runs"], height: int) -> tuple[int, int, int,
     """
     ends = np.cumsum(runs)[1::2]
     starts = ends - runs[1::2]
-    starts, ends = starts[ends > starts], ends[ends > starts]
+    is_run = ends > starts
+    starts = starts[is_run]
+    ends = ends[is_run]
     if len(starts) == 0:
         return 0, 0, 0, 0
 
@@ -178,7 +181,8 @@ def _winding_coverage(points: np.ndarray, size: int) -> np.ndarray:
     line = nth + first[edge]
 
     # x and direction of each crossing, spread over the cell that it cuts and the next
-    (ax, ay), (bx, by) = points[edge].T, after[edge].T
+    ax, ay = points[edge].T
+    bx, by = after[edge].T
     x = np.clip(ax + (line + 0.5 - ay) * (bx - ax) / (by - ay), 0, size)
     sign = np.where(by > ay, 1.0, -1.0)
     cell = x.astype(np.int64)

@@ -216,7 +216,8 @@ def _clipped_ends(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     enter = np.zeros(len(points))
     leave = np.ones(len(points))
     for axis, limit in ((0, size[1]), (1, size[0])):
-        start, step = points[:, axis], delta[:, axis]
+        start = points[:, axis]
+        step = delta[:, axis]
         with np.errstate(divide="ignore", invalid="ignore"):
             low, high = np.sort(np.stack([-start / step, (limit - start) / step]), axis=0)
         parallel = step == 0
@@ -225,9 +226,8 @@ def _clipped_ends(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         leave = np.where(parallel, leave, np.minimum(leave, high))
 
     kept = enter <= leave
-    points, delta = points[kept], delta[kept]
-    first_ends = points + enter[kept, None] * delta
-    last_ends = points + leave[kept, None] * delta
+    first_ends = points[kept] + enter[kept, None] * delta[kept]
+    last_ends = points[kept] + leave[kept, None] * delta[kept]
     return np.concatenate([first_ends, last_ends])
 
 

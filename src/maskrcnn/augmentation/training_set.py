@@ -399,6 +399,7 @@ def _check_categories(dataset: CocoDataset, model: ModelConfig) -> None:
         )
     if model.keypoint is None:
         return
+
     for label, (of_data, of_model) in enumerate(
         zip(dataset.categories, model.categories, strict=True)
     ):
