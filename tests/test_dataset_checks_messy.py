@@ -116,7 +116,7 @@ def test_a_skeleton_that_is_no_list_of_pairs_is_named() -> None:
     data = content()
     figure = next(c for c in data["categories"] if c.get("keypoints"))
     figure["skeleton"] = [1, 2]
-    with pytest.raises(DataError, match=r"skeleton is \[1, 2\], must be pairs of keypoints"):
+    with pytest.raises(DataError, match=r"skeleton: expected pairs of keypoints.*got \[1, 2\]"):
         mr.CocoDataset(data)
 
 
