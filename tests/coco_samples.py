@@ -1,4 +1,4 @@
-"""A small data set in COCO's format, drawn into a folder, for the tests of `maskrcnn.data`."""
+"""A small data set in COCO's format, drawn into a folder, for the tests of annotations and augmentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 60, 80
 
 
 def content() -> dict[str, Any]:
-    """Three images (the last without objects), two categories, each form of annotation."""
+    """Three images (the last without objects), two categories, each kind of annotation."""
     dense = np.zeros((HEIGHT, WIDTH), bool)
     dense[10:30, 50:70] = True
     dense[15:20, 55:62] = False  # a hole
@@ -84,7 +84,7 @@ def content() -> dict[str, Any]:
 
 
 def write(folder: Path, data: dict[str, Any] | None = None) -> Path:
-    """Writes the annotations and random images of the right sizes; gives the annotation file."""
+    """Writes the annotations and random images of the right sizes; returns the annotation file."""
     data = copy.deepcopy(content()) if data is None else data
     rng = np.random.default_rng(0)
     for i in range(3):

@@ -65,7 +65,7 @@ def test_outer_polygons_run_clockwise_and_holes_against(mask: np.ndarray):
 @settings(deadline=None, max_examples=50)
 @given(masks)
 def test_a_joined_polygon_covers_what_the_mask_does(mask: np.ndarray):
-    """The winding rule of training: a polygon that winds twice or not at all where the mask says once would show."""
+    """The winding rule of training: a polygon that winds twice, or not at all, inside the mask would differ."""
     size = max(mask.shape)
     joined = join(trace(mask))
     square = np.zeros((size, size), bool)

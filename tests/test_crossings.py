@@ -11,7 +11,7 @@ from maskrcnn.annotations import crossings
 from maskrcnn.annotations.crossings import self_crossing
 
 SQUARE = [(0, 0), (4, 0), (4, 4), (0, 4)]
-OUTLINES = {
+POLYGONS = {
     "square": (SQUARE, False),
     "closed square": ([*SQUARE, (0, 0)], False),
     "bow tie": ([(0, 0), (4, 4), (4, 0), (0, 4)], True),
@@ -39,9 +39,9 @@ def crosses(points: np.ndarray) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", OUTLINES)
+@pytest.mark.parametrize("name", POLYGONS)
 def test_known_polygons(name: str):
-    points, wanted = OUTLINES[name]
+    points, wanted = POLYGONS[name]
     assert self_crossing([np.array(points, float)]).tolist() == [wanted]
 
 

@@ -257,4 +257,4 @@ def test_a_training_says_once_and_shortly_what_looks_wrong(
     ).close()
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("annotation given twice") == 1
-    assert "annotations: 1 note: annotation given twice (1); maskrcnn check lists them" in told
+    assert "annotations: 1 warning: annotation given twice (1); maskrcnn check lists them" in told

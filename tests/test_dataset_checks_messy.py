@@ -87,9 +87,9 @@ def test_ids_and_sizes_written_as_1_0_or_in_quotes_are_whole_numbers(
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [
-        ({"segmentation": {"size": None, "counts": [1]}}, "RLE of another size"),
-        ({"segmentation": {"size": 80, "counts": [1]}}, "RLE of another size"),
-        ({"bbox": [1, 1, 5, 5], "keypoints": 5}, "keypoints of another length"),
+        ({"segmentation": {"size": None, "counts": [1]}}, "RLE size mismatch"),
+        ({"segmentation": {"size": 80, "counts": [1]}}, "RLE size mismatch"),
+        ({"bbox": [1, 1, 5, 5], "keypoints": 5}, "wrong number of keypoints"),
         ({"bbox": [1, 1, 5, 5], "category_id": [1]}, "annotation of an unknown category"),
         ({"bbox": [1, 1, 5, 5], "image_id": [1]}, "annotation of an unknown image"),
     ],
@@ -116,7 +116,7 @@ def test_a_skeleton_that_is_no_list_of_pairs_is_named() -> None:
     data = content()
     figure = next(c for c in data["categories"] if c.get("keypoints"))
     figure["skeleton"] = [1, 2]
-    with pytest.raises(DataError, match=r"skeleton is \[1, 2\], must be pairs of keypoints"):
+    with pytest.raises(DataError, match=r"skeleton: expected pairs of keypoints.*got \[1, 2\]"):
         mr.CocoDataset(data)
 
 

@@ -171,7 +171,7 @@ def test_labelme_says_what_it_cannot_use_and_where(folder: Path):
     with pytest.warns(DataWarning, match="dropped"):
         data = mr.load_dataset(folder, on_error="drop")
     assert [a.polygons is not None for a in data[0].annotations if not a.empty] == [True]
-    assert "a.json, shapes[5] (a.jpg)" in {p.where for p in data.notes}
+    assert "a.json, shapes[5] (a.jpg)" in {p.where for p in data.warnings}
 
 
 def test_a_source_without_any_object_says_so(folder: Path):
@@ -185,7 +185,7 @@ def test_labelme_images_without_a_file_are_not_background(folder: Path):
         labelme(folder, [{"shape_type": "rectangle", "points": [[2, 3], [12, 9]]}])
     )
     assert len(data) == 1
-    assert "1 images have no JSON" in data.notes[0].detail
+    assert "1 images have no JSON" in data.warnings[0].detail
 
 
 # VIA
@@ -439,7 +439,7 @@ def test_cvat_says_what_it_cannot_use(folder: Path):
     with pytest.warns(DataWarning):
         data = mr.load_dataset(folder, on_error="drop")
     assert len(data[0].annotations) == 1
-    assert "tag of a whole image" in {p.kind for p in data.notes}
+    assert "tag of a whole image" in {p.kind for p in data.warnings}
 
 
 def test_cvat_video_is_refused_with_the_cure(folder: Path):

@@ -84,7 +84,7 @@ def names(data: mr.CocoDataset) -> list[list[str]]:
 
 
 def notes(data: mr.CocoDataset) -> list[str]:
-    return [p.kind for p in data.notes]
+    return [p.kind for p in data.warnings]
 
 
 def yolo(folder: Path, label: str | None = BOX_LINE, **settings: Any) -> Path:
@@ -305,7 +305,7 @@ def test_yolo_images_without_labels_are_told_and_an_error_if_they_are_all(tmp_pa
     path = yolo(tmp_path)
     make_image(tmp_path / "images/b.png")
     data = mr.load_dataset(path)
-    assert "1 of 2; the first would be" in data.describe_notes()
+    assert "1 of 2; the first would be" in data.describe_warnings()
     (tmp_path / "labels").rename(tmp_path / "label")
     with pytest.raises(
         DataError,
@@ -425,7 +425,7 @@ def test_images_without_a_mask_and_masks_without_a_image_are_told(tmp_path: Path
         make_image(tmp_path / f"images/{name}.png")
     mask(tmp_path / "masks/a.png")
     mask(tmp_path / "masks/c.png")
-    told = mr.load_dataset(tmp_path).describe_notes()
+    told = mr.load_dataset(tmp_path).describe_warnings()
     assert "image without a mask (1)" in told
     assert "images/b.png" in told
     assert "mask without an image (1)" in told

@@ -150,9 +150,9 @@ def test_labels_txt_may_begin_with_a_byte_order_mark(folder: Path):
 
 
 def test_via_tells_which_of_several_attributes_is_the_category(folder: Path):
-    (note,) = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).notes
+    (note,) = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
     assert '"name" was taken, of the attributes Type, name' in note.detail
-    assert not mr.load_dataset(via(folder, region(category="cat", name="Bob"))).notes
+    assert not mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
 
 
 def test_labelme_rectangles_of_four_corners_are_boxes_and_turned_ones_masks(folder: Path):

@@ -66,13 +66,13 @@ def test_a_decoded_crop_is_the_mask_in_its_bounding_box(mask):
     [
         ([3, 4], "sum to 7"),
         ([9, -3, 6], "negative"),
-        ("", "no COCO text"),
-        ("~~", "no COCO text"),
-        ("P" * 9, "no COCO text"),
+        ("", "not COCO text"),
+        ("~~", "not COCO text"),
+        ("P" * 9, "not COCO text"),
         ("41", "sum to 5"),
     ],
 )
-def test_broken_run_lengths_say_what_is_wrong(counts, reason):
+def test_broken_rles_are_refused_with_the_reason(counts, reason):
     with pytest.raises(ValueError, match=reason):
         rle.decode({"size": [3, 4], "counts": counts})
 

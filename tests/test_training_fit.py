@@ -153,7 +153,7 @@ def test_notes_of_a_file_that_is_split_are_told_once(
     content = json.loads(Path(str(data.annotations_path)).read_text())
     content["annotations"][1]["keypoints"][0] = 1  # a keypoint far outside its box
     noted = CocoDataset(content, Path(str(data.annotations_path)).parent)
-    assert noted.notes
+    assert noted.warnings
     train(
         tiny_model(noted),
         noted.subset(range(6)),

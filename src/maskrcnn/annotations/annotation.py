@@ -1,9 +1,14 @@
-"""One COCO annotation, read: `read_annotation(json object) -> Annotation`, telling a listener everything that is wrong with it.
+"""Reads one COCO annotation and reports everything wrong with it.
 
-Reading is checking: `check` runs this same code over a whole file. The listener `report(kind, detail, cure, harmful)` hears of each fault; a harmful
-one makes the annotation unusable, any other is mended as its cure says. COCO itself has many of the second kind.
+In:  one annotation as a JSON object, its category and the size of its image.
+Out: an `Annotation`; each problem goes to a `ProblemReporter`.
 
-Coordinates are continuous pixels of the original image; COCO's whole-number keypoints become the centers of their pixels (+ 0.5).
+Reading and checking are one code path: `find_problems` runs it over a whole file. An error makes
+the annotation unusable. A warning does not: the annotation is used as the warning's suggestion
+says. COCO itself has many warnings.
+
+Coordinates are continuous pixels of the original image. COCO stores keypoints as whole pixel
+indices; they are moved to the centers of those pixels (+ 0.5).
 """
 
 from __future__ import annotations
@@ -11,53 +16,86 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..config import Category
 from . import rle as coco_rle
+from .coco_types import RLE
 
-Report = Callable[[str, str, str, bool], None]
-Box = tuple[float, float, float, float]
+ProblemReporter = Callable[[str, str, str, bool], None]
+"""Called as `report_problem(kind, detail, suggestion, is_error)` for each problem."""
+
+BoxXYXY = tuple[float, float, float, float]
 
 KEYPOINT_OFFSET = 0.5
-_FAR_PIXELS, _FAR_PART = (
-    10.0,
-    0.1,
-)  # boxes farther than both from their mask are worth a note; COCO's own reach 10 px
-_AREA_PIXELS, _AREA_PART = (
-    25.0,
-    0.3,
-)  # areas farther than both from that of the mask; those of COCO's crowds are off by up to 0.22
+
+# A box is reported when it is farther than both from its mask. COCO's own boxes are off by up to 10
+# px.
+_FAR_PIXELS = 10.0
+_FAR_SHARE = 0.1
+
+# An area is reported when it differs by more than both from that of the mask. COCO's crowds are off
+# by up to 0.22.
+_AREA_PIXELS = 25.0
+_AREA_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated object. It may have any part of a box, a mask (polygons or RLE) and keypoints."""
+    """One annotated object. Box, mask (polygons or RLE) and keypoints are each optional."""
 
     id: int
     label: int
     """Index into the data set's categories."""
-    box: Box | None
+    box: BoxXYXY | None
     """xyxy, inside the image."""
     polygons: tuple[np.ndarray, ...] | None
     """Polygons [n, 2]; the object is their union."""
-    rle: dict[str, Any] | None
-    """{"size": [height, width], "counts": list or text}."""
+    rle: RLE | None
+    """Compressed or uncompressed."""
     keypoints: np.ndarray | None
-    """[keypoints, 3]: x, y, visibility (0 unlabeled, 1 hidden, 2 visible), in the order of the own category; None = no keypoint is labeled."""
+    """[keypoints, 3]: x, y, visibility (0 unlabeled, 1 hidden, 2 visible).
+
+    In the order of the requested category. None if no keypoint is labeled.
+    """
     ignore: bool
-    """A crowd or a region to ignore."""
+    """Whether it is a crowd or another region to ignore."""
     area: float | None
-    """As the file says."""
+    """As stored in the file."""
     mask_area: float | None = None
-    """Of the mask, in pixels; None without one. Parts that overlap count twice."""
+    """Area of the mask in pixels, None without a mask. Overlapping parts count twice."""
 
     @property
     def empty(self) -> bool:
-        """Has neither box nor mask nor keypoints."""
+        """Whether it has neither box nor mask nor keypoints."""
         return self.box is None and self.mask_area is None and self.keypoints is None
+
+
+@dataclass
+class _ProblemLog:
+    """Forwards problems to a reporter and remembers whether one was an error."""
+
+    report_problem: ProblemReporter
+    has_error: bool = False
+
+    def error(self, kind: str, detail: str, suggestion: str) -> None:
+        self.has_error = True
+        self.report_problem(kind, detail, suggestion, True)
+
+    def warning(self, kind: str, detail: str, suggestion: str) -> None:
+        self.report_problem(kind, detail, suggestion, False)
+
+
+@dataclass(frozen=True)
+class _AnnotatedMask:
+    """A mask as annotated: polygons or RLE, its bounds and its area. All None without a mask."""
+
+    polygons: tuple[np.ndarray, ...] | None = None
+    rle: RLE | None = None
+    bounds: BoxXYXY | None = None
+    area: float | None = None
 
 
 def read_annotation(
@@ -66,80 +104,78 @@ def read_annotation(
     category: Category,
     keypoint_order: Sequence[int],
     size: tuple[int, int],
-    report: Report,
+    report_problem: ProblemReporter,
 ) -> Annotation:
     """Reads one annotation.
 
     Args:
         raw: the JSON object.
-        label: of its category.
-        category: as it is in the file.
-        keypoints: for each keypoint wanted its place in the file's category, -1 where that has none.
+        label: label of its category.
+        category: the category as defined in the file.
+        keypoint_order: for each requested keypoint its index in `category`, -1 where the file has
+            none.
         size: (height, width) of the image.
-        report: hears of every fault.
+        report_problem: receives every problem.
     """
-    faults: list[bool] = []
+    problems = _ProblemLog(report_problem)
 
-    def tell(kind: str, detail: str, suggestion: str, is_error: bool = True) -> None:
-        faults.append(is_error)
-        report(kind, detail, suggestion, is_error)
+    mask = _read_mask(raw.get("segmentation"), size, problems)
+    has_mask = mask.bounds is not None
+    mask_is_flat = not has_mask and bool(raw.get("segmentation")) and not problems.has_error
 
-    shape = _mask(raw.get("segmentation"), size, tell)
-    flat = shape.around is None and bool(raw.get("segmentation")) and not any(faults)
-    box = _box(raw.get("bbox"), size, shape.around is not None, flat, tell)
-    keypoints = _keypoints(raw, category, size, tell)
-    if box is None and shape.around is None and keypoints is None and not any(faults):
-        if flat:
-            tell(
+    box = _read_box(raw.get("bbox"), size, has_mask, mask_is_flat, problems)
+    keypoints = _read_keypoints(raw, category, size, problems)
+
+    if box is None and not has_mask and keypoints is None and not problems.has_error:
+        if mask_is_flat:
+            problems.warning(
                 "object without area",
-                f"bbox is {raw.get('bbox')}, and the mask is as flat or empty",
+                f"bbox is {raw.get('bbox')}, and the mask is empty or has no area",
                 "the object is left out",
-                False,
             )
         else:
-            tell(
+            problems.error(
                 "nothing annotated",
                 "has no usable bbox, segmentation or keypoints",
                 "annotate it, or drop it",
             )
-    _compare(box, shape.around, keypoints, tell)
+    _compare_parts(box, mask.bounds, keypoints, problems)
+
     if keypoints is not None:
         keypoints[:, :2] += KEYPOINT_OFFSET * (keypoints[:, 2:] > 0)
-        keypoints = np.concatenate([keypoints, np.zeros((1, 3))])[
-            list(keypoint_order)
-        ]  # keypoint -1: the row of zeros
-    ignore = bool(raw.get("iscrowd", 0) or raw.get("ignore", 0))
-    area = _area(raw.get("area"), shape.area, tell)
+        # index -1 selects the row of zeros
+        keypoints = np.concatenate([keypoints, np.zeros((1, 3))])[list(keypoint_order)]
+
     return Annotation(
-        raw.get("id", -1),
-        label,
-        box,
-        shape.polygons,
-        shape.rle,
-        keypoints,
-        ignore,
-        area,
-        shape.area,
+        id=raw.get("id", -1),
+        label=label,
+        box=box,
+        polygons=mask.polygons,
+        rle=mask.rle,
+        keypoints=keypoints,
+        ignore=bool(raw.get("iscrowd", 0) or raw.get("ignore", 0)),
+        area=_read_area(raw.get("area"), mask.area, problems),
+        mask_area=mask.area,
     )
 
 
-def polygon_bounds(polygons: Sequence[np.ndarray]) -> Box:
-    """The box (xyxy) around some polygons."""
+def polygon_bounds(polygons: Sequence[np.ndarray]) -> BoxXYXY:
+    """Returns the bounding box (xyxy) of some polygons."""
     points = np.concatenate(list(polygons))
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     return float(x0), float(y0), float(x1), float(y1)
 
 
 def polygon_area(points: np.ndarray) -> float:
-    """What a polygon [n, 2] encloses (the shoelace formula)."""
-    x, y = (points - points[0]).T  # large coordinates would cost digits
-    return (
-        abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
-    )  # the edge back to the start adds nothing: it begins at 0, 0
+    """Returns the area enclosed by a polygon [n, 2] (shoelace formula)."""
+    # relative to the first point: large coordinates would cost digits, and the closing edge adds
+    # nothing
+    x, y = (points - points[0]).T
+    return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
 
 
-def mask_bounds(annotation: Annotation) -> Box | None:
-    """The box (xyxy) around an annotation's mask, None without one."""
+def mask_bounds(annotation: Annotation) -> BoxXYXY | None:
+    """Returns the bounding box (xyxy) of an annotation's mask, None without a mask."""
     if annotation.polygons is not None:
         return polygon_bounds(annotation.polygons)
     if annotation.rle is None:
@@ -148,266 +184,293 @@ def mask_bounds(annotation: Annotation) -> Box | None:
     return float(x0), float(y0), float(x1), float(y1)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A mask as it is annotated: polygons or RLE, the box (xyxy) around it, its area."""
+def far_apart(box: BoxXYXY, around: BoxXYXY) -> float:
+    """Returns the largest distance in pixels between the sides of a box and its mask.
 
-    polygons: tuple[np.ndarray, ...] | None = None
-    rle: dict[str, Any] | None = None
-    around: Box | None = None
-    area: float | None = None
+    0 if the distance is within tolerance.
 
-
-def far_apart(box: Box, around: Box) -> float:
-    """By how many pixels a side of a box is off that around its mask, 0 where that is nothing unusual."""
-    off = max(
-        abs(a - b) for a, b in zip(box, around, strict=True)
-    )  # numpy would take ten times as long
-    return off if off > max(_FAR_PIXELS, _FAR_PART * max(box[2] - box[0], box[3] - box[1])) else 0.0
+    Args:
+        box: the annotated box.
+        around: the bounding box of the mask.
+    """
+    distance = max(abs(a - b) for a, b in zip(box, around, strict=True))  # 10x faster than numpy
+    tolerance = max(_FAR_PIXELS, _FAR_SHARE * max(box[2] - box[0], box[3] - box[1]))
+    return distance if distance > tolerance else 0.0
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number of JSON."""
+    """Returns whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _box(given: Any, size: tuple[int, int], has_mask: bool, flat: bool, tell: Any) -> Box | None:
-    """`flat`: there was a mask, but without area. A box without area beside it is no mistake but an object of no size (COCO has two)."""
-    if given is None or given == []:
+def _read_box(
+    bbox: Any, size: tuple[int, int], has_mask: bool, mask_is_flat: bool, problems: _ProblemLog
+) -> BoxXYXY | None:
+    """Returns the box clipped to the image, None where there is none or it is unusable.
+
+    `mask_is_flat`: there is a mask, but without area. A box without area beside it is no mistake:
+    the object has no size (COCO has two of these).
+    """
+    if bbox is None or bbox == []:
         return None
-    if not isinstance(given, list | tuple) or len(given) != 4 or not all(map(is_number, given)):
-        return tell(
+    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(is_number, bbox)):
+        problems.error(
             "box is not four numbers",
-            f"bbox is {given!r:.80}",
+            f"bbox is {bbox!r:.80}",
             "write bbox as [x, y, width, height] in pixels",
         )
-    x, y, width, height = given
-    if flat and width >= 0 and height >= 0 and width * height == 0:
+        return None
+    x, y, width, height = bbox
+
+    if mask_is_flat and width >= 0 and height >= 0 and width * height == 0:
         return None
     if width < 0 or height < 0 or (width * height == 0 and not has_mask):
-        return tell(
+        problems.error(
             "box without area",
             f"bbox width is {width:g} and height {height:g}, must be > 0",
-            "mend bbox, or drop the annotation",
+            "fix bbox, or drop the annotation",
         )
+        return None
     if width * height == 0:
-        return tell(
+        problems.warning(
             "box without area, but a mask",
-            f"bbox is {list(given)}",
-            "the box of the mask is taken instead",
-            False,
+            f"bbox is {list(bbox)}",
+            "the bounding box of the mask is used instead",
         )
-    x1, y1 = min(x + width, size[1]), min(y + height, size[0])
-    x0, y0 = max(x, 0), max(y, 0)
+        return None
+
+    x0 = max(x, 0)
+    y0 = max(y, 0)
+    x1 = min(x + width, size[1])
+    y1 = min(y + height, size[0])
+    detail = f"bbox is {list(bbox)}, the image is {size[1]} x {size[0]}"
     if x0 >= x1 or y0 >= y1:
-        return tell(
-            "box outside the image",
-            f"bbox is {list(given)}, the image {size[1]} x {size[0]}",
-            "mend bbox (is it x, y, width, height?)",
-        )
+        problems.error("box outside the image", detail, "fix bbox (is it x, y, width, height?)")
+        return None
     if max(x0 - x, y0 - y, x + width - x1, y + height - y1) > 1:
-        tell(
-            "box reaches beyond the image",
-            f"bbox is {list(given)}, the image {size[1]} x {size[0]}",
-            "the box is clipped",
-            False,
-        )
+        problems.warning("box reaches beyond the image", detail, "the box is clipped")
+
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def _mask(given: Any, size: tuple[int, int], tell: Any) -> _Shape:
-    if isinstance(given, Mapping):
-        return _rle(given, size, tell)
-    if given is None or (isinstance(given, list) and not given):
-        return _Shape()
-    if not isinstance(given, list) or not all(isinstance(part, list) for part in given):
-        tell(
-            "segmentation of no known form",
-            f"segmentation is {given!r:.80}",
-            "write a list of polygons [[x, y, x, y, ..], ..] or an RLE object",
+def _read_mask(segmentation: Any, size: tuple[int, int], problems: _ProblemLog) -> _AnnotatedMask:
+    if isinstance(segmentation, Mapping):
+        return _read_rle(segmentation, size, problems)
+    if segmentation is None or (isinstance(segmentation, list) and not segmentation):
+        return _AnnotatedMask()
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        problems.error(
+            "segmentation format not recognized",
+            f"segmentation is {segmentation!r:.80}",
+            "write a list of polygons [[x, y, x, y, ...], ...] or an RLE object",
         )
-        return _Shape()
-    parts = [part for part in (_polygon(part, tell) for part in given) if part is not None]
-    if not parts:
-        return _Shape()
-    boxes = list(zip(*(box for _, box in parts), strict=True))
-    around = (min(boxes[0]), min(boxes[1]), max(boxes[2]), max(boxes[3]))
-    if not _inside(around, size, tell):
-        return _Shape()
-    return _Shape(
-        tuple(points for points, _ in parts),
-        None,
-        around,
-        sum(polygon_area(points) for points, _ in parts),
-    )
+        return _AnnotatedMask()
+
+    parts = [_read_polygon(values, problems) for values in segmentation]
+    usable = [part for part in parts if part is not None]
+    if not usable:
+        return _AnnotatedMask()
+
+    boxes = list(zip(*(box for _, box in usable), strict=True))
+    bounds = (min(boxes[0]), min(boxes[1]), max(boxes[2]), max(boxes[3]))
+    if not _reaches_image(bounds, size, problems):
+        return _AnnotatedMask()
+
+    polygons = tuple(points for points, _ in usable)
+    area = sum(polygon_area(points) for points in polygons)
+    return _AnnotatedMask(polygons=polygons, bounds=bounds, area=area)
 
 
-def _inside(around: Box, size: tuple[int, int], tell: Any) -> bool:
-    """Whether any of the mask with this box around it can lie in the image."""
-    (x0, y0, x1, y1), (height, width) = around, size
-    spans = (
-        f"it spans {x0:g}..{x1:g} across and {y0:g}..{y1:g} down, the image is {width} x {height}"
-    )
+def _reaches_image(bounds: BoxXYXY, size: tuple[int, int], problems: _ProblemLog) -> bool:
+    """Returns whether a mask with these bounds can have a part in the image."""
+    x0, y0, x1, y1 = bounds
+    height, width = size
+    spans = f"it spans x from {x0:g} to {x1:g} and y from {y0:g} to {y1:g}"
+    detail = f"{spans}, the image is {width} x {height}"
     if min(x1, y1) <= 0 or x0 >= width or y0 >= height:
-        return bool(
-            tell(
-                "mask outside the image",
-                spans,
-                "draw it again; was it drawn in another image, or in one of another size?",
-            )
+        problems.error(
+            "mask outside the image",
+            detail,
+            "draw it again; was it drawn in another image, or at another size?",
         )
+        return False
+
     if max(-x0, -y0, x1 - width, y1 - height) > 1:
-        tell("mask reaches beyond the image", spans, "it is cut off at the border", False)
+        problems.warning("mask reaches beyond the image", detail, "the mask is cut at the border")
     return True
 
 
-def _polygon(part: list[Any], tell: Any) -> tuple[np.ndarray, Box] | None:
-    """Its points and the box around them."""
+def _read_polygon(values: list[Any], problems: _ProblemLog) -> tuple[np.ndarray, BoxXYXY] | None:
+    """Returns the points [n, 2] and their bounding box."""
     try:
-        points = np.array(part, dtype=np.float64)
+        points = np.array(values, dtype=np.float64)
         if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
             raise ValueError
     except (ValueError, TypeError):
-        return tell(
+        problems.error(
             "broken polygon",
-            f"a polygon of {len(part)} values: {part!r:.60}",
-            "write each polygon as [x, y, x, y, ..] with finite numbers",
+            f"a polygon of {len(values)} values: {values!r:.60}",
+            "write each polygon as [x, y, x, y, ...] with finite numbers",
         )
+        return None
+
     points = points.reshape(-1, 2)
     if len(points) >= 3:
         (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         if x1 > x0 and y1 > y0:
             return points, (x0, y0, x1, y1)
-    return tell(
+
+    problems.warning(
         "polygon without area",
-        f"{len(points)} points: {part!r:.60}",
+        f"{len(points)} points: {values!r:.60}",
         "this part of the mask is left out",
-        False,
     )
+    return None
 
 
-def _rle(given: Mapping[str, Any], size: tuple[int, int], tell: Any) -> _Shape:
-    own = given.get("size")
-    if "counts" not in given or not isinstance(own, list | tuple) or list(own) != list(size):
-        detail = f"size is {own}, the image has height, width = {list(size)}"
-        tell(
-            "RLE of another size",
-            detail,
-            'write {"size": [height, width], "counts": ..} for this image',
+def _read_rle(
+    encoded: Mapping[str, Any], size: tuple[int, int], problems: _ProblemLog
+) -> _AnnotatedMask:
+    encoded_size = encoded.get("size")
+    if (
+        "counts" not in encoded
+        or not isinstance(encoded_size, list | tuple)
+        or list(encoded_size) != list(size)
+    ):
+        problems.error(
+            "RLE size mismatch",
+            f"size is {encoded_size}, the image has height, width = {list(size)}",
+            'write {"size": [height, width], "counts": ...} for this image',
         )
-        return _Shape()
+        return _AnnotatedMask()
+
     try:
-        runs = coco_rle.counts(given)
+        runs = coco_rle.counts(encoded)
     except (ValueError, TypeError) as error:
-        tell(
+        problems.error(
             "broken RLE",
             str(error),
-            "encode the mask again, for example with pycocotools or maskrcnn.annotations.rle.encode",
+            "encode the mask again, for example with maskrcnn.annotations.rle.encode",
         )
-        return _Shape()
+        return _AnnotatedMask()
+
     area = float(runs[1::2].sum())
     if area == 0:
-        tell(
-            "empty mask",
-            "the RLE holds no pixel",
-            "the object is taken as one without a mask",
-            False,
+        problems.warning(
+            "empty mask", "the RLE has no pixels", "the object is read as one without a mask"
         )
-        return _Shape()
+        return _AnnotatedMask()
+
     x0, y0, x1, y1 = coco_rle.bounds(runs, size[0])
-    return _Shape(
-        None,
-        {"size": list(size), "counts": given["counts"]},
-        (float(x0), float(y0), float(x1), float(y1)),
-        area,
+    return _AnnotatedMask(
+        rle=cast(RLE, {"size": list(size), "counts": encoded["counts"]}),
+        bounds=(float(x0), float(y0), float(x1), float(y1)),
+        area=area,
     )
 
 
-def _area(given: Any, mask: float | None, tell: Any) -> float | None:
-    """The area as the file has it; a note where it cannot be that of the mask."""
-    area = float(given) if is_number(given) else None
-    wrong = area is None if given is not None else False
-    if area is not None:
-        wrong = area < 0 or (
-            mask is not None and abs(area - mask) > max(_AREA_PIXELS, _AREA_PART * mask)
+def _read_area(value: Any, mask_area: float | None, problems: _ProblemLog) -> float | None:
+    """Returns the area as stored in the file; warns where it cannot be that of the mask."""
+    area = float(value) if is_number(value) else None
+
+    if area is None:
+        is_wrong = value is not None
+    else:
+        is_wrong = area < 0 or (
+            mask_area is not None
+            and abs(area - mask_area) > max(_AREA_PIXELS, _AREA_SHARE * mask_area)
         )
-    if wrong:
-        true = "" if mask is None else f", that of the mask {mask:.0f} px"
-        tell(
+    if is_wrong:
+        of_mask = "" if mask_area is None else f", the mask has {mask_area:.0f} px"
+        problems.warning(
             "area is wrong",
-            f"area is {given!r:.40}{true}",
-            "it is used as it is, to sort objects by size in the evaluation",
-            False,
+            f"area is {value!r:.40}{of_mask}",
+            "it is kept: the evaluation sorts objects by size with it",
         )
     return area
 
 
-def _keypoints(
-    raw: Mapping[str, Any], category: Category, size: tuple[int, int], tell: Any
+def _read_keypoints(
+    raw: Mapping[str, Any], category: Category, size: tuple[int, int], problems: _ProblemLog
 ) -> np.ndarray | None:
-    given = raw.get("keypoints")
-    if not given or (isinstance(given, list | tuple) and not any(given)):
+    """Returns [keypoints, 3] in the order of the file, None if no keypoint is labeled."""
+    values = raw.get("keypoints")
+    if not values or (isinstance(values, list | tuple) and not any(values)):
         return None
-    if not isinstance(given, list | tuple):
-        return tell(
-            "keypoints of another length",
-            f"keypoints is {given!r:.80}",
+
+    if not isinstance(values, list | tuple):
+        problems.error(
+            "wrong number of keypoints",
+            f"keypoints is {values!r:.80}",
             "write x, y, visibility of each keypoint, one after the other",
         )
+        return None
     count = len(category.keypoints)
     if count == 0:
-        where = f'category "{category.name}" names no keypoints'
-        return tell(
+        problems.error(
             "keypoints without names",
-            where,
+            f'category "{category.name}" names no keypoints',
             'list the names of the keypoints as "keypoints" of the category',
         )
-    if len(given) != 3 * count or not all(is_number(v) for v in given):
-        detail = f'{len(given)} values for the {count} keypoints of category "{category.name}"'
-        return tell(
-            "keypoints of another length",
-            detail,
+        return None
+    if len(values) != 3 * count or not all(is_number(v) for v in values):
+        problems.error(
+            "wrong number of keypoints",
+            f'{len(values)} values for the {count} keypoints of category "{category.name}"',
             f"write {3 * count} finite numbers: x, y, visibility of each keypoint",
         )
-    points = np.array(given, dtype=np.float64).reshape(-1, 3)
+        return None
+
+    points = np.array(values, dtype=np.float64).reshape(-1, 3)
     visibility = points[:, 2]
     if not ((visibility == 0) | (visibility == 1) | (visibility == 2)).all():
-        return tell(
+        problems.error(
             "unknown visibility",
             f"values {sorted(set(visibility) - {0.0, 1.0, 2.0})}",
             "use 0 unlabeled, 1 hidden, 2 visible",
         )
-    if "num_keypoints" in raw and raw["num_keypoints"] != (visibility > 0).sum():
-        detail = f"num_keypoints is {raw['num_keypoints']}, {(visibility > 0).sum()} are labeled"
-        tell("num_keypoints is wrong", detail, "the labeled keypoints count", False)
-    outside = (visibility > 0) & (
-        (points[:, :2] < -KEYPOINT_OFFSET) | (points[:, :2] > (size[1], size[0]))
-    ).any(axis=1)
-    if outside.any():
-        names = ", ".join(np.array(category.keypoints)[outside])
-        tell("keypoint outside the image", names, "it is taken as unlabeled", False)
-        points[outside] = 0
+        return None
+
+    num_labeled = (visibility > 0).sum()
+    if "num_keypoints" in raw and raw["num_keypoints"] != num_labeled:
+        problems.warning(
+            "num_keypoints is wrong",
+            f"num_keypoints is {raw['num_keypoints']}, {num_labeled} are labeled",
+            "num_keypoints is ignored",
+        )
+
+    outside = (points[:, :2] < -KEYPOINT_OFFSET) | (points[:, :2] > (size[1], size[0]))
+    labeled_outside = (visibility > 0) & outside.any(axis=1)
+    if labeled_outside.any():
+        names = ", ".join(np.array(category.keypoints)[labeled_outside])
+        problems.warning("keypoint outside the image", names, "it is read as unlabeled")
+        points[labeled_outside] = 0
+
     return points if (points[:, 2] > 0).any() else None
 
 
-def _compare(box: Box | None, around: Box | None, keypoints: np.ndarray | None, tell: Any) -> None:
-    """Notes where the parts of one annotation disagree; each is used as it is."""
+def _compare_parts(
+    box: BoxXYXY | None,
+    around: BoxXYXY | None,
+    keypoints: np.ndarray | None,
+    problems: _ProblemLog,
+) -> None:
+    """Warns where the parts of one annotation disagree; each is used as it is."""
     if box is None:
         return
-    if around is not None and (off := far_apart(box, around)):
-        tell(
+
+    if around is not None and (distance := far_apart(box, around)):
+        problems.warning(
             "box far from its mask",
-            f"a side is off by {off:.0f} px",
+            f"a side is off by {distance:.0f} px",
             "the box is used as it is; look at the annotation",
-            False,
         )
     if keypoints is not None:
         x, y = keypoints[keypoints[:, 2] > 0, :2].T
         away = np.maximum.reduce([box[0] - x, x + 1 - box[2], box[1] - y, y + 1 - box[3]])
         if away.max() > 1:
-            tell(
+            problems.warning(
                 "keypoint outside its box",
                 f"by up to {away.max():.0f} px",
-                "it is used as it is",
-                False,
+                "the keypoint is used as it is",
             )

@@ -1,10 +1,13 @@
 """The categories of a COCO file, with their skeletons.
 
-In: the list `categories` of the file, [{"id": 1, "name": "person", "keypoints": ["nose", ..], "skeleton": [[16, 14], ..]}, ..].
-Out: one `Category` each, sorted by id; the label of a category is its place.
+In:  the list `categories` of the file, [{"id": 1, "name": "person", "keypoints": ["nose", ...],
+     "skeleton": [[16, 14], ...]}, ...].
+Out: one `Category` each, sorted by id; the label of a category is its index. `category_to_coco` is
+     the way back.
 
-A file may say more than COCO's do: "sigmas" (one OKS deviation a keypoint), "flip" (for each keypoint the one that it becomes in a mirror image, counted
-from 0), or "flip_pairs" (pairs of keypoints, by name or counted from 0). Without these, left and right are found in the names.
+Three keys go beyond COCO's own files: "sigmas" (an OKS standard deviation per keypoint), "flip"
+(for each keypoint the one it becomes in a mirror image, counted from 0), and "flip_pairs" (pairs of
+keypoints, by name or counted from 0). Without a flip, left and right are inferred from the names.
 """
 
 from __future__ import annotations
@@ -14,107 +17,155 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import Category
+from .coco_types import CocoCategory
 
-_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+_OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
-    """The categories, sorted by id.
+    """Returns the categories, sorted by id.
+
+    Args:
+        entries: the list `categories` of a COCO file.
 
     Raises:
-        ValueError: everything that is wrong with them, a line each.
+        ValueError: everything wrong with them, one line each.
     """
-    problems, found = [], {}
-    for place, entry in enumerate(entries):
+    problems: list[str] = []
+    by_id: dict[int, Category] = {}
+    for index, entry in enumerate(entries):
         try:
-            category = _category(entry)
-            if category.id in found:
+            category = _parse_category(entry)
+            if category.id in by_id:
                 raise ValueError(
-                    f'id {category.id} is used twice, by "{found[category.id].name}" and "{category.name}"; give each its own'
+                    f'id {category.id} is used twice, by "{by_id[category.id].name}" '
+                    f'and "{category.name}"; give each its own'
                 )
-            found[category.id] = category
+            by_id[category.id] = category
         except ValueError as error:
-            problems.append(f"categories[{place}]: {error}")
-    names = [c.name for c in found.values()]
+            problems.append(f"categories[{index}]: {error}")
+
+    names = [c.name for c in by_id.values()]
     problems += [
         f'category name "{name}" is used {names.count(name)} times; give each its own'
         for name in sorted(set(names))
         if names.count(name) > 1
     ]
-    if not found and not problems:
+    if not by_id and not problems:
         problems = ['"categories" is empty; list at least one, as {"id": 1, "name": "cell"}']
     if problems:
         raise ValueError("\n".join(problems))
-    return tuple(found[i] for i in sorted(found))
+
+    return tuple(by_id[i] for i in sorted(by_id))
+
+
+def category_to_coco(category: Category) -> CocoCategory:
+    """Returns a category as an entry of a COCO file, which `parse_categories` reads back.
+
+    Keys about keypoints are present only for a category with keypoints, and "sigmas" only where it
+    has its own.
+    """
+    entry: CocoCategory = {"id": category.id, "name": category.name}
+    if category.keypoints:
+        entry["keypoints"] = list(category.keypoints)
+        entry["skeleton"] = [[a + 1, b + 1] for a, b in category.skeleton]
+        entry["flip"] = list(category.mirrored)
+        if category.sigmas:
+            entry["sigmas"] = list(category.sigmas)
+    return entry
 
 
 def mirrored_keypoints(names: Sequence[str]) -> tuple[int, ...]:
-    """For each keypoint the one that it becomes in a mirror image, from the names: left_eye and right_eye, "eye L" and "eye R", LEye and REye."""
-    place = {name: j for j, name in enumerate(names)}
+    """Infers from the names which keypoint each one becomes in a mirror image.
+
+    It recognizes left_eye and right_eye, "eye L" and "eye R", LEye and REye.
+
+    Args:
+        names: of the keypoints.
+
+    Returns:
+        For each keypoint the index of its counterpart, its own index if there is none.
+    """
+    index = {name: i for i, name in enumerate(names)}
     return tuple(
-        next((place[other] for other in _counterparts(name) if other in place), j)
-        for j, name in enumerate(names)
+        next((index[other] for other in _counterparts(name) if other in index), i)
+        for i, name in enumerate(names)
     )
 
 
 def _counterparts(name: str) -> list[str]:
-    """What the keypoint on the other side could be called. A wrong guess does no harm: no keypoint has that name."""
-    words = re.sub(
-        "left|right", lambda m: _in_case_of(m[0], _OTHER[m[0].lower()]), name, flags=re.IGNORECASE
-    )
-    # one letter, alone between separators or ends, or a capital before a capitalised word
-    letters = re.sub(
-        r"(?<![^\W_])[lrLR](?![^\W_])", lambda m: _in_case_of(m[0], _OTHER[m[0].lower()]), name
-    )
-    capital = re.sub(r"^[LR](?=[A-Z])", lambda m: _in_case_of(m[0], _OTHER[m[0].lower()]), name)
+    """Returns possible names of the keypoint on the other side.
+
+    A wrong guess has no effect: no keypoint has that name.
+    """
+
+    def opposite(match: re.Match[str]) -> str:
+        return _with_case_of(match[0], _OPPOSITE[match[0].lower()])
+
+    words = re.sub("left|right", opposite, name, flags=re.IGNORECASE)
+    # a single letter between separators or ends, or a capital before a capitalized word
+    letters = re.sub(r"(?<![^\W_])[lrLR](?![^\W_])", opposite, name)
+    capital = re.sub(r"^[LR](?=[A-Z])", opposite, name)
     return [other for other in (words, letters, capital) if other != name]
 
 
-def _in_case_of(model: str, word: str) -> str:
-    return word.upper() if model.isupper() else word.capitalize() if model[0].isupper() else word
+def _with_case_of(model: str, word: str) -> str:
+    if model.isupper():
+        return word.upper()
+    return word.capitalize() if model[0].isupper() else word
 
 
-def _category(entry: Any) -> Category:
+def _parse_category(entry: Any) -> Category:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int):
         raise ValueError(
-            f'got {entry!r:.80}, must be an object with a whole-number "id" and a "name"'
+            f'expected an object with a whole-number "id" and a "name", got {entry!r:.80}'
         )
-    keypoints = tuple(str(j) for j in entry.get("keypoints") or ())
+    keypoints = tuple(str(name) for name in entry.get("keypoints") or ())
     if len(set(keypoints)) != len(keypoints):
-        raise ValueError(f"two keypoints have one name: {', '.join(keypoints)}")
+        raise ValueError(f"keypoint names must be unique, got {', '.join(keypoints)}")
+
+    has_name = entry.get("name") not in (None, "")
     return Category(
-        name=str(entry["id"] if entry.get("name") in (None, "") else entry["name"]),
+        name=str(entry["name"] if has_name else entry["id"]),
         id=entry["id"],
         keypoints=keypoints,
-        skeleton=_skeleton(entry.get("skeleton") or ()) if keypoints else (),
-        flip=_flip(entry, keypoints),
+        skeleton=_parse_skeleton(entry.get("skeleton") or ()) if keypoints else (),
+        flip=_parse_flip(entry, keypoints),
         sigmas=tuple(float(s) for s in entry.get("sigmas") or ()),
     )
 
 
-def _skeleton(bones: Any) -> tuple[tuple[int, int], ...]:
+def _parse_skeleton(limbs: Any) -> tuple[tuple[int, int], ...]:
     try:
-        return tuple((int(a) - 1, int(b) - 1) for a, b in bones)
+        return tuple((int(a) - 1, int(b) - 1) for a, b in limbs)
     except (TypeError, ValueError):
         raise ValueError(
-            f"skeleton is {bones!r:.80}, must be pairs of keypoints, counted from 1: [[1, 2], [2, 3]]"
+            "skeleton: expected pairs of keypoints counted from 1, such as [[1, 2], [2, 3]], "
+            f"got {limbs!r:.80}"
         ) from None
 
 
-def _flip(entry: Mapping[str, Any], keypoints: tuple[str, ...]) -> tuple[int, ...]:
+def _parse_flip(entry: Mapping[str, Any], keypoints: tuple[str, ...]) -> tuple[int, ...]:
     if entry.get("flip"):
-        return tuple(int(j) for j in entry["flip"])
+        return tuple(int(i) for i in entry["flip"])
     if "flip_pairs" not in entry:
         return mirrored_keypoints(keypoints)
+
     flip = list(range(len(keypoints)))
     for pair in entry["flip_pairs"]:
         try:
-            a, b = (
-                keypoints.index(j) if isinstance(j, str) else range(len(keypoints))[j] for j in pair
-            )
+            a, b = (_keypoint_index(keypoint, keypoints) for keypoint in pair)
         except (ValueError, IndexError, TypeError):
             raise ValueError(
-                f"flip_pairs has {pair!r}, must be two of the keypoints {', '.join(keypoints)}, by name or counted from 0"
+                f"flip_pairs: expected two of the keypoints {', '.join(keypoints)}, "
+                f"by name or counted from 0, got {pair!r}"
             ) from None
-        flip[a], flip[b] = b, a
+        flip[a] = b
+        flip[b] = a
     return tuple(flip)
+
+
+def _keypoint_index(keypoint: Any, keypoints: tuple[str, ...]) -> int:
+    if isinstance(keypoint, str):
+        return keypoints.index(keypoint)
+    return range(len(keypoints))[keypoint]  # negative indices count from the end

@@ -1,10 +1,12 @@
 """A data set in COCO's format: `CocoDataset("train.json", images="images/")`.
 
-In: a COCO annotation file (or its content as a dict) and a folder of images.
-Out: `dataset[i] -> Record` (an image's name, size and annotations), `dataset.image(i) -> uint8 [H, W, 3]`, `dataset.truth()` for the evaluation.
+In:  a COCO annotation file (or its content as a dict) and a folder of images.
+Out: `dataset[i] -> Record` (an image's name, size and annotations), `dataset.image(i) -> uint8 [H,
+     W, 3]`, `dataset.truth()` for the evaluation.
 
-Polygons, both forms of RLE, keypoints, crowds, any category ids and images without objects are data. Everything is checked on opening; what is
-wrong is reported at once. `check.py` and `annotations.py` say what counts as wrong and what is mended.
+Polygons, compressed and uncompressed RLE, keypoints, crowds, any category ids and images without
+objects are supported. Everything is checked on opening, and all problems are reported at once.
+problems.py and annotation.py define what counts as an error or a warning.
 """
 
 from __future__ import annotations
@@ -15,30 +17,30 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ..config import Category
 from ..images.read import read_image, read_values
-from .annotation import KEYPOINT_OFFSET, Annotation, mask_bounds, read_annotation
-from .categories import parse_categories
-from .exhaustive import key_problems, labeled_ids
-from .problems import DataError, DataWarning, Problem, check, describe
+from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
+from .categories import category_to_coco, parse_categories
+from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage
+from .labeled_categories import find_key_problems, labeled_ids
+from .problems import DataError, DataWarning, Problem, describe, find_problems
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
-_FITTED_IMAGES, _FITTED_VALUES = (
-    64,
-    20_000,
-)  # that the intensity range is fitted to; the second for each image
-_FITTED_PERCENTILES = (0.1, 99.9)  # a hot or dead pixel does not set the range
+# What the intensity range is fitted to. A hot or dead pixel does not set the range.
+_FITTED_IMAGES = 64
+_FITTED_VALUES = 20_000  # per image
+_FITTED_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image and what is annotated in it."""
+    """One image and its annotations."""
 
     image_id: int
     file_name: str
@@ -47,7 +49,10 @@ class Record:
     width: int
     annotations: tuple[Annotation, ...]
     labeled: frozenset[int] | None = None
-    """Labels of the categories whose every object in the image is annotated; None = all of them (see partial.py)."""
+    """Labels of the categories whose every object in the image is annotated.
+
+    None = all of them (see labeled_categories.py).
+    """
 
 
 class CocoDataset:
@@ -55,21 +60,39 @@ class CocoDataset:
 
     Args:
         annotations: the JSON file, or its content.
-        images: folder of the images. None: the folder of the annotation file if the images lie there, else the data set has no images
-            (enough to evaluate results).
-        categories: the categories wanted and their order, for example `model.config.categories`; they are found in the file by name. None = all
-            that the file lists, by id.
-        on_error: what to do about unusable annotations and images: raise an error that lists them all, or drop them with a warning that does.
-        name: for messages, where `annotations` is no file.
-        problems: what the reader of another format found wrong before (see `load_dataset`).
+        images: folder of the images. None uses the folder of the annotation file if the images are
+            there. Otherwise the data set has no images, which is enough to evaluate results.
+        categories: the categories to read, in the order of the labels, for example
+            `model.config.categories`. They are looked up in the file by name. None reads all
+            categories of the file, sorted by id.
+        on_error: what to do about unusable annotations and images: "raise" an error that lists them
+            all, or "drop" them with a warning that lists them.
+        name: name for messages if `annotations` is not a file.
+        problems: problems that the reader of another format found before (see `load_dataset`).
 
     Attributes:
-        categories: with the ids of this file; a label is an index into them.
-        notes: what looks wrong but does no harm; `describe_notes()` is the text.
-        dropped: what was dropped, empty unless `on_error` is "drop".
+        categories: the categories with the ids of this file; a label is an index into them.
+        warnings: problems that leave the data usable; `describe_warnings()` returns them as text.
+        dropped: the errors whose annotations and images were dropped, empty unless `on_error` is
+            "drop".
 
     Raises:
-        DataError: all problems at once, with file, annotation id and cure.
+        DataError: all problems at once, with file, annotation id and suggestion.
+        ValueError: `on_error` is neither "raise" nor "drop".
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> path = write_scenes("scenes", count=3)
+        >>> data = mr.CocoDataset(path, "scenes/images")
+        >>> len(data)
+        3
+        >>> data[0].file_name
+        '00001.png'
+        >>> data.image(0).shape
+        (160, 160, 3)
+        >>> [len(record.annotations) > 0 for record in data]
+        [True, True, True]
     """
 
     def __init__(
@@ -84,331 +107,382 @@ class CocoDataset:
     ) -> None:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
         self.name = self.annotations_path.name if self.annotations_path else name
-        content: Any = (
-            _load(self.annotations_path, self.name) if self.annotations_path else annotations
-        )
+
+        content: Any = annotations
+        if self.annotations_path:
+            content = _load(self.annotations_path, self.name)
         _check_structure(content, self.name)
-        content = _with_whole_numbers(content)
+        content = _with_integers(content)
         self._content: Mapping[str, list[Any]] = content
+
+        # the categories of the file, and those of them that are used
         try:
             in_file = {c.id: c for c in parse_categories(content["categories"])}
         except ValueError as error:
-            raise DataError(
-                "\n  ".join(
-                    [f"{self.name}: the categories cannot be used:", *str(error).splitlines()]
-                )
-            ) from None
-        self.categories = (
-            tuple(in_file.values())
-            if categories is None
-            else _chosen(categories, in_file, self.name)
-        )
+            lines = [f"{self.name}: the categories cannot be used:", *str(error).splitlines()]
+            raise DataError("\n  ".join(lines)) from None
+        if categories is None:
+            self.categories = tuple(in_file.values())
+        else:
+            self.categories = _select_categories(categories, in_file, self.name)
+        used = [(label, c) for label, c in enumerate(self.categories) if c.id in in_file]
         self._in_file = in_file
-        self._labels = {c.id: label for label, c in enumerate(self.categories) if c.id in in_file}
-        self._keypoints = {
-            c.id: _keypoint_places(c, in_file[c.id]) for c in self.categories if c.id in in_file
-        }
-        self.image_folder = _image_folder(images, self.annotations_path, content["images"])
-        self._open(on_error, problems)
+        self._labels = {c.id: label for label, c in used}
+        self._keypoint_order = {c.id: _keypoint_order(c, in_file[c.id]) for _, c in used}
+
+        self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
+        self._check(on_error, problems)
         self._range: tuple[float, float] | None = None
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __repr__(self) -> str:
-        objects = sum(len(self._annotations[p]) for p in self._places)
-        return f"CocoDataset({self.name}: {len(self):,} images, {objects:,} annotations, {len(self.categories)} of {len(self._in_file)} categories)"
+        objects = sum(len(self._annotations[i]) for i in self._indices)
+        categories = f"{len(self.categories)} of {len(self._in_file)} categories"
+        return (
+            f"CocoDataset({self.name}: {len(self):,} images, {objects:,} annotations, {categories})"
+        )
 
     def __getitem__(self, index: int) -> Record:
-        image = self._content["images"][self._places[index]]
+        image = self._image_entry(index)
         size = (image["height"], image["width"])
-        read = tuple(self._read(raw, size) for raw in self._annotations[self._places[index]])
-        path = (self.image_folder or Path()) / image["file_name"]
-        return Record(image["id"], image["file_name"], path, *size, read, self.labeled(index))
+        return Record(
+            image_id=image["id"],
+            file_name=image["file_name"],
+            path=(self.image_folder or Path()) / image["file_name"],
+            height=size[0],
+            width=size[1],
+            annotations=tuple(self._read(raw, size) for raw in self._raw_annotations(index)),
+            labeled=self.labeled(index),
+        )
 
     def labeled(self, index: int) -> frozenset[int] | None:
-        """Labels of the categories whose every object in an image is annotated; None = all. A category that the file does not have never is."""
-        place = self._places[index]
-        ids = labeled_ids(
-            self._content["images"][place],
-            {raw["category_id"] for raw in self._annotations[place]},
-            self._labels,
-        )
-        found = frozenset(self._labels.values() if ids is None else (self._labels[i] for i in ids))
-        return None if len(found) == len(self.categories) else found
+        """Returns the labels of the categories whose every object in an image is annotated.
+
+        None = all. A category that the file does not define is never among them.
+        """
+        annotated = {raw["category_id"] for raw in self._raw_annotations(index)}
+        ids = labeled_ids(self._image_entry(index), annotated, self._labels)
+        if ids is None:
+            labels = frozenset(self._labels.values())
+        else:
+            labels = frozenset(self._labels[i] for i in ids)
+        return None if len(labels) == len(self.categories) else labels
 
     def labels(self, index: int) -> frozenset[int]:
-        """Labels of the objects in an image, but for regions to ignore; reads nothing."""
-        objects = (
-            raw
-            for raw in self._annotations[self._places[index]]
+        """Returns the labels of the objects in an image, without regions to ignore."""
+        return frozenset(
+            self._labels[raw["category_id"]]
+            for raw in self._raw_annotations(index)
             if not (raw.get("iscrowd", 0) or raw.get("ignore", 0))
         )
-        return frozenset(self._labels[raw["category_id"]] for raw in objects)
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of an image; reads nothing."""
-        image = self._content["images"][self._places[index]]
+        """Returns (height, width) of an image; reads no file."""
+        image = self._image_entry(index)
         return image["height"], image["width"]
 
     def image(
         self, index: int, intensity_range: tuple[float, float] | None = None
     ) -> UInt8[np.ndarray, "H W 3"]:
-        """An image as RGB; `intensity_range` are the values of a 16-bit one that become 0 and 255 (see `intensity_range()`)."""
-        return read_image(self._path(self._content["images"][self._places[index]]), intensity_range)
+        """Reads an image as RGB.
+
+        Args:
+            index: of the image.
+            intensity_range: the values of a 16-bit image that become 0 and 255 (see
+                `intensity_range()`).
+
+        Raises:
+            DataError: the data set has no folder of images.
+            ImageError: the file is missing or cannot be read.
+        """
+        return read_image(self._path(self._image_entry(index)), intensity_range)
 
     def intensity_range(self) -> tuple[float, float] | None:
-        """The range of values that fits the 16-bit and floating-point images: nearly all of them lie in it. None if all images have 8 bits."""
-        deep = [p for p in self._places if p in self._deep]
+        """Returns a range that contains nearly all values of 16-bit and floating-point images.
+
+        None if all images have 8 bits.
+        """
+        deep = [i for i in self._indices if i in self._deep_images]
         if deep and self._range is None:
-            chosen = [
-                deep[i]
-                for i in np.linspace(0, len(deep) - 1, min(len(deep), _FITTED_IMAGES)).astype(int)
-            ]
-            values = [
-                read_values(self._path(self._content["images"][p])).reshape(-1) for p in chosen
-            ]
+            spread = np.linspace(0, len(deep) - 1, min(len(deep), _FITTED_IMAGES)).astype(int)
+            entries = [self._content["images"][deep[i]] for i in spread]
+            values = [read_values(self._path(entry)).reshape(-1) for entry in entries]
             sample = np.concatenate([v[:: max(1, len(v) // _FITTED_VALUES)] for v in values])
+
             low, high = np.percentile(sample[np.isfinite(sample)], _FITTED_PERCENTILES)
             self._range = (float(low), float(high if high > low else low + 1))
         return self._range
 
     def subset(self, indices: Iterable[int]) -> CocoDataset:
-        """The same data set with these images only, in this order.
+        """Returns a data set of these images only, in this order.
+
+        Args:
+            indices: of the images; negative ones count from the end.
 
         Raises:
-            IndexError: there is no such image.
+            IndexError: an index is out of range.
         """
-        part, count = copy.copy(self), len(self)
         indices = list(indices)
+        count = len(self)
         if outside := [i for i in indices if not -count <= i < count]:
             raise IndexError(
-                f"{self.name}: image {outside[0]} is wanted, there are {count}, counted from 0"
+                f"{self.name}: image index {outside[0]} is out of range for {count} images"
             )
-        part._places = [self._places[i] for i in indices]
+
+        part = copy.copy(self)
+        part._indices = [self._indices[i] for i in indices]
         part._range = None
         return part
 
-    def describe_notes(self) -> str:
-        """What looks wrong but does no harm, as text."""
-        return describe(self.name, self.notes, "note")
+    def describe_warnings(self) -> str:
+        """Returns the warnings as text, grouped by kind."""
+        return describe(self.name, self.warnings, "warning")
 
-    def truth(self) -> dict[str, Any]:
-        """COCO's dict for the evaluation: ids as in the file, keypoints in the order of `categories`; ignore regions are crowds; no field is missing."""
-        images = [self._content["images"][p] for p in self._places]
-        annotations = [
-            self._complete(raw, image)
-            for p, image in zip(self._places, images, strict=True)
-            for raw in self._annotations[p]
-        ]
-        categories = []
-        for category in self.categories:
-            entry: dict[str, Any] = {"id": category.id, "name": category.name}
-            if category.keypoints:
-                entry |= {
-                    "keypoints": list(category.keypoints),
-                    "skeleton": [[a + 1, b + 1] for a, b in category.skeleton],
-                }
-            categories.append(entry)
-        kept = ("id", "file_name", "height", "width")
-        entries = [{k: i[k] for k in kept} for i in images]
-        for n, entry in enumerate(entries):
-            if (labels := self.labeled(n)) is not None:
-                entry["labeled_categories"] = [
-                    self.categories[label].id for label in sorted(labels)
-                ]
-        return {"images": entries, "annotations": annotations, "categories": categories}
+    def truth(self) -> CocoContent:
+        """Returns complete COCO annotations for the evaluation.
+
+        Ids are those of the file and keypoints are in the order of `categories`. Regions to ignore
+        are crowds, and every field that pycocotools reads is present.
+        """
+        images: list[CocoImage] = []
+        annotations: list[CocoAnnotation] = []
+        for index in range(len(self)):
+            raw_image = self._image_entry(index)
+            image = {key: raw_image[key] for key in ("id", "file_name", "height", "width")}
+            if (labels := self.labeled(index)) is not None:
+                image["labeled_categories"] = [self.categories[i].id for i in sorted(labels)]
+            images.append(cast(CocoImage, image))
+
+            size = self.size(index)
+            annotations += [self._complete(raw, size) for raw in self._raw_annotations(index)]
+
+        categories = [_category_for_evaluation(category) for category in self.categories]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+    @property
+    def raw(self) -> Mapping[str, list[Any]]:
+        """The content of the file as opened, unusable entries included.
+
+        `Problem.annotation` and `Problem.image` are indices into its lists.
+        """
+        return self._content
+
+    def content(self) -> dict[str, Any]:
+        """Returns the content of the file with only the images and annotations in use."""
+        return {
+            **self._content,
+            "images": [self._content["images"][i] for i in self._indices],
+            "annotations": [raw for i in self._indices for raw in self._annotations[i]],
+        }
+
+    def _image_entry(self, index: int) -> Mapping[str, Any]:
+        return self._content["images"][self._indices[index]]
+
+    def _raw_annotations(self, index: int) -> list[Any]:
+        return self._annotations[self._indices[index]]
 
     def _path(self, image: Mapping[str, Any]) -> Path:
         if self.image_folder is None:
             raise DataError(
-                f'{self.name}: no folder of images; open it as CocoDataset("{self.name}", images="FOLDER")'
+                f"{self.name}: no folder of images; "
+                f'open it as CocoDataset("{self.name}", images="FOLDER")'
             )
         return self.image_folder / image["file_name"]
 
-    @property
-    def raw(self) -> Mapping[str, list[Any]]:
-        """COCO's dict of everything that was opened, unusable entries included; `Problem.annotation` and `.image` are places in its lists."""
-        return self._content
-
-    def content(self) -> dict[str, Any]:
-        """COCO's dict of the images and annotations in use, as the file has them, with all that it says besides."""
-        annotations = [raw for place in self._places for raw in self._annotations[place]]
-        return {
-            **self._content,
-            "images": [self._content["images"][p] for p in self._places],
-            "annotations": annotations,
-        }
-
-    def _open(self, on_error: str, problems: Sequence[Problem]) -> None:
-        """Checks everything, then sorts the usable annotations by image."""
+    def _check(self, on_error: str, earlier: Sequence[Problem]) -> None:
+        """Checks everything, then groups the usable annotations by image."""
         if on_error not in ("raise", "drop"):
-            raise ValueError(f'on_error is {on_error!r}, must be "raise" or "drop"')
-        images, annotations = self._content["images"], self._content["annotations"]
-        checked = check(images, annotations, self._labels, self._in_file, self.image_folder)
-        found = [*problems, *checked.problems, *key_problems(images, self._in_file)]
-        is_error = [p for p in found if p.is_error]
-        if is_error:
-            text = describe(self.name, is_error)
+            raise ValueError(f'on_error: expected "raise" or "drop", got {on_error!r}')
+
+        images = self._content["images"]
+        annotations = self._content["annotations"]
+        result = find_problems(images, annotations, self._labels, self._in_file, self.image_folder)
+        problems = [*earlier, *result.problems, *find_key_problems(images, self._in_file)]
+        errors = [p for p in problems if p.is_error]
+        if errors:
+            text = describe(self.name, errors)
             if on_error == "raise":
                 raise DataError(
-                    f'{text}\nTo leave these out, open the data with on_error="drop" (--on-error drop).'
+                    f"{text}\n"
+                    'To leave these out, open the data with on_error="drop" (--on-error drop).'
                 )
             warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
-        self.notes = tuple(p for p in found if not p.is_error)
-        self.dropped: tuple[Problem, ...] = tuple(is_error)
-        self._deep = checked.deep
-        lost_images, lost = (
-            {p.image for p in is_error},
-            {p.annotation for p in is_error} | checked.empty,
-        )
-        self._places = [place for place in range(len(images)) if place not in lost_images]
-        self._annotations: dict[int, list[Any]] = {place: [] for place in self._places}
-        place_of = {images[place]["id"]: place for place in self._places}
-        for place, raw in enumerate(annotations):
-            if place not in lost and raw["image_id"] in place_of:
-                self._annotations[place_of[raw["image_id"]]].append(raw)
+        self.warnings = tuple(p for p in problems if not p.is_error)
+        self.dropped: tuple[Problem, ...] = tuple(errors)
+        self._deep_images = result.deep_images
+
+        dropped_images = {p.image for p in errors}
+        dropped_annotations = {p.annotation for p in errors} | result.empty_annotations
+        self._indices = [i for i in range(len(images)) if i not in dropped_images]
+        """Index into the file's list for each image of the data set."""
+        self._annotations: dict[int, list[Any]] = {i: [] for i in self._indices}
+        image_index = {images[i]["id"]: i for i in self._indices}
+        for index, raw in enumerate(annotations):
+            if index not in dropped_annotations and raw["image_id"] in image_index:
+                self._annotations[image_index[raw["image_id"]]].append(raw)
 
     def _read(self, raw: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
-        category = raw["category_id"]
+        category_id = raw["category_id"]
         return read_annotation(
             raw,
-            self._labels[category],
-            self._in_file[category],
-            self._keypoints[category],
+            self._labels[category_id],
+            self._in_file[category_id],
+            self._keypoint_order[category_id],
             size,
-            lambda *_: None,
+            lambda *_: None,  # problems were reported on opening
         )
 
-    def _complete(self, raw: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
-        """An annotation with every field that the metric reads."""
-        read = self._read(raw, (image["height"], image["width"]))
-        full = {
+    def _complete(self, raw: Mapping[str, Any], size: tuple[int, int]) -> CocoAnnotation:
+        """Returns an annotation with every field that the metric reads."""
+        annotation = self._read(raw, size)
+        complete: CocoAnnotation = {
             "id": raw["id"],
             "image_id": raw["image_id"],
             "category_id": raw["category_id"],
-            "iscrowd": int(read.ignore),
+            "iscrowd": int(annotation.ignore),
         }
-        if read.polygons is not None or read.rle is not None:
-            full["segmentation"] = read.rle or [
-                part.reshape(-1).tolist() for part in read.polygons or ()
-            ]
-        keypoints = read.keypoints
-        if self.categories[read.label].keypoints:
-            shown = (
-                np.zeros((len(self._keypoints[raw["category_id"]]), 3))
-                if keypoints is None
-                else keypoints
-            )
-            placed = shown[:, :2] - KEYPOINT_OFFSET * (shown[:, 2:] > 0)
-            full["keypoints"] = np.concatenate([placed, shown[:, 2:]], axis=1).reshape(-1).tolist()
-            full["num_keypoints"] = int((shown[:, 2] > 0).sum())
-        box = mask_bounds(read) if read.box is None else None
-        if read.box is None and box is None and keypoints is not None:
-            seen = keypoints[keypoints[:, 2] > 0, :2]
-            box = (*seen.min(axis=0).tolist(), *seen.max(axis=0).tolist())
-        box_xywh = (
-            list(raw["bbox"]) if box is None else [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-        )
-        measured = float(box_xywh[2] * box_xywh[3]) if read.mask_area is None else read.mask_area
-        full["bbox"], full["area"] = box_xywh, measured if read.area is None else read.area
-        return full
+        if annotation.rle is not None:
+            complete["segmentation"] = annotation.rle
+        elif annotation.polygons is not None:
+            complete["segmentation"] = [p.reshape(-1).tolist() for p in annotation.polygons]
+
+        if self.categories[annotation.label].keypoints:
+            keypoints = annotation.keypoints
+            if keypoints is None:
+                keypoints = np.zeros((len(self._keypoint_order[raw["category_id"]]), 3))
+            labeled = keypoints[:, 2:] > 0
+            xy = keypoints[:, :2] - KEYPOINT_OFFSET * labeled
+            values = np.concatenate([xy, keypoints[:, 2:]], axis=1)
+            complete["keypoints"] = values.reshape(-1).tolist()
+            complete["num_keypoints"] = int(labeled.sum())
+
+        bounds = _bounds_without_box(annotation)
+        if bounds is None:
+            bbox = list(raw["bbox"])
+        else:
+            x0, y0, x1, y1 = bounds
+            bbox = [x0, y0, x1 - x0, y1 - y0]
+        complete["bbox"] = bbox
+
+        if annotation.area is not None:
+            complete["area"] = annotation.area
+        elif annotation.mask_area is not None:
+            complete["area"] = annotation.mask_area
+        else:
+            complete["area"] = float(bbox[2] * bbox[3])
+        return complete
+
+
+def _bounds_without_box(annotation: Annotation) -> BoxXYXY | None:
+    """Returns the bounds of the mask, else of the keypoints; None for an annotation with a box."""
+    if annotation.box is not None:
+        return None
+    bounds = mask_bounds(annotation)
+    if bounds is None and annotation.keypoints is not None:
+        labeled = annotation.keypoints[annotation.keypoints[:, 2] > 0, :2]
+        bounds = (*labeled.min(axis=0).tolist(), *labeled.max(axis=0).tolist())
+    return bounds
+
+
+def _category_for_evaluation(category: Category) -> CocoCategory:
+    """Returns a category with the keys of COCO's own files only."""
+    entry = category_to_coco(category)
+    entry.pop("flip", None)
+    entry.pop("sigmas", None)
+    return entry
 
 
 def _load(path: Path, name: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such annotation file") from None
+        raise DataError(f"{path}: annotation file not found") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: is not JSON: {error}; is it a COCO annotation file?") from None
+        raise DataError(f"{name}: not valid JSON: {error}; is it a COCO annotation file?") from None
 
 
 def _check_structure(content: Any, name: str) -> None:
     if not isinstance(content, Mapping):
         raise DataError(
-            f"{name}: holds a {type(content).__name__}, must be a COCO object with images, annotations and categories"
+            f"{name}: expected a COCO object with images, annotations and categories, "
+            f"got a {type(content).__name__}"
         )
-    missing = [
-        key
-        for key in ("images", "annotations", "categories")
-        if not isinstance(content.get(key), list)
-    ]
+    keys = ("images", "annotations", "categories")
+    missing = [key for key in keys if not isinstance(content.get(key), list)]
     if missing:
-        keys = ", ".join(content) or "none"
         raise DataError(
-            f"{name}: has no list {' and no list '.join(missing)} (its keys: {keys}); it must be in COCO's format"
+            f"{name}: expected COCO format, but it has no list {' and no list '.join(missing)}; "
+            f"its keys are {', '.join(content) or 'none'}"
         )
 
 
-def _with_whole_numbers(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with ids and sizes such as 1.0 (pandas writes them) and "1" as whole numbers."""
+def _with_integers(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Converts ids and sizes such as 1.0 (pandas writes them) and "1" to integers."""
     fields = {
         "images": ("id", "width", "height"),
         "annotations": ("id", "image_id", "category_id"),
         "categories": ("id",),
     }
-    lists = {}
+    converted = {}
     for key, names in fields.items():
-        if any(
-            type(entry.get(name)) in (float, str)
-            for entry in content[key]
-            if isinstance(entry, Mapping)
-            for name in names
-        ):
-            lists[key] = [
-                {**entry, **{name: _whole(entry[name]) for name in names if name in entry}}
-                if isinstance(entry, Mapping)
-                else entry
-                for entry in content[key]
-            ]
-    return {**content, **lists}
+        objects = (entry for entry in content[key] if isinstance(entry, Mapping))
+        if any(type(entry.get(name)) in (float, str) for entry in objects for name in names):
+            converted[key] = [_entry_with_integers(entry, names) for entry in content[key]]
+    return {**content, **converted}
 
 
-def _whole(value: Any) -> Any:
-    if (isinstance(value, float) and value.is_integer()) or (
-        isinstance(value, str) and value.isascii() and value.isdigit()
-    ):
-        return int(value)
-    return value
+def _entry_with_integers(entry: Any, names: Sequence[str]) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    return {**entry, **{name: _as_integer(entry[name]) for name in names if name in entry}}
 
 
-def _chosen(
-    wanted: Sequence[Category], in_file: Mapping[int, Category], name: str
+def _as_integer(value: Any) -> Any:
+    is_integral_float = isinstance(value, float) and value.is_integer()
+    is_integral_text = isinstance(value, str) and value.isascii() and value.isdigit()
+    return int(value) if is_integral_float or is_integral_text else value
+
+
+def _select_categories(
+    requested: Sequence[Category], in_file: Mapping[int, Category], name: str
 ) -> tuple[Category, ...]:
-    """The wanted categories with the ids that they have in the file; one that is not there keeps an id that is free."""
+    """Returns the requested categories with their ids in the file, or an unused id."""
     by_name = {c.name: c for c in in_file.values()}
-    if not any(c.name in by_name for c in wanted):
-        names = [", ".join(c.name for c in some) for some in (wanted, in_file.values())]
+    if not any(c.name in by_name for c in requested):
+        names = ", ".join(c.name for c in requested)
+        file_names = ", ".join(by_name)
         raise DataError(
-            f"{name}: none of the wanted categories is in the file. Wanted: {names[0]:.300}. In the file: {names[1]:.300}"
+            f"{name}: none of the requested categories is in the file. "
+            f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
-    free = max([*in_file, *(c.id for c in wanted)]) + 1
+
+    unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(
-        replace(c, id=by_name[c.name].id if c.name in by_name else free + k)
-        for k, c in enumerate(wanted)
+        replace(c, id=by_name[c.name].id if c.name in by_name else unused_id + k)
+        for k, c in enumerate(requested)
     )
 
 
-def _keypoint_places(wanted: Category, in_file: Category) -> list[int]:
-    """For each wanted keypoint its place in the file's category, by name; -1 for one that is not there."""
-    return [in_file.keypoints.index(j) if j in in_file.keypoints else -1 for j in wanted.keypoints]
+def _keypoint_order(requested: Category, in_file: Category) -> list[int]:
+    """Returns for each requested keypoint its index in the file's category, -1 if missing."""
+    names = in_file.keypoints
+    return [names.index(name) if name in names else -1 for name in requested.keypoints]
 
 
-def _image_folder(
+def _find_image_folder(
     images: str | Path | None, annotations: Path | None, entries: Sequence[Any]
 ) -> Path | None:
     if images is not None:
         if not Path(images).is_dir():
-            raise DataError(
-                f"{images}: there is no such folder; images= must name the folder of the images"
-            )
+            raise DataError(f"{images}: folder not found; images= must be the folder of the images")
         return Path(images)
     if annotations is None:
         return None
-    names = (
-        e["file_name"]
-        for e in entries
-        if isinstance(e, Mapping) and isinstance(e.get("file_name"), str)
-    )
-    return annotations.parent if any((annotations.parent / n).is_file() for n in names) else None
+
+    objects = (entry for entry in entries if isinstance(entry, Mapping))
+    names = (entry.get("file_name") for entry in objects)
+    folder = annotations.parent
+    has_image = any(isinstance(name, str) and (folder / name).is_file() for name in names)
+    return folder if has_image else None

@@ -1,7 +1,7 @@
 """The dictionaries of COCO's JSON files, typed: annotations, categories, images and results.
 
-Readers of other formats produce these dictionaries and writers take them, so that every format meets in one place.
-Keys that a file may lack are in the `total=False` half of a type.
+Readers of other formats produce these dictionaries and writers consume them. Optional keys of a
+file are in the `total=False` half of a type.
 
 Source: cocodataset.org, "Data format" and "Results format".
 """
@@ -17,7 +17,7 @@ class RLE(TypedDict):
     size: list[int]
     """Height and width of the image."""
     counts: str | list[int]
-    """Column by column, the lengths of runs of zeros and ones in turn; a string is COCO's compressed form."""
+    """Lengths of runs of 0 and 1 in turn, column by column; a string is compressed."""
 
 
 class _ImageKeys(TypedDict):
@@ -31,9 +31,9 @@ class CocoImage(_ImageKeys, total=False):
     """One entry of the list `images`."""
 
     labeled_categories: list[int]
-    """Ids of the categories whose every object is annotated in this image; absent = all."""
+    """Ids of the categories whose every object is annotated; without this key all."""
     neg_category_ids: list[int]
-    """LVIS: categories that were looked for and are absent."""
+    """LVIS: categories that were searched for and are absent."""
     not_exhaustive_category_ids: list[int]
     """LVIS: categories of which some objects are not annotated."""
 
@@ -53,6 +53,7 @@ class CocoCategory(_CategoryKeys, total=False):
     flip: list[int]
     """For each keypoint the one it becomes in a mirror image, counted from 0."""
     flip_pairs: list[list[Any]]
+    """Pairs of keypoints that change sides in a mirror image, by name or counted from 0."""
     sigmas: list[float]
     """OKS standard deviation of each keypoint."""
 
@@ -67,7 +68,7 @@ class CocoAnnotation(_AnnotationKeys, total=False):
     """One entry of the list `annotations`."""
 
     bbox: list[float]
-    """x, y, width, height."""
+    """x, y, width, height in pixels."""
     segmentation: list[list[float]] | RLE
     """Polygons as flat lists x, y, x, y, ...; or one RLE."""
     keypoints: list[float]
@@ -77,7 +78,7 @@ class CocoAnnotation(_AnnotationKeys, total=False):
     iscrowd: int
     ignore: int
     where: str
-    """The place in a file of another format that this entry was read from."""
+    """Location in a file of another format that this entry was read from."""
 
 
 class CocoContent(TypedDict):

@@ -1,161 +1,203 @@
 """Masks as contours along the edges of their pixels, and contours as masks.
 
-`trace` and `fill` are each other's inverse, pixel for pixel: a polygon runs through the corners of pixels, and is filled as pycocotools fills it.
-On the screen (y down) outer contours run clockwise and holes counter-clockwise, so that both rules, even-odd and winding number, give the mask.
+`trace` and `fill` are inverse to each other, pixel for pixel: a contour runs through the corners of
+pixels, and is filled as pycocotools fills it. On the screen (y down) outer contours run clockwise
+and holes counterclockwise. So the even-odd rule and the winding rule both give the mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from .coco_types import RLE
+
 Polygon = Float[np.ndarray, "_ 2"]
 
 
 def trace(mask: Bool[np.ndarray, "h w"]) -> list[Polygon]:
-    """The contours (x, y) of a mask: one for each part (pixels that share an edge) and one for each hole; only the corners are listed."""
+    """Returns the contours (x, y) of a mask.
+
+    There is one contour for each connected part (pixels that share an edge) and one for each hole.
+    Only corners are listed.
+    """
     padded = np.pad(np.asarray(mask, dtype=bool), 1).astype(np.int8)
-    y, left, right, way = _runs(padded[1:, 1:-1] - padded[:-1, 1:-1])  # inside below: to the right
-    x, top, bottom, down = _runs(
-        (padded[1:-1, :-1] - padded[1:-1, 1:]).T
-    )  # inside at the left: downward
-    width = mask.shape[1] + 2
-    tails = np.stack([np.where(way > 0, left, right), y], axis=1)
-    heads = np.stack([np.where(way > 0, right, left), y], axis=1)
-    up_tail, up_head = np.where(down > 0, top, bottom), np.where(down > 0, bottom, top)
+
+    # straight stretches of the border: horizontal ones run right with the mask below, vertical ones
+    # down with it left
+    horizontal_edges = padded[1:, 1:-1] - padded[:-1, 1:-1]
+    vertical_edges = (padded[1:-1, :-1] - padded[1:-1, 1:]).T
+    y, left, right, x_sign = _runs(horizontal_edges)
+    x, top, bottom, y_sign = _runs(vertical_edges)
+
+    # tail and head of each stretch, with the mask on its right-hand side
+    tails = np.stack([np.where(x_sign > 0, left, right), y], axis=1)
+    heads = np.stack([np.where(x_sign > 0, right, left), y], axis=1)
+    vertical_tail = np.where(y_sign > 0, top, bottom)
+    vertical_head = np.where(y_sign > 0, bottom, top)
+
     # where two pixels touch at a corner, the contour turns right and stays with its own pixel
-    to_vertical = _next(heads[:, 1] * width + heads[:, 0], way, up_tail * width + x, down)
-    to_horizontal = _next(up_head * width + x, -down, tails[:, 1] * width + tails[:, 0], way)
+    width = mask.shape[1] + 2
+    tail_keys = tails[:, 1] * width + tails[:, 0]
+    head_keys = heads[:, 1] * width + heads[:, 0]
+    to_vertical = _next_run(head_keys, x_sign, vertical_tail * width + x, y_sign)
+    to_horizontal = _next_run(vertical_head * width + x, -y_sign, tail_keys, x_sign)
     following = to_horizontal[to_vertical].tolist()
+
+    # follow the horizontal stretches around each contour
     ends = np.stack([tails, heads], axis=1).astype(np.float64)
-    contours, seen = [], bytearray(len(following))
+    contours = []
+    visited = bytearray(len(following))
     for start in range(len(following)):
         order = []
-        here = start
-        while not seen[here]:
-            seen[here] = 1
-            order.append(here)
-            here = following[here]
+        current = start
+        while not visited[current]:
+            visited[current] = 1
+            order.append(current)
+            current = following[current]
         if order:
             contours.append(ends[order].reshape(-1, 2))
     return contours
 
 
 def _runs(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Line, first corner, last corner and sign of each run of equal edges, line by line."""
+    """Returns line, first corner, last corner and sign of each run of equal edges."""
     flat = np.pad(edges, ((0, 0), (1, 1))).reshape(-1)
     change = np.flatnonzero(np.diff(flat)) + 1
-    starts, ends = change[:-1], change[1:]
+    starts = change[:-1]
+    ends = change[1:]
     used = flat[starts] != 0
     line, start = np.divmod(starts[used], edges.shape[1] + 2)
     return line, start - 1, start - 1 + (ends - starts)[used], flat[starts[used]]
 
 
-def _next(heads: np.ndarray, turns: np.ndarray, tails: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """For each head the run that starts there, the one of the wanted sign where there are two."""
+def _next_run(
+    heads: np.ndarray, turns: np.ndarray, tails: np.ndarray, signs: np.ndarray
+) -> np.ndarray:
+    """Returns for each head the run that starts there; of two, the one with sign `turns`."""
     keys = tails * 2 + (signs > 0)
     order = np.argsort(keys)
-    wanted = heads * 2 + (turns > 0)
-    place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-    other = np.searchsorted(keys, wanted ^ 1, sorter=order)
-    return (
-        order[np.where(keys[order[place]] == wanted, place, np.minimum(other, len(keys) - 1))]
-        if len(keys)
-        else order
-    )
+    if len(keys) == 0:
+        return order
+    wanted_keys = heads * 2 + (turns > 0)
+    wanted = np.minimum(np.searchsorted(keys, wanted_keys, sorter=order), len(keys) - 1)
+    other = np.searchsorted(keys, wanted_keys ^ 1, sorter=order)
+    is_there = keys[order[wanted]] == wanted_keys
+    return order[np.where(is_there, wanted, np.minimum(other, len(keys) - 1))]
 
 
 def join(contours: Sequence[Polygon]) -> Polygon:
-    """One contour of several: each further one is reached and left by a cut without width, so that filling gives the same pixels."""
+    """Joins several contours into one that fills to the same pixels.
+
+    Each further contour is entered and left through a cut without width, at the nearest pair of
+    corners.
+    """
     whole, *others = contours
-    for ring in others:
-        distance = ((whole[:, None] - ring[None]) ** 2).sum(axis=2)
-        i, j = divmod(int(distance.argmin()), len(ring))
-        whole = np.concatenate([whole[: i + 1], ring[j:], ring[: j + 1], whole[i:]])
+    for contour in others:
+        distance = ((whole[:, None] - contour[None]) ** 2).sum(axis=2)
+        i, j = divmod(int(distance.argmin()), len(contour))
+        whole = np.concatenate([whole[: i + 1], contour[j:], contour[: j + 1], whole[i:]])
     return whole
 
 
 def simplify(contour: Polygon, tolerance: float) -> Polygon:
-    """Fewer points, none of the old ones farther than `tolerance` pixels from the new contour: for correcting by hand.
+    """Returns a contour with fewer points, which is easier to edit by hand.
 
-    The steps of a traced contour are first cut at the middles of their unit edges, so that slanting sides stay where they are.
+    The steps of a traced contour are first cut at the middles of their unit edges, so that slanting
+    sides do not shift.
+
+    Args:
+        contour: as `trace` returns it.
+        tolerance: largest distance in pixels of a point of the old contour from the new one.
 
     Source: Douglas and Peucker 1973.
     """
+    # middles of the unit edges
     after = np.roll(contour, -1, axis=0)
     lengths = np.maximum(np.abs(after - contour).max(axis=1), 1).astype(np.int64)
     step = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 0.5
-    points = (
-        np.repeat(contour, lengths, axis=0)
-        + np.repeat((after - contour) / lengths[:, None], lengths, axis=0) * step[:, None]
-    )
-    far = int(((points - points[0]) ** 2).sum(axis=1).argmax())
-    kept = np.zeros(len(points) + 1, bool)
-    kept[[0, far, -1]] = True
+    unit = np.repeat((after - contour) / lengths[:, None], lengths, axis=0)
+    points = np.repeat(contour, lengths, axis=0) + unit * step[:, None]
+
+    # split at the point farthest from the chord until all points are near enough
     closed = np.concatenate([points, points[:1]])
-    pending = [(0, far), (far, len(points))]
+    farthest = int(((points - points[0]) ** 2).sum(axis=1).argmax())
+    kept = np.zeros(len(points) + 1, bool)
+    kept[[0, farthest, -1]] = True
+    pending = [(0, farthest), (farthest, len(points))]
     while pending:
         a, b = pending.pop()
         if b - a < 2:
             continue
-        (dx, dy), offset = closed[b] - closed[a], closed[a + 1 : b] - closed[a]
-        length = float(np.hypot(dx, dy))
-        distance = (
-            np.abs(offset[:, 0] * dy - offset[:, 1] * dx) / length
-            if length
-            else np.hypot(*offset.T)
-        )
+        distance = _distance_to_chord(closed[a + 1 : b], closed[a], closed[b])
         worst = int(distance.argmax())
         if distance[worst] > tolerance:
             kept[a + 1 + worst] = True
             pending += [(a, a + 1 + worst), (a + 1 + worst, b)]
+
     return points[kept[:-1]] if kept[:-1].sum() > 2 else contour
 
 
-def fill(polygons: Sequence[Polygon], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of the union of polygons in an image (height, width), as pycocotools has it."""
-    from hotcoco import mask  # 0.1 s
-
-    return union(
-        [
-            mask.frPoly(np.asarray(p, dtype=np.float64).reshape(-1).tolist(), *size)
-            for p in polygons
-        ],
-        size,
-    )
+def _distance_to_chord(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    dx, dy = end - start
+    offset = points - start
+    length = float(np.hypot(dx, dy))
+    if length == 0:
+        return np.hypot(*offset.T)
+    return np.abs(offset[:, 0] * dy - offset[:, 1] * dx) / length
 
 
-def union(parts: Sequence[dict[str, Any]], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of what lies in any of some RLEs, compressed or not; of one, itself."""
+def fill(polygons: Sequence[Polygon], size: tuple[int, int]) -> RLE:
+    """Returns the RLE of the union of polygons, equal to that of pycocotools.
+
+    Args:
+        polygons: points (x, y) in pixels.
+        size: (height, width) of the image.
+    """
+    from hotcoco import mask  # the import takes 0.1 s
+
+    flat = (np.asarray(p, dtype=np.float64).reshape(-1).tolist() for p in polygons)
+    return union([mask.frPoly(values, *size) for values in flat], size)
+
+
+def union(parts: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
+    """Returns the compressed RLE of the union of some RLEs.
+
+    Args:
+        parts: RLEs, compressed or not; at least one.
+        size: (height, width) of the image.
+    """
     from hotcoco import mask
 
     height, width = size
-    whole = mask.merge(
-        [
-            mask.frPyObjects(dict(p), height, width) if isinstance(p["counts"], list) else dict(p)
-            for p in parts
-        ]
-    )
-    text = whole["counts"]
-    return {
-        "size": [height, width],
-        "counts": text.decode("ascii") if isinstance(text, bytes) else text,
-    }
+    compressed = [
+        mask.frPyObjects(dict(part), height, width)
+        if isinstance(part["counts"], list)
+        else dict(part)
+        for part in parts
+    ]
+    counts = mask.merge(compressed)["counts"]
+    text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+    return {"size": [height, width], "counts": text}
 
 
 def ellipse(center: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Polygon:
-    """An ellipse turned by `angle` radians (clockwise on the screen) as a polygon that leaves it by less than 1/20 px."""
+    """Returns an ellipse as a polygon that differs from it by less than 1/20 px.
+
+    Args:
+        center: (x, y).
+        radii: along x and y before the rotation, in pixels.
+        angle: rotation in radians, clockwise on the screen.
+    """
     # a chord over the angle 2 pi / n stays within r (1 - cos(pi / n)) of its arc
     count = max(12, int(np.ceil(np.pi / np.arccos(1 - min(0.05 / max(*radii, 0.05), 0.9)))))
-    turn = np.arange(count) * (2 * np.pi / count)
-    x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
-    return np.stack(
-        [
-            center[0] + x * np.cos(angle) - y * np.sin(angle),
-            center[1] + x * np.sin(angle) + y * np.cos(angle),
-        ],
-        axis=1,
-    )
+    around = np.arange(count) * (2 * np.pi / count)
+    x = radii[0] * np.cos(around)
+    y = radii[1] * np.sin(around)
+
+    rotated_x = center[0] + x * np.cos(angle) - y * np.sin(angle)
+    rotated_y = center[1] + x * np.sin(angle) + y * np.cos(angle)
+    return np.stack([rotated_x, rotated_y], axis=1)

@@ -1,160 +1,187 @@
-"""Several data sets as one, each annotated for its own categories: `merge([cells, nuclei])`.
+"""Merges data sets, each annotated for its own categories: `merge_datasets([cells, nuclei])`.
 
 In:  data sets, opened in any way.
-Out: one whose categories are all of theirs, united by name. Every image says which of them its data set looked for (partial.py), so that training
-     does not take the others' objects for background and the evaluation does not count them as mistakes.
+Out: one data set with all their categories, matched by name. Every image records which of them its
+     data set annotates (labeled_categories.py). So training does not treat the others' objects as
+     background, and the evaluation does not count them as mistakes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import Category
+from .categories import category_to_coco
 from .coco_dataset import CocoDataset
-from .exhaustive import KEYS, labeled_ids
+from .labeled_categories import KEYS, labeled_ids
 from .problems import DataError
 
 
 def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
-    """One data set of all the images of several.
+    """Merges the images of several data sets into one.
 
-    Categories of one name are one category; ids of categories, images and annotations are counted anew, from 1. An image that several data sets
-    have (one file, each with its own categories) becomes one with the annotations of all. `file_name` is the path from the folder that all share.
+    Categories with the same name become one category. Ids of categories, images and annotations are
+    numbered anew, from 1. An image that several data sets share (one file, each with its own
+    categories) becomes one image with the annotations of all. `file_name` becomes the path relative
+    to the folder that contains all images.
 
     Args:
-        datasets: what was dropped from one of them, or left out by `subset`, stays out.
+        datasets: at least one. What was dropped from one of them, or left out by `subset`, stays
+            out.
+
+    Returns:
+        The merged data set. Its name is that of all parts, joined by " + ".
 
     Raises:
-        DataError: one name with different skeletons; an image in which two data sets annotate the same category, or have different sizes; data
-            sets with and without images together.
-        ValueError: no data set.
+        DataError: one category name has different skeletons; two data sets annotate the same
+            category in one image, or give it different sizes; only some of the data sets have
+            images.
+        ValueError: `datasets` is empty.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> first = mr.CocoDataset(write_scenes("a", count=2, seed=0), "a/images")
+        >>> second = mr.CocoDataset(write_scenes("b", count=3, seed=1), "b/images")
+        >>> merged = mr.merge_datasets([first, second])
+        >>> len(merged)
+        5
+        >>> merged[2].file_name
+        'b/images/00001.png'
+        >>> len(merged.categories) == len(first.categories)
+        True
     """
     if not datasets:
-        raise ValueError("merge needs at least one data set, got none")
-    categories = _united(datasets)
-    folder, names = _file_names(datasets)
-    ids = {name: c.id for name, c in categories.items()}
+        raise ValueError("merge_datasets: expected at least one data set, got none")
+    categories = _merge_categories(datasets)
+    folder, file_names = _merged_file_names(datasets)
+
+    merged_ids = {name: category.id for name, category in categories.items()}
     images: dict[str, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
-    for data, files in zip(datasets, names, strict=True):
-        own = {c.id: ids[c.name] for c in data.categories if c.id in data._in_file}
-        for place, file_name in zip(data._places, files, strict=True):
-            given = data._annotations[place]
-            image = _image(
-                images,
-                file_name,
-                data,
-                data._content["images"][place],
-                {a["category_id"] for a in given},
-                own,
-            )
-            for raw in given:
-                annotations.append(
-                    {
-                        **raw,
-                        "id": len(annotations) + 1,
-                        "image_id": image["id"],
-                        "category_id": own[raw["category_id"]],
-                    }
-                )
-    everything = {
+    for data, names in zip(datasets, file_names, strict=True):
+        new_ids = {c.id: merged_ids[c.name] for c in _used_categories(data)}
+        for index, file_name in enumerate(names):
+            raw_annotations = data._raw_annotations(index)
+            annotated = {raw["category_id"] for raw in raw_annotations}
+            entry = data._image_entry(index)
+            image = _merge_image(images, file_name, data, entry, annotated, new_ids)
+            for raw in raw_annotations:
+                new = {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": new_ids[raw["category_id"]],
+                }
+                annotations.append({**raw, **new})
+
+    content = {
         "images": list(images.values()),
         "annotations": annotations,
-        "categories": [_entry(c) for c in categories.values()],
+        "categories": [category_to_coco(c) for c in categories.values()],
     }
-    return CocoDataset(everything, folder, name=" + ".join(d.name for d in datasets))
+    return CocoDataset(content, folder, name=" + ".join(d.name for d in datasets))
 
 
-def _united(datasets: Sequence[CocoDataset]) -> dict[str, Category]:
-    """Name -> category, with ids from 1 in the order in which the names first appear."""
-    found: dict[str, Category] = {}
-    homes: dict[str, str] = {}
+def _used_categories(data: CocoDataset) -> list[Category]:
+    """Returns the categories in use as the file defines them."""
+    return [data._in_file[c.id] for c in data.categories if c.id in data._in_file]
+
+
+def _merge_categories(datasets: Sequence[CocoDataset]) -> dict[str, Category]:
+    """Returns name -> category, with ids from 1 in the order in which the names first appear."""
+    merged: dict[str, Category] = {}
+    origin: dict[str, str] = {}
     for data in datasets:
-        for category in (data._in_file[c.id] for c in data.categories if c.id in data._in_file):
-            new = replace(
-                category, id=found[category.name].id if category.name in found else len(found) + 1
-            )
-            first = found.setdefault(category.name, new)
-            homes.setdefault(category.name, data.name)
+        for category in _used_categories(data):
+            name = category.name
+            new_id = merged[name].id if name in merged else len(merged) + 1
+            new = replace(category, id=new_id)
+            first = merged.setdefault(name, new)
+            origin.setdefault(name, data.name)
+
             if first != new:
-                skeletons = [
-                    f"{len(c.keypoints)} ({', '.join(c.keypoints) or 'none'})" for c in (first, new)
-                ]
                 raise DataError(
-                    f'category "{category.name}": its skeleton in {homes[category.name]} is not that in {data.name}: keypoints {skeletons[0]:.200} '
-                    f"against {skeletons[1]:.200}; keypoints, skeleton, flip and sigmas must be equal. Rename one, or make them equal"
+                    f'category "{name}": its skeletons in {origin[name]} and {data.name} differ: '
+                    f"{_describe_keypoints(first):.200} and {_describe_keypoints(new):.200}. "
+                    "Keypoints, skeleton, flip and sigmas must be equal. "
+                    "Rename one category, or make them equal"
                 )
-    return found
+    return merged
 
 
-def _file_names(datasets: Sequence[CocoDataset]) -> tuple[Path | None, list[list[str]]]:
-    """The folder that all images share, and the name of each image in it."""
-    listed = [
-        [data._content["images"][place]["file_name"] for place in data._places] for data in datasets
-    ]
+def _describe_keypoints(category: Category) -> str:
+    names = ", ".join(category.keypoints) or "none"
+    return f"{len(category.keypoints)} keypoints ({names})"
+
+
+def _merged_file_names(datasets: Sequence[CocoDataset]) -> tuple[Path | None, list[list[str]]]:
+    """Returns the folder that contains all images, and their names relative to it."""
+    names_of = [[data._image_entry(i)["file_name"] for i in range(len(data))] for data in datasets]
     folders = [data.image_folder for data in datasets]
     if all(folder is None for folder in folders):
-        return None, [
-            [f"{number}/{name}" for name in names] for number, names in enumerate(listed, start=1)
-        ]
+        numbered = enumerate(names_of, start=1)
+        return None, [[f"{number}/{name}" for name in names] for number, names in numbered]
     if without := [data.name for data in datasets if data.image_folder is None]:
         raise DataError(
-            f"{', '.join(without)}: no folder of images, which the other data sets have; open with images="
+            f"{', '.join(without)}: no folder of images, but other data sets have one; "
+            "open with images="
         )
+
     resolved = [Path(folder).resolve() for folder in folders if folder is not None]
+    pairs = list(zip(resolved, names_of, strict=True))
     try:
         shared = Path(os.path.commonpath(resolved))
     except ValueError:  # different drives
-        return resolved[0], [
-            [str(folder / name) for name in names]
-            for folder, names in zip(resolved, listed, strict=True)
-        ]
+        return resolved[0], [[str(folder / name) for name in names] for folder, names in pairs]
     return shared, [
-        [Path(os.path.relpath(folder / n, shared)).as_posix() for n in names]
-        for folder, names in zip(resolved, listed, strict=True)
+        [Path(os.path.relpath(folder / name, shared)).as_posix() for name in names]
+        for folder, names in pairs
     ]
 
 
-def _image(
+def _merge_image(
     images: dict[str, dict[str, Any]],
     file_name: str,
     data: CocoDataset,
-    raw: dict[str, Any],
+    raw: Mapping[str, Any],
     annotated: set[int],
-    own: dict[int, int],
+    new_ids: Mapping[int, int],
 ) -> dict[str, Any]:
-    """The entry of an image, new or already there, which from now on vouches for this data set's categories as well."""
-    looked_for = labeled_ids(raw, annotated, own)
-    labeled = {own[i] for i in (own if looked_for is None else looked_for)}
-    kept = {k: v for k, v in raw.items() if k not in KEYS}
-    image = images.setdefault(
-        file_name, {**kept, "id": len(images) + 1, "file_name": file_name, "labeled_categories": []}
-    )
+    """Adds an image to `images`, or its labeled categories to the image of the same file.
+
+    Args:
+        images: file name -> entry of the merged file; changed in place.
+        file_name: the merged name.
+        data: the data set that the image comes from.
+        raw: its entry there.
+        annotated: category ids of its annotations there.
+        new_ids: category id there -> merged category id.
+
+    Returns:
+        The merged entry.
+    """
+    ids = labeled_ids(raw, annotated, new_ids)
+    labeled = {new_ids[i] for i in (new_ids if ids is None else ids)}
+
+    kept = {key: value for key, value in raw.items() if key not in KEYS}
+    new = {"id": len(images) + 1, "file_name": file_name, "labeled_categories": []}
+    image = images.setdefault(file_name, {**kept, **new})
+
     if (image["height"], image["width"]) != (raw["height"], raw["width"]):
-        size = f"{raw['width']} x {raw['height']} pixels in {data.name}, {image['width']} x {image['height']} in another"
-        raise DataError(f"{file_name}: {size}; mend the wrong one")
-    if twice := sorted(labeled.intersection(image["labeled_categories"])):
-        names = ", ".join(c.name for c in data.categories if own.get(c.id) in twice)
         raise DataError(
-            f"{file_name}: two of the data sets annotate {names} in it, the second is {data.name}; leave the image out of one (subset)"
+            f"{file_name}: {raw['width']} x {raw['height']} pixels in {data.name}, "
+            f"{image['width']} x {image['height']} in another data set; fix the wrong one"
         )
+    if twice := sorted(labeled.intersection(image["labeled_categories"])):
+        names = ", ".join(c.name for c in data.categories if new_ids.get(c.id) in twice)
+        raise DataError(
+            f"{file_name}: two of the data sets annotate {names}, the second is {data.name}; "
+            "leave the image out of one of them (subset)"
+        )
+
     image["labeled_categories"] = sorted({*image["labeled_categories"], *labeled})
     return image
-
-
-def _entry(category: Category) -> dict[str, Any]:
-    """As in a COCO file."""
-    entry: dict[str, Any] = {"id": category.id, "name": category.name}
-    if category.keypoints:
-        skeleton = [[a + 1, b + 1] for a, b in category.skeleton]
-        entry |= {
-            "keypoints": list(category.keypoints),
-            "skeleton": skeleton,
-            "flip": list(category.mirrored),
-            "sigmas": list(category.sigmas),
-        }
-    return entry

@@ -1,7 +1,8 @@
-"""What is wrong with a COCO data set, all at once, before the first step.
+"""Finds everything wrong with a COCO data set, all at once, before the first training step.
 
-`check(images, annotations, ..)` reads every annotation and the header of every image and gives a list of `Problem`s; `describe` makes them
-readable. Harmful ones make an annotation or an image unusable; the others are notes on what is mended while reading (annotations.py says how).
+`find_problems(images, annotations, ...)` reads every annotation and the header of every image and
+returns a list of `Problem`s; `describe` turns them into text. An error makes an annotation or an
+image unusable. A warning does not: the reader copes as its suggestion says (see annotation.py).
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import numpy as np
 
 from ..config import Category
 from ..images.read import ImageError, read_header
-from .annotation import Report, read_annotation
+from .annotation import ProblemReporter, read_annotation
 from .crossings import self_crossing
 
-_SHOWN = 20  # of each kind
-_TOGETHER = 2000  # annotations whose polygons are searched for crossings at once
+_SHOWN = 20  # problems of each kind
+_CHUNK = 2000  # annotations whose polygons are searched for crossings in one call
 
 
 class DataError(ValueError):
-    """Annotations that cannot be used: every problem, with file, annotation id and cure."""
+    """Annotations that cannot be used: every problem, with file, annotation id and suggestion."""
 
 
 class DataWarning(UserWarning):
@@ -36,333 +37,376 @@ class Problem:
     """One thing wrong with one image or annotation."""
 
     kind: str
+    """What is wrong, in a few words; problems are grouped by it."""
     where: str
+    """Which image or annotation."""
     detail: str
+    """The values found."""
     suggestion: str
+    """For an error how to fix it, for a warning how it is handled."""
     is_error: bool
+    """Whether the image or annotation is unusable."""
     annotation: int | None = None
-    """Its place in the file's list."""
+    """Index of the annotation in the file's list."""
     image: int | None = None
-    """The image's place in the file's list, where the image itself is unusable."""
+    """Index of the image in the file's list, if the image itself has the problem."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """Everything that a look at the whole file gives."""
+class FoundProblems:
+    """What a pass over the whole file finds."""
 
     problems: list[Problem]
-    deep: frozenset[int]
-    """Places of the images with more than 8 bits."""
-    empty: frozenset[int]
-    """Places of the annotations of which nothing is left to use, though nothing harmful is wrong with them."""
+    deep_images: frozenset[int]
+    """Indices of the images with more than 8 bits."""
+    empty_annotations: frozenset[int]
+    """Indices of the annotations without an error that have nothing left to use."""
 
 
 def describe(
     name: str, problems: Sequence[Problem], noun: str = "problem", most: int | None = _SHOWN
 ) -> str:
-    """The problems as text, grouped by kind: the cure once, then the first 20 places (None: all)."""
-    return "\n".join(
-        [f"{name}: {len(problems):,} {noun}{'s' * (len(problems) != 1)}", *listed(problems, most)]
-    )
+    """Returns the problems as text, grouped by kind.
+
+    Args:
+        name: of the data set.
+        problems: all of them.
+        noun: what to call one in the first line.
+        most: number of locations shown for each kind; None shows all.
+    """
+    plural = "s" if len(problems) != 1 else ""
+    return "\n".join([f"{name}: {len(problems):,} {noun}{plural}", *listed(problems, most)])
 
 
 def listed(problems: Sequence[Problem], most: int | None = _SHOWN) -> list[str]:
-    """The lines of `describe` without the first."""
-    kinds: dict[tuple[str, str], list[Problem]] = {}
+    """Returns the lines of `describe` without the first."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault((problem.kind, problem.suggestion), []).append(problem)
+        groups.setdefault((problem.kind, problem.suggestion), []).append(problem)
+
     lines = []
-    for (kind, suggestion), found in kinds.items():
-        lines.append(f"  {kind} ({len(found)}): {suggestion}")
-        lines += [f"    {p.where}: {p.detail}" for p in found[:most]]
-        if most is not None and len(found) > most:
-            lines.append(f"    .. and {len(found) - most} more")
+    for (kind, suggestion), group in groups.items():
+        lines.append(f"  {kind} ({len(group)}): {suggestion}")
+        lines += [f"    {p.where}: {p.detail}" for p in group[:most]]
+        if most is not None and len(group) > most:
+            lines.append(f"    ... and {len(group) - most} more")
     return lines
 
 
 def summary(name: str, problems: Sequence[Problem]) -> str:
-    """The problems in one line: how many of each kind."""
+    """Returns one line with the number of warnings of each kind."""
     kinds = Counter(p.kind for p in problems)
-    return f"{name}: {len(problems)} note{'s' * (len(problems) != 1)}: {', '.join(f'{kind} ({count})' for kind, count in kinds.most_common())}"
+    counts = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+    plural = "s" if len(problems) != 1 else ""
+    return f"{name}: {len(problems)} warning{plural}: {counts}"
 
 
-def check(
+def find_problems(
     images: Sequence[Any],
     annotations: Sequence[Any],
     labels: Mapping[int, int],
     categories: Mapping[int, Category],
     folder: Path | None,
-) -> Checked:
-    """Looks at everything.
+) -> FoundProblems:
+    """Checks all entries of a file and the headers of its images.
 
     Args:
         images: the list `images` of the file.
         annotations: the list `annotations` of the file.
         labels: category id -> label, for the categories in use.
-        categories: category id -> category as the file has it.
-        folder: of the images; None = their files are not looked at.
+        categories: category id -> category as defined in the file.
+        folder: folder of the images. None skips the image files.
     """
-    problems, places = _check_images(images)
-    deep: set[int] = set()
+    problems, image_index = _check_image_entries(images)
+
+    deep_images: set[int] = set()
     if folder is not None:
-        problems += _check_files(images, {p.image for p in problems if p.is_error}, folder, deep)
-    pass_over = _Annotations(images, annotations, places, labels, categories)
-    pass_over.run()
-    return Checked(problems + pass_over.problems, frozenset(deep), frozenset(pass_over.empty))
+        broken = {p.image for p in problems if p.is_error}
+        problems += _check_image_files(images, broken, folder, deep_images)
+
+    search = _AnnotationSearch(images, annotations, image_index, labels, categories)
+    search.run()
+    return FoundProblems(
+        problems + search.problems, frozenset(deep_images), frozenset(search.empty)
+    )
 
 
-def _check_images(images: Sequence[Any]) -> tuple[list[Problem], dict[int, int]]:
-    """Problems of the entries themselves, and image id -> place of the usable ones."""
+def _check_image_entries(images: Sequence[Any]) -> tuple[list[Problem], dict[int, int]]:
+    """Returns problems of the entries themselves, and image id -> index of the usable entries."""
     problems: list[Problem] = []
-    places: dict[int, int] = {}
-    files: dict[str, int] = {}
-    for place, image in enumerate(images):
+    image_index: dict[int, int] = {}
+    first_with_file: dict[str, int] = {}
+    for index, image in enumerate(images):
+        problem = _image_entry_error(index, image, image_index)
+        if problem is not None:
+            problems.append(problem)
+            continue
 
-        def tell(
-            kind: str, detail: str, suggestion: str, is_error: bool = True, place: int = place
-        ) -> None:
+        image_index[image["id"]] = index
+        first = first_with_file.setdefault(image["file_name"], index)
+        if first != index:
             problems.append(
-                Problem(kind, f"images[{place}]", detail, suggestion, is_error, image=place)
-            )
-
-        if (
-            not isinstance(image, Mapping)
-            or not _is_whole(image.get("id"))
-            or not isinstance(image.get("file_name"), str)
-        ):
-            tell(
-                "broken image entry",
-                f"{image!r:.80}",
-                'write {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}',
-            )
-        elif not all(
-            _is_whole(image.get(side)) and image[side] > 0 for side in ("width", "height")
-        ):
-            tell(
-                "image without size",
-                f"width {image.get('width')!r}, height {image.get('height')!r}",
-                "write both, in pixels, as whole numbers > 0",
-            )
-        elif image["id"] in places:
-            tell(
-                "image id used twice",
-                f"id {image['id']} is also that of images[{places[image['id']]}]",
-                "give each image its own id",
-            )
-        else:
-            places[image["id"]] = place
-            if files.setdefault(image["file_name"], place) != place:
-                tell(
-                    "image listed twice",
-                    f"{image['file_name']} is also images[{files[image['file_name']]}]",
-                    "list each image once",
-                    False,
+                Problem(
+                    kind="image listed twice",
+                    where=f"images[{index}]",
+                    detail=f"{image['file_name']} is also images[{first}]",
+                    suggestion="list each image once",
+                    is_error=False,
+                    image=index,
                 )
-    return problems, places
+            )
+    return problems, image_index
 
 
-def _check_files(
-    images: Sequence[Any], broken: set[int | None], folder: Path, deep: set[int]
+def _image_entry_error(index: int, image: Any, image_index: Mapping[int, int]) -> Problem | None:
+    """Returns what makes an image entry unusable, None if it is fine."""
+    if (
+        not isinstance(image, Mapping)
+        or not _is_integer(image.get("id"))
+        or not isinstance(image.get("file_name"), str)
+    ):
+        kind = "image entry is broken"
+        detail = f"{image!r:.80}"
+        suggestion = 'write {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}'
+    elif not all(_is_integer(image.get(side)) and image[side] > 0 for side in ("width", "height")):
+        kind = "image without size"
+        detail = f"width {image.get('width')!r}, height {image.get('height')!r}"
+        suggestion = "write both, in pixels, as whole numbers > 0"
+    elif image["id"] in image_index:
+        kind = "image id used twice"
+        detail = f"id {image['id']} is also that of images[{image_index[image['id']]}]"
+        suggestion = "give each image its own id"
+    else:
+        return None
+
+    return Problem(kind, f"images[{index}]", detail, suggestion, is_error=True, image=index)
+
+
+def _check_image_files(
+    images: Sequence[Any], broken: set[int | None], folder: Path, deep_images: set[int]
 ) -> list[Problem]:
     """Opens the header of every image and compares its size with the annotated one."""
     from rich.progress import track
 
     problems: list[Problem] = []
-    for place, image in track(
+    for index, image in track(
         list(enumerate(images)), "checking images", transient=True, disable=len(images) < 2000
     ):
-        if place in broken:
+        if index in broken:
             continue
-        wanted = (image["height"], image["width"])
         where = f"image {image['id']} ({image['file_name']})"
+
         try:
             header = read_header(folder / image["file_name"])
         except ImageError as error:
+            suggestion = "is images= the right folder? If so, restore the file"
             problems.append(
-                Problem(
-                    "unreadable image",
-                    where,
-                    str(error),
-                    "is images= the right folder? Else restore the file",
-                    True,
-                    image=place,
-                )
+                Problem("unreadable image", where, str(error), suggestion, True, image=index)
             )
             continue
         if header.deep:
-            deep.add(place)
-        if header.size != wanted:
-            detail = f"the file is {header.size[1]} x {header.size[0]}, annotated are {wanted[1]} x {wanted[0]} pixels"
-            suggestion = "mend width and height, or take the image that was annotated"
-            if header.stored_size == wanted:
-                suggestion = "the annotations ignore the file's EXIF rotation: remove that tag from the file, or annotate the upright image"
+            deep_images.add(index)
+
+        annotated_size = (image["height"], image["width"])
+        if header.size != annotated_size:
+            detail = (
+                f"the file is {header.size[1]} x {header.size[0]} pixels, "
+                f"the annotations say {annotated_size[1]} x {annotated_size[0]}"
+            )
+            suggestion = "fix width and height, or use the image that was annotated"
+            if header.stored_size == annotated_size:
+                suggestion = (
+                    "the annotations ignore the file's EXIF rotation: "
+                    "remove that tag from the file, or annotate the upright image"
+                )
             problems.append(
-                Problem("image of another size", where, detail, suggestion, True, image=place)
+                Problem("image size mismatch", where, detail, suggestion, True, image=index)
             )
     return problems
 
 
-class _Annotations:
-    """One pass over the annotations of a file; gathers `problems` and the places of the `empty` ones."""
+class _AnnotationSearch:
+    """One pass over the annotations of a file; collects `problems` and `empty` indices."""
 
     def __init__(
         self,
         images: Sequence[Any],
         annotations: Sequence[Any],
-        places: Mapping[int, int],
+        image_index: Mapping[int, int],
         labels: Mapping[int, int],
         categories: Mapping[int, Category],
     ) -> None:
-        self.images, self.annotations, self.places = images, annotations, places
-        self.labels, self.categories = labels, categories
-        listed = (image.get("id") for image in images if isinstance(image, Mapping))
-        self.broken = {i for i in listed if _is_whole(i) and i not in places}
+        self.images = images
+        self.annotations = annotations
+        self.image_index = image_index
+        self.labels = labels
+        self.categories = categories
+
+        listed_ids = (image.get("id") for image in images if isinstance(image, Mapping))
+        self.broken_images = {i for i in listed_ids if _is_integer(i) and i not in image_index}
+
         self.problems: list[Problem] = []
         self.empty: list[int] = []
-        self.ids: dict[int, int] = {}
-        self.seen: dict[tuple[Any, ...], int] = {}
-        self.polygons: list[tuple[int, np.ndarray]] = []
+        self._index_of_id: dict[int, int] = {}
+        self._index_of_content: dict[tuple[Any, ...], int] = {}
+        self._polygons: list[tuple[int, np.ndarray]] = []
+        """Annotation index and points of each polygon not yet searched for crossings."""
 
     def run(self) -> None:
         from rich.progress import track
 
-        starts = range(0, len(self.annotations), _TOGETHER)
+        starts = range(0, len(self.annotations), _CHUNK)
         for start in track(
             starts, "checking annotations", transient=True, disable=len(self.annotations) < 50_000
         ):
-            for place in range(start, min(start + _TOGETHER, len(self.annotations))):
-                self.look_at(place)
-            self.look_at_polygons()
+            for index in range(start, min(start + _CHUNK, len(self.annotations))):
+                self._check_annotation(index)
+            self._check_crossings()
 
-    def look_at(self, place: int) -> None:
-        raw = self.annotations[place]
-        tell = self.listener(place)
-        if not isinstance(raw, Mapping) or not _is_whole(raw.get("id")):
-            tell(
-                "annotation without id",
-                f"{raw!r:.80}",
-                "give each annotation a whole-number id of its own",
-                True,
-            )
+    def _check_annotation(self, index: int) -> None:
+        raw = self.annotations[index]
+        report_problem = self._reporter(index)
+
+        if not self._check_id(index, raw, report_problem):
             return
-        if self.ids.setdefault(raw["id"], place) != place:
-            tell(
-                "annotation id used twice",
-                f"also that of annotations[{self.ids[raw['id']]}]",
-                "give each annotation its own id",
-                True,
-            )
-        if raw["id"] == 0:
-            tell(
-                "annotation with id 0",
-                "pycocotools takes a match with it for none",
-                "number annotations from 1",
-                False,
-            )
-        if _is_whole(raw.get("image_id")) and raw["image_id"] in self.broken:
-            return  # of which everything is said
-        if not _is_whole(raw.get("image_id")) or raw["image_id"] not in self.places:
-            tell(
-                "annotation of an unknown image",
-                f"image_id is {raw.get('image_id')!r}",
-                "add the image to the list, or drop the annotation",
-                True,
-            )
+        if not self._check_references(raw, report_problem):
             return
-        if not _is_whole(raw.get("category_id")) or raw["category_id"] not in self.labels:
-            known = (
-                self.categories.get(raw["category_id"])
-                if _is_whole(raw.get("category_id"))
-                else None
-            )
-            detail = f"category_id is {raw.get('category_id')!r}" + (
-                f' ("{known.name}")' if known else ""
-            )
-            tell(
-                "annotation of an unknown category",
-                detail,
-                "add the category to the list (or to categories=), or drop the annotation",
-                True,
-            )
-            return
-        image = self.images[self.places[raw["image_id"]]]
+
+        image = self.images[self.image_index[raw["image_id"]]]
         category = self.categories[raw["category_id"]]
-        before = len(self.problems)
-        read = read_annotation(
+        num_before = len(self.problems)
+        annotation = read_annotation(
             raw,
             0,
             category,
             range(len(category.keypoints)),
             (image["height"], image["width"]),
-            tell,
+            report_problem,
         )
-        if read.empty and not any(p.is_error for p in self.problems[before:]):
-            self.empty.append(place)
-        self.polygons += [(place, points) for points in read.polygons or ()]
-        self.look_for_copies(place, raw, tell)
+        if annotation.empty and not any(p.is_error for p in self.problems[num_before:]):
+            self.empty.append(index)
+        self._polygons += [(index, points) for points in annotation.polygons or ()]
+        self._check_copies(index, raw, report_problem)
 
-    def look_for_copies(self, place: int, raw: Mapping[str, Any], tell: Report) -> None:
+    def _check_id(self, index: int, raw: Any, report_problem: ProblemReporter) -> bool:
+        """Returns whether the entry has an id; reports ids that are missing, used twice or 0."""
+        if not isinstance(raw, Mapping) or not _is_integer(raw.get("id")):
+            report_problem(
+                "annotation without id",
+                f"{raw!r:.80}",
+                "give each annotation a whole-number id of its own",
+                True,
+            )
+            return False
+
+        first = self._index_of_id.setdefault(raw["id"], index)
+        if first != index:
+            report_problem(
+                "annotation id used twice",
+                f"also that of annotations[{first}]",
+                "give each annotation its own id",
+                True,
+            )
+        if raw["id"] == 0:
+            report_problem(
+                "annotation with id 0",
+                "pycocotools counts a match with it as no match",
+                "number annotations from 1",
+                False,
+            )
+        return True
+
+    def _check_references(self, raw: Mapping[str, Any], report_problem: ProblemReporter) -> bool:
+        """Returns whether the annotation's image and category exist; reports those that do not."""
+        image_id = raw.get("image_id")
+        if _is_integer(image_id) and image_id in self.broken_images:
+            return False  # the image itself is already reported
+        if not _is_integer(image_id) or image_id not in self.image_index:
+            report_problem(
+                "annotation of an unknown image",
+                f"image_id is {image_id!r}",
+                "add the image to the list, or drop the annotation",
+                True,
+            )
+            return False
+
+        category_id = raw.get("category_id")
+        if not _is_integer(category_id) or category_id not in self.labels:
+            unused = self.categories.get(category_id) if _is_integer(category_id) else None
+            name = f' ("{unused.name}")' if unused else ""
+            report_problem(
+                "annotation of an unknown category",
+                f"category_id is {category_id!r}{name}",
+                "add the category to the list (or to categories=), or drop the annotation",
+                True,
+            )
+            return False
+        return True
+
+    def _check_copies(
+        self, index: int, raw: Mapping[str, Any], report_problem: ProblemReporter
+    ) -> None:
+        """Warns of an annotation equal to an earlier one of the same image and category."""
         box, mask, keypoints = (raw.get(name) for name in ("bbox", "segmentation", "keypoints"))
-        key = (
-            raw["image_id"],
-            raw["category_id"],
-            str(box),
-            str(keypoints),
-            "" if box else str(mask),
-        )
-        first = self.seen.setdefault(key, place) if box or mask or keypoints else place
-        if first == place:
+        if not (box or mask or keypoints):
             return
+        mask_key = "" if box else str(mask)
+        key = (raw["image_id"], raw["category_id"], str(box), str(keypoints), mask_key)
+        first = self._index_of_content.setdefault(key, index)
+        if first == index:
+            return
+
         other = self.annotations[first]
         if all(raw.get(name) == other.get(name) for name in ("segmentation", "iscrowd", "ignore")):
-            tell(
+            report_problem(
                 "annotation given twice",
                 f"the same as annotation {other['id']}",
                 "both are used; drop the copy",
                 False,
             )
         else:
-            tell(
-                "the same box twice",
+            report_problem(
+                "same box used twice",
                 f"also annotation {other['id']}",
                 "both are used; is one a copy?",
                 False,
             )
 
-    def look_at_polygons(self) -> None:
-        """Which of the polygons read since the last time cross themselves."""
-        crossing = self_crossing([points for _, points in self.polygons])
-        parts = Counter(
-            place for (place, _), crosses in zip(self.polygons, crossing, strict=True) if crosses
+    def _check_crossings(self) -> None:
+        """Warns of the polygons read since the last call that cross themselves."""
+        crosses = self_crossing([points for _, points in self._polygons])
+        counts = Counter(
+            index for (index, _), crossed in zip(self._polygons, crosses, strict=True) if crossed
         )
-        self.polygons = []
-        for place, count in parts.items():
-            detail = f"{count} polygon{'s' * (count != 1)} of the mask"
-            self.listener(place)(
+        self._polygons = []
+
+        for index, count in counts.items():
+            plural = "s" if count != 1 else ""
+            self._reporter(index)(
                 "polygon crosses itself",
-                detail,
-                "all that it winds around is taken as inside; draw it again",
+                f"{count} polygon{plural} of the mask",
+                "everything it winds around counts as inside; draw it again",
                 False,
             )
 
-    def listener(self, place: int) -> Report:
-        """Writes down what is told about one annotation."""
-        raw = self.annotations[place]
+    def _reporter(self, index: int) -> ProblemReporter:
+        """Returns a function that records problems of one annotation."""
+        raw = self.annotations[index]
 
-        def tell(kind: str, detail: str, suggestion: str, is_error: bool) -> None:
-            where = f"annotations[{place}]"
-            if isinstance(raw, Mapping) and _is_whole(raw.get("id")):
-                where = (
-                    raw.get("where") or f"annotation {raw['id']}"
-                )  # the place in a file of another format
-                if _is_whole(raw.get("image_id")) and raw["image_id"] in self.places:
-                    where += f" ({self.images[self.places[raw['image_id']]]['file_name']})"
+        def report_problem(kind: str, detail: str, suggestion: str, is_error: bool) -> None:
+            where = f"annotations[{index}]"
+            if isinstance(raw, Mapping) and _is_integer(raw.get("id")):
+                # files of other formats give their own location
+                where = raw.get("where") or f"annotation {raw['id']}"
+                image_id = raw.get("image_id")
+                if _is_integer(image_id) and image_id in self.image_index:
+                    where += f" ({self.images[self.image_index[image_id]]['file_name']})"
             self.problems.append(
-                Problem(kind, where, detail, suggestion, is_error, annotation=place)
+                Problem(kind, where, detail, suggestion, is_error, annotation=index)
             )
 
-        return tell
+        return report_problem
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,10 +1,15 @@
-"""How a training image is seen: `draw_view(..) -> View`, one matrix and one change of colors, then `warp(image, view)`.
+"""Random views of a training image: `draw_view(...) -> AugmentedView`, then `warp(image, view)`.
 
-In: uint8 [H, W, 3]. Out: uint8 [h, w, 3] and the matrix from original to view pixels, by which boxes, masks and keypoints are moved (dataset.py).
-Order: the model's resize rule times a random scale; flips; right angles; a turn about the center that keeps the frame; a crop.
+In:  uint8 [H, W, 3].
+Out: uint8 [h, w, 3] and the matrix from original to view pixels, which moves boxes, masks and
+     keypoints (training_set.py).
 
-A crop is drawn in two ways: four times in five it holds the center of an object drawn at random, else it lies anywhere. So empty crops are rare, and
-background is still seen. An image smaller than the crop is taken whole; the batch pads it like any other.
+A view is one matrix and one color change. Order: the model's resize rule times a random scale;
+flips; rotation by right angles; rotation about the center, which keeps the frame; crop.
+
+Four crops in five contain the center of a random object, the fifth lies anywhere. So empty crops
+are rare, and background still occurs. An image smaller than the crop is kept whole; the batch pads
+it like any other.
 """
 
 from __future__ import annotations
@@ -19,22 +24,22 @@ from ..config import AugmentConfig, InputConfig
 from ..preprocess import input_size
 from . import geometry
 
-_AROUND_AN_OBJECT = 0.8
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as Pillow's gray
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's gray
+_OBJECT_CROPS = 0.8  # probability
 
 
 @dataclass(frozen=True)
-class View:
-    """What is seen of an image."""
+class AugmentedView:
+    """A region of an image, how it is moved to the pixels of an example, and its color change."""
 
     matrix: Float64[np.ndarray, "3 3"]
     """From original to view pixels."""
     size: tuple[int, int]
     """(height, width)."""
     whole: bool = True
-    """The whole image is seen, upright or turned by right angles: nothing was cropped or rotated."""
+    """Whether it shows the whole image: not cropped, rotated at most by right angles."""
     color: tuple[float, float, float, float] | None = None
-    """Factors of brightness, contrast and saturation, and the turn of the hue in radians."""
+    """Factors of brightness, contrast and saturation, and the rotation of the hue in radians."""
 
 
 def draw_view(
@@ -43,20 +48,23 @@ def draw_view(
     size: tuple[int, int],
     boxes: Float64[np.ndarray, "n 4"],
     rng: np.random.Generator,
-) -> View:
-    """Draws a view.
+) -> AugmentedView:
+    """Draws a random view of an image.
 
     Args:
-        config: what may happen.
+        config: ranges and probabilities of the changes.
         rule: the model's resize rule.
         size: (height, width) of the image.
-        boxes: of its objects; crops prefer them.
+        boxes: xyxy of its objects; crops prefer them.
         rng: the only source of randomness.
     """
+    # scale
     low, high = np.log(config.scale)
     factor = np.exp(rng.uniform(low, high))
     height, width = (max(1, int(side * factor + 0.5)) for side in input_size(*size, rule))
     matrix = geometry.scale(width / size[1], height / size[0])
+
+    # flips and rotations
     if rng.random() < config.flip_horizontal:
         matrix = geometry.flip_horizontal(width) @ matrix
     if rng.random() < config.flip_vertical:
@@ -64,34 +72,36 @@ def draw_view(
     if config.right_angles:
         turns = int(rng.integers(4))
         matrix = geometry.quarter_turns(turns, (height, width)) @ matrix
-        height, width = (width, height) if turns % 2 else (height, width)
+        if turns % 2:
+            height, width = width, height
     if config.rotation:
-        matrix = (
-            geometry.rotate(rng.uniform(-config.rotation, config.rotation), (width / 2, height / 2))
-            @ matrix
-        )
+        degrees = rng.uniform(-config.rotation, config.rotation)
+        matrix = geometry.rotate(degrees, (width / 2, height / 2)) @ matrix
     whole = not config.rotation
+
+    # crop
     if config.crop is not None and max(height, width) > config.crop:
         window = (min(config.crop, height), min(config.crop, width))
-        x0, y0 = _corner((height, width), window, geometry.move_boxes(matrix, boxes), rng)
+        moved = geometry.move_boxes(matrix, boxes)
+        x0, y0 = _draw_corner((height, width), window, moved, rng)
         matrix = geometry.translate(-x0, -y0) @ matrix
-        (height, width), whole = window, False
-    return View(matrix, (height, width), whole, _draw_color(config, rng))
+        height, width = window
+        whole = False
+
+    return AugmentedView(matrix, (height, width), whole, _draw_color(config, rng))
 
 
-def _corner(
+def _draw_corner(
     size: tuple[int, int], window: tuple[int, int], boxes: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """The left and upper end of a crop."""
-    last = np.array([size[1] - window[1], size[0] - window[0]])
+    """Returns the left and upper end (x, y) of a crop."""
     first = np.zeros(2, int)
-    if len(boxes) and rng.random() < _AROUND_AN_OBJECT:
+    last = np.array([size[1] - window[1], size[0] - window[0]])
+    if len(boxes) and rng.random() < _OBJECT_CROPS:
         box = boxes[rng.integers(len(boxes))]
         center = np.clip(((box[:2] + box[2:]) / 2).astype(int), 0, (size[1] - 1, size[0] - 1))
-        first, last = (
-            np.maximum(first, center - (window[1] - 1, window[0] - 1)),
-            np.minimum(last, center),
-        )
+        first = np.maximum(first, center - (window[1] - 1, window[0] - 1))
+        last = np.minimum(last, center)
     x0, y0 = rng.integers(first, last + 1)
     return int(x0), int(y0)
 
@@ -107,106 +117,121 @@ def _draw_color(
 
 
 def warp(
-    image: UInt8[np.ndarray, "H W 3"], view: View, rule: InputConfig
+    image: UInt8[np.ndarray, "H W 3"], view: AugmentedView, rule: InputConfig
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as the view shows it, at a cost that grows with the view, not with the image.
+    """Returns the pixels of a view, at a cost that grows with the view, not with the image.
 
-    Shrinking is antialiased where the model's own resize is. What lies beyond the image has the model's mean color, as if it were padding.
+    Shrinking is antialiased where the model's own resize is. Pixels beyond the image get the
+    model's mean color, which padding has too.
+
+    Args:
+        image: RGB.
+        view: as `draw_view` returns it.
+        rule: the model's resize rule.
     """
     antialias = rule.resize == "pillow"
-    seen = (
-        _warp_straight(image, view, antialias)
-        if geometry.straight(view.matrix)
-        else _warp_rotated(image, view, antialias, _padding(rule))
-    )
+    if geometry.is_axis_aligned(view.matrix):
+        pixels = _warp_axis_aligned(image, view, antialias)
+    else:
+        pixels = _warp_rotated(image, view, antialias, _padding_color(rule))
+
     if view.color is not None:
-        matrix = color_matrix(view.color, float(seen[::4, ::4].reshape(-1, 3).mean(axis=0) @ _LUMA))
-        seen = np.asarray(Image.fromarray(seen).convert("RGB", tuple(matrix.reshape(-1))))
-    return seen
+        gray = float(pixels[::4, ::4].reshape(-1, 3).mean(axis=0) @ np.array(LUMA))
+        matrix = color_matrix(view.color, gray)
+        pixels = np.asarray(Image.fromarray(pixels).convert("RGB", tuple(matrix.reshape(-1))))
+    return pixels
 
 
 def color_matrix(
     color: tuple[float, float, float, float], gray: float
 ) -> Float64[np.ndarray, "3 4"]:
-    """Brightness, contrast about a gray, saturation and hue (a turn about the gray axis) as one affine map of (r, g, b, 1)."""
+    """Returns a color change as one affine map of (r, g, b, 1).
+
+    Args:
+        color: factors of brightness, contrast and saturation, and the rotation of the hue (about
+            the gray axis) in radians.
+        gray: the value, 0 to 255, that a change of contrast keeps.
+    """
     brightness, contrast, saturation, hue = color
-    saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+    saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(np.array(LUMA), (3, 1))
+
+    # Rodrigues' rotation formula
     axis = np.ones((3, 3)) / 3
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    turn = axis + np.cos(hue) * (np.eye(3) - axis) + np.sin(hue) * across  # Rodrigues
+    turn = axis + np.cos(hue) * (np.eye(3) - axis) + np.sin(hue) * across
+
     linear = brightness * contrast * turn @ saturate
     return np.concatenate([linear, np.full((3, 1), brightness * (1 - contrast) * gray)], axis=1)
 
 
-def _padding(rule: InputConfig) -> tuple[int, int, int]:
+def _padding_color(rule: InputConfig) -> tuple[int, int, int]:
     red, green, blue = rule.mean if rule.channel_order == "rgb" else rule.mean[::-1]
     return round(red), round(green), round(blue)
 
 
-def _warp_straight(image: np.ndarray, view: View, antialias: bool) -> np.ndarray:
-    """A resized part of the image, then its rows and columns reversed or exchanged."""
+def _warp_axis_aligned(image: np.ndarray, view: AugmentedView, antialias: bool) -> np.ndarray:
+    """Resizes a part of the image, then reverses or exchanges its rows and columns."""
     (a, b), (c, d) = view.matrix[:2, :2]
-    turned = abs(b) > abs(a)
-    height, width = view.size[::-1] if turned else view.size
-    window = geometry.move_boxes(
-        np.linalg.inv(view.matrix), np.array([0.0, 0.0, view.size[1], view.size[0]])
-    )
+    is_transposed = abs(b) > abs(a)
+    height, width = view.size[::-1] if is_transposed else view.size
+
+    frame = np.array([0.0, 0.0, view.size[1], view.size[0]])
+    window = geometry.move_boxes(np.linalg.inv(view.matrix), frame)
     part = _resize(image, window, (height, width), antialias)
-    if turned:
+    if is_transposed:
         part = part.transpose(1, 0, 2)
-    across, down = (b, c) if turned else (a, d)
-    return np.ascontiguousarray(part[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+    x_sign, y_sign = (b, c) if is_transposed else (a, d)
+    x_step = -1 if x_sign < 0 else 1
+    y_step = -1 if y_sign < 0 else 1
+    return np.ascontiguousarray(part[::y_step, ::x_step])
 
 
 def _warp_rotated(
-    image: np.ndarray, view: View, antialias: bool, padding: tuple[int, int, int]
+    image: np.ndarray, view: AugmentedView, antialias: bool, padding: tuple[int, int, int]
 ) -> np.ndarray:
-    """The part of the image that is needed, resized, then turned."""
+    """Resizes the part of the image that is needed, then rotates it."""
     scales = np.linalg.norm(view.matrix[:2, :2], axis=0)
     to_scaled = geometry.scale(*scales) @ np.linalg.inv(view.matrix)
+
+    # the part under the view, in pixels of the scaled image, with a margin for the interpolation
     whole = np.round(scales * (image.shape[1], image.shape[0]))
-    hull = geometry.move_boxes(to_scaled, np.array([0.0, 0.0, view.size[1], view.size[0]]))
-    first, last = (
-        np.clip(np.floor(hull[:2]) - 2, 0, whole - 1),
-        np.clip(np.ceil(hull[2:]) + 2, 1, whole),
-    )
+    frame = np.array([0.0, 0.0, view.size[1], view.size[0]])
+    hull = geometry.move_boxes(to_scaled, frame)
+    first = np.clip(np.floor(hull[:2]) - 2, 0, whole - 1)
+    last = np.clip(np.ceil(hull[2:]) + 2, 1, whole)
     width, height = (last - first).astype(int)
-    part = _resize(
-        image, np.concatenate([first / scales, last / scales]), (height, width), antialias
-    )
+    window = np.concatenate([first / scales, last / scales])
+    part = _resize(image, window, (height, width), antialias)
+
     coefficients = (geometry.translate(*-first) @ to_scaled)[:2].reshape(-1)
-    size = (view.size[1], view.size[0])
-    turned = Image.fromarray(part).transform(
-        size,
+    rotated = Image.fromarray(part).transform(
+        (view.size[1], view.size[0]),
         Image.Transform.AFFINE,
         tuple(coefficients),
         resample=Image.Resampling.BILINEAR,
         fillcolor=padding,
     )
-    return np.asarray(turned)
+    return np.asarray(rotated)
 
 
 def _resize(
     image: np.ndarray, window: np.ndarray, size: tuple[int, int], antialias: bool
 ) -> np.ndarray:
-    """A window (xyxy) of an image at a size; only the pixels that it needs are touched."""
+    """Resizes a window (xyxy) of an image to (height, width); reads only needed pixels."""
     limits = np.array([image.shape[1], image.shape[0]] * 2, dtype=np.float64)
     window = np.clip(window, 0, limits)
-    reach = np.ceil((window[2:] - window[:2]) / (size[1], size[0])) + 1  # of the filter
-    left, top = np.maximum(np.floor(window[:2] - reach), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(window[2:] + reach), limits[:2]).astype(int)
+    filter_reach = np.ceil((window[2:] - window[:2]) / (size[1], size[0])) + 1
+    left, top = np.maximum(np.floor(window[:2] - filter_reach), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(window[2:] + filter_reach), limits[:2]).astype(int)
     part = Image.fromarray(np.ascontiguousarray(image[top:bottom, left:right]))
+
     x0, y0, x1, y1 = (float(v) for v in window - (left, top, left, top))
+    target = (size[1], size[0])
+    bilinear = Image.Resampling.BILINEAR
     if antialias:
-        return np.asarray(
-            part.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
-        )
+        return np.asarray(part.resize(target, bilinear, box=(x0, y0, x1, y1)))
     coefficients = ((x1 - x0) / size[1], 0, x0, 0, (y1 - y0) / size[0], y0)
     return np.asarray(
-        part.transform(
-            (size[1], size[0]),
-            Image.Transform.AFFINE,
-            coefficients,
-            resample=Image.Resampling.BILINEAR,
-        )
+        part.transform(target, Image.Transform.AFFINE, coefficients, resample=bilinear)
     )

@@ -1,7 +1,9 @@
-"""Every geometric change of an image as one 3x3 matrix on points (x, y, 1), in continuous pixels: pixel i covers [i, i + 1).
+"""Every geometric change of an image as one 3x3 matrix on points (x, y, 1).
 
-Matrices are float64 [3, 3] and are composed before anything is moved: an image is warped once, its boxes, polygons and keypoints are moved once.
-A negative determinant mirrors, so that left and right keypoints change places.
+Coordinates are continuous pixels: pixel i covers [i, i + 1). Matrices are float64 [3, 3] and are
+composed before anything is moved: an image is warped once, its boxes, polygons and keypoints are
+moved once. A matrix with a negative determinant mirrors, so that left and right keypoints change
+places.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ Matrix = Float64[np.ndarray, "3 3"]
 
 
 def compose(*matrices: Matrix) -> Matrix:
-    """One matrix for all, the first applied first."""
+    """Returns one matrix for all, the first applied first."""
     whole = np.eye(3)
     for matrix in matrices:
         whole = matrix @ whole
@@ -41,7 +43,12 @@ def flip_vertical(height: float) -> Matrix:
 
 
 def quarter_turns(count: int, size: tuple[float, float]) -> Matrix:
-    """Turns an image (height, width) counter-clockwise by `count` right angles, into its new frame."""
+    """Rotates an image counterclockwise by right angles, into its new frame.
+
+    Args:
+        count: number of right angles.
+        size: (height, width) of the image before.
+    """
     matrix = np.eye(3)
     height, width = size
     for _ in range(count % 4):
@@ -51,19 +58,23 @@ def quarter_turns(count: int, size: tuple[float, float]) -> Matrix:
 
 
 def rotate(degrees: float, center: tuple[float, float]) -> Matrix:
-    """Turns clockwise (y points down) about a point (x, y)."""
-    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    turned = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    return compose(translate(-center[0], -center[1]), turned, translate(*center))
+    """Rotates clockwise (y points down) about a point (x, y)."""
+    cos = np.cos(np.deg2rad(degrees))
+    sin = np.sin(np.deg2rad(degrees))
+    rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    return compose(translate(-center[0], -center[1]), rotation, translate(*center))
 
 
 def mirrored(matrix: Matrix) -> bool:
-    """Whether left and right change places."""
+    """Returns whether left and right change places."""
     return bool(np.linalg.det(matrix[:2, :2]) < 0)
 
 
-def straight(matrix: Matrix) -> bool:
-    """Whether rows and columns stay rows and columns, or change places: no turn but by right angles."""
+def is_axis_aligned(matrix: Matrix) -> bool:
+    """Returns whether rows and columns stay rows and columns, or change places.
+
+    That is the case without rotation, or with rotation by right angles.
+    """
     size = np.abs(matrix[:2, :2])
     small = 1e-9 * size.max()
     return bool(
@@ -73,11 +84,11 @@ def straight(matrix: Matrix) -> bool:
 
 
 def move_points(matrix: Matrix, points: Float64[np.ndarray, "*n 2"]) -> Float64[np.ndarray, "*n 2"]:
-    """Points (x, y) after the matrix."""
+    """Moves points (x, y)."""
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def move_boxes(matrix: Matrix, boxes: Float64[np.ndarray, "*n 4"]) -> Float64[np.ndarray, "*n 4"]:
-    """The boxes (xyxy) around the moved corners."""
+    """Moves boxes (xyxy); returns the bounds of their moved corners."""
     corners = move_points(matrix, boxes[..., [[0, 1], [2, 1], [2, 3], [0, 3]]])
     return np.concatenate([corners.min(axis=-2), corners.max(axis=-2)], axis=-1)

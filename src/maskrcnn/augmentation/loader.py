@@ -1,10 +1,14 @@
-"""Batches for training: `for batch, truth in TrainingLoader(training_set, plan.batches(), workers=2): ..`
+"""Batches for training: `for batch, truth in TrainingLoader(training_set, batches, workers=2): ...`
 
-In: batches as lists of (image index, seed). Out: (Batch, Truth), in that order. An example depends on its index and seed alone, so any number of
-worker processes gives the same batches.
+In:  batches as lists of (image index, seed).
+Out: (Batch, Truth), in that order.
 
-Workers are forked where the system can: annotations are then shared, not copied. They run one thread each and share the memory budget of the decoded
-images. A worker whose parent was killed ends by itself within some seconds (PyTorch's worker watches its parent).
+An example depends on its index and seed alone, so any number of worker processes gives the same
+batches.
+
+Workers are forked where the system supports it: annotations are then shared, not copied. Each
+worker runs one thread, and together they share the memory budget for decoded images. A worker whose
+parent was killed exits within seconds (PyTorch's worker watches its parent).
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from .training_set import TrainingSet, collate
 
 
 class TrainingLoader:
-    """Batches of a training set.
+    """Iterates over batches of a training set.
 
     Args:
-        training_set: gives the examples.
-        batches: for each batch its (image index, seed) pairs; may be without end.
-        workers: processes that make examples; 0 = made in this process.
+        training_set: makes the examples.
+        batches: for each batch its (image index, seed) pairs; may be endless.
+        workers: processes that make examples; 0 makes them in this process.
         size_divisor: padded sides are multiples of it.
-        pin_memory: batches in page-locked memory, for a GPU.
+        pin_memory: put batches in page-locked memory, for a GPU.
     """
 
     def __init__(
@@ -41,16 +45,15 @@ class TrainingLoader:
         size_divisor: int = 32,
         pin_memory: bool = False,
     ) -> None:
-        self.training_set, self.batches, self.workers, self.size_divisor, self.pin_memory = (
-            training_set,
-            batches,
-            workers,
-            size_divisor,
-            pin_memory,
-        )
+        self.training_set = training_set
+        self.batches = batches
+        self.workers = workers
+        self.size_divisor = size_divisor
+        self.pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[tuple[Batch, Truth]]:
-        forked = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+        can_fork = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+        start_method = "fork" if can_fork else "spawn"
         loader = DataLoader(
             self.training_set,  # ty: ignore[invalid-argument-type]
             batch_sampler=self.batches,
@@ -58,11 +61,14 @@ class TrainingLoader:
             collate_fn=partial(collate, size_divisor=self.size_divisor),
             pin_memory=self.pin_memory,
             worker_init_fn=_start_worker,
-            multiprocessing_context=("fork" if forked else "spawn") if self.workers else None,
-            generator=torch.Generator(),  # the loader draws a seed for its workers, which must not move the global generator
+            multiprocessing_context=start_method if self.workers else None,
+            # the loader draws a seed for its workers, which must not advance the global generator
+            generator=torch.Generator(),
         )
+
         with warnings.catch_warnings():
-            # Python 3.12 warns of forking beside other threads. Workers touch nothing that a thread may hold: they use numpy, Pillow and CPU tensors.
+            # Python 3.12 warns of forking beside other threads. Workers touch nothing that a thread
+            # may lock: they use numpy, Pillow and CPU tensors.
             warnings.filterwarnings(
                 "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
             )

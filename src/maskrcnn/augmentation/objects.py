@@ -1,6 +1,8 @@
-"""The objects of an image as a view shows them: `Objects`, in the view's pixels, and `Objects.truth(..) -> Truth` of one image for the losses.
+"""The objects of an image in a view, and their truth for the losses.
 
-In: boxes, masks and keypoints that dataset.py has moved by the view's matrix. paste.py hides some of them and adds others.
+In:  boxes, masks and keypoints that training_set.py has moved by the view's matrix. copy_paste.py
+     hides some of them and adds others.
+Out: the `Truth` of one image, in the view's pixels.
 """
 
 from __future__ import annotations
@@ -12,114 +14,117 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64, UInt8
 
-from ..annotations.annotation import Box
+from ..annotations.annotation import BoxXYXY
 from ..structures import Truth
 from . import geometry
 from .moved_masks import Mask, Pixels
 
+_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints")
+
 
 @dataclass(frozen=True)
-class Shape:
+class ViewMask:
     """A mask in a view: moved by the view's matrix, less what was pasted over it."""
 
     mask: Mask
     matrix: geometry.Matrix
     hidden: Pixels | None = None
-    """In the view's pixels."""
+    """The pixels of the view that something was pasted over."""
 
-    def coverage(self, box: Box, size: int) -> UInt8[np.ndarray, "S S"]:
-        """Coverage 0..255 of each cell of a grid over a box in the view."""
+    def coverage(self, box: BoxXYXY, size: int) -> UInt8[np.ndarray, "S S"]:
+        """Returns coverage 0..255 of each cell of a grid over a box in the view.
+
+        Args:
+            box: xyxy in view pixels.
+            size: number of cells per side.
+        """
         covered = self.mask.coverage(self.matrix, box, size)
         if self.hidden is None:
             return covered
-        shown = 255 - self.hidden.coverage(np.eye(3), box, size)
-        return (covered.astype(np.uint16) * shown // 255).astype(np.uint8)
+        visible = 255 - self.hidden.coverage(np.eye(3), box, size)
+        return (covered.astype(np.uint16) * visible // 255).astype(np.uint8)
 
-    def raster(self, box: Box) -> UInt8[np.ndarray, "h w"]:
-        """Coverage 0..255 of each pixel of the view that a box touches (`pixels_of`)."""
+    def raster(self, box: BoxXYXY) -> UInt8[np.ndarray, "h w"]:
+        """Returns coverage 0..255 of each pixel that a box touches (see `pixels_of`)."""
         left, top, right, bottom = pixels_of(box)
         side = max(right - left, bottom - top)
-        return self.coverage((left, top, left + side, top + side), side)[
-            : bottom - top, : right - left
-        ]
+        square = self.coverage((left, top, left + side, top + side), side)
+        return square[: bottom - top, : right - left]
 
 
 @dataclass(frozen=True)
-class Objects:
-    """What lies in a view."""
+class ViewObjects:
+    """The objects in a view, in its pixels."""
 
     boxes: Float64[np.ndarray, "n 4"]
-    """xyxy, inside the view; those less than a pixel wide or high are not seen."""
+    """xyxy, inside the view. An object less than a pixel wide or high is not visible."""
     has_box: Bool[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     ignore: Bool[np.ndarray, " n"]
     """Regions to ignore, and objects of which next to nothing is left."""
-    shapes: Sequence[Shape | None]
+    masks: Sequence[ViewMask | None]
     keypoints: Float64[np.ndarray, "n J 3"]
-    """x, y, visibility at the heat-map channels; zeros where unlabeled or outside."""
+    """x, y, visibility at the heatmap channels; zeros where unlabeled or outside."""
 
     @property
-    def seen(self) -> Int64[np.ndarray, " k"]:
-        """Which are large enough to count."""
+    def visible(self) -> Int64[np.ndarray, " k"]:
+        """Indices of the objects at least a pixel wide and high."""
         return np.flatnonzero((self.boxes[:, 2:] - self.boxes[:, :2] >= 1).all(axis=1))
 
-    def take(self, index: Sequence[int] | np.ndarray) -> Objects:
-        """Some of them, in this order."""
-        arrays = {
-            name: getattr(self, name)[index]
-            for name in ("boxes", "has_box", "labels", "ignore", "keypoints")
-        }
-        return Objects(**arrays, shapes=[self.shapes[i] for i in index])
+    def take(self, indices: Sequence[int] | np.ndarray) -> ViewObjects:
+        """Returns the objects at these indices, in this order."""
+        arrays = {name: getattr(self, name)[indices] for name in _ARRAYS}
+        return ViewObjects(**arrays, masks=[self.masks[i] for i in indices])
 
-    def moved(self, x: int, y: int) -> Objects:
-        """The same, this far to the right and down in a larger view; nothing of them may be hidden."""
-        by = geometry.translate(x, y)
+    def moved(self, x: int, y: int) -> ViewObjects:
+        """Returns the objects moved right and down in a larger view.
+
+        No object may have a hidden part.
+        """
+        shift = geometry.translate(x, y)
         keypoints = self.keypoints + np.array([x, y, 0.0]) * (self.keypoints[..., 2:] > 0)
-        shapes = [shape and replace(shape, matrix=by @ shape.matrix) for shape in self.shapes]
-        return replace(
-            self, boxes=self.boxes + np.array([x, y, x, y]), keypoints=keypoints, shapes=shapes
-        )
+        masks = [mask and replace(mask, matrix=shift @ mask.matrix) for mask in self.masks]
+        boxes = self.boxes + np.array([x, y, x, y])
+        return replace(self, boxes=boxes, keypoints=keypoints, masks=masks)
 
-    def joined(self, others: Objects) -> Objects:
-        """These, then the others."""
-        names = ("boxes", "has_box", "labels", "ignore", "keypoints")
-        arrays = {
-            name: np.concatenate([getattr(self, name), getattr(others, name)]) for name in names
-        }
-        return Objects(**arrays, shapes=[*self.shapes, *others.shapes])
+    def joined(self, others: ViewObjects) -> ViewObjects:
+        """Returns these objects followed by the others."""
+        pairs = {name: [getattr(self, name), getattr(others, name)] for name in _ARRAYS}
+        arrays = {name: np.concatenate(pair) for name, pair in pairs.items()}
+        return ViewObjects(**arrays, masks=[*self.masks, *others.masks])
 
     def truth(self, mask_size: int | None, labeled: Bool[np.ndarray, " C"] | None = None) -> Truth:
-        """The truth of one image.
+        """Returns the truth of one image.
 
         Args:
             mask_size: side of the coverage grids; None for a model without masks.
             labeled: categories whose every object is annotated; None = all.
         """
-        kept = self.take(self.seen)
+        kept = self.take(self.visible)
         size = mask_size or 1
-        masks = np.zeros((len(kept.boxes), size, size), np.uint8)
-        for row, shape, box in zip(masks, kept.shapes, kept.boxes, strict=True):
-            if shape is not None and mask_size is not None:
-                row[:] = shape.coverage(tuple(box), size)
+        grids = np.zeros((len(kept.boxes), size, size), np.uint8)
+        for grid, mask, box in zip(grids, kept.masks, kept.boxes, strict=True):
+            if mask is not None and mask_size is not None:
+                grid[:] = mask.coverage(tuple(box), size)
+
         arrays = {
             "boxes": kept.boxes.astype(np.float32),
             "labels": kept.labels,
-            "valid": np.ones(len(masks), bool),
+            "valid": np.ones(len(grids), bool),
             "ignore": kept.ignore,
             "has_box": kept.has_box,
-            "masks": masks,
-            "has_mask": np.any(masks, axis=(1, 2)),
+            "masks": grids,
+            "has_mask": np.any(grids, axis=(1, 2)),
             "keypoints": kept.keypoints.astype(np.float32),
             "has_keypoints": np.any(kept.keypoints[:, :, 2] > 0, axis=1),
         }
         tensors = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
-        return Truth(
-            **tensors, labeled=None if labeled is None else torch.from_numpy(labeled)[None]
-        )
+        labeled_row = None if labeled is None else torch.from_numpy(labeled)[None]
+        return Truth(**tensors, labeled=labeled_row)
 
 
-def pixels_of(box: Box | np.ndarray) -> tuple[int, int, int, int]:
-    """The whole pixels (left, top, right, bottom) that a box touches."""
+def pixels_of(box: BoxXYXY | np.ndarray) -> tuple[int, int, int, int]:
+    """Returns the range (left, top, right, bottom) of whole pixels that a box touches."""
     left, top = np.floor(box[:2]).astype(int)
     right, bottom = np.ceil(box[2:]).astype(int)
     return int(left), int(top), int(right), int(bottom)

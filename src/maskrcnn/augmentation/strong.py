@@ -1,9 +1,13 @@
-"""The strong view of a batch: the same pixels in other colors, blurred, with patches missing. `strong_augmentation(batch) -> Batch`.
+"""Strong augmentation for pseudo-labels: changed colors, blur, erased patches.
 
-A teacher answers for the plain view of an unlabeled image; the student learns the answer on the disturbed one. Both share their geometry, so the
-answer needs no moving.
+In:  a `Batch` of unlabeled images.
+Out: the same batch with other pixels.
 
-Source: Liu et al. 2021, "Unbiased Teacher" (arXiv 2102.09480), appendix: color jitter, gray, Gaussian blur and cut-out on top of the weak view.
+The teacher predicts pseudo-labels on the plain batch, the student trains on the strongly augmented
+one. Both have the same geometry, so pseudo-labels need no moving.
+
+Source: Liu et al. 2021, "Unbiased Teacher" (arXiv 2102.09480), appendix: color jitter, grayscale,
+Gaussian blur and cutout on top of the weak augmentation.
 """
 
 from __future__ import annotations
@@ -19,81 +23,96 @@ from torch import Tensor
 
 from ..ops.device import no_autocast
 from ..structures import Batch
-from .augment import color_matrix
+from .augment import LUMA, color_matrix
 
-_COLOR, _GRAY, _BLUR = 0.8, 0.2, 0.5  # probabilities
-_AMOUNT, _HUE = 0.4, 0.1  # of brightness, contrast and saturation; of a turn
+# Probabilities.
+_COLOR = 0.8
+_GRAY = 0.2
+_BLUR = 0.5
+
+_AMOUNT = 0.4  # of brightness, contrast and saturation
+_HUE = 0.1  # of a full turn
 _SIGMA = (0.1, 2.0)  # of the blur, model-input pixels
-_PATCHES, _PATCH_AREA = (
-    3,
-    (0.005, 0.03),
-)  # at most so many, each of this part of the image: objects are covered in part rather than wholly
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
+
+# Small patches cover parts of objects rather than whole ones.
+_MAX_PATCHES = 3
+_PATCH_AREA = (0.005, 0.03)  # of the image
 
 
 @torch.no_grad()
 def strong_augmentation(batch: Batch) -> Batch:
-    """The strong view: colors, blur and missing patches drawn by each image's own seed; what is where stays the same."""
+    """Changes colors, blurs and erases patches of each image, drawn by the image's own seed.
+
+    Args:
+        batch: images in 0..255 with seeds. Its geometry is kept.
+
+    Returns:
+        The batch with images in float32.
+    """
     with no_autocast(batch.images.device):
-        return replace(batch, images=_disturbed(batch))
+        return replace(batch, images=_augmented_images(batch))
 
 
-def _disturbed(batch: Batch) -> Float[Tensor, "B 3 H W"]:
+def _augmented_images(batch: Batch) -> Float[Tensor, "B 3 H W"]:
     images = batch.images.to(torch.float32, copy=True)
     for image, (height, width), seed in zip(
         images, batch.sizes.tolist(), batch.seeds.tolist(), strict=True
     ):
-        rng = np.random.default_rng((seed, 1))  # not the numbers that drew the geometry
-        seen = image[:, :height, :width]
-        seen.copy_(_blurred(_colored(seen, rng), rng))
-        fill = seen.mean(dim=(1, 2), keepdim=True)
-        for y0, y1, x0, x1 in _patches(height, width, rng):
-            seen[:, y0:y1, x0:x1] = fill
+        rng = np.random.default_rng((seed, 1))  # other numbers than those that drew the geometry
+        pixels = image[:, :height, :width]
+        pixels.copy_(_blur(_change_color(pixels, rng), rng))
+
+        mean = pixels.mean(dim=(1, 2), keepdim=True)
+        for y0, y1, x0, x1 in _draw_patches(height, width, rng):
+            pixels[:, y0:y1, x0:x1] = mean
     return images
 
 
-def _colored(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
+def _change_color(
+    image: Float[Tensor, "3 H W"], rng: np.random.Generator
+) -> Float[Tensor, "3 H W"]:
     if rng.random() < _COLOR:
-        brightness, contrast, saturation = (
-            float(v) for v in rng.uniform(1 - _AMOUNT, 1 + _AMOUNT, 3)
-        )
-        mean = float(image.mean(dim=(1, 2)) @ image.new_tensor(_LUMA))
-        matrix = color_matrix(
-            (brightness, contrast, saturation, float(rng.uniform(-_HUE, _HUE) * 2 * np.pi)), mean
-        )
+        factors = rng.uniform(1 - _AMOUNT, 1 + _AMOUNT, 3)
+        brightness, contrast, saturation = (float(v) for v in factors)
+        gray = float(image.mean(dim=(1, 2)) @ image.new_tensor(LUMA))
+        hue = float(rng.uniform(-_HUE, _HUE) * 2 * np.pi)
+        matrix = color_matrix((brightness, contrast, saturation, hue), gray)
+
         linear, shift = torch.from_numpy(matrix).to(image).split((3, 1), dim=1)
         image = (torch.einsum("ij,jhw->ihw", linear, image) + shift[..., None]).clamp(0, 255)
     if rng.random() < _GRAY:
-        image = torch.einsum("j,jhw->hw", image.new_tensor(_LUMA), image).expand_as(image)
+        image = torch.einsum("j,jhw->hw", image.new_tensor(LUMA), image).expand_as(image)
     return image
 
 
-def _blurred(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
-    """Through a Gaussian, its two axes one after the other, the edge continued."""
-    chance, sigma = rng.random(), float(rng.uniform(*_SIGMA))
+def _blur(image: Float[Tensor, "3 H W"], rng: np.random.Generator) -> Float[Tensor, "3 H W"]:
+    """Blurs with a Gaussian, one axis after the other; border pixels are replicated."""
+    chance = rng.random()
+    sigma = float(rng.uniform(*_SIGMA))
     if chance >= _BLUR:
         return image
+
     reach = max(1, round(2 * sigma))
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(image) / sigma) ** 2)
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
-    wide = F.conv2d(F.pad(image[None], (reach, reach, 0, 0), mode="replicate"), weights, groups=3)
-    return F.conv2d(
-        F.pad(wide, (0, 0, reach, reach), mode="replicate"), weights.transpose(2, 3), groups=3
-    )[0]
+    row = (weights / weights.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(image[None], (reach, reach, 0, 0), mode="replicate")
+    blurred = F.conv2d(padded, row, groups=3)
+    padded = F.pad(blurred, (0, 0, reach, reach), mode="replicate")
+    return F.conv2d(padded, row.transpose(2, 3), groups=3)[0]
 
 
-def _patches(
+def _draw_patches(
     height: int, width: int, rng: np.random.Generator
 ) -> Iterator[tuple[int, int, int, int]]:
-    """First and last row and column of each part that goes missing.
+    """Yields rows y0 to y1 and columns x0 to x1 of each patch to erase.
 
     Source: Zhong et al. 2020, "Random Erasing Data Augmentation".
     """
-    for _ in range(int(rng.integers(0, _PATCHES + 1))):
-        area, ratio = rng.uniform(*_PATCH_AREA) * height * width, np.exp(rng.uniform(-1.0, 1.0))
-        h, w = (
-            max(1, min(limit, round(float(side))))
-            for limit, side in ((height, np.sqrt(area * ratio)), (width, np.sqrt(area / ratio)))
-        )
-        y0, x0 = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-        yield y0, y0 + h, x0, x0 + w
+    for _ in range(int(rng.integers(0, _MAX_PATCHES + 1))):
+        area = rng.uniform(*_PATCH_AREA) * height * width
+        ratio = np.exp(rng.uniform(-1.0, 1.0))
+        patch_height = max(1, min(height, round(float(np.sqrt(area * ratio)))))
+        patch_width = max(1, min(width, round(float(np.sqrt(area / ratio)))))
+        y0 = int(rng.integers(0, height - patch_height + 1))
+        x0 = int(rng.integers(0, width - patch_width + 1))
+        yield y0, y0 + patch_height, x0, x0 + patch_width

@@ -211,7 +211,7 @@ def _report(
     model = maskrcnn_r18_small(data.categories)
     objects = objects_of(data)
     found = findings(data, objects, model) if to_learn else other_form(data)
-    problems = [*data.dropped, *data.notes, *more, *found, *_swapped_sides(data, objects)]
+    problems = [*data.dropped, *data.warnings, *more, *found, *_swapped_sides(data, objects)]
     return Report(
         data,
         tuple(sorted(problems, key=lambda p: not p.is_error)),

@@ -24,8 +24,8 @@ from ..annotations import rle as coco_rle
 from ..annotations.annotation import (
     KEYPOINT_OFFSET,
     Annotation,
-    Box,
-    Report,
+    BoxXYXY,
+    ProblemReporter,
     far_apart,
     is_number,
     mask_bounds,
@@ -39,7 +39,7 @@ _EXACT = (
 
 
 def mend(
-    raw: Mapping[str, Any], size: tuple[int, int], category: Category, report: Report
+    raw: Mapping[str, Any], size: tuple[int, int], category: Category, report: ProblemReporter
 ) -> dict[str, Any] | None:
     """Mends an annotation.
 
@@ -81,7 +81,7 @@ def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
     ):
         new["segmentation"] = given = [given]
         done(
-            "segmentation of no known form",
+            "segmentation format not recognized",
             f"{len(given[0]) // 2} points",
             "they are one polygon now",
         )
@@ -104,7 +104,7 @@ def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
             "size": list(size),
             **{k: v for k, v in given.items() if k != "size"},
         }
-        done("RLE of another size", "it had none", "it has the image's now")
+        done("RLE size mismatch", "it had none", "it has the image's now")
     if (
         isinstance(given, Mapping)
         and given.get("size") in (list(size), tuple(size))
@@ -165,7 +165,7 @@ def _mend_keypoints(
 
 
 def _mend_box(
-    new: dict[str, Any], read: Annotation, around: Box | None, size: tuple[int, int], done: Any
+    new: dict[str, Any], read: Annotation, around: BoxXYXY | None, size: tuple[int, int], done: Any
 ) -> bool:
     """False where nothing is left of the object."""
     given = new.get("bbox")
@@ -226,7 +226,7 @@ def _mend_box(
     return True
 
 
-def _clipped(box: Box | None, size: tuple[int, int]) -> Box | None:
+def _clipped(box: BoxXYXY | None, size: tuple[int, int]) -> BoxXYXY | None:
     """What of a box lies in the image."""
     if box is None:
         return None
@@ -244,7 +244,7 @@ def _said_and_empty(new: Mapping[str, Any]) -> bool:
     return new.get("segmentation") == [] and not any(new.get("keypoints") or ())
 
 
-def _reads_as_corners(given: Any, around: Box) -> bool:
+def _reads_as_corners(given: Any, around: BoxXYXY) -> bool:
     if given is None:
         return False
     x, y, width, height = given
@@ -253,7 +253,7 @@ def _reads_as_corners(given: Any, around: Box) -> bool:
     return bool(as_corners <= _EXACT < as_sides)
 
 
-def _set_box(new: dict[str, Any], corners: Box, kind: str, what: str, done: Any) -> None:
+def _set_box(new: dict[str, Any], corners: BoxXYXY, kind: str, what: str, done: Any) -> None:
     x0, y0, x1, y1 = corners
     done(kind, f"bbox was {new['bbox']!r:.80}", what)
     new["bbox"] = [x0, y0, x1 - x0, y1 - y0]

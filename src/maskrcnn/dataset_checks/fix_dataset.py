@@ -81,7 +81,7 @@ def fixed(data: CocoDataset, broken: Sequence[Problem] = ()) -> Fixed:
     unread = [
         p for p in data.dropped if p.annotation is None and p.image is None
     ]  # what the reader of another format could not take
-    result.left = [*unread, *again.dropped, *broken, *again.notes]
+    result.left = [*unread, *again.dropped, *broken, *again.warnings]
     return result
 
 
@@ -145,7 +145,7 @@ def _mend_size(
     ):
         return
     image["height"], image["width"] = header.size
-    kind = "image without size" if missing else "image of another size"
+    kind = "image without size" if missing else "image size mismatch"
     detail = f"height, width were {old[0]}, {old[1]}"
     where = f"image {image.get('id')} ({image['file_name']})"
     result.done.append(Problem(kind, where, detail, "they are the file's now", False))
@@ -255,7 +255,7 @@ def _is_id(value: Any) -> bool:
 def _mend_annotations(result: Fixed) -> None:
     """Mends those with which something is wrong."""
     data = _opened(result.content, None, "")
-    wrong = {p.annotation for p in (*data.dropped, *data.notes) if p.annotation is not None}
+    wrong = {p.annotation for p in (*data.dropped, *data.warnings) if p.annotation is not None}
     images = {image["id"]: image for image in data.content()["images"]}
     categories = {c.id: c for c in data.categories}
     kept = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..annotations.exhaustive import KEYS, labeled_ids
+from ..annotations.labeled_categories import KEYS, labeled_ids
 from ..config import Category
 
 Results = Sequence[Mapping[str, Any]]

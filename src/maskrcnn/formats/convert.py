@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..annotations.categories import mirrored_keypoints, parse_categories
-from ..annotations.exhaustive import labeled_ids
+from ..annotations.labeled_categories import labeled_ids
 from ..annotations.problems import DataWarning
 from . import coco_json, cvat, labelme, png_masks, via, voc, yolo
 from .load_dataset import located, read, recognized

@@ -193,9 +193,9 @@ class Trainer:
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
         for line in dict.fromkeys(
-            summary(part.name, part.notes)
+            summary(part.name, part.warnings)
             for part in parts.values()
-            if part is not None and part.notes
+            if part is not None and part.warnings
         ):  # once of a file
             self.log.say(f"{line}; maskrcnn check lists them")
         if self.learner.teacher:

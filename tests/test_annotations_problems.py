@@ -1,4 +1,4 @@
-"""What is wrong with a data set is said on opening, all at once, with annotation and cure; quirks that do no harm are notes."""
+"""All problems of a data set are reported on opening, with annotation and suggestion; harmless ones are warnings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BROKEN = {
     "box is not four numbers": {"bbox": [5, 5, 4, None]},
     "box outside the image": {"bbox": [200, 5, 4, 4]},
     "broken polygon": {"segmentation": [[1, 2, 3, 4, 5]]},
-    "segmentation of no known form": {"segmentation": [1, 2, 3, 4, 5, 6]},
-    "RLE of another size": {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}},
+    "segmentation format not recognized": {"segmentation": [1, 2, 3, 4, 5, 6]},
+    "RLE size mismatch": {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}},
     "broken RLE": {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [3, 4]}},
     "keypoints without names": {"keypoints": [1, 1, 2]},
-    "keypoints of another length": {"category_id": 9, "keypoints": [1, 1, 2]},
+    "wrong number of keypoints": {"category_id": 9, "keypoints": [1, 1, 2]},
     "unknown visibility": {"category_id": 9, "keypoints": [1, 1, 7, 0, 0, 0, 0, 0, 0]},
     "nothing annotated": {"bbox": None},
     "annotation of an unknown image": {"image_id": 5},
@@ -40,7 +40,7 @@ def _with(*extra: dict) -> dict:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_each_kind_of_broken_annotation_is_named(kind):
+def test_each_kind_of_broken_annotation_is_reported(kind):
     with pytest.raises(DataError, match=kind) as error:
         CocoDataset(_with(BROKEN[kind]))
     text = str(error.value)
@@ -59,11 +59,11 @@ def test_all_problems_are_listed_at_once_grouped_and_counted(tmp_path):
         assert kind in text
     assert text.startswith("train.json: ")
     assert "box without area (26)" in text
-    assert ".. and 6 more" in text
+    assert "... and 6 more" in text
     assert "annotation 100 (1.png): bbox width is -3 and height 4, must be > 0" in text
 
 
-def test_dropping_leaves_the_rest_and_says_what_was_dropped():
+def test_dropping_leaves_the_rest_and_warns_of_what_was_dropped():
     with pytest.warns(DataWarning, match=r"annotation 100 .*(.|\n)*These were dropped"):
         data = CocoDataset(_with(*BROKEN.values()), on_error="drop")
     assert sum(len(data[i].annotations) for i in range(3)) == len(content()["annotations"])
@@ -71,7 +71,7 @@ def test_dropping_leaves_the_rest_and_says_what_was_dropped():
     assert len(data.truth()["annotations"]) == len(content()["annotations"])
 
 
-def test_quirks_that_do_no_harm_are_notes_and_are_mended():
+def test_harmless_problems_are_warnings_and_are_handled():
     wide = [[1, 1, 4, 1, 4, 4, 1, 4]]
     data = CocoDataset(
         _with(
@@ -84,7 +84,7 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
             {"bbox": [5.5, 5.5, 20, 30]},
         )
     )
-    kinds = {p.kind: p for p in data.notes}
+    kinds = {p.kind: p for p in data.warnings}
     assert set(kinds) == {
         "box reaches beyond the image",
         "box far from its mask",
@@ -94,10 +94,10 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
         "keypoint outside the image",
         "keypoint outside its box",
         "num_keypoints is wrong",
-        "the same box twice",
+        "same box used twice",
         "annotation given twice",
     }
-    assert "annotation 101" in data.describe_notes()
+    assert "annotation 101" in data.describe_warnings()
     clipped, far, flat, parts, empty, keypoints, _ = data[1].annotations[3:]
     assert clipped.box == (70, 50, 80, 60)
     assert far.box == (30, 30, 70, 50)
@@ -108,7 +108,7 @@ def test_quirks_that_do_no_harm_are_notes_and_are_mended():
     assert not data.dropped
 
 
-def test_an_object_of_no_size_is_left_out_with_a_note_as_in_coco_train2017():
+def test_an_object_without_area_is_left_out_with_a_warning_as_in_coco_train2017():
     flat = {
         "bbox": [9.98, 8.56, 15.52, 0.0],
         "segmentation": [[9.98, 8.56, 25.5, 8.56, 25.5, 8.56, 9.98, 8.56]],
@@ -118,13 +118,13 @@ def test_an_object_of_no_size_is_left_out_with_a_note_as_in_coco_train2017():
     data = CocoDataset(_with(flat, nothing))
     assert len(data[1].annotations) == 3
     assert len(data.truth()["annotations"]) == len(content()["annotations"])
-    assert [p.where for p in data.notes if p.kind == "object without area"] == [
+    assert [p.where for p in data.warnings if p.kind == "object without area"] == [
         "annotation 100 (1.png)",
         "annotation 101 (1.png)",
     ]
 
 
-def test_the_same_object_with_keypoints_is_kept_though_it_has_no_area():
+def test_an_object_without_area_but_with_keypoints_is_kept():
     data = CocoDataset(
         _with(
             {
@@ -138,7 +138,7 @@ def test_the_same_object_with_keypoints_is_kept_though_it_has_no_area():
     assert data[1].annotations[-1].keypoints[0].tolist() == [10.5, 8.5, 2]
 
 
-def test_suspicious_entries_are_notes():
+def test_suspicious_entries_are_warnings():
     bow_tie = [10, 10, 40, 40, 40, 10, 10, 40]
     data = _with(
         {"bbox": [10, 5, 50, 35], "segmentation": [bow_tie, [50, 5, 60, 5, 60, 15]]},
@@ -147,21 +147,21 @@ def test_suspicious_entries_are_notes():
         {"id": 0, "bbox": [4, 4, 9, 9]},
     )
     data["images"].append({"id": 99, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
-    notes = {(p.kind, p.where, p.detail) for p in CocoDataset(data).notes}
-    assert notes == {
+    warnings = {(p.kind, p.where, p.detail) for p in CocoDataset(data).warnings}
+    assert warnings == {
         ("polygon crosses itself", "annotation 100 (1.png)", "1 polygon of the mask"),
-        ("area is wrong", "annotation 101 (1.png)", "area is 500, that of the mask 1600 px"),
+        ("area is wrong", "annotation 101 (1.png)", "area is 500, the mask has 1600 px"),
         ("area is wrong", "annotation 102 (1.png)", "area is 'much'"),
         (
             "annotation with id 0",
             "annotation 0 (1.png)",
-            "pycocotools takes a match with it for none",
+            "pycocotools counts a match with it as no match",
         ),
         ("image listed twice", "images[3]", "1.png is also images[1]"),
     }
 
 
-def test_images_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
+def test_images_that_are_missing_or_broken_or_have_the_wrong_size_are_listed(tmp_path):
     data = content()
     data["images"].append({"id": 73, "file_name": "none.png", "height": 5, "width": 5})
     data["images"].append({"id": 70, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
@@ -178,10 +178,10 @@ def test_images_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
     text = str(error.value)
     assert "there is no such file" in text
     assert "image 70 (0.png)" in text
-    assert "the file is 9 x 7, annotated are 80 x 60 pixels" in text
+    assert "the file is 9 x 7 pixels, the annotations say 80 x 60" in text
     assert "the annotations ignore the file's EXIF rotation" in text
     assert "image id used twice" in text
-    assert "broken image entry" in text
+    assert "image entry is broken" in text
     assert "image without size" in text
     with pytest.warns(DataWarning):
         assert len(CocoDataset(path, tmp_path, on_error="drop")) == 0
@@ -190,18 +190,18 @@ def test_images_that_are_missing_broken_or_of_another_size_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "is not JSON"),
-        ("[]", "holds a list"),
+        ("{", "not valid JSON"),
+        ("[]", "got a list"),
         ('{"images": []}', "no list annotations and no list categories"),
-        (None, "no such annotation file"),
+        (None, "annotation file not found"),
     ],
 )
-def test_a_file_that_is_no_coco_file_says_so(text, reason, tmp_path):
+def test_a_file_that_is_not_a_coco_file_is_refused_with_the_reason(text, reason, tmp_path):
     if text is not None:
         (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=reason):
         CocoDataset(tmp_path / "a.json", tmp_path)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder not found"):
         CocoDataset(content(), tmp_path / "nowhere")
 
 
@@ -209,8 +209,8 @@ def test_thousands_of_annotations_are_checked_in_a_second():
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[5:40, 10:50] = True
     data = content()
-    form = {"segmentation": rle.encode(mask), "bbox": [10, 5, 40, 35]}
-    data["annotations"] = [{"id": i, "image_id": 70, "category_id": 4} | form for i in range(4000)]
+    parts = {"segmentation": rle.encode(mask), "bbox": [10, 5, 40, 35]}
+    data["annotations"] = [{"id": i, "image_id": 70, "category_id": 4} | parts for i in range(4000)]
     start = time.process_time()
     CocoDataset(data)
     assert time.process_time() - start < 2

@@ -1,4 +1,4 @@
-"""Copies of an image are found, whatever happened to them; different images, however dark or plain, are not called copies."""
+"""Copies of an image are recognized after changes; different images, however dark or plain, are not."""
 
 from __future__ import annotations
 

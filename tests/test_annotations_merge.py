@@ -1,4 +1,4 @@
-"""Data sets that are annotated for different categories become one, which knows what was looked for in each image."""
+"""Data sets annotated for different categories merge into one that records which are annotated in each image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coco_samples import HEIGHT, WIDTH, content, write
 from models import tiny_config
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
-from maskrcnn.annotations.exhaustive import labeled_ids
+from maskrcnn.annotations.labeled_categories import labeled_ids
 from maskrcnn.annotations.merge import merge_datasets
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.augmentation.training_set import TrainingSet, collate
@@ -46,7 +46,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         ({"not_exhaustive_category_ids": [2]}, {1, 3}),
     ],
 )
-def test_what_an_entry_vouches_for(entry: dict[str, Any], expected: set[int] | None) -> None:
+def test_labeled_categories_follow_from_the_keys_of_an_entry(
+    entry: dict[str, Any], expected: set[int] | None
+) -> None:
     assert labeled_ids(entry, {1}, {1, 2, 3}) == expected
 
 
@@ -79,7 +81,9 @@ def test_one_image_of_two_data_sets_has_the_annotations_of_both(folders: tuple[P
     assert [len(r.annotations) for r in merged] == [len(r.annotations) for r in whole]
 
 
-def test_what_cannot_be_merged_is_refused_with_the_cure(folders: tuple[Path, Path]) -> None:
+def test_data_sets_that_do_not_fit_are_refused_with_a_suggestion(
+    folders: tuple[Path, Path],
+) -> None:
     figures = CocoDataset(of_category(9), folders[0])
     other = of_category(9, keypoints=["nose", "tail", "paw"])
     with pytest.raises(DataError, match=r'(?s)category "figure".*skeleton.*Rename'):
@@ -92,7 +96,7 @@ def test_what_cannot_be_merged_is_refused_with_the_cure(folders: tuple[Path, Pat
         merge_datasets([])
 
 
-def test_keys_that_are_wrong_are_told(folders: tuple[Path, Path]) -> None:
+def test_wrong_keys_are_reported(folders: tuple[Path, Path]) -> None:
     for wrong in ("figure", [5], [4.5]):
         data = content()
         data["images"][1]["labeled_categories"] = wrong
@@ -109,7 +113,7 @@ def test_a_category_that_the_file_lacks_is_not_annotated_anywhere(
     assert [r.labeled for r in data] == [{label}] * 3
 
 
-def test_examples_carry_what_was_looked_for(folders: tuple[Path, Path]) -> None:
+def test_examples_carry_their_labeled_categories(folders: tuple[Path, Path]) -> None:
     merged = merge_datasets(
         [CocoDataset(of_category(9), folders[0]), CocoDataset(of_category(4), folders[1])]
     )
@@ -126,11 +130,13 @@ def test_examples_carry_what_was_looked_for(folders: tuple[Path, Path]) -> None:
     assert isinstance(truth.labeled, torch.Tensor)
 
 
-def results(*found: tuple[int, int, list[float], float]) -> list[dict[str, Any]]:
-    return [{"image_id": i, "category_id": c, "bbox": box, "score": s} for i, c, box, s in found]
+def results(*detections: tuple[int, int, list[float], float]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": i, "category_id": c, "bbox": box, "score": s} for i, c, box, s in detections
+    ]
 
 
-def test_detections_that_nobody_can_judge_are_not_mistakes() -> None:
+def test_detections_of_unlabeled_categories_are_not_mistakes() -> None:
     truth: dict[str, Any] = {
         "images": [
             {"id": i, "file_name": f"{i}", "height": HEIGHT, "width": WIDTH} for i in (1, 2, 3)
@@ -148,16 +154,16 @@ def test_detections_that_nobody_can_judge_are_not_mistakes() -> None:
     )
     extra = results(
         (1, 2, [40, 40, 10, 10], 0.9), (3, 1, [40, 40, 10, 10], 0.9)
-    )  # not looked for; not all annotated
+    )  # not labeled; not all annotated
     wrong = results((1, 1, [40, 40, 10, 10], 0.9))
     partial = copy.deepcopy(truth)
     partial["images"][0]["labeled_categories"] = [1]
     partial["images"][2]["not_exhaustive_category_ids"] = [1]
 
-    def numbers(found: list[dict[str, Any]], data: dict[str, Any]) -> tuple[float, float]:
-        judged = evaluate(found, data).bbox
-        assert judged is not None
-        return judged["AP"], judged["AR"]
+    def numbers(detections: list[dict[str, Any]], data: dict[str, Any]) -> tuple[float, float]:
+        metrics = evaluate(detections, data).bbox
+        assert metrics is not None
+        return metrics["AP"], metrics["AR"]
 
     assert (
         numbers(right, truth)

@@ -1,4 +1,4 @@
-"""The truth lies on the image, whatever is done to it."""
+"""The truth stays on its objects under every augmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coco_samples import HEIGHT, WIDTH, content, write
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
 from maskrcnn.augmentation import geometry
-from maskrcnn.augmentation.augment import View
+from maskrcnn.augmentation.augment import AugmentedView
 from maskrcnn.augmentation.moved_masks import Pixels, Polygons, mask_of
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, InputConfig, KeypointHeadConfig
@@ -55,7 +55,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / max((a | b).sum(), 1)
 
 
-def test_without_augmentation_the_image_is_what_prediction_sees(data):
+def test_without_augmentation_the_image_is_that_of_prediction(data):
     for rule in (
         InputConfig(min_size=100, max_size=120),
         InputConfig(min_size=100, max_size=120, resize="torch", rounding="floor"),
@@ -91,7 +91,7 @@ def test_flips_and_turns_of_an_example_undo_those_of_its_image(data, change):
         if change.startswith("turn"):
             turns = int(change[-1])
             image = plain._image(index)
-            view = View(
+            view = AugmentedView(
                 geometry.quarter_turns(turns, (HEIGHT, WIDTH)),
                 (WIDTH, HEIGHT) if turns % 2 else (HEIGHT, WIDTH),
             )
@@ -120,7 +120,7 @@ def test_flips_and_turns_of_an_example_undo_those_of_its_image(data, change):
 
 
 def _nearly_equal(masks: torch.Tensor, others: torch.Tensor) -> None:
-    """Polygons are exact along rows and sampled four times a row, so that a turned one differs a little at its polygon."""
+    """Polygons are exact along rows and sampled four times a row, so a rotated one differs a little at its border."""
     difference = (masks.float() - others.float()).abs().flatten()
     assert difference.numel() == 0 or (difference.max() < 33 and difference.mean() < 0.2)
 
@@ -198,25 +198,27 @@ def test_slivers_become_ignore_and_less_than_a_pixel_is_dropped(data):
     training = _set(data, STILL)
     image = training._image(1)  # its first object is a box alone: 5.5, 5.5, 25.5, 35.5
 
-    def seen(x: float) -> tuple[list, list]:
-        truth = training._truth(image, View(geometry.translate(-x, 0), (60, 30), whole=False))
+    def in_view(x: float) -> tuple[list, list]:
+        truth = training._truth(
+            image, AugmentedView(geometry.translate(-x, 0), (60, 30), whole=False)
+        )
         mine = (truth.labels[0] == 0) & ~truth.has_mask[0]
         return truth.boxes[0][mine].tolist(), truth.ignore[0][mine].tolist()
 
-    assert seen(15) == ([[0, 5.5, 10.5, 35.5]], [False])
-    assert seen(24) == ([[0, 5.5, 1.5, 35.5]], [True])
-    assert seen(25) == ([], [])
+    assert in_view(15) == ([[0, 5.5, 10.5, 35.5]], [False])
+    assert in_view(24) == ([[0, 5.5, 1.5, 35.5]], [True])
+    assert in_view(25) == ([], [])
 
 
 def test_keypoints_outside_the_image_are_unlabeled(data):
     training = _set(data, STILL)
     truth = training._truth(
-        training._image(0), View(geometry.translate(-20, 0), (60, 60), whole=False)
+        training._image(0), AugmentedView(geometry.translate(-20, 0), (60, 60), whole=False)
     )
     assert truth.keypoints[0, 0, :, 2].tolist() == [2, 1, 0]
     assert truth.keypoints[0, 0, 2].tolist() == [0, 0, 0]
     truth = training._truth(
-        training._image(1), View(geometry.translate(-50, 0), (60, 30), whole=False)
+        training._image(1), AugmentedView(geometry.translate(-50, 0), (60, 30), whole=False)
     )
     (row,) = torch.nonzero(truth.has_keypoints[0]).flatten().tolist()
     assert truth.boxes[0, row].tolist() == [
@@ -228,15 +230,15 @@ def test_keypoints_outside_the_image_are_unlabeled(data):
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 75, 160])
-@pytest.mark.parametrize("form", ["polygons", "pixels"])
-def test_boxes_of_rotated_and_cut_masks_are_tight(form, degrees):
+@pytest.mark.parametrize("kind", ["polygons", "pixels"])
+def test_boxes_of_rotated_and_cut_masks_are_tight(kind, degrees):
     polygon = np.array([(20, 10), (70, 25), (60, 55), (40, 30), (25, 50)], float)
     grid = rle.polygon_coverage([polygon], (0, 0, 90, 70), 720) >= 128
     rows = (np.arange(70) + 0.5) / 70 * 720
     columns = (np.arange(90) + 0.5) / 90 * 720
     pixels = grid[np.ix_(rows.astype(int), columns.astype(int))]
     mask = (
-        Polygons((polygon,)) if form == "polygons" else Pixels(*rle.decode_crop(rle.encode(pixels)))
+        Polygons((polygon,)) if kind == "polygons" else Pixels(*rle.decode_crop(rle.encode(pixels)))
     )
     matrix = geometry.compose(
         geometry.scale(1.5, 1.2), geometry.rotate(degrees, (60, 40)), geometry.translate(-30, -25)
@@ -245,7 +247,7 @@ def test_boxes_of_rotated_and_cut_masks_are_tight(form, degrees):
     # every point of a fine grid over the view, looked up in the original
     x, y = np.meshgrid((np.arange(600) + 0.5) / 10, (np.arange(500) + 0.5) / 10)
     u, v = np.moveaxis(geometry.move_points(np.linalg.inv(matrix), np.stack([x, y], -1)), -1, 0)
-    if form == "polygons":
+    if kind == "polygons":
         lookup, unit = grid, (720 / 90, 720 / 70)
     else:
         lookup, unit = pixels, (1, 1)
@@ -255,22 +257,22 @@ def test_boxes_of_rotated_and_cut_masks_are_tight(form, degrees):
     inside[valid] = lookup[row[valid], column[valid]]
     ys, xs = np.flatnonzero(inside.any(1)) / 10, np.flatnonzero(inside.any(0)) / 10
     expected = [xs[0], ys[0], xs[-1] + 0.1, ys[-1] + 0.1]
-    box = mask.seen(matrix, size)
-    assert np.abs(np.subtract(box, expected)).max() < (0.35 if form == "polygons" else 2)
+    box = mask.bounds(matrix, size)
+    assert np.abs(np.subtract(box, expected)).max() < (0.35 if kind == "polygons" else 2)
     coverage = mask.coverage(matrix, box, 56)
     assert iou(pasted(coverage, box, size), inside[5::10, 5::10]) > 0.96
 
 
-def test_a_mask_outside_the_view_is_not_seen():
+def test_a_mask_outside_the_view_has_no_bounds():
     matrix = geometry.translate(100, 0)
     for mask in (
         Polygons((np.array([(0, 0), (9, 0), (9, 9)], float),)),
         Pixels(np.ones((5, 5), bool), 3, 3),
     ):
-        assert mask.seen(matrix, (50, 50)) is None
-        assert mask.seen(geometry.compose(geometry.rotate(30, (0, 0)), matrix), (50, 50)) is None
+        assert mask.bounds(matrix, (50, 50)) is None
+        assert mask.bounds(geometry.compose(geometry.rotate(30, (0, 0)), matrix), (50, 50)) is None
     frame = Polygons((np.array([(-10, -10), (60, -10), (60, 60), (-10, 60)], float),))
-    assert frame.seen(np.eye(3), (50, 40)) == (0, 0, 40, 50)  # all edges lie outside
+    assert frame.bounds(np.eye(3), (50, 40)) == (0, 0, 40, 50)  # all edges lie outside
 
 
 def test_stored_masks_paste_back_almost_exactly_on_real_objects(shared):
@@ -282,12 +284,12 @@ def test_stored_masks_paste_back_almost_exactly_on_real_objects(shared):
     for index in range(0, len(data), 2):
         record = data[index]
         for annotation in record.annotations:
-            form = annotation.rle or _oracle_rle(annotation.polygons, record)
-            dense, box = rle.decode(form), annotation.box
+            encoded = annotation.rle or _oracle_rle(annotation.polygons, record)
+            dense, box = rle.decode(encoded), annotation.box
             coverage = mask_of(annotation).coverage(np.eye(3), box, 112)
             side = min(box[2] - box[0], box[3] - box[1])
-            found = iou(pasted(coverage, box, dense.shape), _within(dense, box))
-            (large if side > 32 and not annotation.ignore else small).append(found)
+            overlap = iou(pasted(coverage, box, dense.shape), _within(dense, box))
+            (large if side > 32 and not annotation.ignore else small).append(overlap)
     assert len(large) > 100
     assert np.mean(large) > 0.99
     assert np.mean(small) > 0.9
@@ -324,7 +326,9 @@ def test_the_cache_stays_within_its_bound(data):
 def test_categories_that_are_not_the_models_are_refused(data):
     with pytest.raises(DataError, match="2 categories, the model has 90"):
         TrainingSet(data, maskrcnn_r50_fpn_torchvision(), None)
-    with pytest.raises(DataError, match=r'category "box" \(label 0\) has 0 keypoints, the model 5'):
+    with pytest.raises(
+        DataError, match=r'category "box" \(label 0\) has 0 keypoints, the model has 5'
+    ):
         TrainingSet(data, maskrcnn_r18_small(2, keypoints=5), None)
 
 

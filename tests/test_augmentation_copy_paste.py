@@ -14,11 +14,11 @@ from PIL import Image
 
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
-from maskrcnn.augmentation.augment import View
-from maskrcnn.augmentation.copy_paste import draw_place, hide, paste
+from maskrcnn.augmentation.augment import AugmentedView
+from maskrcnn.augmentation.copy_paste import draw_paste_position, hide, paste
 from maskrcnn.augmentation.loader import TrainingLoader
 from maskrcnn.augmentation.moved_masks import Pixels
-from maskrcnn.augmentation.objects import Objects, Shape
+from maskrcnn.augmentation.objects import ViewMask, ViewObjects
 from maskrcnn.augmentation.training_set import TrainingSet
 from maskrcnn.config import AugmentConfig
 from maskrcnn.presets import maskrcnn_r18_small
@@ -28,7 +28,7 @@ STILL = AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0), copy_paste=1.0)
 
 def objects_of(
     masks: list[np.ndarray], keypoints: np.ndarray | None = None, ignore: tuple[int, ...] = ()
-) -> Objects:
+) -> ViewObjects:
     """Whole-pixel masks [h, w] as objects with the boxes around them; label i is the i-th."""
     count = len(masks)
     bounds = [
@@ -40,12 +40,12 @@ def objects_of(
         )
         for m in masks
     ]
-    return Objects(
+    return ViewObjects(
         boxes=np.array(bounds, float).reshape(-1, 4),
         has_box=np.ones(count, bool),
         labels=np.arange(count),
         ignore=np.isin(np.arange(count), ignore),
-        shapes=[Shape(Pixels(m, 0, 0), np.eye(3)) for m in masks],
+        masks=[ViewMask(Pixels(m, 0, 0), np.eye(3)) for m in masks],
         keypoints=np.zeros((count, 0, 3)) if keypoints is None else keypoints,
     )
 
@@ -87,9 +87,9 @@ def test_a_paste_equals_a_loop_over_pixels(seed, host, source, counts, density):
             assert (pasted_image[y, x] == (other[v, u] if over[y, x] else before[y, x])).all()
     for i, mask in enumerate(ours):
         left = mask & ~over
-        seen = (result.boxes[i, 2:] > result.boxes[i, :2]).all()
-        assert seen == left.any()
-        if seen:
+        is_visible = (result.boxes[i, 2:] > result.boxes[i, :2]).all()
+        assert is_visible == left.any()
+        if is_visible:
             ys, xs = np.nonzero(left)
             assert result.boxes[i].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             assert result.ignore[i] == (left.sum() < 0.1 * mask.sum())
@@ -100,10 +100,10 @@ def test_a_paste_equals_a_loop_over_pixels(seed, host, source, counts, density):
         assert (dense(result, row, host) == whole).all()
 
 
-def dense(objects: Objects, row: int, size: tuple[int, int]) -> np.ndarray:
+def dense(objects: ViewObjects, row: int, size: tuple[int, int]) -> np.ndarray:
     """An object's mask at whole pixels."""
     side = max(size)
-    return objects.shapes[row].coverage((0, 0, side, side), side)[: size[0], : size[1]] == 255
+    return objects.masks[row].coverage((0, 0, side, side), side)[: size[0], : size[1]] == 255
 
 
 @given(
@@ -113,7 +113,7 @@ def dense(objects: Objects, row: int, size: tuple[int, int]) -> np.ndarray:
 )
 @settings(max_examples=60, deadline=None)
 def test_a_view_is_laid_inside_the_other_or_covers_it(a, b, seed):
-    part, (x, y) = draw_place(View(np.eye(3), a), b, np.random.default_rng(seed))
+    part, (x, y) = draw_paste_position(AugmentedView(np.eye(3), a), b, np.random.default_rng(seed))
     assert part.size == (min(a[0], b[0]), min(a[1], b[1]))
     assert 0 <= x <= b[1] - part.size[1]
     assert 0 <= y <= b[0] - part.size[0]
@@ -136,8 +136,8 @@ def test_boxes_keep_their_sides_where_nothing_was_pasted():
     assert hide(loose, over).boxes.tolist() == loose.boxes.tolist()
 
 
-def test_objects_without_a_mask_give_way_by_their_boxes():
-    boxes = replace(objects_of([np.ones((10, 10), bool)]), shapes=[None])
+def test_objects_without_a_mask_are_covered_by_their_boxes():
+    boxes = replace(objects_of([np.ones((10, 10), bool)]), masks=[None])
     over = np.zeros((10, 10), bool)
     over[:, 6:] = True
     assert hide(boxes, over).boxes.tolist() == [[0, 0, 6, 10]]
@@ -147,10 +147,10 @@ def test_objects_without_a_mask_give_way_by_their_boxes():
     hull = replace(boxes, has_box=np.array([False]))
     assert hide(hull, over).boxes.tolist() == [[0, 0, 10, 10]]
     over[:] = True
-    assert len(hide(boxes, over).seen) == len(hide(hull, over).seen) == 0
+    assert len(hide(boxes, over).visible) == len(hide(hull, over).visible) == 0
 
 
-def test_regions_to_ignore_are_never_pasted_and_ignored_as_far_as_they_are_seen():
+def test_regions_to_ignore_are_never_pasted_and_shrink_to_their_visible_part():
     crowd = objects_of([np.ones((10, 10), bool)], ignore=(0,))
     rng = np.random.default_rng(0)
     image, other = np.zeros((10, 10, 3), np.uint8), np.full((10, 10, 3), 9, np.uint8)
@@ -228,7 +228,7 @@ def colored(tmp_path) -> CocoDataset:
 
 @pytest.mark.parametrize("crop", [None, 35])
 def test_the_truth_of_an_example_lies_on_its_own_color(colored, crop):
-    """At scale 1, flipped, turned and cropped: what the masks hold is just what has the color of their category."""
+    """At scale 1, flipped, turned and cropped: the pixels in the masks are those with the color of their category."""
     config = maskrcnn_r18_small(colored.categories)
     config = replace(config, mask=replace(config.mask, truth_size=160))
     training = TrainingSet(
@@ -238,7 +238,7 @@ def test_the_truth_of_an_example_lies_on_its_own_color(colored, crop):
     for seed in range(30):
         example = training.example(seed % 2, seed)
         image, truth = example.image.permute(1, 2, 0).numpy(), example.truth
-        found = np.full(image.shape[:2], -1)
+        in_truth = np.full(image.shape[:2], -1)
         for box, label, mask in zip(
             truth.boxes[0].numpy(), truth.labels[0].tolist(), truth.masks[0].numpy(), strict=True
         ):
@@ -248,12 +248,12 @@ def test_the_truth_of_an_example_lies_on_its_own_color(colored, crop):
                 ((np.arange(n) + 0.5) / n * 160).astype(int) for n in (y1 - y0, x1 - x0)
             )
             inside = mask[np.ix_(rows, columns)] >= 128
-            assert (found[y0:y1, x0:x1][inside] < 0).all()
-            found[y0:y1, x0:x1][inside] = label
+            assert (in_truth[y0:y1, x0:x1][inside] < 0).all()
+            in_truth[y0:y1, x0:x1][inside] = label
         wanted = np.full(image.shape[:2], -1)
         for label, color in enumerate(COLORS):
             wanted[(image == color).all(axis=2)] = label
-        assert (found == wanted).all()
+        assert (in_truth == wanted).all()
         exchanged += len({label // 3 for label in truth.labels[0].tolist()}) == 2
     assert exchanged > 5
 
@@ -292,7 +292,7 @@ def test_pasted_examples_are_a_function_of_index_and_seed_in_any_process(data, c
                 assert torch.equal(truth.masks[row, :count], one.truth.masks[0])
 
 
-def test_without_copy_paste_examples_are_what_they_were(data):
+def test_copy_paste_does_not_change_examples_without_it(data):
     """Its draws come after all others."""
     wild = AugmentConfig(scale=(0.5, 2.0), crop=50, brightness=0.3)
     config = maskrcnn_r18_small(data.categories)
@@ -301,7 +301,7 @@ def test_without_copy_paste_examples_are_what_they_were(data):
         assert torch.equal(plain.example(0, seed).image, rare.example(0, seed).image)
 
 
-def test_objects_come_from_a_image_of_the_same_look_or_from_the_image_itself(tmp_path):
+def test_objects_come_from_an_image_of_similar_color_or_from_the_image_itself(tmp_path):
     write(tmp_path)
     for i, gray in enumerate((10, 240, 25)):
         Image.fromarray(np.full((HEIGHT, WIDTH, 3), gray, np.uint8)).save(tmp_path / f"{i}.png")
@@ -332,7 +332,7 @@ def test_images_annotated_for_other_categories_exchange_no_objects(tmp_path):
     assert drawn == {0: {0, 1}, 1: {0, 1}, 2: {2}}
 
 
-def test_copy_paste_that_cannot_be_is_refused(tmp_path):
+def test_copy_paste_that_is_impossible_is_refused(tmp_path):
     write(tmp_path)
     boxes = content()
     boxes["annotations"] = [
@@ -341,8 +341,8 @@ def test_copy_paste_that_cannot_be_is_refused(tmp_path):
         if "bbox" in a
     ]
     data = CocoDataset(boxes, tmp_path)
-    with pytest.raises(DataError, match="no object has a mask to cut it out by"):
+    with pytest.raises(DataError, match="no object has a mask to paste"):
         TrainingSet(data, maskrcnn_r18_small(data.categories), STILL)
     data = CocoDataset(content(), tmp_path)
-    with pytest.raises(ValueError, match="copy_paste_choices is 0, must be at least 1"):
+    with pytest.raises(ValueError, match="copy_paste_choices: expected at least 1, got 0"):
         TrainingSet(data, maskrcnn_r18_small(data.categories), replace(STILL, copy_paste_choices=0))

@@ -1,4 +1,4 @@
-"""Large-scale jitter: images from a tenth to twice their size, in a window of fixed size."""
+"""Large-scale jitter: images at 0.1 to 2 times their size, in a window of fixed size."""
 
 from __future__ import annotations
 

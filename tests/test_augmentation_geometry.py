@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maskrcnn.augmentation import geometry
-from maskrcnn.augmentation.augment import View, color_matrix, draw_view, warp
+from maskrcnn.augmentation.augment import AugmentedView, color_matrix, draw_view, warp
 from maskrcnn.config import AugmentConfig, InputConfig
 from maskrcnn.preprocess import input_size, resize
 
@@ -41,7 +41,7 @@ def test_a_composed_matrix_moves_like_its_steps_one_after_the_other(matrices, se
     assert geometry.mirrored(whole) == (sum(map(geometry.mirrored, matrices)) % 2 == 1)
 
 
-def test_each_step_does_what_its_name_says():
+def test_each_step_moves_points_as_named():
     corner = np.array([10.0, 5.0])
     assert geometry.move_points(geometry.flip_horizontal(80), corner).tolist() == [70, 5]
     assert geometry.move_points(geometry.flip_vertical(60), corner).tolist() == [10, 55]
@@ -50,8 +50,8 @@ def test_each_step_does_what_its_name_says():
     assert geometry.move_boxes(
         geometry.flip_horizontal(80), np.array([[10.0, 5.0, 30.0, 25.0]])
     ).tolist() == [[50, 5, 70, 25]]
-    assert geometry.straight(geometry.quarter_turns(3, (60, 80)))
-    assert not geometry.straight(geometry.rotate(1, (0, 0)))
+    assert geometry.is_axis_aligned(geometry.quarter_turns(3, (60, 80)))
+    assert not geometry.is_axis_aligned(geometry.rotate(1, (0, 0)))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,10 @@ def image() -> np.ndarray:
     return np.ascontiguousarray(coarse.repeat(9, 0).repeat(8, 1))[:83, :101]
 
 
-def _view(image: np.ndarray, *matrices: np.ndarray, size: tuple[int, int] | None = None) -> View:
-    return View(geometry.compose(*matrices), size or image.shape[:2])
+def _view(
+    image: np.ndarray, *matrices: np.ndarray, size: tuple[int, int] | None = None
+) -> AugmentedView:
+    return AugmentedView(geometry.compose(*matrices), size or image.shape[:2])
 
 
 def test_flips_and_right_angles_move_pixels_exactly(image):
@@ -95,20 +97,20 @@ def test_a_crop_is_a_part_of_the_resized_image(image, factor):
     assert np.abs(crop.astype(int) - whole[7:27, 13:38]).max() <= 1
 
 
-def test_a_model_without_antialiasing_gets_images_without(image):
+def test_a_model_without_antialiasing_gets_images_without_antialiasing(image):
     config = InputConfig(min_size=None, max_size=None, resize="torch")
     size = (30, 40)
     whole = resize(image, size, config).numpy().transpose(1, 2, 0)
     scaled = geometry.scale(40 / image.shape[1], 30 / image.shape[0])
-    seen = warp(image, _view(image, scaled, size=size), config).astype(float)
-    assert np.abs(seen - whole).max() < 1.01
+    pixels = warp(image, _view(image, scaled, size=size), config).astype(float)
+    assert np.abs(pixels - whole).max() < 1.01
     assert np.abs(warp(image, _view(image, scaled, size=size), OWN_SCALE) - whole).max() > 20
 
 
 def test_a_rotation_samples_between_pixels_and_pads_with_the_mean(image):
     height, width = image.shape[:2]
     matrix = geometry.rotate(25, (width / 2, height / 2))
-    seen = warp(image, _view(image, matrix), OWN_SCALE)
+    pixels = warp(image, _view(image, matrix), OWN_SCALE)
     back = np.linalg.inv(matrix)
     checked = outside = 0
     for y in range(0, height, 3):
@@ -121,10 +123,10 @@ def test_a_rotation_samples_between_pixels_and_pads_with_the_mean(image):
                 expected = (1 - b) * ((1 - a) * near[0, 0] + a * near[0, 1]) + b * (
                     (1 - a) * near[1, 0] + a * near[1, 1]
                 )
-                assert np.abs(seen[y, x] - expected).max() < 1.5
+                assert np.abs(pixels[y, x] - expected).max() < 1.5
                 checked += 1
             elif not (-1 < u < width + 1 and -1 < v < height + 1):
-                assert seen[y, x].tolist() == [124, 116, 104]
+                assert pixels[y, x].tolist() == [124, 116, 104]
                 outside += 1
     assert checked > 300
     assert outside > 20
@@ -134,12 +136,16 @@ def test_a_rotated_shrunken_crop_is_antialiased(image):
     matrix = geometry.compose(
         geometry.scale(0.4, 0.4), geometry.rotate(25, (20, 16)), geometry.translate(-8, -6)
     )
-    seen = warp(image, View(matrix, (20, 24), False), OWN_SCALE).astype(float)
+    pixels = warp(image, AugmentedView(matrix, (20, 24), False), OWN_SCALE).astype(float)
     fine = geometry.compose(
         geometry.scale(1.6, 1.6), geometry.rotate(25, (80, 64)), geometry.translate(-32, -24)
     )
-    area = warp(image, View(fine, (80, 96), False), OWN_SCALE).reshape(20, 4, 24, 4, 3).mean((1, 3))
-    assert np.abs(seen - area).mean() < 12
+    area = (
+        warp(image, AugmentedView(fine, (80, 96), False), OWN_SCALE)
+        .reshape(20, 4, 24, 4, 3)
+        .mean((1, 3))
+    )
+    assert np.abs(pixels - area).mean() < 12
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,7 +194,7 @@ def test_the_scale_multiplies_the_size_of_the_resize_rule():
     assert np.median(logs) == pytest.approx(np.log(120 * 0.5**0.5), abs=0.08)
 
 
-def test_crops_prefer_objects_and_still_see_background():
+def test_crops_prefer_objects_and_still_contain_background():
     box = np.array([[400.0, 300.0, 420.0, 320.0]])
     config = AugmentConfig(scale=(1.0, 1.0), crop=64)
     hits = 0
@@ -216,11 +222,11 @@ def test_color_jitter_reaches_the_image(image):
         scale=(1.0, 1.0), flip_horizontal=0, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1
     )
     view = draw_view(config, OWN_SCALE, image.shape[:2], np.zeros((0, 4)), np.random.default_rng(3))
-    seen = warp(image, view, OWN_SCALE)
+    pixels = warp(image, view, OWN_SCALE)
     gray = image[::4, ::4].reshape(-1, 3).mean(0) @ [0.299, 0.587, 0.114]
     expected = (
         image.astype(float) @ color_matrix(view.color, gray)[:, :3].T
         + color_matrix(view.color, gray)[:, 3]
     )
-    assert np.abs(seen - np.clip(expected, 0, 255)).max() < 1
-    assert np.abs(seen.astype(int) - image).mean() > 5
+    assert np.abs(pixels - np.clip(expected, 0, 255)).max() < 1
+    assert np.abs(pixels.astype(int) - image).mean() > 5

@@ -1,4 +1,4 @@
-"""A part to judge by: nothing of it is learnt from, not even in another size."""
+"""Validation data that is split off has no image in common with the training data, not even at another size."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_images_that_look_alike_stay_together(data: CocoDataset, seed: int) -> None:
-    kept, held = split_dataset(data, 0.2, seed)
-    assert ids(kept) | ids(held) == set(range(20))
-    assert not ids(kept) & ids(held)
-    assert not {i % 10 for i in ids(kept)} & {i % 10 for i in ids(held)}
-    assert len(held) == 4
+    train, val = split_dataset(data, 0.2, seed)
+    assert ids(train) | ids(val) == set(range(20))
+    assert not ids(train) & ids(val)
+    assert not {i % 10 for i in ids(train)} & {i % 10 for i in ids(val)}
+    assert len(val) == 4
 
 
-def test_the_seed_decides(data: CocoDataset) -> None:
+def test_the_seed_determines_the_split(data: CocoDataset) -> None:
     assert ids(split_dataset(data, 0.2, 1)[1]) == ids(split_dataset(data, 0.2, 1)[1])
     assert len({tuple(sorted(ids(split_dataset(data, 0.2, seed)[1]))) for seed in range(6)}) > 1
 
@@ -82,11 +82,11 @@ def test_a_rare_category_is_on_both_sides(data: CocoDataset) -> None:
 
 
 def test_images_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"2 images, all alike.*--val none"):
+    with pytest.raises(DataError, match=r"all 2 images look alike.*--val none"):
         split_dataset(write(tmp_path, [noise(0), noise(0)], [[1], [1]]))
 
 
-def test_a_share_that_is_none_is_refused(data: CocoDataset) -> None:
+def test_a_share_outside_its_range_is_refused(data: CocoDataset) -> None:
     with pytest.raises(ValueError, match="above 0 and below 1"):
         split_dataset(data, 1.0)
 
@@ -102,7 +102,7 @@ def test_a_share_that_is_none_is_refused(data: CocoDataset) -> None:
     share=st.floats(0.05, 0.6),
     seed=st.integers(0, 9),
 )
-def test_the_part_is_never_empty_never_all_and_about_its_share(
+def test_the_split_is_never_empty_never_all_and_about_its_share(
     groups: list, share: float, seed: int
 ) -> None:
     sizes, objects = [size for size, _ in groups], [Counter(count) for _, count in groups]
