@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from coco_samples import content, write
@@ -12,11 +13,17 @@ from coco_samples import content, write
 import maskrcnn as mr
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.cli import run
-from maskrcnn.formats.convert import WRITERS
+from maskrcnn.formats.all_formats import FORMAT_BY_NAME, FORMATS
+from maskrcnn.formats.format_name import FormatName
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.synthetic.shapes import CATEGORIES
 
-ALL = tuple(WRITERS)
+ALL = tuple(FORMAT_BY_NAME)
+
+
+def test_the_names_that_commands_offer_are_those_of_the_formats():
+    assert get_args(FormatName) == ALL
+    assert len({known.name for known in FORMATS}) == len(FORMATS)
 
 
 @pytest.fixture
@@ -51,12 +58,12 @@ def test_nothing_is_overwritten_and_an_error_leaves_nothing(coco: Path, tmp_path
     kept = tmp_path / "out"
     kept.mkdir()
     (kept / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         mr.convert_annotations(coco, kept, "labelme")
     assert [p.name for p in kept.iterdir()] == ["mine.txt"]
     (tmp_path / "in" / "1.png").rename(tmp_path / "in" / "0.bmp")
     coco.write_text(coco.read_text().replace("1.png", "0.bmp"))
-    with pytest.raises(ValueError, match=r"two images give one file, 0\.json"):
+    with pytest.raises(ValueError, match=r"two images map to one file, 0\.json"):
         mr.convert_annotations(coco, tmp_path / "new", "labelme")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
@@ -88,9 +95,9 @@ def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
     assert json.loads((tmp_path / "b" / "0.json").read_text())["imagePath"] == "images/0.png"
     mr.convert_annotations(coco, tmp_path / "c", "yolo-seg", image_files="link")
     assert (tmp_path / "c" / "images" / "train" / "0.png").is_symlink()
-    with pytest.raises(ValueError, match="have to lie beside the annotations; choose copy or link"):
+    with pytest.raises(ValueError, match="must be beside the annotations; use image_files="):
         mr.convert_annotations(coco, tmp_path / "d", "voc", image_files="reference")
-    with pytest.raises(ValueError, match="one file; give a folder"):
+    with pytest.raises(ValueError, match="is a single file; give a folder"):
         mr.convert_annotations(coco, tmp_path / "e.json", "coco", image_files="copy")
     for folder in "abc":
         assert mr.load_dataset(tmp_path / folder).image(0).shape == (60, 80, 3)
@@ -105,7 +112,7 @@ def test_what_is_unknown_lists_what_was_looked_for(tmp_path: Path):
     (tmp_path / "task.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="unpack it first"):
         mr.load_dataset(tmp_path / "task.zip")
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="file or folder not found"):
         mr.load_dataset(tmp_path / "absent.json")
     with pytest.raises(ValueError, match='unknown format "labelmee", did you mean "labelme"'):
         mr.convert_annotations(tmp_path, tmp_path / "out", "labelmee")
@@ -148,10 +155,10 @@ def test_the_command_converts_and_tells_what_is_lost(
 ):
     assert run(["convert", str(coco), str(tmp_path / "out"), "--format", "voc"]) == 0
     told = capsys.readouterr().out
-    assert "written as voc, without:" in told
+    assert "written as voc; the format cannot represent:" in told
     assert "keypoints (2): annotation 1 (0.png)" in told
     assert run(["convert", str(coco), str(tmp_path / "out"), "--format", "voc"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run(["convert", str(coco), str(tmp_path / "all"), "--format", "coco"]) == 0
     assert "nothing lost" in capsys.readouterr().out
 
@@ -179,7 +186,7 @@ def test_predictions_are_written_as_annotations_to_correct(
     assert data.content()["annotations"][0]["score"] == pytest.approx(results[0]["score"], abs=1e-6)
     assert data.image(0).shape[:2] == data.size(0)
     assert run([*words, "--format", "labelme"]) == 2  # before the work, not after it
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run([*words, "--format", "yolo"]) == 0
     assert (tmp_path / "out" / "yolo-pose").is_dir(), "for some of these categories have keypoints"
 

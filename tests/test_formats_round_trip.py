@@ -242,7 +242,7 @@ def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
         (
             "yolo-pose",
             {"keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]},
-            "get the one around their keypoints (1)",
+            "the box around their keypoints (1)",
         ),
         ("yolo-pose", {"segmentation": [[1, 1, 9, 1, 9, 9]]}, "masks (1)"),
         ("voc", {"bbox": [1, 1, 5, 5], "keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]}, "keypoints (1)"),
@@ -250,7 +250,7 @@ def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
         (
             "png",
             {"segmentation": [[1, 1, 9, 1, 9, 9]], "bbox": [1, 1, 3, 3]},
-            "boxes that are not those around the mask (1)",
+            "boxes that differ from the one around the mask (1)",
         ),
         ("labelme", {"bbox": [1, 1, 5, 5]}, "limbs of skeletons (1): person"),
         ("via", {"bbox": [1, 1, 5, 5]}, "limbs of skeletons (1): person"),
@@ -285,7 +285,7 @@ def test_where_objects_overlap_the_smaller_is_whole_and_the_loss_is_told(
         for m in (small, small * False + np.eye(HEIGHT, WIDTH, dtype=bool), large)
     ]
     data, lost = written(annotations, form, tmp_path, images)
-    assert "pixels of objects under others (1)" in lost
+    assert "pixels covered by other objects (1)" in lost
     first, second = by_image(data)[0]
     assert pixels(first) == rle.encode(small)["counts"]
     assert pixels(second) == rle.encode(large & ~small)["counts"]
