@@ -1,6 +1,6 @@
 """CVAT: annotations.xml of "CVAT for images 1.1".
 
-polygon, ellipse, rotated box, mask (run lengths row by row, in its own box) -> mask; box -> box;
+polygon, ellipse, rotated box, mask (RLE row by row, in its own box) -> mask; box -> box;
 skeleton -> keypoints with occluded and outside. Shapes that share group_id and label are one
 object. A skeleton, or points named after a keypoint, belong to the one other object of their
 group. The attribute "ignore" (or is_crowd) marks a region to ignore. In CVAT a label with a
@@ -216,9 +216,9 @@ class _Shapes:
             label = _category(shape.get("label", ""), self.labels)
             if shape.tag == "skeleton" and category is not None and category != label:
                 adopted[label] = category
-        for found in objects.values():
-            if found.boxes or found.polygons or found.rles or found.keypoints:
-                self.builder.add(self.image_id, found)
+        for instance in objects.values():
+            if instance.boxes or instance.polygons or instance.rles or instance.keypoints:
+                self.builder.add(self.image_id, instance)
         return {label: category for label, category in adopted.items() if label in self.labels}
 
     def _add_area(self, objects: Objects, shape: Element, index: int, where: str) -> None:
@@ -239,10 +239,10 @@ class _Shapes:
             return
 
         new = AnnotatedObject(_category(label, self.labels), where)
-        found = objects.setdefault(_key(shape, index), new)
-        _read_flags(found, shape)
+        instance = objects.setdefault(_key(shape, index), new)
+        _read_flags(instance, shape)
         try:
-            _read_area(found, shape, self.builder.size(self.image_id))
+            _read_area(instance, shape, self.builder.size(self.image_id))
         except (ValueError, KeyError) as error:
             self.builder.problem(
                 "broken shape", where, f"{shape.tag}: {error}", "draw it again in CVAT"
@@ -260,20 +260,20 @@ class _Shapes:
         """
         group = _key(shape, index)
         candidates = [
-            found
-            for key, found in objects.items()
+            instance
+            for key, instance in objects.items()
             if len(key) == len(group) == 2 and key[1] == group[1]
         ]
         if shape.tag == "skeleton":
             if len(candidates) == 1:
-                found = candidates[0]
+                instance = candidates[0]
             else:
                 label = _category(shape.get("label", ""), self.labels)
-                found = objects.setdefault((index,), AnnotatedObject(label, where))
-            _read_flags(found, shape)
+                instance = objects.setdefault((index,), AnnotatedObject(label, where))
+            _read_flags(instance, shape)
             parts = list(shape.iterfind("points"))
         elif len(candidates) == 1:
-            found = candidates[0]
+            instance = candidates[0]
             parts = [shape]
         else:
             self.builder.problem(
@@ -297,12 +297,12 @@ class _Shapes:
                 continue
             if part.get("outside", "0") != "1":
                 visibility = 1 if part.get("occluded") == "1" else 2
-                found.keypoints[part.get("label", "")] = (
+                instance.keypoints[part.get("label", "")] = (
                     x - KEYPOINT_OFFSET,
                     y - KEYPOINT_OFFSET,
                     visibility,
                 )
-        return found.category
+        return instance.category
 
 
 def _key(shape: Element, index: int) -> tuple[Any, ...]:
@@ -310,13 +310,13 @@ def _key(shape: Element, index: int) -> tuple[Any, ...]:
     return (index,) if group == "0" else (shape.get("label"), group)
 
 
-def _read_flags(found: AnnotatedObject, shape: Element) -> None:
+def _read_flags(instance: AnnotatedObject, shape: Element) -> None:
     for attribute in shape.iterfind("attribute"):
         if attribute.get("name") in _IGNORE:
-            found.ignore |= (attribute.text or "").strip().lower() in ("1", "true")
+            instance.ignore |= (attribute.text or "").strip().lower() in ("1", "true")
 
 
-def _read_area(found: AnnotatedObject, shape: Element, size: tuple[int, int]) -> None:
+def _read_area(instance: AnnotatedObject, shape: Element, size: tuple[int, int]) -> None:
     """Adds a shape to an object.
 
     Raises:
@@ -324,20 +324,20 @@ def _read_area(found: AnnotatedObject, shape: Element, size: tuple[int, int]) ->
     """
     angle = math.radians(float(shape.get("rotation") or 0))
     if shape.tag == "polygon":
-        found.polygons.append(_points(shape))
+        instance.polygons.append(_points(shape))
     elif shape.tag == "ellipse":
         center = (_number(shape, "cx"), _number(shape, "cy"))
         radii = (_number(shape, "rx"), _number(shape, "ry"))
-        found.polygons.append(ellipse(center, radii, angle))
+        instance.polygons.append(ellipse(center, radii, angle))
     elif shape.tag == "box":
         x0, y0 = _number(shape, "xtl"), _number(shape, "ytl")
         x1, y1 = _number(shape, "xbr"), _number(shape, "ybr")
         if angle:
-            found.polygons.append(_rotated((x0, y0, x1, y1), angle))
+            instance.polygons.append(_rotated((x0, y0, x1, y1), angle))
         else:
-            found.boxes.append((x0, y0, x1, y1))
+            instance.boxes.append((x0, y0, x1, y1))
     else:
-        found.rles.append(_read_mask(shape, size))
+        instance.rles.append(_read_mask(shape, size))
 
 
 def _number(shape: Element, name: str) -> float:

@@ -184,9 +184,9 @@ class _Shapes:
         # Points come last: the object that they belong to may follow them in the file.
         for shape, where in points:
             self._add_point(objects, shape, where)
-        for found in objects.values():
-            if found.boxes or found.polygons or found.rles or found.keypoints:
-                self.builder.add(self.image_id, found)
+        for instance in objects.values():
+            if instance.boxes or instance.polygons or instance.rles or instance.keypoints:
+                self.builder.add(self.image_id, instance)
         return {_label(shape) for shape, _ in points}
 
     def _add_area(self, objects: Objects, shape: dict[str, Any], index: int, where: str) -> None:
@@ -209,11 +209,11 @@ class _Shapes:
 
         group = shape.get("group_id")
         key = (index,) if group is None else (label, group)
-        found = objects.setdefault(key, AnnotatedObject(label, where))
-        found.ignore |= bool((shape.get("flags") or {}).get("ignore"))
+        instance = objects.setdefault(key, AnnotatedObject(label, where))
+        instance.ignore |= bool((shape.get("flags") or {}).get("ignore"))
         if isinstance(shape.get("score"), int | float):
-            found.score = shape["score"]
-        _read_area(found, shape, kind, self.builder.size(self.image_id))
+            instance.score = shape["score"]
+        _read_area(instance, shape, kind, self.builder.size(self.image_id))
 
     def _add_point(self, objects: Objects, shape: Mapping[str, Any], where: str) -> None:
         """Adds a keypoint to the object of its group.
@@ -224,8 +224,8 @@ class _Shapes:
         candidates: list[AnnotatedObject] = []
         if group is not None:
             candidates = [
-                found
-                for key, found in objects.items()
+                instance
+                for key, instance in objects.items()
                 if isinstance(key, tuple) and len(key) == 2 and key[1] == group
             ]
             if not candidates and shape.get("description"):
@@ -273,7 +273,7 @@ def _kind(shape: dict[str, Any]) -> Any:
 
 
 def _read_area(
-    found: AnnotatedObject, shape: Mapping[str, Any], kind: str, size: tuple[int, int]
+    instance: AnnotatedObject, shape: Mapping[str, Any], kind: str, size: tuple[int, int]
 ) -> None:
     """Adds a shape to an object.
 
@@ -296,17 +296,17 @@ def _read_area(
             kind = "polygon"
 
     if kind == "polygon":
-        found.polygons.append(points)
+        instance.polygons.append(points)
         return
     if len(points) != 2:
         raise ValueError(f"a {kind} has 2 points, got {len(points)}")
     if kind == "circle":  # its center, and a point on the circle
         radius = float(np.hypot(*(points[1] - points[0])))
-        found.polygons.append(ellipse((points[0, 0], points[0, 1]), (radius, radius)))
+        instance.polygons.append(ellipse((points[0, 0], points[0, 1]), (radius, radius)))
     elif kind == "rectangle":
-        found.boxes.append((float(low[0]), float(low[1]), float(high[0]), float(high[1])))
+        instance.boxes.append((float(low[0]), float(low[1]), float(high[0]), float(high[1])))
     else:
-        found.rles.append(_read_mask(shape, low, high, size))
+        instance.rles.append(_read_mask(shape, low, high, size))
 
 
 def _read_mask(

@@ -56,9 +56,11 @@ def load_dataset(
         2
         >>> data.image(0).shape
         (160, 160, 3)
-        >>> figures = [c for c in data.categories if c.keypoints]
-        >>> [c.name for c in mr.load_dataset(file, categories=figures).categories]
-        ['figure']
+        >>> [c.name for c in data.categories]
+        ['ball', 'star', 'ring', 'figure']
+        >>> reversed_order = data.categories[::-1]
+        >>> [c.name for c in mr.load_dataset(file, categories=reversed_order).categories]
+        ['figure', 'ring', 'star', 'ball']
     """
     source, split = locate(path)
     known = recognized_format(source, images)

@@ -79,8 +79,8 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
                 if row is None:
                     unlisted.append(where)
                 category, ignore = row or ("object", False)
-                found = AnnotatedObject(category, where, rles=[rle], ignore=ignore)
-                builder.add(image_id, found)
+                instance = AnnotatedObject(category, where, rles=[rle], ignore=ignore)
+                builder.add(image_id, instance)
 
     if (source.path / _LIST).is_file():
         _report_unlisted(unlisted, builder)

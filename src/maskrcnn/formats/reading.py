@@ -2,7 +2,7 @@
 
 A reader hands its shapes to a `DatasetBuilder`, which assigns ids and categories. What cannot be
 read becomes a `Problem`, listed with those that `CocoDataset` finds itself. Every annotation
-carries its location in the original file as "where", so that problems found later can name it.
+carries its location in the original file as "where", so that problems instance later can name it.
 
 Coordinates are COCO's: continuous pixels, except that whole-number keypoints are pixel indices.
 """
@@ -153,7 +153,7 @@ class DatasetBuilder:
         """
         own = self._categories.get(category, {"id": 0, "name": category})
         self._categories[category] = {**self._categories[other], **own}
-        if all(found.category != other for _, found in self._objects):
+        if all(instance.category != other for _, instance in self._objects):
             del self._categories[other]
 
     def image(

@@ -259,10 +259,10 @@ class _Regions:
                 points.append(_Point(shape, attributes, where, group))
                 continue
 
-            found = objects.setdefault(group, AnnotatedObject(category, where))
-            found.ignore |= str(attributes.get("ignore", "")).lower() in ("1", "true", "yes")
+            instance = objects.setdefault(group, AnnotatedObject(category, where))
+            instance.ignore |= str(attributes.get("ignore", "")).lower() in ("1", "true", "yes")
             try:
-                _read_shape(found, shape)
+                _read_shape(instance, shape)
             except (ValueError, TypeError, KeyError) as error:
                 self.builder.problem(
                     "broken region",
@@ -274,9 +274,9 @@ class _Regions:
         # Points come last: the object that they belong to may follow them in the file.
         for point in points:
             self._add_point(objects, point)
-        for found in objects.values():
-            if found.boxes or found.polygons or found.keypoints:
-                self.builder.add(self.image_id, found)
+        for instance in objects.values():
+            if instance.boxes or instance.polygons or instance.keypoints:
+                self.builder.add(self.image_id, instance)
 
     def _add_point(self, objects: dict[tuple[Any, ...], AnnotatedObject], point: _Point) -> None:
         """Adds a keypoint to the object of its group."""
@@ -305,8 +305,8 @@ class _Regions:
                 "draw it again; visibility is 2 (visible), 1 (hidden), 0 (absent) or empty",
             )
             return
-        found = objects.setdefault(point.group, AnnotatedObject(point.group[0], point.where))
-        found.keypoints[str(attributes["keypoint"])] = (x, y, visibility)
+        instance = objects.setdefault(point.group, AnnotatedObject(point.group[0], point.where))
+        instance.keypoints[str(attributes["keypoint"])] = (x, y, visibility)
 
 
 def _part(region: Any, name: str) -> Mapping[str, Any]:
@@ -323,7 +323,7 @@ def _value(given: Any) -> str:
     return "" if given is None else str(given).strip()
 
 
-def _read_shape(found: AnnotatedObject, shape: Mapping[str, Any]) -> None:
+def _read_shape(instance: AnnotatedObject, shape: Mapping[str, Any]) -> None:
     """Adds a shape to an object.
 
     Raises:
@@ -336,16 +336,16 @@ def _read_shape(found: AnnotatedObject, shape: Mapping[str, Any]) -> None:
         if len(x) != len(y):
             raise ValueError(f"{len(x)} x and {len(y)} y coordinates")
         points = [np.array(x, dtype=float), np.array(y, dtype=float)]
-        found.polygons.append(np.stack(points, axis=1))
+        instance.polygons.append(np.stack(points, axis=1))
     elif kind == "rect":
         x = float(shape["x"])
         y = float(shape["y"])
-        found.boxes.append((x, y, x + float(shape["width"]), y + float(shape["height"])))
+        instance.boxes.append((x, y, x + float(shape["width"]), y + float(shape["height"])))
     elif kind in ("circle", "ellipse"):
         radii = (shape["r"], shape["r"]) if kind == "circle" else (shape["rx"], shape["ry"])
         center = (float(shape["cx"]), float(shape["cy"]))
         angle = float(shape.get("theta") or 0)
-        found.polygons.append(ellipse(center, (float(radii[0]), float(radii[1])), angle))
+        instance.polygons.append(ellipse(center, (float(radii[0]), float(radii[1])), angle))
     else:
         raise ValueError("this shape has no area")
 

@@ -227,7 +227,7 @@ def _read_objects(
     for number_, node in enumerate(xml.iterfind("object"), start=1):
         where = f"{name}.xml, object {number_}"
         ignore = (node.findtext("difficult") or "0").strip() == "1"
-        found = AnnotatedObject(node.findtext("name") or "", where, ignore=ignore)
+        instance = AnnotatedObject(node.findtext("name") or "", where, ignore=ignore)
         sides = ("xmin", "ymin", "xmax", "ymax")
         try:
             x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}") or "nan") for side in sides)
@@ -240,10 +240,10 @@ def _read_objects(
             builder.problem("parts of an object", where, parts, "they are left out", False)
 
         if np.isfinite([x0, y0, x1, y1]).all():
-            found.boxes.append((x0 - 1, y0 - 1, x1, y1))
+            instance.boxes.append((x0 - 1, y0 - 1, x1, y1))
         if number_ in masks:
-            found.rles.append(masks.pop(number_))
-        builder.add(image_id, found)
+            instance.rles.append(masks.pop(number_))
+        builder.add(image_id, instance)
 
     if not masks:
         return
@@ -309,10 +309,10 @@ def _class_under(
     """The class of most of an object's pixels; None if no pixel has a known color."""
     if classes is None or classes.shape[:2] != tuple(rle["size"]):
         return None
-    found, counts = np.unique(classes[decode(rle)], axis=0, return_counts=True)
+    values, counts = np.unique(classes[decode(rle)], axis=0, return_counts=True)
     named = [
         (count, colors[tuple(color)])
-        for color, count in zip(found.tolist(), counts.tolist(), strict=True)
+        for color, count in zip(values.tolist(), counts.tolist(), strict=True)
         if tuple(color) in colors
     ]
     return max(named)[1] if named else None

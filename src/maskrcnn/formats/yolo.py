@@ -163,16 +163,16 @@ class _Lines:
         if not self._check_values(values, label, is_polygon, where):
             return
         height, width = self.builder.size(image_id)
-        found = AnnotatedObject(self.names[label], where)
+        instance = AnnotatedObject(self.names[label], where)
         if is_polygon:
-            found.polygons.append((values.reshape(-1, 2) * (width, height)).round(6))
+            instance.polygons.append((values.reshape(-1, 2) * (width, height)).round(6))
         else:
             cx, cy, w, h = (values[:4] * (width, height, width, height)).tolist()
             corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
             x0, y0, x1, y1 = np.round(corners, 6).tolist()
-            found.boxes.append((x0, y0, x1, y1))
-            self._add_keypoints(found, self._points(values), width, height)
-        self.builder.add(image_id, found)
+            instance.boxes.append((x0, y0, x1, y1))
+            self._add_keypoints(instance, self._points(values), width, height)
+        self.builder.add(image_id, instance)
 
     def _check_values(self, values: np.ndarray, label: int, is_polygon: bool, where: str) -> bool:
         """Whether number and range of a line's values are right; adds a problem if not."""
@@ -208,10 +208,10 @@ class _Lines:
         return values[4:].reshape(-1, self.dimensions) if self.dimensions else np.zeros((0, 2))
 
     def _add_keypoints(
-        self, found: AnnotatedObject, points: np.ndarray, width: int, height: int
+        self, instance: AnnotatedObject, points: np.ndarray, width: int, height: int
     ) -> None:
-        keypoints = self.builder.keypoints(found.category)
-        found.keypoints = {
+        keypoints = self.builder.keypoints(instance.category)
+        instance.keypoints = {
             name: _keypoint(point, width, height)
             for name, point in zip(keypoints, points, strict=False)
         }
@@ -219,7 +219,7 @@ class _Lines:
         if unusual:
             self.builder.problem(
                 "visibility is not 0, 1 or 2",
-                found.where,
+                instance.where,
                 f"{unusual[0]:g}",
                 "it is read as a confidence: 0.5 and more is 2 (visible), less is 0 (unlabeled)",
                 False,
