@@ -1,10 +1,11 @@
-"""`convert`, `load_dataset` and `predict --format`: recognizing, splits, where files go, what is refused."""
+"""`convert`, `load_dataset` and `predict --format`: recognition, splits, output files, errors."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from coco_samples import content, write
@@ -12,11 +13,17 @@ from coco_samples import content, write
 import maskrcnn as mr
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.cli import run
-from maskrcnn.formats.convert import WRITERS
+from maskrcnn.formats.all_formats import FORMAT_BY_NAME, FORMATS
+from maskrcnn.formats.format_name import FormatName
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.synthetic.shapes import CATEGORIES
 
-ALL = tuple(WRITERS)
+ALL = tuple(FORMAT_BY_NAME)
+
+
+def test_the_names_that_commands_offer_are_those_of_the_formats():
+    assert get_args(FormatName) == ALL
+    assert len({known.name for known in FORMATS}) == len(FORMATS)
 
 
 @pytest.fixture
@@ -25,9 +32,9 @@ def coco(tmp_path: Path) -> Path:
     return write(tmp_path / "in")
 
 
-@pytest.mark.parametrize("form", [f for f in ALL if f != "yolo-pose"])
-def test_every_format_is_recognized_and_converted_on(form: str, coco: Path, tmp_path: Path):
-    mr.convert_annotations(coco, tmp_path / "out", form)
+@pytest.mark.parametrize("format_name", [f for f in ALL if f != "yolo-pose"])
+def test_every_format_is_recognized_and_converted_on(format_name: str, coco: Path, tmp_path: Path):
+    mr.convert_annotations(coco, tmp_path / "out", format_name)
     data = mr.load_dataset(tmp_path / "out")
     assert len(data) == 3
     assert {c.name for c in data.categories} == {"figure", "box"}
@@ -51,19 +58,19 @@ def test_nothing_is_overwritten_and_an_error_leaves_nothing(coco: Path, tmp_path
     kept = tmp_path / "out"
     kept.mkdir()
     (kept / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         mr.convert_annotations(coco, kept, "labelme")
     assert [p.name for p in kept.iterdir()] == ["mine.txt"]
     (tmp_path / "in" / "1.png").rename(tmp_path / "in" / "0.bmp")
     coco.write_text(coco.read_text().replace("1.png", "0.bmp"))
-    with pytest.raises(ValueError, match=r"two images give one file, 0\.json"):
+    with pytest.raises(ValueError, match=r"two images map to one file, 0\.json"):
         mr.convert_annotations(coco, tmp_path / "new", "labelme")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
-@pytest.mark.parametrize("form", ["yolo-seg", "voc"])
-def test_two_sources_become_the_splits_of_one_folder(form: str, coco: Path, tmp_path: Path):
-    mr.convert_annotations(coco, tmp_path / "out", form, val=coco)
+@pytest.mark.parametrize("format_name", ["yolo-seg", "voc"])
+def test_two_sources_become_the_splits_of_one_folder(format_name: str, coco: Path, tmp_path: Path):
+    mr.convert_annotations(coco, tmp_path / "out", format_name, val=coco)
     for split in ("train", "val"):
         data = mr.load_dataset(f"{tmp_path / 'out'}:{split}")
         assert len(data) == 3
@@ -78,7 +85,7 @@ def test_two_sources_become_the_splits_of_one_folder(form: str, coco: Path, tmp_
     with pytest.raises(
         ValueError, match="has the splits train, val; beside a second source name one"
     ):
-        mr.convert_annotations(tmp_path / "out", tmp_path / "x", form, val=coco)
+        mr.convert_annotations(tmp_path / "out", tmp_path / "x", format_name, val=coco)
 
 
 def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
@@ -88,24 +95,24 @@ def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
     assert json.loads((tmp_path / "b" / "0.json").read_text())["imagePath"] == "images/0.png"
     mr.convert_annotations(coco, tmp_path / "c", "yolo-seg", image_files="link")
     assert (tmp_path / "c" / "images" / "train" / "0.png").is_symlink()
-    with pytest.raises(ValueError, match="have to lie beside the annotations; choose copy or link"):
+    with pytest.raises(ValueError, match="must be beside the annotations; use image_files="):
         mr.convert_annotations(coco, tmp_path / "d", "voc", image_files="reference")
-    with pytest.raises(ValueError, match="one file; give a folder"):
+    with pytest.raises(ValueError, match="is a single file; give a folder"):
         mr.convert_annotations(coco, tmp_path / "e.json", "coco", image_files="copy")
     for folder in "abc":
         assert mr.load_dataset(tmp_path / folder).image(0).shape == (60, 80, 3)
 
 
-def test_what_is_unknown_lists_what_was_looked_for(tmp_path: Path):
+def test_an_unknown_source_lists_the_known_formats(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         mr.load_dataset(tmp_path)
     for name in ("COCO", "YOLO", "LabelMe", "VIA", "CVAT", "VOC", "masks"):
-        assert name.lower() in str(told.value).lower()
+        assert name.lower() in str(caught.value).lower()
     (tmp_path / "task.zip").write_bytes(b"PK")
     with pytest.raises(DataError, match="unpack it first"):
         mr.load_dataset(tmp_path / "task.zip")
-    with pytest.raises(DataError, match="there is no such file or folder"):
+    with pytest.raises(DataError, match="file or folder not found"):
         mr.load_dataset(tmp_path / "absent.json")
     with pytest.raises(ValueError, match='unknown format "labelmee", did you mean "labelme"'):
         mr.convert_annotations(tmp_path, tmp_path / "out", "labelmee")
@@ -122,7 +129,7 @@ def test_yolo_pose_needs_one_skeleton(coco: Path, tmp_path: Path):
         mr.convert_annotations(tmp_path / "in" / "two.json", tmp_path / "x", "yolo-pose")
 
 
-def test_a_problem_names_the_place_in_the_other_format(coco: Path, tmp_path: Path):
+def test_a_problem_names_the_location_in_the_other_format(coco: Path, tmp_path: Path):
     mr.convert_annotations(coco, tmp_path / "out", "labelme")
     path = tmp_path / "out" / "0.json"
     path.write_text(path.read_text().replace('"box"', '"box"', 1))
@@ -143,15 +150,15 @@ def test_categories_and_on_error_are_passed_on(coco: Path, tmp_path: Path):
     assert [c.name for c in data.categories] == ["figure", "unknown"]
 
 
-def test_the_command_converts_and_tells_what_is_lost(
+def test_the_command_converts_and_reports_what_is_lost(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert run(["convert", str(coco), str(tmp_path / "out"), "--format", "voc"]) == 0
-    told = capsys.readouterr().out
-    assert "written as voc, without:" in told
-    assert "keypoints (2): annotation 1 (0.png)" in told
+    message = capsys.readouterr().out
+    assert "written as voc; the format cannot represent:" in message
+    assert "keypoints (2): annotation 1 (0.png)" in message
     assert run(["convert", str(coco), str(tmp_path / "out"), "--format", "voc"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run(["convert", str(coco), str(tmp_path / "all"), "--format", "coco"]) == 0
     assert "nothing lost" in capsys.readouterr().out
 
@@ -179,12 +186,12 @@ def test_predictions_are_written_as_annotations_to_correct(
     assert data.content()["annotations"][0]["score"] == pytest.approx(results[0]["score"], abs=1e-6)
     assert data.image(0).shape[:2] == data.size(0)
     assert run([*words, "--format", "labelme"]) == 2  # before the work, not after it
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert run([*words, "--format", "yolo"]) == 0
     assert (tmp_path / "out" / "yolo-pose").is_dir(), "for some of these categories have keypoints"
 
 
-def test_real_masks_survive_every_format_that_holds_them(shared: Path, tmp_path: Path):
+def test_real_masks_survive_every_format_that_can_represent_them(shared: Path, tmp_path: Path):
     source = json.loads((shared / "data/nuclei/annotations/val.json").read_text())
     ids = {i["id"] for i in source["images"][:6]}
     few = {
@@ -192,13 +199,16 @@ def test_real_masks_survive_every_format_that_holds_them(shared: Path, tmp_path:
         "annotations": [a for a in source["annotations"] if a["image_id"] in ids],
     }
     (tmp_path / "few.json").write_text(json.dumps(few | {"categories": source["categories"]}))
-    for form in ("yolo-seg", "labelme", "via", "cvat", "voc", "png-each"):
+    for format_name in ("yolo-seg", "labelme", "via", "cvat", "voc", "png-each"):
         losses = mr.convert_annotations(
-            tmp_path / "few.json", tmp_path / form, form, images=shared / "data/nuclei/images"
+            tmp_path / "few.json",
+            tmp_path / format_name,
+            format_name,
+            images=shared / "data/nuclei/images",
         )
         assert not losses
-        mr.convert_annotations(tmp_path / form, tmp_path / f"{form}.json", "coco")
-        back = json.loads((tmp_path / f"{form}.json").read_text())
+        mr.convert_annotations(tmp_path / format_name, tmp_path / f"{format_name}.json", "coco")
+        back = json.loads((tmp_path / f"{format_name}.json").read_text())
         masks = [
             [
                 sorted(_counts(d, i["id"]))
@@ -206,7 +216,7 @@ def test_real_masks_survive_every_format_that_holds_them(shared: Path, tmp_path:
             ]
             for d in (few, back)
         ]
-        assert masks[0] == masks[1], form
+        assert masks[0] == masks[1], format_name
 
 
 def _counts(data: dict, image_id: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Each format as its own tool writes it, by hand, read into what it means."""
+"""Each format as its own tool writes it, made by hand, and what it is read as."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_labelme_groups_are_objects_with_parts_and_keypoints(folder: Path):
     assert third.keypoints.tolist() == [[0, 0, 0], [30, 20, 2]]
 
 
-def test_labelme_says_what_it_cannot_use_and_where(folder: Path):
+def test_labelme_problems_name_what_cannot_be_used_and_where(folder: Path):
     shapes = [
         {"shape_type": "polygon", "points": [[2, 3], [12, 3], [12, 9]]},
         {"shape_type": "linestrip", "points": [[2, 3], [12, 3]]},
@@ -156,7 +156,7 @@ def test_labelme_says_what_it_cannot_use_and_where(folder: Path):
         {"shape_type": "mask", "points": [[0, 0], [5, 5]], "mask": png(np.ones((2, 2), np.uint8))},
         {"shape_type": "polygon", "points": [[2, 3], [12, 3]]},
     ]
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         mr.load_dataset(labelme(folder, shapes))
     for part in (
         "a.json, shapes[1]",
@@ -167,14 +167,14 @@ def test_labelme_says_what_it_cannot_use_and_where(folder: Path):
         "(2, 2)",
         "(6, 6)",
     ):
-        assert part in str(told.value)
+        assert part in str(caught.value)
     with pytest.warns(DataWarning, match="dropped"):
         data = mr.load_dataset(folder, on_error="drop")
     assert [a.polygons is not None for a in data[0].annotations if not a.empty] == [True]
     assert "a.json, shapes[5] (a.jpg)" in {p.where for p in data.warnings}
 
 
-def test_a_source_without_any_object_says_so(folder: Path):
+def test_a_source_without_any_object_is_an_error(folder: Path):
     with pytest.raises(DataError, match="no object is annotated"):
         mr.load_dataset(labelme(folder, []))
 
@@ -277,7 +277,7 @@ def test_via_csv(folder: Path):
     check_via(mr.load_dataset(folder / "via_export.csv"))
 
 
-def test_via_says_what_it_cannot_use(folder: Path):
+def test_via_problems_name_what_cannot_be_used(folder: Path):
     regions = [
         *VIA_REGIONS,
         {
@@ -313,13 +313,13 @@ def test_via_says_what_it_cannot_use(folder: Path):
             }
         )
     )
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         mr.load_dataset(folder)
     for part in ("a.jpg, region 5", '"class"', "region 6", '"keypoint"', "region 7"):
-        assert part in str(told.value)
+        assert part in str(caught.value)
 
 
-def test_via_asks_which_of_several_attributes_is_the_category(folder: Path):
+def test_via_with_several_possible_category_attributes_is_an_error(folder: Path):
     region = {
         "shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 3, "height": 3},
         "region_attributes": {"color": "red", "shape": "round"},
@@ -420,13 +420,13 @@ def test_cvat_skeletons_grouped_with_shapes_of_another_label_make_one_category(f
     assert car.keypoints.tolist() == [[0, 0, 0], [8.5, 4.5, 1], [0, 0, 0]]
 
 
-def test_cvat_says_what_it_cannot_use(folder: Path):
+def test_cvat_problems_name_what_cannot_be_used(folder: Path):
     shapes = """<polyline label="car" points="1,1;5,5" occluded="0" z_order="0"></polyline>
     <mask label="car" rle="3, x" left="0" top="0" width="2" height="2"></mask>
     <mask label="car" rle="3, 9" left="0" top="0" width="2" height="2"></mask>
     <points label="car" points="1,1;5,5" occluded="0"></points><tag label="good"></tag>
     <polygon label="car" points="2,3;12,3;12,9"></polygon>"""
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         mr.load_dataset(cvat(folder, shapes))
     for part in (
         "a.jpg, polyline 0",
@@ -435,14 +435,14 @@ def test_cvat_says_what_it_cannot_use(folder: Path):
         "points 3",
         "skeleton",
     ):
-        assert part in str(told.value)
+        assert part in str(caught.value)
     with pytest.warns(DataWarning):
         data = mr.load_dataset(folder, on_error="drop")
     assert len(data[0].annotations) == 1
     assert "tag of a whole image" in {p.kind for p in data.warnings}
 
 
-def test_cvat_video_is_refused_with_the_cure(folder: Path):
+def test_cvat_video_is_an_error_with_a_suggestion(folder: Path):
     (folder / "annotations.xml").write_text(
         f'<annotations>{CVAT_META}<track id="0" label="car"></track></annotations>'
     )
@@ -570,7 +570,7 @@ def test_yolo_pose_with_names_from_the_order_of_coco(folder: Path):
     assert points[3].tolist() == [0, 0, 0]
 
 
-def test_yolo_pose_of_two_numbers_a_keypoint(folder: Path):
+def test_yolo_pose_with_two_numbers_per_keypoint(folder: Path):
     yaml = "train: images/train\nnc: 1\nnames: ['bee']\nkpt_shape: [2, 2]\nflip_idx: [1, 0]\n"
     data = mr.load_dataset(yolo(folder, "0 0.5 0.5 0.9 0.9 0.25 0.5 0 0", yaml))
     points = data[0].annotations[0].keypoints
@@ -579,10 +579,10 @@ def test_yolo_pose_of_two_numbers_a_keypoint(folder: Path):
     assert data.categories[0].flip == (1, 0)
 
 
-def test_yolo_says_file_line_and_cure(folder: Path):
+def test_yolo_problems_name_file_line_and_suggestion(folder: Path):
     lines = "0 0.1 0.1 0.3 0.1 0.3 0.3\n5 0.5 0.5 0.2 0.2\n0 10 10 30 30 40 50\n0 0.5 0.5 0.2\ncat 0.5 0.5 0.2 0.2\n"
     root = yolo(folder, lines, "train: images/train\nnames: [cat]\n")
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         mr.load_dataset(root)
     for part in (
         "a.txt, line 2",
@@ -594,7 +594,7 @@ def test_yolo_says_file_line_and_cure(folder: Path):
         "3 numbers",
         "a.txt, line 5",
     ):
-        assert part in str(told.value)
+        assert part in str(caught.value)
 
 
 def test_yolo_roboflow_paths_and_images_without_labels(folder: Path):
@@ -664,5 +664,5 @@ def test_png_masks_of_another_size_are_named(folder: Path):
     (folder / "masks").mkdir()
     (folder / "a.jpg").rename(folder / "images" / "a.jpg")
     Image.fromarray(np.ones((5, 6), np.uint8)).save(folder / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"masks/a.png: is 6 x 5, its image 40 x 30"):
+    with pytest.raises(DataError, match=r"masks/a.png: is 6 x 5, its image is 40 x 30"):
         mr.load_dataset(folder)

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is wrong in them is mended or told, and what is written can be read again."""
+"""Folders as people have them: problems are fixed or reported, and what is written can be read."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ def yolo(folder: Path, label: str | None = BOX_LINE, **settings: Any) -> Path:
 # convert
 
 
-@pytest.mark.parametrize("form", ["yolo-seg", "voc"])
+@pytest.mark.parametrize("format_name", ["yolo-seg", "voc"])
 def test_splits_with_different_categories_keep_the_names_of_their_objects(
-    form: str, tmp_path: Path
+    format_name: str, tmp_path: Path
 ):
     train, val = (
         labelme(tmp_path / "tr", a=["apple", "banana", "cherry"]),
         labelme(tmp_path / "va", b=["date", "banana", "cherry"]),
     )
-    mr.convert_annotations(train, tmp_path / "out", form, val=val)
+    mr.convert_annotations(train, tmp_path / "out", format_name, val=val)
     found = [mr.load_dataset(f"{tmp_path / 'out'}:{split}") for split in ("train", "val")]
     assert [names(data) for data in found] == [
         [["apple", "banana", "cherry"]],
@@ -114,18 +114,20 @@ def test_splits_with_different_categories_keep_the_names_of_their_objects(
     assert found[0].categories == found[1].categories
 
 
-def test_a_category_with_other_keypoints_in_the_second_split_is_refused(tmp_path: Path):
+def test_a_category_with_other_keypoints_in_the_second_split_is_an_error(tmp_path: Path):
     parts = {
         s: in_memory(tmp_path / s, coco([], [{"id": 1, "name": "cell", "keypoints": [s]}]))
         for s in ("train", "val")
     }
-    with pytest.raises(ValueError, match='"cell": its keypoints in val are val, before train'):
+    with pytest.raises(
+        ValueError, match='"cell": its keypoints in val are val, in another split train'
+    ):
         write_all(parts, tmp_path / "out", "yolo-pose")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train", "val"]
 
 
-@pytest.mark.parametrize("form", ["yolo-seg", "labelme", "via", "cvat", "voc", "png"])
-def test_what_only_coco_holds_is_said_to_be_lost(form: str, tmp_path: Path):
+@pytest.mark.parametrize("format_name", ["yolo-seg", "labelme", "via", "cvat", "voc", "png"])
+def test_what_only_coco_can_represent_is_reported(format_name: str, tmp_path: Path):
     cells = [{"id": 1, "name": "cell"}, {"id": 2, "name": "nucleus"}]
     part = in_memory(
         tmp_path,
@@ -135,31 +137,31 @@ def test_what_only_coco_holds_is_said_to_be_lost(form: str, tmp_path: Path):
             labeled_categories=[1],
         ),
     )
-    told = str(write_all({"": part}, tmp_path / "out", form))
-    assert "labeled_categories) (1): a.png" in told
-    assert ("scores (1): annotation 1 (a.png)" in told) == (form in ("yolo-seg", "voc", "png"))
+    message = str(write_all({"": part}, tmp_path / "out", format_name))
+    assert "labeled_categories) (1): a.png" in message
+    assert ("scores (1): annotation 1 (a.png)" in message) == (
+        format_name in ("yolo-seg", "voc", "png")
+    )
     assert not write_all({"": part}, tmp_path / "coco", "coco")
 
 
-@pytest.mark.parametrize("form", ["labelme", "via", "cvat"])
-def test_sides_that_the_names_of_keypoints_do_not_say_are_said_to_be_lost(
-    form: str, tmp_path: Path
-):
+@pytest.mark.parametrize("format_name", ["labelme", "via", "cvat"])
+def test_left_and_right_that_names_do_not_show_are_reported(format_name: str, tmp_path: Path):
     skeleton = {"keypoints": ["first", "second"], "flip": [1, 0], "sigmas": [0.1, 0.1]}
     objects = [{"bbox": [1, 1, 20, 20], "keypoints": [5, 5, 2, 9, 9, 2]}]
-    told = str(
+    message = str(
         write_all(
             {"": in_memory(tmp_path, coco(objects, [{"id": 1, "name": "cell"} | skeleton]))},
             tmp_path / "out",
-            form,
+            format_name,
         )
     )
-    assert "left and right of keypoints (flip), which their names do not say (1): cell" in told
-    assert "sigmas of keypoints (1): cell" in told
+    assert "left and right of keypoints (flip), which their names do not show (1): cell" in message
+    assert "sigmas of keypoints (1): cell" in message
 
 
-@pytest.mark.parametrize("form", ["yolo-seg", "labelme", "via", "cvat", "voc", "png"])
-def test_categories_without_a_name_as_text_are_written(form: str, tmp_path: Path):
+@pytest.mark.parametrize("format_name", ["yolo-seg", "labelme", "via", "cvat", "voc", "png"])
+def test_categories_without_a_name_as_text_are_written(format_name: str, tmp_path: Path):
     objects = [
         {"bbox": [1, 1, 9, 9], "segmentation": [[1, 1, 10, 1, 10, 10, 1, 10]], "category_id": n}
         for n in (1, 2)
@@ -171,7 +173,7 @@ def test_categories_without_a_name_as_text_are_written(form: str, tmp_path: Path
             )
         },
         tmp_path / "out",
-        form,
+        format_name,
     )
     assert (
         {"1", "7"}
@@ -192,7 +194,7 @@ def test_absolute_and_relative_names_of_images_can_be_mixed(tmp_path: Path):
     ) == ["a.txt", "sub/b.txt"]
 
 
-def test_splits_called_otherwise_become_those_of_yolo(tmp_path: Path):
+def test_splits_with_other_names_become_those_of_yolo(tmp_path: Path):
     parts = {
         s: in_memory(tmp_path / s, coco([{"bbox": [1, 1, 9, 9]}]))
         for s in ("instances_train2017", "valid")
@@ -203,26 +205,26 @@ def test_splits_called_otherwise_become_those_of_yolo(tmp_path: Path):
         == len(mr.load_dataset(f"{tmp_path / 'out'}:train"))
         == 1
     )
-    with pytest.raises(ValueError, match='"valid" is a second split that would be "val"'):
+    with pytest.raises(ValueError, match='"valid" is a second split for the key "val"'):
         write_all({"val": parts["valid"], "valid": parts["valid"]}, tmp_path / "twice", "yolo-seg")
 
 
 # YOLO
 
 
-def test_yolo_says_which_sides_of_keypoints_are_not_those_of_the_first_category(tmp_path: Path):
+def test_yolo_reports_keypoint_sides_that_differ_from_those_of_the_first_category(tmp_path: Path):
     categories = [
         {"id": n, "name": f"{n}", "keypoints": ["a", "b"], "flip": flip}
         for n, flip in enumerate(([0, 1], [1, 0]), start=1)
     ]
-    told = str(
+    message = str(
         write_all(
             {"": in_memory(tmp_path, coco([{"bbox": [1, 1, 9, 9]}], categories))},
             tmp_path / "out",
             "yolo-pose",
         )
     )
-    assert 'left and right of keypoints (flip) other than those of "1" (1): 2' in told
+    assert 'left and right of keypoints (flip) other than those of "1" (1): 2' in message
 
 
 @pytest.mark.parametrize(
@@ -242,13 +244,13 @@ def test_yolo_polygons_beyond_the_image_are_cut_off_with_the_same_pixels(
     assert (before == after).all()
 
 
-@pytest.mark.parametrize("form", ["yolo-seg", "yolo-pose"])
-def test_yolo_boxes_beyond_the_image_are_cut_off(form: str, tmp_path: Path):
+@pytest.mark.parametrize("format_name", ["yolo-seg", "yolo-pose"])
+def test_yolo_boxes_beyond_the_image_are_cut_off(format_name: str, tmp_path: Path):
     categories = [{"id": 1, "name": "cell", "keypoints": ["tip"]}]
     write_all(
         {"": in_memory(tmp_path, coco([{"bbox": [-30, 10, 40, 20]}], categories))},
         tmp_path / "out",
-        form,
+        format_name,
     )
     assert mr.load_dataset(tmp_path / "out")[0].annotations[0].box == (0, 10, 10, 30)
 
@@ -283,15 +285,15 @@ def test_yolo_names_may_have_quoted_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize("wrong", ["cat", {"a": "cat"}])
-def test_yolo_names_of_another_form_are_refused(wrong: Any, tmp_path: Path):
+def test_yolo_names_that_are_neither_list_nor_numbered_are_an_error(wrong: Any, tmp_path: Path):
     with pytest.raises(
         DataError,
-        match=r"data\.yaml: names is .*, must be a list, as \[cat, dog\], or names by number",
+        match=r"data\.yaml: expected names as a list, as \[cat, dog\], or by number, .* got .*cat",
     ):
         mr.load_dataset(yolo(tmp_path, names=wrong))
 
 
-def test_yolo_confidences_in_place_of_visibilities_are_rounded_and_told(tmp_path: Path):
+def test_yolo_confidences_instead_of_visibilities_are_rounded_with_a_warning(tmp_path: Path):
     data = mr.load_dataset(
         yolo(
             tmp_path, BOX_LINE.strip() + " 0.5 0.5 0.98 0.6 0.6 0.3 0.55 0.5 1\n", kpt_shape=[3, 3]
@@ -301,7 +303,7 @@ def test_yolo_confidences_in_place_of_visibilities_are_rounded_and_told(tmp_path
     assert notes(data) == ["visibility is not 0, 1 or 2"]
 
 
-def test_yolo_images_without_labels_are_told_and_an_error_if_they_are_all(tmp_path: Path):
+def test_yolo_images_without_labels_are_a_warning_and_an_error_if_all_are(tmp_path: Path):
     path = yolo(tmp_path)
     make_image(tmp_path / "images/b.png")
     data = mr.load_dataset(path)
@@ -403,7 +405,7 @@ def test_coco_images_are_found_though_the_first_are_missing(tmp_path: Path):
     assert (len(data), data.image_folder) == (1, tmp_path / "images")
 
 
-def test_a_folder_of_images_that_nobody_gave_is_not_made_up(tmp_path: Path):
+def test_an_image_folder_that_does_not_exist_is_not_returned(tmp_path: Path):
     from maskrcnn.formats.reading import image_folder
 
     assert image_folder(None, [tmp_path / "absent", tmp_path], ["a.png"]) is None
@@ -420,19 +422,19 @@ def mask(path: Path) -> None:
         opened.save(path)
 
 
-def test_images_without_a_mask_and_masks_without_a_image_are_told(tmp_path: Path):
+def test_images_without_a_mask_and_masks_without_an_image_are_warnings(tmp_path: Path):
     for name in "ab":
         make_image(tmp_path / f"images/{name}.png")
     mask(tmp_path / "masks/a.png")
     mask(tmp_path / "masks/c.png")
-    told = mr.load_dataset(tmp_path).describe_warnings()
-    assert "image without a mask (1)" in told
-    assert "images/b.png" in told
-    assert "mask without an image (1)" in told
-    assert "masks/c.png" in told
+    message = mr.load_dataset(tmp_path).describe_warnings()
+    assert "image without a mask (1)" in message
+    assert "images/b.png" in message
+    assert "mask without an image (1)" in message
+    assert "masks/c.png" in message
 
 
-def test_rows_of_objects_csv_that_match_nothing_are_told(tmp_path: Path):
+def test_rows_of_objects_csv_that_match_nothing_are_warnings(tmp_path: Path):
     make_image(tmp_path / "images/a.png")
     for name in ("0.PNG", "1.png"):
         mask(tmp_path / "masks/a" / name)

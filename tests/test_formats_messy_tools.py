@@ -1,4 +1,4 @@
-"""Files as tools and people leave them: each is read, or it is said what is wrong, where, and what to do."""
+"""Files as tools and people leave them: each is read, or an error says what, where and what to do."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def refusal(path: Path) -> str:
 def test_a_broken_file_beside_labelme_files_is_a_problem_of_its_own(folder: Path):
     labelme(folder, shape())
     (folder / "b.json").touch()
-    assert "b.json: is no JSON with shapes and imagePath" in refusal(folder)
+    assert "b.json: expected JSON with shapes and imagePath" in refusal(folder)
     assert len(mr.load_dataset(folder, on_error="drop")[0].annotations) == 1
 
 
@@ -113,15 +113,15 @@ def test_files_that_cannot_be_read_are_named_where_there_is_no_format(folder: Pa
     (folder / "config.yaml").write_text("b: [1")
     message = refusal(folder)
     assert "no annotations of a known format" in message
-    assert "Not readable: config.yaml: is not YAML" in message
+    assert "Not readable: config.yaml: is not valid YAML" in message
 
 
 @pytest.mark.parametrize("label", ["", " ", None])
-def test_labelme_shapes_without_label_are_told(label: Any, folder: Path):
+def test_labelme_shapes_without_label_are_problems(label: Any, folder: Path):
     assert "object without category (1)" in refusal(labelme(folder, shape(label), shape()))
 
 
-def test_cvat_shapes_without_label_are_told(folder: Path):
+def test_cvat_shapes_without_label_are_problems(folder: Path):
     assert "object without category (1)" in refusal(
         cvat(folder, CVAT_SHAPE + '<polygon points="1,1;9,1;9,9"/>')
     )
@@ -149,17 +149,17 @@ def test_labels_txt_may_begin_with_a_byte_order_mark(folder: Path):
     assert names(mr.load_dataset(labelme(folder, shape()))) == ["cat", "dog"]
 
 
-def test_via_tells_which_of_several_attributes_is_the_category(folder: Path):
+def test_via_warns_which_of_several_attributes_it_uses_as_the_category(folder: Path):
     (note,) = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
-    assert '"name" was taken, of the attributes Type, name' in note.detail
+    assert '"name" is used as the category, of the attributes Type, name' in note.detail
     assert not mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
 
 
-def test_labelme_rectangles_of_four_corners_are_boxes_and_turned_ones_masks(folder: Path):
-    turned = [[50, 40], [60, 50], [50, 60], [40, 50]]
+def test_labelme_rectangles_of_four_corners_are_boxes_and_rotated_ones_masks(folder: Path):
+    rotated = [[50, 40], [60, 50], [50, 60], [40, 50]]
     shapes = (
         shape(kind="rectangle"),
-        shape(points=turned, kind="rectangle"),
+        shape(points=rotated, kind="rectangle"),
         shape(points=[[70, 40], [80, 50], [70, 60], [60, 50]], kind="rotation"),
     )
     box, *others = mr.load_dataset(labelme(folder, *shapes))[0].annotations
@@ -172,8 +172,8 @@ def test_labelme_images_of_another_machine_are_found_beside_the_file(image: str,
     assert mr.load_dataset(labelme(folder, shape(), image=image))[0].file_name == "a.png"
 
 
-def test_labelme_names_the_image_that_is_spelled_otherwise(folder: Path):
-    assert 'its imagePath is "a.JPG", beside it is "a.png"' in refusal(
+def test_labelme_names_an_image_with_another_spelling(folder: Path):
+    assert 'its imagePath is "a.JPG", the image beside it is "a.png"' in refusal(
         labelme(folder, shape(), image="a.JPG")
     )
 
@@ -197,7 +197,7 @@ def test_csv_of_via_1_is_read(folder: Path):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_projects_of_via_3_are_told_what_to_export(alone: bool, folder: Path):
+def test_projects_of_via_3_are_an_error_with_a_suggestion(alone: bool, folder: Path):
     (folder / "via.json").write_text(
         json.dumps(
             {"project": {}, "config": {}, "attribute": {}, "file": {}, "metadata": {}, "view": {}}
@@ -206,9 +206,9 @@ def test_projects_of_via_3_are_told_what_to_export(alone: bool, folder: Path):
     assert "export it as COCO" in refusal(folder / "via.json" if alone else folder)
 
 
-def test_broken_labelme_shapes_are_told_with_their_place(folder: Path):
+def test_broken_labelme_shapes_are_problems_with_their_location(folder: Path):
     corners = [[1, 1], [2, 2]]
-    found = refusal(
+    message = refusal(
         labelme(
             folder,
             shape(),
@@ -219,26 +219,26 @@ def test_broken_labelme_shapes_are_told_with_their_place(folder: Path):
             shape(flags=["ignore"]),
         )
     )
-    assert "broken shape (5)" in found
-    for place, detail in (
+    assert "broken shape (5)" in message
+    for index, detail in (
         (1, "is 'text'"),
         (2, "is None"),
         (3, "has no points"),
         (4, "has no mask"),
         (5, ""),
     ):
-        assert f"a.json, shapes[{place}]: {detail}" in found
+        assert f"a.json, shapes[{index}]: {detail}" in message
 
 
 @pytest.mark.parametrize(("point", "visibility"), [({}, "2"), ({"cx": 12, "cy": 12}, "visible")])
-def test_broken_points_of_via_are_told(point: dict[str, int], visibility: str, folder: Path):
+def test_broken_points_of_via_are_problems(point: dict[str, int], visibility: str, folder: Path):
     keypoint = region(
         {"name": "point", **point}, label="cat", group="1", keypoint="nose", visibility=visibility
     )
     assert "broken point (1)" in refusal(via(folder, region(label="cat", group="1"), keypoint))
 
 
-def test_regions_of_via_that_are_no_objects_are_told(folder: Path):
+def test_regions_of_via_that_are_no_objects_are_problems(folder: Path):
     text = {"shape_attributes": VIA_SHAPE, "region_attributes": "cat"}
     assert "region without category (2)" in refusal(via(folder, region(label="cat"), "text", text))
 
@@ -256,7 +256,7 @@ def test_sizes_of_cvat_may_be_written_with_a_point(folder: Path):
     ],
     ids=["labels.txt", "csv", "xml"],
 )
-def test_files_of_other_encodings_are_named_with_the_cure(
+def test_files_in_other_encodings_are_named_with_a_suggestion(
     file: str, text: str, encoding: str, folder: Path
 ):
     (folder / file).write_bytes(text.encode(encoding))
@@ -265,6 +265,6 @@ def test_files_of_other_encodings_are_named_with_the_cure(
     assert "save it as UTF-8" in message
 
 
-def test_cvat_without_its_images_is_checked_without_a_folder_that_nobody_gave(folder: Path):
+def test_cvat_without_its_images_is_checked_without_inventing_a_folder(folder: Path):
     (folder / "a.png").unlink()
     assert str(folder / "images") not in str(mr.check_dataset(cvat(folder), progress=False))

@@ -1,4 +1,6 @@
-"""Random objects written in each format and read again: the same pixels, keypoints and groups, or it was said what is lost."""
+"""Random objects written in each format and read again: pixels, keypoints and groups survive,
+or the loss is reported.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +68,11 @@ def content(annotations: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def written(
-    annotations: list[dict[str, Any]], form: str, folder: Path, images: Path
+    annotations: list[dict[str, Any]], format_name: str, folder: Path, images: Path
 ) -> tuple[mr.CocoDataset, str]:
-    """What comes back, and what was said to be lost."""
+    """What is read again, and the losses that were reported."""
     before = Annotated(content(annotations), images, "before")
-    losses = write_all({"": before}, folder / "out", form)
+    losses = write_all({"": before}, folder / "out", format_name)
     return mr.load_dataset(folder / "out"), str(losses)
 
 
@@ -87,13 +89,13 @@ def pixels(annotation: Any) -> str:
     return rle.encode(rle.decode(found))["counts"]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @EXAMPLES
 @given(seed=seeds)
-def test_masks_with_holes_and_parts_keep_every_pixel(form: str, seed: int, images: Path):
+def test_masks_with_holes_and_parts_keep_every_pixel(format_name: str, seed: int, images: Path):
     rng = np.random.default_rng(seed)
     found = [(random_mask(rng), int(rng.choice([3, 8]))) for _ in range(rng.integers(1, 6))]
-    if form in (
+    if format_name in (
         "voc",
         "png",
     ):  # one object a pixel: each keeps what is in its own part of the image
@@ -106,7 +108,7 @@ def test_masks_with_holes_and_parts_keep_every_pixel(form: str, seed: int, image
         annotations = [
             {"segmentation": rle.encode(mask), "category_id": category} for mask, category in found
         ]
-        data, lost = written(annotations, form, Path(folder), images)
+        data, lost = written(annotations, format_name, Path(folder), images)
         again = by_image(data)
         for n, (mask, category) in enumerate(found):
             annotation = again[n % 2][n // 2]
@@ -115,10 +117,12 @@ def test_masks_with_holes_and_parts_keep_every_pixel(form: str, seed: int, image
     assert not lost or "limbs" in lost
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("format_name", FORMATS)
 @EXAMPLES
 @given(seed=seeds)
-def test_polygons_that_cross_and_overlap_keep_every_pixel(form: str, seed: int, images: Path):
+def test_polygons_that_cross_and_overlap_keep_every_pixel(
+    format_name: str, seed: int, images: Path
+):
     rng = np.random.default_rng(seed)
     parts = [
         rng.uniform(0, 17, 2 * rng.integers(3, 8)).round(rng.integers(0, 3)).tolist()
@@ -128,15 +132,15 @@ def test_polygons_that_cross_and_overlap_keep_every_pixel(form: str, seed: int, 
     if rle.area(whole) == 0 or any(np.ptp(p[0::2]) == 0 or np.ptp(p[1::2]) == 0 for p in parts):
         return
     with TemporaryDirectory() as folder:
-        data, _ = written([{"segmentation": parts}], form, Path(folder), images)
+        data, _ = written([{"segmentation": parts}], format_name, Path(folder), images)
         ((annotation,), _) = by_image(data)
     assert pixels(annotation) == whole["counts"]
 
 
-@pytest.mark.parametrize("form", WITH_KEYPOINTS)
+@pytest.mark.parametrize("format_name", WITH_KEYPOINTS)
 @EXAMPLES
 @given(seed=seeds)
-def test_keypoints_keep_place_visibility_and_object(form: str, seed: int, images: Path):
+def test_keypoints_keep_position_visibility_and_object(format_name: str, seed: int, images: Path):
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(rng.integers(1, 5)):
@@ -163,7 +167,7 @@ def test_keypoints_keep_place_visibility_and_object(form: str, seed: int, images
             | ({"segmentation": rle.encode(mask)} if masked else {})
         )
     with TemporaryDirectory() as folder:
-        data, lost = written(annotations, form, Path(folder), images)
+        data, lost = written(annotations, format_name, Path(folder), images)
         again = by_image(data)
     kept = {c.name: c for c in data.categories}
     for n, (raw, (_, box, masked)) in enumerate(zip(annotations, found, strict=True)):
@@ -183,18 +187,18 @@ def test_keypoints_keep_place_visibility_and_object(form: str, seed: int, images
         assert annotation.box == pytest.approx(
             (x0, y0, min(x0 + w, WIDTH), min(y0 + h, HEIGHT)), abs=1e-5
         )
-        if masked and form != "yolo-pose":
+        if masked and format_name != "yolo-pose":
             assert pixels(annotation) == rle.encode(mask)["counts"]
-    assert ("masks" in lost) == (form == "yolo-pose" and any(m for _, _, m in found))
-    if form in ("coco", "cvat"):
+    assert ("masks" in lost) == (format_name == "yolo-pose" and any(m for _, _, m in found))
+    if format_name in ("coco", "cvat"):
         assert kept["person"].skeleton == ((0, 1), (0, 2))
     else:
         assert "limbs of skeletons" in lost
 
 
-@pytest.mark.parametrize("form", ["coco", "labelme", "via", "cvat"])
-def test_keypoints_without_a_box_stay_without(form: str, images: Path, tmp_path: Path):
-    data, _ = written([{"keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]}], form, tmp_path, images)
+@pytest.mark.parametrize("format_name", ["coco", "labelme", "via", "cvat"])
+def test_objects_with_keypoints_alone_get_no_box(format_name: str, images: Path, tmp_path: Path):
+    data, _ = written([{"keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]}], format_name, tmp_path, images)
     ((annotation,), _) = by_image(data)
     assert annotation.box is None
     assert annotation.polygons is annotation.rle is None
@@ -203,22 +207,27 @@ def test_keypoints_without_a_box_stay_without(form: str, images: Path, tmp_path:
         [0, 0, 0],
         [3.5, 4.5, 2],
         [9.5, 9.5, 1],
-    ] or form in ("labelme", "via")
+    ] or format_name in ("labelme", "via")
 
 
-@pytest.mark.parametrize("form", IGNORES)
-def test_regions_to_ignore_stay_so(form: str, images: Path, tmp_path: Path):
+@pytest.mark.parametrize("format_name", IGNORES)
+def test_regions_to_ignore_stay_ignored(format_name: str, images: Path, tmp_path: Path):
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[3:6, 4:9] = True
     data, _ = written(
-        [{"segmentation": rle.encode(mask), "iscrowd": 1, "category_id": 8}], form, tmp_path, images
+        [{"segmentation": rle.encode(mask), "iscrowd": 1, "category_id": 8}],
+        format_name,
+        tmp_path,
+        images,
     )
     assert [a.ignore for a in by_image(data)[0]] == [True]
 
 
-@pytest.mark.parametrize("form", ["coco", "labelme", "via", "cvat", "voc", "yolo-seg"])
-def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
-    data, lost = written([{"bbox": [2.25, 3, 7.5, 9], "category_id": 8}], form, tmp_path, images)
+@pytest.mark.parametrize("format_name", ["coco", "labelme", "via", "cvat", "voc", "yolo-seg"])
+def test_boxes_alone_stay_boxes(format_name: str, images: Path, tmp_path: Path):
+    data, lost = written(
+        [{"bbox": [2.25, 3, 7.5, 9], "category_id": 8}], format_name, tmp_path, images
+    )
     ((annotation,), _) = by_image(data)
     assert annotation.box == pytest.approx((2.25, 3, 9.75, 12), abs=1e-6)
     assert annotation.polygons is annotation.rle is None
@@ -226,7 +235,7 @@ def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("form", "annotation", "told"),
+    ("format_name", "annotation", "message"),
     [
         (
             "yolo-seg",
@@ -242,7 +251,7 @@ def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
         (
             "yolo-pose",
             {"keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]},
-            "get the one around their keypoints (1)",
+            "the box around their keypoints (1)",
         ),
         ("yolo-pose", {"segmentation": [[1, 1, 9, 1, 9, 9]]}, "masks (1)"),
         ("voc", {"bbox": [1, 1, 5, 5], "keypoints": [3, 4, 2, 0, 0, 0, 9, 9, 1]}, "keypoints (1)"),
@@ -250,22 +259,22 @@ def test_boxes_alone_stay_boxes(form: str, images: Path, tmp_path: Path):
         (
             "png",
             {"segmentation": [[1, 1, 9, 1, 9, 9]], "bbox": [1, 1, 3, 3]},
-            "boxes that are not those around the mask (1)",
+            "boxes that differ from the one around the mask (1)",
         ),
         ("labelme", {"bbox": [1, 1, 5, 5]}, "limbs of skeletons (1): person"),
         ("via", {"bbox": [1, 1, 5, 5]}, "limbs of skeletons (1): person"),
     ],
 )
-def test_what_is_lost_is_said(
-    form: str, annotation: dict[str, Any], told: str, images: Path, tmp_path: Path
+def test_losses_are_reported(
+    format_name: str, annotation: dict[str, Any], message: str, images: Path, tmp_path: Path
 ):
     losses = write_all(
-        {"": Annotated(content([annotation]), images, "before")}, tmp_path / "out", form
+        {"": Annotated(content([annotation]), images, "before")}, tmp_path / "out", format_name
     )
-    assert told in str(losses)
+    assert message in str(losses)
 
 
-def test_yolo_writes_a_lone_box_among_masks_as_a_rectangle_and_says_so(
+def test_yolo_writes_a_lone_box_among_masks_as_a_rectangle_and_reports_it(
     images: Path, tmp_path: Path
 ):
     annotations = [{"segmentation": [[1, 1, 9, 1, 9, 9]]}, {"bbox": [2, 3, 7, 9], "category_id": 8}]
@@ -274,9 +283,9 @@ def test_yolo_writes_a_lone_box_among_masks_as_a_rectangle_and_says_so(
     assert by_image(data)[1][0].polygons[0].tolist() == [[2, 3], [9, 3], [9, 12], [2, 12]]
 
 
-@pytest.mark.parametrize("form", ["voc", "png"])
-def test_where_objects_overlap_the_smaller_is_whole_and_the_loss_is_told(
-    form: str, images: Path, tmp_path: Path
+@pytest.mark.parametrize("format_name", ["voc", "png"])
+def test_where_objects_overlap_the_smaller_is_whole_and_the_loss_is_reported(
+    format_name: str, images: Path, tmp_path: Path
 ):
     large, small = np.zeros((2, HEIGHT, WIDTH), bool)
     large[2:12, 2:12], small[3:6, 4:9] = True, True
@@ -284,30 +293,32 @@ def test_where_objects_overlap_the_smaller_is_whole_and_the_loss_is_told(
         {"segmentation": rle.encode(m)}
         for m in (small, small * False + np.eye(HEIGHT, WIDTH, dtype=bool), large)
     ]
-    data, lost = written(annotations, form, tmp_path, images)
-    assert "pixels of objects under others (1)" in lost
+    data, lost = written(annotations, format_name, tmp_path, images)
+    assert "pixels covered by other objects (1)" in lost
     first, second = by_image(data)[0]
     assert pixels(first) == rle.encode(small)["counts"]
     assert pixels(second) == rle.encode(large & ~small)["counts"]
 
 
-@pytest.mark.parametrize("form", ["voc", "png"])
+@pytest.mark.parametrize("format_name", ["voc", "png"])
 @pytest.mark.parametrize("count", [254, 255, 256, 357])
-def test_hundreds_of_objects_in_a_image(form: str, count: int, images: Path, tmp_path: Path):
+def test_hundreds_of_objects_in_an_image(
+    format_name: str, count: int, images: Path, tmp_path: Path
+):
     ids = np.zeros(HEIGHT * WIDTH, int)
     ids[:count] = np.arange(1, count + 1)
     annotations = [
         {"segmentation": rle.encode((ids == n).reshape(HEIGHT, WIDTH)), "image_id": 5}
         for n in range(1, count + 1)
     ]
-    data, lost = written(annotations, form, tmp_path, images)
+    data, lost = written(annotations, format_name, tmp_path, images)
     found = by_image(data)[0]
     assert [pixels(a) for a in found] == [a["segmentation"]["counts"] for a in annotations]
-    assert ("16 bits" in lost) == (form == "voc" and count > 254)
+    assert ("16 bits" in lost) == (format_name == "voc" and count > 254)
 
 
-@pytest.mark.parametrize("form", ["labelme", "via", "cvat", "yolo-seg"])
-def test_simplified_polygons_are_polygons_with_few_points(form: str, tmp_path: Path):
+@pytest.mark.parametrize("format_name", ["labelme", "via", "cvat", "yolo-seg"])
+def test_simplified_polygons_are_polygons_with_few_points(format_name: str, tmp_path: Path):
     Image.new("L", (200, 150)).save(tmp_path / "a.png")
     y, x = np.mgrid[:150, :200]
     mask = ((x - 90) / 60) ** 2 + ((y - 70) / 40) ** 2 < 1
@@ -324,11 +335,11 @@ def test_simplified_polygons_are_polygons_with_few_points(form: str, tmp_path: P
         tmp_path,
         "before",
     )
-    write_all({"": annotated}, tmp_path / "out", form, simplify=1.0)
+    write_all({"": annotated}, tmp_path / "out", format_name, simplify=1.0)
     (annotation,) = mr.load_dataset(tmp_path / "out")[0].annotations
     assert len(annotation.polygons or ()) == 1
     assert len(annotation.polygons[0]) < 40  # ty: ignore[not-subscriptable]
     again = rle.decode(fill(annotation.polygons or (), (150, 200)))
     assert (again & mask).sum() / (again | mask).sum() > 0.97
     files = [p for p in (tmp_path / "out").rglob("*") if p.suffix in (".json", ".xml")]
-    assert form == "yolo-seg" or any("0.75" in p.read_text() for p in files)
+    assert format_name == "yolo-seg" or any("0.75" in p.read_text() for p in files)

@@ -77,6 +77,8 @@ class CocoAnnotation(_AnnotationKeys, total=False):
     area: float
     iscrowd: int
     ignore: int
+    score: float
+    """Confidence, where the entry is a prediction to be corrected by hand."""
     where: str
     """Location in a file of another format that this entry was read from."""
 

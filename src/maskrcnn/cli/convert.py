@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-# as in formats.convert, which would import numpy
-Format = Literal[
-    "coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each"
-]
+from ..formats.format_name import FormatName
 
 
 def convert(
@@ -16,7 +13,7 @@ def convert(
     out: Path,
     /,
     *,
-    format: Format,
+    format: FormatName,
     images: Path | None = None,
     val: str | None = None,
     val_images: Path | None = None,
@@ -24,24 +21,28 @@ def convert(
     simplify: float = 0.0,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> None:
-    """Write annotations in another format; say what that format cannot hold.
+    """Write annotations in another format, and report what it cannot represent.
 
-    Reads COCO, YOLO (boxes, segmentation, pose), LabelMe, VIA 2, CVAT for images 1.1, Pascal VOC and PNG masks, recognized by their content.
+    Reads COCO, YOLO (boxes, segmentation, pose), LabelMe, VIA 2, CVAT for images 1.1, Pascal VOC
+    and PNG masks. The format is recognized by its content.
 
     Args:
-        source: Annotation file or folder. All its splits are converted, or the one named behind a colon, as data.yaml:val.
-        out: New folder; for coco, via and cvat also a file. Nothing that exists is overwritten.
-        format: Format to write. png has one id an object in one file an image, png-each one file an object.
-        images: Folder of the images; by default where the format has them.
+        source: Annotation file or folder. Converts all splits, or the one named after a colon, as
+            in data.yaml:val.
+        out: New folder; for coco, via and cvat also a file. Existing files are never overwritten.
+        format: Format to write. png stores one file per image, png-each one file per object.
+        images: Folder of the images; by default where the format says they are.
         val: Second source, written as the split "val".
         val_images: Folder of its images; by default --images.
-        image_files: Copy or link them into OUT, or reference them where they are; by default copied for yolo, voc and png, else referenced.
-        simplify: Pixels by which polygons of masks may be off, to have few points to correct; 0 = exact.
-        on_error: Unusable annotations: list them and stop, or drop them with a warning.
+        image_files: Copy or link the images into OUT, or reference them where they are. Default:
+            copy for yolo, voc and png, reference for the others.
+        simplify: By how many pixels polygons traced from masks may be off. Larger values give fewer
+            points to correct; 0 = exact.
+        on_error: On unusable annotations, stop and list them, or drop them with a warning.
     """
-    from ..formats.convert import convert_annotations as run
+    from ..formats.convert import convert_annotations
 
-    losses = run(
+    lost = convert_annotations(
         source,
         out,
         format,
@@ -53,4 +54,5 @@ def convert(
         on_error=on_error,
         progress=True,
     )
-    print(f"{out}: written as {format}, " + (f"without:\n{losses}" if losses else "nothing lost"))
+    summary = f"the format cannot represent:\n{lost}" if lost else "nothing lost"
+    print(f"{out}: written as {format}; {summary}")

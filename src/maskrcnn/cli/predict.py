@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .convert import Format
+from ..formats.format_name import FormatName
 
 if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
@@ -22,7 +22,7 @@ def predict(
     out: Path,
     min_score: float = 0.5,
     batch_size: int = 1,
-    format: Format | Literal["yolo"] | None = None,
+    format: FormatName | Literal["yolo"] | None = None,
     simplify: float = 0.5,
     device: str | None = None,
     tta: str | None = None,

@@ -1,5 +1,9 @@
-"""Annotation formats: each module reads one into a COCO dict and writes it from one.
+"""Annotation formats: each module reads one format into COCO dictionaries and writes it from them.
 
-open.py recognizes and opens (`load_dataset`), convert.py writes (`convert`). coco, yolo, labelme, via, cvat, voc and png each have `recognize(source)`,
-`splits(source)`, `read(source, images, split)` and `write(annotated, target, losses)`. content.py serves readers, parts.py writers, maps.py both.
+`load_dataset` and `convert_annotations` are the two entrances. A format is one module that ends in
+a `Format` (format.py), and one line in all_formats.py. reading.py serves the readers, writing.py
+the writers, id_maps.py both.
+
+What belongs elsewhere: checks of the annotations themselves (`annotations`, `dataset_checks`),
+and the geometry of masks (`annotations.rle`, `annotations.contours`).
 """

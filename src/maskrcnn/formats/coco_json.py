@@ -1,64 +1,76 @@
-"""COCO: one JSON file with images, annotations and categories; or a folder of such files, one for each split (`annotations/train.json`, or
-`train/_annotations.coco.json` beside the images, as Roboflow exports).
+"""COCO: one JSON file with images, annotations and categories, or a folder of such files.
 
-Everything that `CocoDataset` knows survives. Source: cocodataset.org, "data format".
+A folder has one file per split: `annotations/train.json`, or `train/_annotations.coco.json` beside
+the images, as Roboflow exports them. Everything that `CocoDataset` knows survives.
+
+Source: cocodataset.org, "Data format".
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..annotations import rle as coco_rle
+from ..annotations.coco_types import CocoAnnotation, CocoContent
+from .annotation_source import AnnotationSource
+from .format import Format
 from .reading import Annotated, folder_with
-from .source import Source
-from .writing import Losses, Target, mask_box, rle_of, size_of
+from .writing import ConversionTarget, Unrepresentable, mask_box, rle_of, size_of
 
-NAME = "coco"
-LOOKS_LIKE = "COCO: a JSON file with images, annotations and categories, or a folder of them (annotations/train.json)"
-SUFFIX = ".json"
-_MOST_FILES = 20  # in a folder of COCO files; more are another format's, a file for each image
+_MOST_FILES = 20  # a folder with more JSON files has another format, one file per image
 
 
-def recognize(source: Source, images: str | Path | None = None) -> bool:
-    """Whether it is COCO's."""
+def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
+    """Whether the file, or any file of the folder, is COCO's."""
     return _is_coco(source.json) if source.path.is_file() else bool(_files(source))
 
 
-def splits(source: Source) -> list[str]:
-    """Names of the files."""
+def splits(source: AnnotationSource) -> list[str]:
+    """Names of a folder's files."""
     return list(_files(source)) if source.path.is_dir() else []
 
 
-def read(source: Source, images: str | Path | None, split: str) -> Annotated:
-    """Reads a file; `images` by default the folder beside or above it in which the images are."""
+def read(source: AnnotationSource, images: str | Path | None, split: str) -> Annotated:
+    """Reads one file.
+
+    Without `images`, the images are searched for beside the file, and beside its folder.
+
+    Raises:
+        ValueError: the file does not hold an object.
+    """
     path = _files(source)[split] if split else source.path
-    content = Source(path).json
+    content = AnnotationSource(path).json
     if not isinstance(content, dict):
         raise ValueError(
-            f"{path}: holds a {type(content).__name__}, must be a COCO object with images, annotations and categories"
+            f"{path}: expected a COCO object with images, annotations and categories, "
+            f"got a {type(content).__name__}; export it again from the tool"
         )
-    entries = content.get("images") if isinstance(content.get("images"), list) else []
-    names = [
-        e["file_name"]
-        for e in entries
-        if isinstance(e, dict) and isinstance(e.get("file_name"), str)
-    ]
-    folder, stem = path.parent, path.stem
-    places = [
+    if images is not None:
+        return Annotated(cast("CocoContent", content), Path(images), path.name)
+
+    candidates = [
         base / part
-        for base in (folder, folder.parent)
-        for part in (".", "images", stem, f"images/{stem}", stem.split("_")[-1])
+        for base in (path.parent, path.parent.parent)
+        for part in (".", "images", path.stem, f"images/{path.stem}", path.stem.split("_")[-1])
     ]
-    return Annotated(
-        content, Path(images) if images is not None else folder_with(names, places), path.name
-    )
+    folder = folder_with(_file_names(content), candidates)
+    return Annotated(cast("CocoContent", content), folder, path.name)
 
 
-def write(annotated: Annotated, target: Target, losses: Losses) -> None:
+def _file_names(content: dict[str, Any]) -> list[str]:
+    """The file names of unchecked content, as far as it has any."""
+    entries = content.get("images")
+    if not isinstance(entries, list):
+        return []
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
     """Writes one JSON file; nothing is lost."""
-    content = dict(annotated.content)
+    content = cast("CocoContent", dict(annotated.content))
     content["images"] = [
         {**image, "file_name": target.refer(image, target.file.parent)}
         for image in content["images"]
@@ -70,13 +82,17 @@ def write(annotated: Annotated, target: Target, losses: Losses) -> None:
     target.write(target.file, json.dumps(content))
 
 
-def _complete(raw: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """An annotation with what other readers of COCO ask for: bbox and area of the mask, where it does not have its own."""
-    entry = {
+def _complete(raw: CocoAnnotation, size: tuple[int, int]) -> CocoAnnotation:
+    """An annotation with the keys that other readers of COCO require.
+
+    Adds bbox and area of the mask where the annotation does not have its own.
+    """
+    kept = {
         key: value
         for key, value in raw.items()
         if key != "where" and not (key == "keypoints" and not value)
     }
+    entry = cast("CocoAnnotation", kept)
     if not entry.get("bbox") and (box := mask_box(raw, size)):
         entry["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
     if "area" not in entry and (rle := rle_of(raw, size)):
@@ -94,22 +110,34 @@ def _is_coco(content: Any) -> bool:
     )
 
 
-def _files(source: Source) -> dict[str, Path]:
-    """The COCO files of a folder, by name; Roboflow's, which all have one, by folder."""
+def _files(source: AnnotationSource) -> dict[str, Path]:
+    """The COCO files of a folder by name; Roboflow's, which share one name, by folder."""
     candidates = sorted([*source.path.glob("*.json"), *source.path.glob("annotations/*.json")])
-    found = (
-        {p.stem: p for p in candidates if _mentions_coco(p)}
-        if len(candidates) <= _MOST_FILES
-        else {}
-    )
-    return found or {
-        p.parent.name: p
-        for p in sorted(source.path.glob("*/_annotations.coco.json"))
-        if _mentions_coco(p)
-    }
+    if len(candidates) <= _MOST_FILES:
+        files = {path.stem: path for path in candidates if _mentions_coco(path)}
+        if files:
+            return files
+    roboflow = sorted(source.path.glob("*/_annotations.coco.json"))
+    return {path.parent.name: path for path in roboflow if _mentions_coco(path)}
 
 
 def _mentions_coco(path: Path) -> bool:
-    """A look that parses nothing: such files can be large."""
+    """Whether COCO's keys occur in a file; does not parse it, because it can be large."""
     data = path.read_bytes()
     return all(f'"{key}"'.encode() in data for key in ("images", "annotations", "categories"))
+
+
+COCO = Format(
+    name="coco",
+    description=(
+        "COCO: a JSON file with images, annotations and categories, "
+        "or a folder of them (annotations/train.json)"
+    ),
+    written_as=("coco",),
+    recognize=recognize,
+    splits=splits,
+    read=read,
+    write=write,
+    suffix=".json",
+    holds_everything=True,
+)

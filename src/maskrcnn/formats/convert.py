@@ -1,41 +1,27 @@
-"""From any annotation format to any other: `convert("annotations/", "labels", "yolo-seg")`.
+"""From any annotation format to any other.
 
-In:  whatever `load_dataset` reads, all of its splits.
-Out: a new file or folder, and `Losses`: what the other format cannot hold.
+In:  whatever `load_dataset` reads, with all of its splits.
+Out: a new file or folder, and `Unrepresentable`: what the target format cannot represent.
 """
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 from ..annotations.categories import mirrored_keypoints, parse_categories
+from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
 from ..annotations.labeled_categories import labeled_ids
 from ..annotations.problems import DataWarning
-from . import coco_json, cvat, labelme, png_masks, via, voc, yolo
-from .load_dataset import located, read, recognized
+from .all_formats import format_named
+from .format import Format
+from .load_dataset import locate, read_split, recognized_format
 from .reading import Annotated, MissingSplit
-from .writing import ImageFiles, Losses, Target, by_image, label_of
-
-WRITERS: dict[str, Any] = {
-    "coco": coco_json,
-    "yolo-seg": yolo,
-    "yolo-pose": yolo,
-    "labelme": labelme,
-    "via": via,
-    "cvat": cvat,
-    "voc": voc,
-    "png": png_masks,
-    "png-each": png_masks,
-}
-_WITH_SPLITS = (yolo, voc)  # in one folder
-_WITH_IMAGES = (yolo, voc, png_masks)  # that have to be in the folder
-_WITHOUT_SCORE = (yolo, voc, png_masks)
-_SIDES_BY_NAME = (labelme, via, cvat)  # left and right of keypoints are what their names say
+from .writing import ConversionTarget, ImageFiles, Unrepresentable, by_image, label_of
 
 
 def convert_annotations(
@@ -50,63 +36,96 @@ def convert_annotations(
     simplify: float = 0.0,
     on_error: Literal["raise", "drop"] = "raise",
     progress: bool = False,
-) -> Losses:
-    """Writes annotations in another format; what it cannot hold is counted in the answer, and never left out silently.
+) -> Unrepresentable:
+    """Writes annotations in another format, and reports anything that it cannot represent.
 
     Args:
-        source: what `load_dataset` reads. All splits are written unless one is named ("data.yaml:val").
-        out: the new folder; for coco, via and cvat also a file (.json, .xml). It must not exist yet.
-        format: coco, yolo-seg, yolo-pose, labelme, via, cvat, voc, png (one id an object), png-each (one file an object).
-        images: folder of the images, where the format does not say.
+        source: what `load_dataset` reads. All splits are written unless one is named
+            ("data.yaml:val").
+        out: the new folder; for coco, via and cvat also a file (.json, .xml). It must not exist.
+        format: coco, yolo-seg, yolo-pose, labelme, via, cvat, voc, png (one file per image) or
+            png-each (one file per object).
+        images: folder of the images; by default where the format says they are.
         val: a second source, written as the split "val".
-        val_images: its images; by default `images`.
-        image_files: copy or link them into `out`, or reference them where they are. By default they are referenced; for yolo, voc and png copied,
-            because there they must lie beside the annotations.
-        simplify: pixels by which masks may be changed to give polygons with few points, easy to correct by hand; 0 changes nothing.
-        on_error: unusable annotations: raise an error that lists them, or leave them out with a warning.
+        val_images: folder of its images; by default `images`.
+        image_files: copy or link the images into `out`, or reference them where they are. By
+            default they are copied for yolo, voc and png, which need them beside the annotations,
+            and referenced for the others.
+        simplify: by how many pixels polygons traced from masks may be off, so that they have few
+            points to correct by hand; 0 = exact.
+        on_error: what to do about unusable annotations. "raise" raises one error that lists them
+            all; "drop" leaves them out, with a warning.
         progress: show progress bars.
 
+    Returns:
+        What the format cannot represent, with counts and locations. It is false if nothing was
+        lost, and printing it lists everything.
+
     Raises:
-        FileExistsError: `out` is there already.
-        ValueError: unusable annotations (DataError), an unknown format, or images that cannot be referenced.
+        FileExistsError: `out` exists.
+        ValueError: annotations are unusable (DataError), the format is unknown, or images are
+            missing or cannot be referenced.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> file = write_scenes("scenes", count=2)
+        >>> lost = mr.convert_annotations(file, "labelme", "labelme")
+        >>> print(lost)
+        limbs of skeletons (1): figure
+        >>> len(mr.load_dataset("labelme"))
+        2
     """
     check_new(Path(out), format)
-    parts = _all(source, images, on_error)
+    parts = _all_splits(source, images, on_error)
     if val is not None:
-        second = _all(val, val_images or images, on_error)
-        for given, found in ((source, parts), (val, second)):
-            if len(found) > 1:
-                raise ValueError(
-                    f"{given}: has the splits {', '.join(found)}; beside a second source name one, as {given}:{next(iter(found))}"
-                )
-        parts = {"train": parts.popitem()[1], "val": second.popitem()[1]}
+        val_parts = _all_splits(val, val_images or images, on_error)
+        parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
     return write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
 
 
-def _all(
+def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated:
+    """The one split of a source that is written beside another source."""
+    if len(parts) > 1:
+        raise ValueError(
+            f"{source}: has the splits {', '.join(parts)}; "
+            f"beside a second source name one, as {source}:{next(iter(parts))}"
+        )
+    return next(iter(parts.values()))
+
+
+def _all_splits(
     path: str | Path, images: str | Path | None, on_error: Literal["raise", "drop"]
 ) -> dict[str, Annotated]:
-    """Every split of a source, checked, by name."""
-    source, split = located(path)
-    reader = recognized(source, images)
-    names = [split] if split else reader.splits(source)
-    names = [
-        n for n in names if n != "trainval" or split or not {"train", "val"} <= set(names)
-    ]  # VOC's union of the two
+    """Every split of a source by name, checked; {"": ...} for a source that is not divided.
+
+    A split whose images are missing is left out with a warning, unless there is no other.
+    """
+    source, split = locate(path)
+    known = recognized_format(source, images)
+    names = [split] if split else _distinct(known.splits(source)) or [""]
     parts: dict[str, Annotated] = {}
-    for name in names or [""]:
+    for name in names:
         try:
-            annotated = read(reader, source, images, name)
+            annotated = read_split(known, source, images, name)
         except MissingSplit as error:
             if not parts and name == names[-1]:
                 raise
             warnings.warn(f'{error}\nThe split "{name}" was left out.', DataWarning, stacklevel=3)
             continue
         dataset = annotated.dataset(on_error=on_error)
-        parts[name] = Annotated(dataset.content(), dataset.image_folder, annotated.name)
+        content = cast("CocoContent", dataset.content())
+        parts[name] = Annotated(content, dataset.image_folder, annotated.name)
     return parts
+
+
+def _distinct(splits: Sequence[str]) -> list[str]:
+    """The splits without VOC's trainval, the union of two others, if those are there."""
+    if {"train", "val"} <= set(splits):
+        return [name for name in splits if name != "trainval"]
+    return list(splits)
 
 
 def write_all(
@@ -117,150 +136,171 @@ def write_all(
     image_files: ImageFiles | None = None,
     simplify: float = 0.0,
     progress: bool = False,
-) -> Losses:
-    """Writes one or more splits, by name, into a new file or folder, which appears when it is complete.
+) -> Unrepresentable:
+    """Writes one or more splits into a new file or folder, which appears once it is complete.
+
+    Args:
+        parts: name of the split -> annotations; "" for a source that is not divided.
+        out: as for `convert_annotations`, like the other arguments.
+        format: name of the format.
+        image_files: what happens to the images.
+        simplify: by how many pixels traced polygons may be off.
+        progress: show progress bars.
+
+    Returns:
+        What the format cannot represent.
 
     Raises:
-        FileExistsError: `out` is there already.
-        ValueError: an unknown format, or one that needs the images beside it.
+        FileExistsError: `out` exists.
+        ValueError: an argument is invalid, or the format needs the images beside it.
     """
     out = Path(out)
-    writer = writer_of(format)
-    image_files = image_files or ("copy" if writer in _WITH_IMAGES else "reference")
-    if image_files not in get_args(ImageFiles):
-        raise ValueError(
-            f"image_files is {image_files!r}, must be {', '.join(get_args(ImageFiles))}"
-        )
-    if writer in _WITH_IMAGES and image_files == "reference":
-        raise ValueError(
-            f"{format}: the images have to lie beside the annotations; choose copy or link for them"
-        )
-    if simplify < 0:
-        raise ValueError(f"simplify is {simplify}, must be 0 or more pixels")
+    known = format_named(format)
+    image_files = image_files or ("copy" if known.needs_images_beside else "reference")
+    _check_options(format, image_files, simplify)
     check_new(out, format)
-    suffix = getattr(writer, "SUFFIX", None)
-    single = bool(suffix) and out.suffix.lower() == suffix
-    if single and (len(parts) > 1 or image_files != "reference"):
-        raise ValueError(
-            f"{out}: is one file; give a folder for {'several splits' if len(parts) > 1 else 'the images'}"
-        )
-    losses = Losses()
-    parts = {split: _named(annotated) for split, annotated in parts.items()}
+    is_file = bool(known.suffix) and out.suffix.lower() == known.suffix
+    if is_file and (len(parts) > 1 or image_files != "reference"):
+        reason = "several splits" if len(parts) > 1 else "the images"
+        raise ValueError(f"{out}: is a single file; give a folder for {reason}")
+
+    lost = Unrepresentable()
+    parts = {split: _with_names(annotated) for split, annotated in parts.items()}
     for annotated in parts.values():
-        _tell_losses(annotated, writer, losses)
-    if writer in _WITH_SPLITS:
+        _add_losses(annotated, known, lost)
+    if known.one_folder_for_all_splits:
         parts = _united(parts)
+
+    # All is written beside `out` first, so that an error leaves nothing behind.
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.parent / f".{out.name}.part"
     staging.mkdir()
+    one_folder_each = len(parts) > 1 and not known.suffix and not known.one_folder_for_all_splits
     try:
         for split, annotated in parts.items():
-            folder, home = staging, out.parent if single else out
-            if len(parts) > 1 and not suffix and writer not in _WITH_SPLITS:
-                folder, home = folder / split, home / split
-            file = folder / (out.name if single else f"{split or 'annotations'}{suffix or ''}")
-            writer.write(
-                annotated,
-                Target(
-                    format, annotated, folder, home, file, split, image_files, simplify, progress
-                ),
-                losses,
+            subfolder = split if one_folder_each else ""
+            folder = staging / subfolder
+            file_name = out.name if is_file else f"{split or 'annotations'}{known.suffix}"
+            target = ConversionTarget(
+                format=format,
+                annotated=annotated,
+                folder=folder,
+                home=out.parent if is_file else out / subfolder,
+                file=folder / file_name,
+                split=split,
+                image_files=image_files,
+                tolerance=simplify,
+                progress=progress,
             )
+            known.write(annotated, target, lost)
         if out.is_dir():
             out.rmdir()
-        (staging / out.name if single else staging).rename(out)
+        (staging / out.name if is_file else staging).rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return losses
+    return lost
 
 
-def _named(annotated: Annotated) -> Annotated:
-    """The same with a name, as text, for every category."""
-    names = {c.id: c.name for c in parse_categories(annotated.content["categories"])}
-    entries = [entry | {"name": names[entry["id"]]} for entry in annotated.content["categories"]]
-    return replace(annotated, content=annotated.content | {"categories": entries})
+def _check_options(format: str, image_files: str, simplify: float) -> None:
+    """Raises an error if an option is invalid for the format."""
+    if image_files not in get_args(ImageFiles):
+        raise ValueError(
+            f"image_files: expected {', '.join(get_args(ImageFiles))}, got {image_files!r}"
+        )
+    if format_named(format).needs_images_beside and image_files == "reference":
+        raise ValueError(
+            f"{format}: the images must be beside the annotations; "
+            'use image_files="copy" or "link" (--image-files)'
+        )
+    if simplify < 0:
+        raise ValueError(f"simplify: expected 0 or more pixels, got {simplify}")
 
 
-def _tell_losses(annotated: Annotated, writer: Any, losses: Losses) -> None:
-    """What COCO's format alone holds, and the writers of the others do not look at."""
-    if writer is coco_json:
+def _with_names(annotated: Annotated) -> Annotated:
+    """The same annotations with a name, as text, for every category."""
+    content = annotated.content
+    names = {c.id: c.name for c in parse_categories(content["categories"])}
+    categories: list[CocoCategory] = [
+        {**entry, "name": names[entry["id"]]} for entry in content["categories"]
+    ]
+    return replace(annotated, content={**content, "categories": categories})
+
+
+def _add_losses(annotated: Annotated, known: Format, lost: Unrepresentable) -> None:
+    """Adds what only COCO can represent, and what writers of other formats do not look at."""
+    if known.holds_everything:
         return
     content = annotated.content
-    known = [c["id"] for c in content["categories"]]
+    category_ids = [c["id"] for c in content["categories"]]
     for image, raws in by_image(content):
-        if labeled_ids(image, {raw["category_id"] for raw in raws}, known) is not None:
-            losses.add(
-                "that only some categories were looked for (labeled_categories)", image["file_name"]
+        if labeled_ids(image, {raw["category_id"] for raw in raws}, category_ids) is not None:
+            lost.add(
+                "that only some categories are annotated (labeled_categories)",
+                image["file_name"],
             )
-        for raw in raws if writer in _WITHOUT_SCORE else ():
+        for raw in raws if not known.holds_scores else ():
             if "score" in raw:
-                losses.add("scores", label_of(raw, image))
+                lost.add("scores", label_of(raw, image))
+
     for category in parse_categories(content["categories"]):
-        if writer in _SIDES_BY_NAME and category.mirrored != mirrored_keypoints(category.keypoints):
-            losses.add(
-                "left and right of keypoints (flip), which their names do not say", category.name
-            )
+        sides = mirrored_keypoints(category.keypoints)
+        if known.sides_from_names and category.mirrored != sides:
+            kind = "left and right of keypoints (flip), which their names do not show"
+            lost.add(kind, category.name)
         if category.oks_sigmas != replace(category, sigmas=()).oks_sigmas:
-            losses.add("sigmas of keypoints", category.name)
+            lost.add("sigmas of keypoints", category.name)
 
 
 def _united(parts: dict[str, Annotated]) -> dict[str, Annotated]:
-    """The same splits with the categories of all, by name, and ids counted from 1, for formats that list them once.
+    """The same splits with one list of categories, matched by name, and ids counted from 1.
+
+    For formats that list the categories once.
 
     Raises:
-        ValueError: one name with different keypoints.
+        ValueError: two splits give a category different keypoints.
     """
-    united: dict[str, dict[str, Any]] = {}
+    united: dict[str, CocoCategory] = {}
     for split, annotated in parts.items():
         for entry in sorted(annotated.content["categories"], key=lambda c: c["id"]):
-            found = united.setdefault(entry["name"], entry | {"id": len(united) + 1})
-            before, keypoints = (
-                ", ".join(map(str, c.get("keypoints") or ())) or "none" for c in (found, entry)
-            )
+            new: CocoCategory = {**entry, "id": len(united) + 1}
+            before = _keypoint_names(united.setdefault(entry["name"], new))
+            keypoints = _keypoint_names(entry)
             if keypoints != before:
                 raise ValueError(
-                    f'category "{entry["name"]}": its keypoints in {split} are {keypoints}, before {before}; convert the splits one by one'
+                    f'category "{entry["name"]}": its keypoints in {split} are {keypoints}, '
+                    f"in another split {before}; convert the splits one by one"
                 )
-    renumbered = {}
+
+    categories = list(united.values())
+    renumbered: dict[str, Annotated] = {}
     for split, annotated in parts.items():
         ids = {c["id"]: united[c["name"]]["id"] for c in annotated.content["categories"]}
-        annotations = [
-            raw | {"category_id": ids[raw["category_id"]]}
+        annotations: list[CocoAnnotation] = [
+            {**raw, "category_id": ids[raw["category_id"]]}
             for raw in annotated.content["annotations"]
         ]
-        renumbered[split] = replace(
-            annotated,
-            content=annotated.content
-            | {"annotations": annotations, "categories": list(united.values())},
-        )
+        content: CocoContent = {
+            **annotated.content,
+            "annotations": annotations,
+            "categories": categories,
+        }
+        renumbered[split] = replace(annotated, content=content)
     return renumbered
 
 
+def _keypoint_names(category: CocoCategory) -> str:
+    return ", ".join(map(str, category.get("keypoints") or ())) or "none"
+
+
 def check_new(out: Path, format: str) -> None:
-    """Whether annotations can be written there.
+    """Checks that annotations can be written to a new file or folder.
 
     Raises:
-        FileExistsError: `out` is there already, and not an empty folder.
-        ValueError: an unknown format.
+        FileExistsError: `out` exists, and is not an empty folder.
+        ValueError: the format is unknown.
     """
-    writer_of(format)
+    format_named(format)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(
-            f"{out}: is there already; nothing was written. Choose another name, or remove it"
+            f"{out}: already exists; nothing was written. Choose another name, or remove it"
         )
-
-
-def writer_of(format: str) -> Any:
-    """The module that writes a format.
-
-    Raises:
-        ValueError: an unknown one.
-    """
-    if format not in WRITERS:
-        near = get_close_matches(format, WRITERS, 1)
-        raise ValueError(
-            f'unknown format "{format}"'
-            + (f', did you mean "{near[0]}"?' if near else "")
-            + f" There are {', '.join(WRITERS)}"
-        )
-    return WRITERS[format]

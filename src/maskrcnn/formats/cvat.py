@@ -1,11 +1,13 @@
 """CVAT: annotations.xml of "CVAT for images 1.1".
 
-polygon, ellipse, turned box, mask (runs, row by row, in its own box) -> mask; box -> box; skeleton -> keypoints with occluded and outside. Shapes of
-one group_id and label are one object; a skeleton, or points named after a keypoint, belong to the one other object of their group. The attribute
-"ignore" (or is_crowd) makes a region to ignore. In CVAT a label with a skeleton has no other shapes, so a category with both is two labels, "NAME"
-and "NAME skeleton".
+polygon, ellipse, rotated box, mask (RLE row by row, in its own box) -> mask; box -> box;
+skeleton -> keypoints with occluded and outside. Shapes that share group_id and label are one
+object. A skeleton, or points named after a keypoint, belong to the one other object of their
+group. The attribute "ignore" (or is_crowd) marks a region to ignore. In CVAT a label with a
+skeleton has no other shapes, so a category with both is two labels, "NAME" and "NAME skeleton".
 
-CVAT's coordinates are continuous: the middle of pixel 7 is 7.5. Source: docs.cvat.ai, "XML annotation format".
+CVAT's coordinates are continuous: the center of pixel 7 is 7.5.
+Source: docs.cvat.ai, "XML annotation format".
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,18 +25,20 @@ import numpy as np
 
 from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
+from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
-from .reading import Annotated, Builder, Drawn, image_folder, tracked
-from .source import Source, with_slashes
+from .annotation_source import AnnotationSource, with_slashes
+from .format import Format
+from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
 from .writing import (
-    Losses,
-    Target,
+    ConversionTarget,
+    Unrepresentable,
+    categories_by_id,
     drawable,
     ignored,
     keypoints_of,
     label_of,
-    names_of,
     number,
     numbers,
     own_box,
@@ -41,113 +46,122 @@ from .writing import (
     size_of,
 )
 
-NAME = "cvat"
-LOOKS_LIKE = 'annotations.xml of "CVAT for images 1.1"'
-SUFFIX = ".xml"
 _SKELETON = " skeleton"
 _AREAS = ("polygon", "box", "ellipse", "mask")
+_IGNORE = ("ignore", "is_crowd", "iscrowd")
+_MOST_FILES = 20  # a folder with more XML files has another format, one file per image
+_HEAD_BYTES = 2000  # in which the root element of a file starts
+Objects = dict[tuple[Any, ...], AnnotatedObject]
+"""(label, group_id) -> object of a group; (index,) for a shape without a group."""
 
 
-def recognize(source: Source, images: str | Path | None = None) -> bool:
-    """Whether it is CVAT's."""
+def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
+    """Whether the file, or any file of the folder, is CVAT's."""
     return bool(_files(source))
 
 
-def splits(source: Source) -> list[str]:
-    """The files of a folder, or the subsets of a project."""
+def splits(source: AnnotationSource) -> list[str]:
+    """Names of a folder's files if there are several, else the subsets of the one project."""
     files = _files(source)
-    return (
-        [p.stem for p in files]
-        if len(files) > 1
-        else sorted({i.get("subset", "") for i in _root(files[0]).iterfind("image")} - {""})
-    )
+    if len(files) > 1:
+        return [path.stem for path in files]
+    subsets = {image.get("subset", "") for image in _root(files[0]).iterfind("image")}
+    return sorted(subsets - {""})
 
 
-def read(source: Source, images: str | Path | None, split: str) -> Annotated:
-    """Reads one file, or one subset of it."""
+def read(source: AnnotationSource, images: str | Path | None, split: str) -> Annotated:
+    """Reads one file, or one subset of it.
+
+    Raises:
+        DataError: the file is an export of "CVAT for video".
+    """
     files = _files(source)
     path = next((p for p in files if p.stem == split), files[0])
     root = _root(path)
     if root.find("track") is not None:
         raise DataError(
-            f'{path.name}: has tracks of "CVAT for video"; export the task as "CVAT for images 1.1"'
+            f'{path.name}: has tracks of "CVAT for video", which cannot be read; '
+            'export the task as "CVAT for images 1.1"'
         )
+
+    is_subset = bool(split) and len(files) == 1
     entries = [
-        i
-        for i in root.iterfind("image")
-        if len(files) > 1 or not split or i.get("subset", "") == split
+        image
+        for image in root.iterfind("image")
+        if not is_subset or image.get("subset", "") == split
     ]
-    folder = path.parent
-    places = [
-        b / p
-        for b in (folder, folder.parent)
-        for p in ("images", f"images/{split}", f"images/{split.lower()}", ".", "images/default")
+    candidates = [
+        base / part
+        for base in (path.parent, path.parent.parent)
+        for part in ("images", f"images/{split}", f"images/{split.lower()}", ".", "images/default")
     ]
+    searched = candidates if images is None else [Path(images)]
     for entry in entries:
-        entry.set(
-            "name",
-            with_slashes(entry.get("name", ""), [Path(images)] if images is not None else places),
-        )
-    names = [i.get("name", "") for i in entries]
-    builder = Builder(
-        f"{path.name}:{split}" if split and len(files) == 1 else path.name,
-        image_folder(images, places, names),
+        entry.set("name", with_slashes(entry.get("name", ""), searched))
+    names = [entry.get("name", "") for entry in entries]
+    builder = DatasetBuilder(
+        f"{path.name}:{split}" if is_subset else path.name,
+        image_folder(images, candidates, names),
     )
+
     labels = {
         name: label
         for label in root.iterfind("meta//labels/label")
         if (name := label.findtext("name")) and not label.findtext("parent")
     }
-    keypoints = {j for i in entries for p in i.iterfind("points") if (j := p.get("label"))}
-    _declare(
-        builder, root, {name: label for name, label in labels.items() if name not in keypoints}
-    )
+    keypoints = {points.get("label") for entry in entries for points in entry.iterfind("points")}
+    _declare(builder, root, {n: label for n, label in labels.items() if n not in keypoints})
+
     adopted: dict[str, str] = {}
     for entry in tracked(entries, "reading CVAT shapes"):
-        size = entry.get("height"), entry.get("width")
-        image = builder.image(
-            entry.get("name", ""),
-            (int(float(size[0])), int(float(size[1]))) if size[0] and size[1] else None,
-        )
-        if image is not None:
-            adopted |= _shapes(builder, image, entry, labels)
+        image_id = builder.image(entry.get("name", ""), _size(entry))
+        if image_id is not None:
+            adopted |= _Shapes(builder, image_id, entry, labels).add_all()
     for skeleton, category in adopted.items():
         builder.adopt(category, skeleton)
-    return builder.done()
+    return builder.build()
 
 
-def _files(source: Source) -> list[Path]:
+def _files(source: AnnotationSource) -> list[Path]:
+    """The file itself, or the CVAT files of a folder."""
     if source.path.is_file():
         return [source.path] if source.xml is not None and source.xml.tag == "annotations" else []
-    found = sorted(source.path.glob("*.xml")) if source.path.is_dir() else []
-    return (
-        [p for p in found if b"<annotations" in p.read_bytes()[:2000]] if len(found) <= 20 else []
-    )
+    files = sorted(source.path.glob("*.xml")) if source.path.is_dir() else []
+    if len(files) > _MOST_FILES:
+        return []
+    return [path for path in files if b"<annotations" in path.read_bytes()[:_HEAD_BYTES]]
 
 
 def _root(path: Path) -> Element:
-    root = Source(path).xml
+    root = AnnotationSource(path).xml
     assert root is not None, path
     return root
 
 
+def _size(image: Element) -> tuple[int, int] | None:
+    """(height, width) if the file has both; some tools write them with a decimal point."""
+    height = image.get("height")
+    width = image.get("width")
+    return (int(float(height)), int(float(width))) if height and width else None
+
+
 def _category(label: str, labels: Mapping[str, Element]) -> str:
+    """The category of a label: NAME for "NAME skeleton", if both exist."""
     base = label.removesuffix(_SKELETON)
-    return (
-        base
-        if base in labels and label in labels and labels[label].findtext("type") == "skeleton"
-        else label
-    )
+    both = base in labels and label in labels
+    return base if both and labels[label].findtext("type") == "skeleton" else label
 
 
-def _declare(builder: Builder, root: Element, labels: Mapping[str, Element]) -> None:
-    """Labels in their order, with the keypoints and limbs of skeletons."""
+def _declare(builder: DatasetBuilder, root: Element, labels: Mapping[str, Element]) -> None:
+    """Declares labels in their order, with the keypoints and limbs of skeletons."""
     for name, label in labels.items():
         keypoints = [
-            str(j.findtext("name"))
-            for j in root.iterfind("meta//labels/label")
-            if j.findtext("parent") == name
+            str(other.findtext("name"))
+            for other in root.iterfind("meta//labels/label")
+            if other.findtext("parent") == name
         ]
+
+        # Limbs are lines of a drawing, between circles that carry the keypoints' names.
         svg = label.findtext("svg") or ""
         node = {
             _attribute(tag, "data-node-id"): _attribute(tag, "data-label-name")
@@ -158,363 +172,403 @@ def _declare(builder: Builder, root: Element, labels: Mapping[str, Element]) -> 
             for tag in re.findall(r"<line[^>]*>", svg)
         ]
         skeleton = [[keypoints.index(j) + 1 for j in limb if j in keypoints] for limb in limbs]
-        merged = name != (base := _category(name, labels))
+
         builder.category(
-            base if merged else name,
+            _category(name, labels),
             keypoints,
             skeleton=[limb for limb in skeleton if len(limb) == 2],
         )
 
 
 def _attribute(tag: str, name: str) -> str:
-    found = re.search(rf'{name}="([^"]*)"', tag)
-    return found[1] if found else ""
+    match = re.search(rf'{name}="([^"]*)"', tag)
+    return match[1] if match else ""
 
 
-def _shapes(
-    builder: Builder, image: int, entry: Element, labels: Mapping[str, Element]
-) -> dict[str, str]:
-    """Adds the objects of an image; gives the labels of skeletons that belong to objects of another label, and that."""
-    adopted: dict[str, str] = {}
-    objects: dict[Any, Drawn] = {}
-    with_skeleton: list[tuple[Element, str]] = []
-    for place, shape in enumerate(entry):
-        where = f"{entry.get('name')}, {shape.tag} {place}"
-        if not shape.get("label"):
-            builder.problem("object without category", where, "has no label", "choose one in CVAT")
-        elif shape.tag in ("skeleton", "points"):
-            with_skeleton.append((shape, where))
-        elif shape.tag == "tag":
-            builder.problem(
-                "tag of a whole image",
-                where,
-                f'"{shape.get("label")}"',
-                "it is left out: only objects are read",
-                False,
+@dataclass
+class _Shapes:
+    """Turns the shapes of one image into objects."""
+
+    builder: DatasetBuilder
+    image_id: int
+    entry: Element
+    labels: Mapping[str, Element]
+
+    def add_all(self) -> dict[str, str]:
+        """Adds the objects of the image.
+
+        Returns:
+            Label of a skeleton -> category of the object of another label that it belongs to.
+        """
+        objects: Objects = {}
+        with_keypoints: list[tuple[Element, str]] = []
+        for index, shape in enumerate(self.entry):
+            where = f"{self.entry.get('name')}, {shape.tag} {index}"
+            if shape.get("label") and shape.tag in ("skeleton", "points"):
+                with_keypoints.append((shape, where))
+            else:
+                self._add_area(objects, shape, index, where)
+
+        # Keypoints come last: the object that they belong to may follow them in the file.
+        adopted: dict[str, str] = {}
+        for index, (shape, where) in enumerate(with_keypoints, start=len(self.entry)):
+            category = self._add_keypoints(objects, shape, where, index)
+            label = _category(shape.get("label", ""), self.labels)
+            if shape.tag == "skeleton" and category is not None and category != label:
+                adopted[label] = category
+        for instance in objects.values():
+            if instance.boxes or instance.polygons or instance.rles or instance.keypoints:
+                self.builder.add(self.image_id, instance)
+        return {label: category for label, category in adopted.items() if label in self.labels}
+
+    def _add_area(self, objects: Objects, shape: Element, index: int, where: str) -> None:
+        """Adds a shape to the object of its group, or as an object of its own."""
+        label = shape.get("label", "")
+        if not label:
+            self.builder.problem(
+                "object without category", where, "has no label", "choose one in CVAT"
             )
-        elif shape.tag not in _AREAS:
-            builder.problem(
-                "shape without area",
-                where,
-                f"a {shape.tag}",
-                f"draw it as {', '.join(_AREAS)} or skeleton",
+            return
+        if shape.tag == "tag":
+            suggestion = "it is left out: only objects are read"
+            self.builder.problem("tag of a whole image", where, f'"{label}"', suggestion, False)
+            return
+        if shape.tag not in _AREAS:
+            suggestion = f"draw it as {', '.join(_AREAS)} or skeleton"
+            self.builder.problem("shape without area", where, f"a {shape.tag}", suggestion)
+            return
+
+        new = AnnotatedObject(_category(label, self.labels), where)
+        instance = objects.setdefault(_key(shape, index), new)
+        _read_flags(instance, shape)
+        try:
+            _read_area(instance, shape, self.builder.size(self.image_id))
+        except (ValueError, KeyError) as error:
+            self.builder.problem(
+                "broken shape", where, f"{shape.tag}: {error}", "draw it again in CVAT"
             )
+
+    def _add_keypoints(
+        self, objects: Objects, shape: Element, where: str, index: int
+    ) -> str | None:
+        """Adds a skeleton, or points named after a keypoint, to the one object of its group.
+
+        A skeleton without such an object is an object of its own.
+
+        Returns:
+            The category of the object; None, with a problem added, if there is none.
+        """
+        group = _key(shape, index)
+        candidates = [
+            instance
+            for key, instance in objects.items()
+            if len(key) == len(group) == 2 and key[1] == group[1]
+        ]
+        if shape.tag == "skeleton":
+            if len(candidates) == 1:
+                instance = candidates[0]
+            else:
+                label = _category(shape.get("label", ""), self.labels)
+                instance = objects.setdefault((index,), AnnotatedObject(label, where))
+            _read_flags(instance, shape)
+            parts = list(shape.iterfind("points"))
+        elif len(candidates) == 1:
+            instance = candidates[0]
+            parts = [shape]
         else:
-            drawn = objects.setdefault(
-                _key(shape, place), Drawn(_category(shape.get("label", ""), labels), where)
+            self.builder.problem(
+                "point without object",
+                where,
+                f'points "{shape.get("label")}" are in a group with {len(candidates)} objects',
+                "draw a skeleton instead, or group each with the polygon or box of its object",
             )
-            _flags(drawn, shape)
+            return None
+
+        for part in parts:
             try:
-                _area(drawn, shape, builder.size(image))
-            except (ValueError, KeyError) as error:
-                builder.problem(
-                    "broken shape", where, f"{shape.tag}: {error}", "draw it again in CVAT"
+                ((x, y),) = _points(part).tolist()
+            except ValueError:
+                self.builder.problem(
+                    "broken shape",
+                    where,
+                    f'points of "{part.get("label")}": {part.get("points", "")!r:.40}',
+                    "draw one point for each label",
                 )
-    for number_, (shape, where) in enumerate(with_skeleton, start=len(entry)):
-        category = _keypoints(builder, objects, shape, where, labels, number_)
-        if shape.tag == "skeleton" and category not in (
-            None,
-            base := _category(shape.get("label", ""), labels),
-        ):
-            adopted[base] = str(category)
-    for drawn in objects.values():
-        if drawn.boxes or drawn.polygons or drawn.rles or drawn.keypoints:
-            builder.add(image, drawn)
-    return {skeleton: category for skeleton, category in adopted.items() if skeleton in labels}
+                continue
+            if part.get("outside", "0") != "1":
+                visibility = 1 if part.get("occluded") == "1" else 2
+                instance.keypoints[part.get("label", "")] = (
+                    x - KEYPOINT_OFFSET,
+                    y - KEYPOINT_OFFSET,
+                    visibility,
+                )
+        return instance.category
 
 
-def _key(shape: Element, place: int) -> tuple[Any, ...]:
+def _key(shape: Element, index: int) -> tuple[Any, ...]:
     group = shape.get("group_id") or "0"
-    return (place,) if group == "0" else (shape.get("label"), group)
+    return (index,) if group == "0" else (shape.get("label"), group)
 
 
-def _flags(drawn: Drawn, shape: Element) -> None:
+def _read_flags(instance: AnnotatedObject, shape: Element) -> None:
     for attribute in shape.iterfind("attribute"):
-        if attribute.get("name") in ("ignore", "is_crowd", "iscrowd"):
-            drawn.ignore |= (attribute.text or "").strip().lower() in ("1", "true")
+        if attribute.get("name") in _IGNORE:
+            instance.ignore |= (attribute.text or "").strip().lower() in ("1", "true")
 
 
-def _area(drawn: Drawn, shape: Element, size: tuple[int, int]) -> None:
-    def value(name: str) -> float:
-        if not shape.get(name):
-            raise ValueError(f"has no {name}")
-        return float(shape.get(name, ""))
+def _read_area(instance: AnnotatedObject, shape: Element, size: tuple[int, int]) -> None:
+    """Adds a shape to an object.
 
+    Raises:
+        ValueError: the shape is broken.
+    """
     angle = math.radians(float(shape.get("rotation") or 0))
     if shape.tag == "polygon":
-        drawn.polygons.append(_points(shape))
+        instance.polygons.append(_points(shape))
     elif shape.tag == "ellipse":
-        drawn.polygons.append(
-            ellipse((value("cx"), value("cy")), (value("rx"), value("ry")), angle)
-        )
+        center = (_number(shape, "cx"), _number(shape, "cy"))
+        radii = (_number(shape, "rx"), _number(shape, "ry"))
+        instance.polygons.append(ellipse(center, radii, angle))
     elif shape.tag == "box":
-        x0, y0, x1, y1 = value("xtl"), value("ytl"), value("xbr"), value("ybr")
-        if angle:  # a turned rectangle has no box of its own
-            center = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
-            turn = np.array(
-                [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
-            )
-            drawn.polygons.append(
-                (np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) - center) @ turn + center
-            )
+        x0, y0 = _number(shape, "xtl"), _number(shape, "ytl")
+        x1, y1 = _number(shape, "xbr"), _number(shape, "ybr")
+        if angle:
+            instance.polygons.append(_rotated((x0, y0, x1, y1), angle))
         else:
-            drawn.boxes.append((x0, y0, x1, y1))
+            instance.boxes.append((x0, y0, x1, y1))
     else:
-        runs = np.array([int(v) for v in shape.get("rle", "").split(",")])
-        height, width = int(value("height")), int(value("width"))
-        inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        if len(inside) > height * width:
-            raise ValueError(f"its runs sum to {len(inside)}, more than {height} x {width}")
-        crop = np.pad(inside, (0, height * width - len(inside))).reshape(height, width)
-        drawn.rles.append(coco_rle.encode_crop(crop, int(value("left")), int(value("top")), size))
+        instance.rles.append(_read_mask(shape, size))
+
+
+def _number(shape: Element, name: str) -> float:
+    if not shape.get(name):
+        raise ValueError(f"has no {name}")
+    return float(shape.get(name, ""))
+
+
+def _rotated(box: tuple[float, float, float, float], angle: float) -> np.ndarray:
+    """The corners of a box that is rotated about its center."""
+    x0, y0, x1, y1 = box
+    center = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    cosine = math.cos(angle)
+    sine = math.sin(angle)
+    return (corners - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
+
+
+def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
+    """The RLE of a mask shape, whose runs go row by row through its own box."""
+    runs = np.array([int(v) for v in shape.get("rle", "").split(",")])
+    height = int(_number(shape, "height"))
+    width = int(_number(shape, "width"))
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    if len(inside) > height * width:
+        raise ValueError(f"its runs sum to {len(inside)}, more than {height} x {width}")
+    crop = np.pad(inside, (0, height * width - len(inside))).reshape(height, width)
+    left = int(_number(shape, "left"))
+    return coco_rle.encode_crop(crop, left, int(_number(shape, "top")), size)
 
 
 def _points(shape: Element) -> np.ndarray:
-    return np.array(
-        [[float(v) for v in point.split(",")] for point in shape.get("points", "").split(";")]
-    ).reshape(-1, 2)
+    points = shape.get("points", "").split(";")
+    return np.array([[float(v) for v in point.split(",")] for point in points]).reshape(-1, 2)
 
 
-def _keypoints(
-    builder: Builder,
-    objects: dict[Any, Drawn],
-    shape: Element,
-    where: str,
-    labels: Mapping[str, Element],
-    place: int,
-) -> str | None:
-    """Gives a skeleton, or points named after a keypoint, to the one object of its group; a skeleton alone is an object. Gives the object's category."""
-    group = _key(shape, place)
-    mates = [
-        drawn
-        for key, drawn in objects.items()
-        if len(key) == len(group) == 2 and key[1] == group[1]
-    ]
-    if shape.tag == "skeleton":
-        drawn = (
-            mates[0]
-            if len(mates) == 1
-            else objects.setdefault(
-                (place,), Drawn(_category(shape.get("label", ""), labels), where)
-            )
-        )
-        _flags(drawn, shape)
-        parts = list(shape.iterfind("points"))
-    elif len(mates) == 1:
-        drawn, parts = mates[0], [shape]
-    else:
-        suggestion = "draw a skeleton instead, or group each with the polygon or box of its object"
-        builder.problem(
-            "point of no object",
-            where,
-            f'points "{shape.get("label")}" are in a group with {len(mates)} objects',
-            suggestion,
-        )
-        return None
-    for part in parts:
-        try:
-            ((x, y),) = _points(part).tolist()
-        except ValueError:
-            suggestion = "draw one point for each label"
-            builder.problem(
-                "broken shape",
-                where,
-                f'points of "{part.get("label")}": {part.get("points", "")!r:.40}',
-                suggestion,
-            )
-            continue
-        if part.get("outside", "0") != "1":
-            drawn.keypoints[part.get("label", "")] = (
-                x - KEYPOINT_OFFSET,
-                y - KEYPOINT_OFFSET,
-                1 if part.get("occluded") == "1" else 2,
-            )
-    return drawn.category
-
-
-def write(annotated: Annotated, target: Target, losses: Losses) -> None:
-    """Writes one XML file, which CVAT takes as "CVAT 1.1" (Upload annotations)."""
-    categories = names_of(annotated.content)
+def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
+    """Writes one XML file, which CVAT imports as "CVAT 1.1" (Upload annotations)."""
+    categories = categories_by_id(annotated.content)
     areal = {
-        r["category_id"]
-        for r in annotated.content["annotations"]
-        if r.get("segmentation") or r.get("bbox")
+        raw["category_id"]
+        for raw in annotated.content["annotations"]
+        if raw.get("segmentation") or raw.get("bbox")
     }
     skeletons = {
-        c: entry["name"] + (_SKELETON if c in areal else "")
-        for c, entry in categories.items()
-        if entry.get("keypoints")
+        category_id: category["name"] + (_SKELETON if category_id in areal else "")
+        for category_id, category in categories.items()
+        if category.get("keypoints")
     }
+
     root = Element("annotations")
     SubElement(root, "version").text = "1.1"
     task = SubElement(SubElement(root, "meta"), "task")
-    for name, text in (
-        ("name", annotated.name),
-        ("size", str(len(annotated.content["images"]))),
-        ("mode", "annotation"),
-    ):
-        SubElement(task, name).text = text
+    SubElement(task, "name").text = annotated.name
+    SubElement(task, "size").text = str(len(annotated.content["images"]))
+    SubElement(task, "mode").text = "annotation"
     _write_labels(SubElement(task, "labels"), categories, skeletons, areal)
-    for place, (image, raws) in enumerate(target.each()):
-        name = target.refer(image, target.file.parent)
-        node = SubElement(
-            root,
-            "image",
-            id=str(place),
-            name=name,
-            width=str(image["width"]),
-            height=str(image["height"]),
-        )
+
+    for index, (image, raws) in enumerate(target.each()):
+        attributes = {
+            "id": str(index),
+            "name": target.refer(image, target.file.parent),
+            "width": str(image["width"]),
+            "height": str(image["height"]),
+        }
+        node = SubElement(root, "image", attributes)
         for group, raw in enumerate(raws, start=1):
             category = categories[raw["category_id"]]
-            _write_object(
-                node,
-                raw,
-                image,
-                category,
-                skeletons.get(raw["category_id"], ""),
-                group,
-                target,
-                losses,
-            )
+            skeleton = skeletons.get(raw["category_id"], "")
+            written = _write_object(node, raw, image, category, skeleton, group, target.tolerance)
+            if not written:
+                lost.add("objects without box, mask and keypoints, left out", label_of(raw, image))
+
     ElementTree.indent(root)
-    target.write(
-        target.file,
-        b'<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="utf-8"),
-    )
+    head = b'<?xml version="1.0" encoding="utf-8"?>\n'
+    target.write(target.file, head + ElementTree.tostring(root, encoding="utf-8"))
 
 
 def _write_object(
     node: Element,
-    raw: dict,
-    image: dict,
-    category: dict,
+    raw: CocoAnnotation,
+    image: CocoImage,
+    category: CocoCategory,
     skeleton: str,
     group: int,
-    target: Target,
-    losses: Losses,
-) -> None:
-    size = size_of(image)
-    shapes: list[tuple[str, dict[str, str]]] = []
-    polygons = drawable(raw, target.tolerance)
-    shapes += [
-        ("polygon", {"points": ";".join(f"{x},{y}" for x, y in numbers(p))}) for p in polygons
-    ]
-    if not polygons and (rle := rle_of(raw, size)) is not None and coco_rle.area(rle):
-        crop, x0, y0 = coco_rle.decode_crop(rle)
-        edges = np.flatnonzero(np.diff(crop.reshape(-1).astype(np.int8), prepend=0))
-        runs = ", ".join(map(str, np.diff(edges, prepend=0, append=crop.size).tolist()))
-        shapes.append(
-            (
-                "mask",
-                {
-                    "rle": runs,
-                    "left": str(x0),
-                    "top": str(y0),
-                    "width": str(crop.shape[1]),
-                    "height": str(crop.shape[0]),
-                },
-            )
-        )
-    if (box := own_box(raw, size)) is not None:
-        shapes.append(
-            (
-                "box",
-                {
-                    side: str(number(v))
-                    for side, v in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
-                },
-            )
-        )
+    tolerance: float,
+) -> bool:
+    """Adds the shapes of one object to an image; False if it has none.
+
+    Args:
+        node: the image's element.
+        raw: the object.
+        image: its image.
+        category: its category.
+        skeleton: label of the category's skeleton.
+        group: group_id that joins several shapes.
+        tolerance: by how many pixels traced polygons may be simplified.
+    """
+    shapes = _area_shapes(raw, size_of(image), tolerance)
     keypoints = {name: (x, y, v) for name, x, y, v in keypoints_of(raw, category)}
+    source = "auto" if "score" in raw else "manual"
     more = {"group_id": str(group)} if len(shapes) + bool(keypoints) > 1 else {}
-    origin = {
-        "source": "auto" if "score" in raw else "manual",
-        "occluded": "0",
-        "z_order": "0",
-        **more,
-    }
+
+    origin = {"source": source, "occluded": "0", "z_order": "0", **more}
     nodes = [
         SubElement(node, tag, {"label": category["name"], **origin, **values})
         for tag, values in shapes
     ]
     if keypoints:
-        nodes.append(
-            SubElement(
-                node,
-                "skeleton",
-                {"label": skeleton, "source": origin["source"], "z_order": "0", **more},
-            )
-        )
-        for name in category["keypoints"]:
-            x, y, v = keypoints.get(name, (-KEYPOINT_OFFSET, -KEYPOINT_OFFSET, 0))
-            place = f"{number(x + KEYPOINT_OFFSET)},{number(y + KEYPOINT_OFFSET)}"
-            SubElement(
-                nodes[-1],
-                "points",
-                label=name,
-                occluded=str(int(v == 1)),
-                outside=str(int(v == 0)),
-                points=place,
-            )
+        attributes = {"label": skeleton, "source": source, "z_order": "0", **more}
+        nodes.append(SubElement(node, "skeleton", attributes))
+        for name in category.get("keypoints", ()):
+            _write_keypoint(nodes[-1], name, keypoints.get(name))
+
     for shape in nodes:
         if ignored(raw):
             SubElement(shape, "attribute", name="ignore").text = "true"
         if "score" in raw:
             SubElement(shape, "attribute", name="score").text = str(number(raw["score"]))
-    if not nodes:
-        losses.add("objects without box, mask and keypoints, left out", label_of(raw, image))
+    return bool(nodes)
+
+
+def _area_shapes(
+    raw: CocoAnnotation, size: tuple[int, int], tolerance: float
+) -> list[tuple[str, dict[str, str]]]:
+    """Tag and attributes of the shapes that hold the mask and the box."""
+    polygons = drawable(raw, tolerance)
+    shapes = [
+        ("polygon", {"points": ";".join(f"{x},{y}" for x, y in numbers(polygon))})
+        for polygon in polygons
+    ]
+    if not polygons and (rle := rle_of(raw, size)) is not None and coco_rle.area(rle):
+        crop, x0, y0 = coco_rle.decode_crop(rle)
+        edges = np.flatnonzero(np.diff(crop.reshape(-1).astype(np.int8), prepend=0))
+        runs = np.diff(edges, prepend=0, append=crop.size).tolist()
+        mask = {
+            "rle": ", ".join(map(str, runs)),
+            "left": str(x0),
+            "top": str(y0),
+            "width": str(crop.shape[1]),
+            "height": str(crop.shape[0]),
+        }
+        shapes.append(("mask", mask))
+    if (box := own_box(raw, size)) is not None:
+        sides = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
+        shapes.append(("box", {side: str(number(value)) for side, value in sides}))
+    return shapes
+
+
+def _write_keypoint(
+    skeleton: Element, name: str, keypoint: tuple[float, float, int] | None
+) -> None:
+    """Adds one keypoint to a skeleton; None = it is unlabeled."""
+    x, y, visibility = keypoint or (-KEYPOINT_OFFSET, -KEYPOINT_OFFSET, 0)
+    SubElement(
+        skeleton,
+        "points",
+        label=name,
+        occluded=str(int(visibility == 1)),
+        outside=str(int(visibility == 0)),
+        points=f"{number(x + KEYPOINT_OFFSET)},{number(y + KEYPOINT_OFFSET)}",
+    )
 
 
 def _write_labels(
     labels: Element,
-    categories: Mapping[int, dict[str, Any]],
+    categories: Mapping[int, CocoCategory],
     skeletons: Mapping[int, str],
     areal: set[int],
 ) -> None:
-    def label(name: str, kind: str) -> Element:
-        node = SubElement(labels, "label")
-        SubElement(node, "name").text = name
-        SubElement(node, "type").text = kind
-        attributes = SubElement(node, "attributes")
-        for attribute, input_type, default, values in (
-            ("ignore", "checkbox", "false", "false"),
-            ("score", "number", "0", "0\n1\n0.000001"),
-        ):
-            entry = SubElement(attributes, "attribute")
-            parts = (
-                ("name", attribute),
-                ("mutable", "False"),
-                ("input_type", input_type),
-                ("default_value", default),
-                ("values", values),
-            )
-            for part, text in parts:
-                SubElement(entry, part).text = text
-        return node
-
-    for number_, category in categories.items():
-        if number_ in areal or number_ not in skeletons:
-            label(category["name"], "any")
-        if number_ in skeletons:
-            SubElement(label(skeletons[number_], "skeleton"), "svg").text = _svg(category)
-            for keypoint in category["keypoints"]:
-                SubElement(label(keypoint, "points"), "parent").text = skeletons[number_]
+    """Declares the labels of all categories: those with areas, and those of skeletons."""
+    for category_id, category in categories.items():
+        if category_id in areal or category_id not in skeletons:
+            _write_label(labels, category["name"], "any")
+        if category_id in skeletons:
+            skeleton = _write_label(labels, skeletons[category_id], "skeleton")
+            SubElement(skeleton, "svg").text = _svg(category)
+            for keypoint in category.get("keypoints", ()):
+                label = _write_label(labels, keypoint, "points")
+                SubElement(label, "parent").text = skeletons[category_id]
 
 
-def _svg(category: Mapping[str, Any]) -> str:
-    """A skeleton's drawing: its keypoints around a circle, and the limbs."""
-    keypoints = category["keypoints"]
-    turns = [2 * math.pi * j / len(keypoints) for j in range(len(keypoints))]
-    places = [(50 + 40 * math.sin(t), 50 - 40 * math.cos(t)) for t in turns]
-    lines = [
-        f'<line x1="{places[a - 1][0]:.2f}" y1="{places[a - 1][1]:.2f}" x2="{places[b - 1][0]:.2f}" y2="{places[b - 1][1]:.2f}" stroke="black" '
-        f'data-type="edge" data-node-from="{a}" stroke-width="0.5" data-node-to="{b}"></line>'
-        for a, b in category.get("skeleton") or ()
-    ]
+def _write_label(labels: Element, name: str, kind: str) -> Element:
+    """Declares one label, with the attributes "ignore" and "score"."""
+    label = SubElement(labels, "label")
+    SubElement(label, "name").text = name
+    SubElement(label, "type").text = kind
+    attributes = SubElement(label, "attributes")
+    for attribute, input_type, default, values in (
+        ("ignore", "checkbox", "false", "false"),
+        ("score", "number", "0", "0\n1\n0.000001"),
+    ):
+        entry = SubElement(attributes, "attribute")
+        SubElement(entry, "name").text = attribute
+        SubElement(entry, "mutable").text = "False"
+        SubElement(entry, "input_type").text = input_type
+        SubElement(entry, "default_value").text = default
+        SubElement(entry, "values").text = values
+    return label
+
+
+def _svg(category: CocoCategory) -> str:
+    """A drawing of a skeleton: its keypoints on a circle, and the limbs."""
+    names = category.get("keypoints", [])
+    angles = [2 * math.pi * index / len(names) for index in range(len(names))]
+    points = [(50 + 40 * math.sin(angle), 50 - 40 * math.cos(angle)) for angle in angles]
+
+    lines = []
+    for a, b in category.get("skeleton") or ():
+        (x1, y1), (x2, y2) = points[a - 1], points[b - 1]
+        lines.append(
+            f'<line x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}" stroke="black" '
+            f'data-type="edge" data-node-from="{a}" stroke-width="0.5" data-node-to="{b}"></line>'
+        )
     circles = [
-        f'<circle r="1.5" stroke="black" fill="#b3b3b3" cx="{x:.2f}" cy="{y:.2f}" stroke-width="0.1" data-type="element node" '
-        f'data-element-id="{n}" data-node-id="{n}" data-label-name="{name}"></circle>'
-        for n, (name, (x, y)) in enumerate(zip(keypoints, places, strict=True), start=1)
+        f'<circle r="1.5" stroke="black" fill="#b3b3b3" cx="{x:.2f}" cy="{y:.2f}" '
+        f'stroke-width="0.1" data-type="element node" data-element-id="{number_}" '
+        f'data-node-id="{number_}" data-label-name="{name}"></circle>'
+        for number_, (name, (x, y)) in enumerate(zip(names, points, strict=True), start=1)
     ]
     return "".join([*lines, *circles])
+
+
+CVAT = Format(
+    name="cvat",
+    description='CVAT: annotations.xml of "CVAT for images 1.1"',
+    written_as=("cvat",),
+    recognize=recognize,
+    splits=splits,
+    read=read,
+    write=write,
+    suffix=".xml",
+    sides_from_names=True,
+)

@@ -1,6 +1,6 @@
 """Opening annotations of any format: `load_dataset("annotations/")`.
 
-In:  a file or a folder, whose format is recognized by its content, and perhaps the folder of the images.
+In:  a file or a folder, whose format is recognized by its content, and the image folder if needed.
 Out: a `CocoDataset`, checked.
 """
 
@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import Category
-from . import coco_json, cvat, labelme, png_masks, via, voc, yolo
+from .all_formats import FORMATS
+from .annotation_source import AnnotationSource
+from .format import Format
 from .reading import Annotated
-from .source import Source
 
-FORMATS = (coco_json, yolo, labelme, via, cvat, voc, png_masks)
+_PACKED = (".zip", ".tar", ".gz")
 
 
 def load_dataset(
@@ -28,105 +29,145 @@ def load_dataset(
     categories: Sequence[Category] | None = None,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> CocoDataset:
-    """Annotated images of any known format, checked.
+    """Returns annotated images of any known format, checked.
 
-    The format is recognized by the content: COCO, YOLO (detection, segmentation, pose), LabelMe, VIA, CVAT, Pascal VOC, folders of PNG masks.
+    The format is recognized by its content: COCO, YOLO (detection, segmentation, pose), LabelMe,
+    VIA, CVAT, Pascal VOC, folders of PNG masks.
 
     Args:
-        path: the annotation file, or the folder of the data set. Where it has several splits, one is named behind a colon, "data.yaml:val"; without
-            one it is "train", or the only one.
-        images: folder of the images; by default where the format has them.
-        categories: the categories wanted and their order, for example `model.config.categories`; they are found by name. None = all.
-        on_error: what to do about unusable annotations and images: raise an error that lists them all, or drop them with a warning that does.
+        path: the annotation file, or the folder of the dataset. One of several splits is named
+            after a colon, as in "data.yaml:val"; otherwise "train", or the only split, is read.
+        images: folder of the images; by default where the format says they are.
+        categories: the categories to use and their order, for example `model.config.categories`.
+            They are matched by name. None = all.
+        on_error: what to do about unusable annotations and images. "raise" raises one error that
+            lists them all; "drop" leaves them out, with one warning that lists them.
 
     Raises:
-        DataError: no known format, no such split, or unusable annotations: all problems at once, with file, place and cure.
+        DataError: the format or the split is unknown, or annotations are unusable. The message
+            lists every problem with file, location and suggestion.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> file = write_scenes("scenes", count=2)
+        >>> data = mr.load_dataset(file)
+        >>> len(data)
+        2
+        >>> data.image(0).shape
+        (160, 160, 3)
+        >>> [c.name for c in data.categories]
+        ['ball', 'star', 'ring', 'figure']
+        >>> reversed_order = data.categories[::-1]
+        >>> [c.name for c in mr.load_dataset(file, categories=reversed_order).categories]
+        ['figure', 'ring', 'star', 'ball']
     """
-    source, split = located(path)
-    reader = recognized(source, images)
-    return read(reader, source, images, split).dataset(categories, on_error)
+    source, split = locate(path)
+    known = recognized_format(source, images)
+    return read_split(known, source, images, split).dataset(categories, on_error)
 
 
 def validation_split(path: str | Path, images: str | Path | None = None) -> str | None:
-    """The split that a data set itself has to judge by ("data.yaml:val"), beside the one that `load_dataset(path, images)` reads; None = it has none.
+    """The split that a dataset provides for validation, as a path: "data.yaml:val".
 
-    Of several it is the one that is called like the other, val for train.
+    Of several, it is the one named like the split that `load_dataset(path, images)` reads, with
+    val instead of train.
+
+    Returns:
+        The path; None if the dataset has no such split, or `path` is itself one for validation.
 
     Raises:
-        DataError: no such file, or no known format.
+        DataError: the file is missing, or its format is unknown.
     """
-    source, split = located(path)
-    known = recognized(source, images).splits(source)
-    read = split or _train_split(known)
-    others = [name for name in known if "val" in name.lower() and "train" not in name.lower()]
-    twin = read.replace("train", "val")
-    found = twin if twin in others else others[0] if len(others) == 1 else None
-    return f"{source.path}:{found}" if found and read and "val" not in read.lower() else None
+    source, split = locate(path)
+    splits = recognized_format(source, images).splits(source)
+    train = split or _train_split(splits)
+    if not train or "val" in train.lower():
+        return None
+
+    others = [s for s in splits if "val" in s.lower() and "train" not in s.lower()]
+    counterpart = train.replace("train", "val")
+    if counterpart not in others:
+        if len(others) != 1:
+            return None
+        counterpart = others[0]
+    return f"{source.path}:{counterpart}" if counterpart else None
 
 
-def located(path: str | Path) -> tuple[Source, str]:
-    """The file or folder, and the split named behind a colon, or "".
+def locate(path: str | Path) -> tuple[AnnotationSource, str]:
+    """The file or folder, and the split named after a colon, or "".
 
     Raises:
-        DataError: there is no such file.
+        DataError: the file or folder does not exist.
     """
     if Path(path).exists():
-        return Source(path), ""
+        return AnnotationSource(path), ""
     before, _, split = str(path).rpartition(":")
     if before and Path(before).exists():
-        return Source(before), split
-    raise DataError(f"{path}: there is no such file or folder")
+        return AnnotationSource(before), split
+    raise DataError(f"{path}: file or folder not found; check the path")
 
 
-def recognized(source: Source, images: str | Path | None = None) -> Any:
-    """The module of this package that reads it.
+def recognized_format(source: AnnotationSource, images: str | Path | None = None) -> Format:
+    """The format of a source.
 
     Raises:
-        DataError: none does.
+        DataError: no format recognizes it. The message lists the known formats.
     """
-    broken: list[str] = []
-    for reader in FORMATS:
+    unreadable: list[str] = []
+    for known in FORMATS:
         try:
-            if reader.recognize(source, images):
-                return reader
-        except DataError as error:  # a file that this reader cannot parse is not one of its own
-            broken.append(str(error))
-    if broken and source.path.is_file():
-        raise DataError(broken[0])
-    looked = "\n".join(f"  {reader.LOOKS_LIKE}" for reader in FORMATS)
-    what = "folder" if source.path.is_dir() else "file"
-    suggestion = (
-        "; unpack it first" if source.path.suffix.lower() in (".zip", ".tar", ".gz") else ""
-    )
-    unread = "".join(f"\nNot readable: {error}" for error in broken)
-    raise DataError(
-        f"{source.path}: the {what} holds no annotations of a known format{suggestion}. Looked for:\n{looked}{unread}"
-    )
+            if known.recognize(source, images):
+                return known
+        except DataError as error:  # a file that cannot be parsed does not have this format
+            unreadable.append(str(error))
+    if unreadable and source.path.is_file():
+        raise DataError(unreadable[0])
+
+    kind = "folder" if source.path.is_dir() else "file"
+    suggestion = "; unpack it first" if source.path.suffix.lower() in _PACKED else ""
+    lines = [
+        f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
+        "Known formats:",
+        *(f"  {known.description}" for known in FORMATS),
+        *(f"Not readable: {error}" for error in unreadable),
+    ]
+    raise DataError("\n".join(lines))
 
 
-def read(reader: Any, source: Source, images: str | Path | None, split: str) -> Annotated:
-    """Reads one split; "" = the train split, or the only one.
+def read_split(
+    known: Format, source: AnnotationSource, images: str | Path | None, split: str
+) -> Annotated:
+    """Reads one split of a source whose format is known.
+
+    Args:
+        known: the format.
+        source: the file or folder.
+        images: folder of the images; None = where the format says they are.
+        split: its name; "" = the train split, or the only one.
 
     Raises:
-        DataError: no such split.
+        DataError: the split does not exist, or none is named and none is for training.
     """
-    known = reader.splits(source)
-    if split and split not in known:
-        near = get_close_matches(split, known, 1)
-        listed = f"it has {', '.join(known)}" if known else "it has no splits"
-        raise DataError(
-            f'{source.name}: no split "{split}"; {listed}'
-            + (f'. Did you mean "{near[0]}"?' if near else "")
-        )
-    if not split and len(known) > 1:
-        split = _train_split(known)
+    splits = known.splits(source)
+    if split and split not in splits:
+        near = get_close_matches(split, splits, 1)
+        available = f"it has {', '.join(splits)}" if splits else "it has no splits"
+        suggestion = f'. Did you mean "{near[0]}"?' if near else ""
+        raise DataError(f'{source.name}: no split "{split}"; {available}{suggestion}')
+
+    if not split and len(splits) > 1:
+        split = _train_split(splits)
         if not split:
             raise DataError(
-                f'{source.name}: has the splits {", ".join(known)}; name one, as "{source.path}:{known[0]}"'
+                f"{source.name}: has the splits {', '.join(splits)}; "
+                f'name one, as in "{source.path}:{splits[0]}"'
             )
-    return reader.read(source, images, split or (known[0] if known else ""))
+    if not split and splits:
+        split = splits[0]
+    return known.read(source, images, split)
 
 
-def _train_split(known: Sequence[str]) -> str:
-    """The split that is read where none is named and there are several, or ""."""
-    return next((name for name in sorted(known) if "train" in name.lower()), "")
+def _train_split(splits: Sequence[str]) -> str:
+    """The split that is read where none of several is named, or ""."""
+    return next((name for name in sorted(splits) if "train" in name.lower()), "")

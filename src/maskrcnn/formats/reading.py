@@ -1,15 +1,16 @@
-"""What readers give and writers take: annotations as a COCO dict, and where their images are.
+"""What readers return and writers take: annotations as COCO dictionaries, and the image folder.
 
-A reader hands its shapes to a `Builder`, which makes ids and categories. What cannot be read becomes a `Problem`, beside those that `CocoDataset`
-finds itself; every annotation carries its place in the file as "where", so that a problem found later names it. parts.py serves the writers.
+A reader hands its shapes to a `DatasetBuilder`, which assigns ids and categories. What cannot be
+read becomes a `Problem`, listed with those that `CocoDataset` finds itself. Every annotation
+carries its location in the original file as "where", so that problems instance later can name it.
 
-Coordinates are COCO's: continuous pixels, but whole-number keypoints are the indices of pixels.
+Coordinates are COCO's: continuous pixels, except that whole-number keypoints are pixel indices.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,31 +18,32 @@ from typing import Any, Literal
 import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, union
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
 from ..images.read import ImageError, image_size
 
-Box = tuple[float, float, float, float]
+BoxXYXY = tuple[float, float, float, float]
 _SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-_EMPTY = "no object is annotated, and no category named; annotate at least one"
+_EMPTY = "no object is annotated and no category is named; annotate at least one object"
 COCO_PERSON = ("nose", *(f"{side}_{name}" for name in _SIDES for side in ("left", "right")))
 
 
 class MissingSplit(DataError):
-    """A split that the data set lists, but whose images are not there."""
+    """A split that the dataset lists, but whose images are missing."""
 
 
 @dataclass
 class Annotated:
     """Annotations in memory."""
 
-    content: dict[str, Any]
+    content: CocoContent
     """COCO's images, annotations and categories."""
     images: Path | None
-    """The folder that the images' file names start from."""
+    """The folder that the images' file names are relative to; None = unknown."""
     name: str
-    """Of the file or folder, for messages."""
+    """Name of the file or folder in messages."""
     problems: list[Problem] = field(default_factory=list)
     """What could not be read."""
 
@@ -50,17 +52,17 @@ class Annotated:
         categories: Sequence[Category] | None = None,
         on_error: Literal["raise", "drop"] = "raise",
     ) -> CocoDataset:
-        """The same, checked.
+        """The same annotations, checked.
 
         Raises:
-            DataError: what `CocoDataset` finds wrong, and what could not be read.
+            DataError: some annotations are unusable or could not be read.
         """
         if not self.content.get("categories", True):
-            raise DataError(
-                describe(self.name, self.problems) + "\nNothing else is annotated."
-                if self.problems
-                else f"{self.name}: {_EMPTY}"
-            )
+            if not self.problems:
+                raise DataError(f"{self.name}: {_EMPTY}")
+            problems = describe(self.name, self.problems)
+            raise DataError(f"{problems}\nNothing else is annotated.")
+
         return CocoDataset(
             self.content,
             self.images,
@@ -72,178 +74,227 @@ class Annotated:
 
 
 @dataclass
-class Drawn:
-    """Shapes that together are one object."""
+class AnnotatedObject:
+    """One object: all shapes that belong to it."""
 
     category: str
     where: str
-    """File and place in it."""
-    boxes: list[Box] = field(default_factory=list)
-    """xyxy."""
+    """The file, and the location in it."""
+    boxes: list[BoxXYXY] = field(default_factory=list)
     polygons: list[Polygon] = field(default_factory=list)
-    rles: list[dict[str, Any]] = field(default_factory=list)
+    rles: list[RLE] = field(default_factory=list)
     keypoints: dict[str, tuple[float, float, int]] = field(default_factory=dict)
     """Name -> x, y, visibility."""
     ignore: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+    score: float | None = None
+    """Confidence, if the object is a prediction."""
 
-    def parts(self, size: tuple[int, int]) -> dict[str, Any]:
-        """bbox, segmentation, iscrowd of a COCO annotation."""
-        entry: dict[str, Any] = {"where": self.where, "iscrowd": int(self.ignore), **self.extra}
-        if self.boxes:
-            x0, y0 = np.min(self.boxes, axis=0)[:2].tolist()
-            x1, y1 = np.max(self.boxes, axis=0)[2:].tolist()
-            entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    def bbox(self) -> list[float]:
+        """COCO's bbox around all boxes; there must be one."""
+        x0, y0 = np.min(self.boxes, axis=0)[:2].tolist()
+        x1, y1 = np.max(self.boxes, axis=0)[2:].tolist()
+        return [x0, y0, x1 - x0, y1 - y0]
+
+    def segmentation(self, size: tuple[int, int]) -> list[list[float]] | RLE | None:
+        """COCO's segmentation of the union of all polygons and RLEs; None without any."""
         if self.rles:
-            entry["segmentation"] = union(
-                [*self.rles, *([fill(self.polygons, size)] if self.polygons else [])], size
-            )
-        elif self.polygons:
-            entry["segmentation"] = [
-                np.asarray(p, dtype=float).reshape(-1).tolist() for p in self.polygons
-            ]
-        return entry
+            filled = [fill(self.polygons, size)] if self.polygons else []
+            return union([*self.rles, *filled], size)
+        if self.polygons:
+            return [np.asarray(p, dtype=float).reshape(-1).tolist() for p in self.polygons]
+        return None
 
 
-class Builder:
+class DatasetBuilder:
     """Collects images and objects into an `Annotated`.
 
     Args:
-        name: of the file or folder.
-        images: the folder that file names start from.
+        name: name of the file or folder in messages.
+        images: the folder that file names are relative to.
     """
 
     def __init__(self, name: str, images: Path | None) -> None:
-        self.name, self.folder = name, images
+        self.name = name
+        self.folder = images
         self.problems: list[Problem] = []
-        self._images: list[dict[str, Any]] = []
-        self._objects: list[tuple[int, Drawn]] = []
-        self._categories: dict[str, dict[str, Any]] = {}
+        self._images: list[CocoImage] = []
+        self._objects: list[tuple[int, AnnotatedObject]] = []
+        self._categories: dict[str, CocoCategory] = {}
 
-    def category(self, name: str, keypoints: Iterable[str] = (), **more: Any) -> None:
-        """Declares a category; the order of declaring is that of the ids. Others are added as objects name them, sorted by name."""
-        entry = self._categories.setdefault(name, {"name": name})
-        entry |= {
-            key: value for key, value in {"keypoints": list(keypoints), **more}.items() if value
-        }
+    def category(
+        self,
+        name: str,
+        keypoints: Iterable[str] = (),
+        skeleton: Sequence[list[int]] = (),
+        flip: Sequence[int] = (),
+    ) -> None:
+        """Declares a category.
+
+        Ids follow the order of declaration. Categories that only objects name come last, sorted.
+
+        Args:
+            name: the category's name.
+            keypoints: names of its keypoints.
+            skeleton: limbs as pairs of indices into `keypoints`, counted from 1.
+            flip: for each keypoint the one it becomes in a mirror image, counted from 0.
+        """
+        entry = self._categories.setdefault(name, {"id": 0, "name": name})
+        if keypoints := list(keypoints):
+            entry["keypoints"] = keypoints
+        if skeleton:
+            entry["skeleton"] = list(skeleton)
+        if flip:
+            entry["flip"] = list(flip)
 
     def adopt(self, category: str, other: str) -> None:
-        """Gives a category the keypoints and limbs of another, which goes if it has no object of its own."""
-        skeleton = {key: value for key, value in self._categories[other].items() if key != "name"}
-        self._categories[category] = skeleton | self._categories.get(category, {"name": category})
-        if all(drawn.category != other for _, drawn in self._objects):
+        """Gives a category the keypoints and limbs of another, unless it has its own.
+
+        The other category is removed if it has no objects.
+        """
+        own = self._categories.get(category, {"id": 0, "name": category})
+        self._categories[category] = {**self._categories[other], **own}
+        if all(instance.category != other for _, instance in self._objects):
             del self._categories[other]
 
     def image(
         self, file_name: str, size: tuple[int, int] | None = None, where: str = ""
     ) -> int | None:
-        """Adds an image; its size is read from the file if not given. None, and a problem, if that fails."""
+        """Adds an image and returns its id.
+
+        Args:
+            file_name: path below the image folder.
+            size: (height, width); None = read it from the file.
+            where: location to name in a problem; by default the file name.
+
+        Returns:
+            The id; None, with a problem added, if the size cannot be read.
+        """
         if size is None and self.folder is None:
             self.problem(
                 "no folder of images",
                 where or file_name,
-                f"{file_name} was not found",
-                "give their folder: images= (--images)",
+                f"image {file_name} not found",
+                "give the folder of the images: images= (--images)",
             )
             return None
+
         if size is None:
             try:
                 size = image_size((self.folder or Path()) / file_name)
             except ImageError as error:
-                suggestion = "is images= (--images) the right folder? Else restore the file"
+                suggestion = "check that images= (--images) is the right folder, or restore it"
                 self.problem("unreadable image", where or file_name, str(error), suggestion)
                 return None
-        self._images.append(
-            {
-                "id": len(self._images) + 1,
-                "file_name": file_name,
-                "height": size[0],
-                "width": size[1],
-            }
-        )
-        return len(self._images)
 
-    def size(self, image: int) -> tuple[int, int]:
-        """(height, width) of an image added."""
-        entry = self._images[image - 1]
+        image_id = len(self._images) + 1
+        height, width = size
+        self._images.append(
+            {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        )
+        return image_id
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """(height, width) of an image that was added."""
+        entry = self._images[image_id - 1]
         return entry["height"], entry["width"]
 
     def keypoints(self, category: str) -> list[str]:
-        """Those declared for a category."""
+        """The keypoints declared for a category."""
         return self._categories[category].get("keypoints", [])
 
-    def add(self, image: int, drawn: Drawn) -> None:
-        """Adds an object."""
-        self._objects.append((image, drawn))
+    def add(self, image_id: int, annotated: AnnotatedObject) -> None:
+        """Adds an object to an image."""
+        self._objects.append((image_id, annotated))
 
     def problem(
         self, kind: str, where: str, detail: str, suggestion: str, is_error: bool = True
     ) -> None:
-        """Notes what is wrong; harmful = something is left out."""
+        """Records a problem; an error means that something cannot be used."""
         self.problems.append(Problem(kind, where, detail, suggestion, is_error))
 
-    def done(self) -> Annotated:
-        """Everything, with ids."""
-        found: dict[str, list[list[str]]] = {}
-        for _, drawn in self._objects:
-            found.setdefault(drawn.category, []).append(list(drawn.keypoints))
-        for name in sorted(found.keys() - self._categories.keys()):
+    def build(self) -> Annotated:
+        """Returns everything that was added, with ids."""
+        keypoints_of_objects: dict[str, list[list[str]]] = {}
+        for _, annotated in self._objects:
+            lists = keypoints_of_objects.setdefault(annotated.category, [])
+            lists.append(list(annotated.keypoints))
+
+        # Categories and keypoints that no header declared come from the objects.
+        for name in sorted(keypoints_of_objects.keys() - self._categories.keys()):
             self.category(name)
-        for name, lists in found.items():
+        for name, lists in keypoints_of_objects.items():
             if any(lists) and not self._categories[name].get("keypoints"):
                 self._categories[name]["keypoints"] = _keypoint_order(lists)
-        categories = {
-            name: {"id": n, **entry}
-            for n, (name, entry) in enumerate(self._categories.items(), start=1)
-        }
+
+        for category_id, category in enumerate(self._categories.values(), start=1):
+            category["id"] = category_id
         annotations = [
-            self._entry(n, image, drawn, categories[drawn.category])
-            for n, (image, drawn) in enumerate(self._objects, start=1)
+            self._annotation(number, image_id, annotated)
+            for number, (image_id, annotated) in enumerate(self._objects, start=1)
         ]
-        content = {
+        content: CocoContent = {
             "images": self._images,
             "annotations": annotations,
-            "categories": list(categories.values()),
+            "categories": list(self._categories.values()),
         }
         return Annotated(content, self.folder, self.name, self.problems)
 
-    def _entry(
-        self, number: int, image: int, drawn: Drawn, category: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        entry = {
+    def _annotation(self, number: int, image_id: int, annotated: AnnotatedObject) -> CocoAnnotation:
+        category = self._categories[annotated.category]
+        entry: CocoAnnotation = {
             "id": number,
-            "image_id": image,
+            "image_id": image_id,
             "category_id": category["id"],
-            **drawn.parts(self.size(image)),
+            "where": annotated.where,
+            "iscrowd": int(annotated.ignore),
         }
-        if drawn.keypoints:
-            names = category.get("keypoints", [])
-            for keypoint in drawn.keypoints.keys() - set(names):
-                suggestion = (
-                    f"its keypoints are {', '.join(names) or 'none'}: rename it, or declare it"
-                )
-                self.problem(
-                    "unknown keypoint",
-                    drawn.where,
-                    f'"{keypoint}" is no keypoint of category "{category["name"]}"',
-                    suggestion,
-                )
-            entry["keypoints"] = [v for name in names for v in drawn.keypoints.get(name, (0, 0, 0))]
+        if annotated.score is not None:
+            entry["score"] = annotated.score
+        if annotated.boxes:
+            entry["bbox"] = annotated.bbox()
+        segmentation = annotated.segmentation(self.size(image_id))
+        if segmentation is not None:
+            entry["segmentation"] = segmentation
+        if annotated.keypoints:
+            entry["keypoints"] = self._keypoint_values(annotated, category)
         return entry
+
+    def _keypoint_values(self, annotated: AnnotatedObject, category: CocoCategory) -> list[float]:
+        """x, y, visibility for each keypoint of the category; reports names it does not have."""
+        names = category.get("keypoints", [])
+        for keypoint in annotated.keypoints.keys() - set(names):
+            self.problem(
+                "unknown keypoint",
+                annotated.where,
+                f'category "{category["name"]}" has no keypoint "{keypoint}"',
+                f"its keypoints are {', '.join(names) or 'none'}: rename it, or declare it",
+            )
+        return [v for name in names for v in annotated.keypoints.get(name, (0, 0, 0))]
 
 
 def _keypoint_order(lists: list[list[str]]) -> list[str]:
-    """COCO's order for its keypoints; else as in the object with the most, the others behind."""
-    names = {keypoint: None for found in sorted(lists, key=len, reverse=True) for keypoint in found}
-    return (
-        [j for j in COCO_PERSON if j in names] if names.keys() <= set(COCO_PERSON) else list(names)
-    )
+    """COCO's order for COCO's keypoints; else that of the object with the most, then the others."""
+    longest_first = sorted(lists, key=len, reverse=True)
+    names = {keypoint: None for keypoints in longest_first for keypoint in keypoints}
+    if names.keys() <= set(COCO_PERSON):
+        return [name for name in COCO_PERSON if name in names]
+    return list(names)
 
 
 def image_folder(
     images: str | Path | None, candidates: Iterable[Path], names: Sequence[str]
 ) -> Path | None:
-    """The folder given, or the first candidate in which one of the images is; else the first, None if it does not exist."""
+    """The folder of the images.
+
+    Args:
+        images: the folder that the user gave, which is returned as it is.
+        candidates: folders to search otherwise; at least one.
+        names: file names of the images.
+
+    Returns:
+        The first candidate that contains one of the images; else the first candidate, or None if
+        that does not exist.
+    """
     if images is not None:
         return Path(images)
     folders = list(candidates)
@@ -251,17 +302,17 @@ def image_folder(
 
 
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:
-    """The first candidate in which one of the images is; None if there is none."""
+    """The first candidate that contains one of the images; None if no candidate does."""
     return next((f for f in candidates if any((f / name).is_file() for name in names)), None)
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as it is written in a file of another folder, with slashes."""
+    """A path as a file in another folder refers to it, with slashes."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def tracked(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The same items, with a progress bar where there are many."""
+def tracked(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The same items, with a progress bar if there are many."""
     from rich.progress import track
 
-    return track(items, what, transient=True, disable=len(items) < 500)
+    return track(items, description, transient=True, disable=len(items) < 500)

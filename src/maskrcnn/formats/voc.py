@@ -1,8 +1,12 @@
-"""Pascal VOC: Annotations/*.xml, JPEGImages/, ImageSets/, and for masks SegmentationObject/ and SegmentationClass/ (PNG with a palette).
+"""Pascal VOC: Annotations/*.xml, JPEGImages/, ImageSets/, and PNG maps for the masks.
 
-Value k of SegmentationObject is the k-th object of the XML; 255 is void and belongs to none. Boxes count pixels from 1 and include the last one:
-xmin 1, xmax W is the whole width. `difficult` objects are regions to ignore, as in VOC's evaluation. Class colors: labelmap.txt's, or VOC's own.
-A map holds one object a pixel: of objects that overlap, the larger is cut. Images with more than 254 objects get a map of 16 bits.
+The maps have a palette: SegmentationObject/ holds the objects, SegmentationClass/ the classes.
+Value k of SegmentationObject is the k-th object of the XML; 255 is void and belongs to no object.
+A map holds one object per pixel: of objects that overlap, the larger one is cut. Images with more
+than 254 objects get a map of 16 bits. Class colors are those of labelmap.txt, or VOC's own.
+
+Boxes count pixels from 1 and include the last one: xmin 1, xmax W is the whole width. Objects
+marked `difficult` are regions to ignore, as in VOC's evaluation.
 
 Source: Everingham and Winn, "The PASCAL Visual Object Classes Challenge 2012 Development Kit".
 """
@@ -10,100 +14,71 @@ Source: Everingham and Winn, "The PASCAL Visual Object Classes Challenge 2012 De
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
 from PIL import Image
 
+from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
+from ..annotations.rle import decode
 from ..images.files import IMAGE_SUFFIXES
+from .annotation_source import AnnotationSource, read_xml
+from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors
-from .reading import Annotated, Builder, Drawn, tracked
-from .source import Source, read_xml
+from .reading import Annotated, AnnotatedObject, BoxXYXY, DatasetBuilder, tracked
 from .writing import (
-    Losses,
-    Target,
+    ConversionTarget,
+    Unrepresentable,
     around,
     box_of,
+    categories_by_id,
     ignored,
     keypoints_of,
     label_of,
     mask_box,
-    names_of,
     number,
     rle_of,
     size_of,
 )
 
-NAME = "voc"
-LOOKS_LIKE = "Pascal VOC: a folder with Annotations/*.xml or SegmentationObject/*.png, or a folder of such XML files, or of such folders"
-VOID, MOST = 255, 254
+VOID = 255
+MOST = 254  # objects or classes that a map of 8 bits can hold, beside background and void
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *(
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    ),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
 )
+_HEAD_BYTES = 2000  # in which the root element of a file starts
+ClassColors = dict[tuple[int, ...], str]
+"""Color in SegmentationClass -> class."""
 
 
-def recognize(source: Source, images: str | Path | None = None) -> bool:
-    """Whether it is VOC's."""
+def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
+    """Whether the file, the folder, or any folder inside of it is VOC's."""
     if source.path.is_file():
         return source.xml is not None and source.xml.tag == "annotation"
     return _is_voc(source) or bool(_folders(source))
 
 
-def splits(source: Source) -> list[str]:
-    """The lists of ImageSets: those with one name a line; or the folders that are VOC's each, as Roboflow exports."""
+def splits(source: AnnotationSource) -> list[str]:
+    """Names of the lists in ImageSets, or of the VOC folders inside, as Roboflow exports them."""
     return [*_sets(source), *_folders(source)] if source.path.is_dir() else []
 
 
-def read(source: Source, images: str | Path | None, split: str) -> Annotated:
-    """Reads a split, or everything."""
+def read(source: AnnotationSource, images: str | Path | None, split: str) -> Annotated:
+    """Reads one split, or everything if the source is not divided."""
     if split and split in _folders(source):
-        return read(Source(source.path / split), images, "")
+        return read(AnnotationSource(source.path / split), images, "")
     root = source.folder
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
-    if source.path.is_file():
-        names = [source.path.stem]
-    elif split:
-        names = _names(_sets(source)[split])
-    else:
-        files = {folder: folder.rglob("*.xml") if folder != root else root.glob("*.xml")}
-        files[root / "SegmentationObject"] = (root / "SegmentationObject").rglob("*.png")
-        names = sorted(
-            {
-                p.relative_to(base).with_suffix("").as_posix()
-                for base, found in files.items()
-                for p in found
-            }
-        )
-    places = [
-        root / "JPEGImages",
-        root / "images",
-        root,
-        root.parent / "JPEGImages",
-        root.parent / "images",
-    ]
-    image_folder = (
-        Path(images)
-        if images is not None
-        else next((p for p in places[:2] if p.is_dir()), None) or _with_images(places, names)
-    )
-    builder = Builder(f"{source.name}:{split}" if split else source.name, image_folder)
+    names = _names(source, folder, split)
+    image_folder = Path(images) if images is not None else _image_folder(root, names)
+    builder = DatasetBuilder(f"{source.name}:{split}" if split else source.name, image_folder)
+
     colors = _colors(root, builder)
     for name in tracked(names, "reading VOC annotations"):
         path = folder / f"{name}.xml"
@@ -112,163 +87,183 @@ def read(source: Source, images: str | Path | None, split: str) -> Annotated:
         except DataError as error:
             builder.problem("broken file", path.name, str(error), "restore the file")
             continue
-        size = (xml.findtext("size/height"), xml.findtext("size/width"))
-        known = (
-            (int(size[0]), int(size[1]))
-            if size[0] and size[1] and int(size[0]) * int(size[1])
-            else None
-        )
-        image = builder.image(
-            _file_name(image_folder, name, xml.findtext("filename")), known, path.name
-        )
-        if image is not None:
-            _objects(builder, image, xml, root, name, colors)
-    return builder.done()
+        file_name = _file_name(image_folder, name, xml.findtext("filename"))
+        image_id = builder.image(file_name, _size(xml), path.name)
+        if image_id is not None:
+            _read_objects(builder, image_id, xml, root, name, colors)
+    return builder.build()
 
 
-def _is_voc(source: Source) -> bool:
-    """Whether a folder has XML files or maps of VOC's itself."""
+def _is_voc(source: AnnotationSource) -> bool:
+    """Whether a folder has XML files or maps of VOC itself."""
     if source.first("SegmentationObject/**/*.png"):
         return True
     first = source.first("Annotations/**/*.xml") or source.first("*.xml")
-    return (
-        first is not None and re.search(rb"<annotation[\s>]", first.read_bytes()[:2000]) is not None
-    )
+    if first is None:
+        return False
+    return re.search(rb"<annotation[\s>]", first.read_bytes()[:_HEAD_BYTES]) is not None
 
 
-def _folders(source: Source) -> list[str]:
-    """The folders in a folder that are VOC's each, where it is not so itself."""
+def _folders(source: AnnotationSource) -> list[str]:
+    """The VOC folders inside of a folder that is not VOC's itself."""
     if not source.path.is_dir() or _is_voc(source):
         return []
-    return [p.name for p in sorted(source.path.iterdir()) if p.is_dir() and _is_voc(Source(p))]
+    folders = (path for path in sorted(source.path.iterdir()) if path.is_dir())
+    return [path.name for path in folders if _is_voc(AnnotationSource(path))]
 
 
-def _sets(source: Source) -> dict[str, Path]:
-    """Segmentation's lists where there are any, else Main's; not the lists of one class, with a second column."""
-    folder = next(
-        (
-            f
-            for f in (source.path / "ImageSets" / n for n in ("Segmentation", "Main", ""))
-            if any(f.glob("*.txt"))
-        ),
-        None,
-    )
-    files = sorted(folder.glob("*.txt")) if folder else []
-    return {
-        p.stem: p
-        for p in files
-        if len((p.read_text(encoding="utf-8").splitlines() or [""])[0].split()) <= 1
+def _sets(source: AnnotationSource) -> dict[str, Path]:
+    """The lists of Segmentation if there are any, else of Main.
+
+    Lists of a single class, which have a second column, are skipped.
+    """
+    candidates = [source.path / "ImageSets" / name for name in ("Segmentation", "Main", "")]
+    folder = next((path for path in candidates if any(path.glob("*.txt"))), None)
+    if folder is None:
+        return {}
+
+    sets = {}
+    for path in sorted(folder.glob("*.txt")):
+        lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        if len(lines[0].split()) <= 1:
+            sets[path.stem] = path
+    return sets
+
+
+def _names(source: AnnotationSource, folder: Path, split: str) -> list[str]:
+    """The images of a split, as paths below `folder` without suffix."""
+    if source.path.is_file():
+        return [source.path.stem]
+    if split:
+        lines = [line.strip() for line in _lines(_sets(source)[split])]
+        return [
+            Path(line).with_suffix("").as_posix()
+            if Path(line).suffix.lower() in IMAGE_SUFFIXES
+            else line
+            for line in lines
+        ]
+
+    maps = source.folder / "SegmentationObject"
+    is_nested = folder != source.folder
+    files = {folder: folder.rglob("*.xml") if is_nested else folder.glob("*.xml")}
+    files[maps] = maps.rglob("*.png")
+    names = {
+        path.relative_to(base).with_suffix("").as_posix()
+        for base, paths in files.items()
+        for path in paths
     }
-
-
-def _names(path: Path) -> list[str]:
-    return [
-        Path(line.strip()).with_suffix("").as_posix()
-        if Path(line.strip()).suffix.lower() in IMAGE_SUFFIXES
-        else line.strip()
-        for line in _lines(path)
-    ]
+    return sorted(names)
 
 
 def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _with_images(places: list[Path], names: list[str]) -> Path:
-    return next(
-        (
-            p
-            for p in places
-            if any((p / f"{n}{e}").is_file() for n in names[:20] for e in IMAGE_SUFFIXES)
-        ),
-        places[2],
-    )
+def _image_folder(root: Path, names: Sequence[str]) -> Path:
+    """JPEGImages or images; else the first folder around that contains one of the images."""
+    own = [root / "JPEGImages", root / "images"]
+    for folder in own:
+        if folder.is_dir():
+            return folder
+
+    candidates = [*own, root, root.parent / "JPEGImages", root.parent / "images"]
+    files = [f"{name}{suffix}" for name in names[:20] for suffix in IMAGE_SUFFIXES]
+    for folder in candidates:
+        if any((folder / file).is_file() for file in files):
+            return folder
+    return root
 
 
 def _file_name(folder: Path, name: str, given: str | None) -> str:
-    """The image of an annotation: as it says, or the one of the same name."""
-    here = (
-        str(Path(name).parent / given) if given else "",
-        *(f"{name}{ending}" for ending in sorted(IMAGE_SUFFIXES)),
-    )
-    return next((n for n in here if n and (folder / n).is_file()), given or f"{name}.jpg")
+    """The image of an annotation: the one that it names, or the one of the same name."""
+    candidates = [str(Path(name).parent / given)] if given else []
+    candidates += [f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
+    existing = (candidate for candidate in candidates if (folder / candidate).is_file())
+    return next(existing, given or f"{name}.jpg")
 
 
-def _colors(root: Path, builder: Builder) -> dict[tuple[int, ...], str]:
-    """Color -> class, from labelmap.txt (name:r,g,b:parts:actions) or VOC's own; declares those of labelmap.txt."""
+def _size(xml: Element) -> tuple[int, int] | None:
+    """(height, width) if the file has both and neither is 0."""
+    height = xml.findtext("size/height")
+    width = xml.findtext("size/width")
+    if not height or not width or not int(height) * int(width):
+        return None
+    return int(height), int(width)
+
+
+def _colors(root: Path, builder: DatasetBuilder) -> ClassColors:
+    """The class of each color, from labelmap.txt (name:r,g,b:parts:actions) or VOC's own.
+
+    Declares the classes of labelmap.txt.
+    """
     path = root / "labelmap.txt"
     if not path.is_file():
-        return {
-            tuple(color): name
-            for color, name in zip(voc_colors()[1:].tolist(), CLASSES, strict=False)
-        }
-    found = {}
-    for line in (line for line in _lines(path) if not line.startswith("#")):
-        name, color = (
-            line.rsplit(":", 3)[:2] if line.count(":") > 2 else [*line.split(":"), ""][:2]
-        )  # names may have colons
+        colors = zip(voc_colors()[1:].tolist(), CLASSES, strict=False)
+        return {tuple(color): name for color, name in colors}
+
+    classes: ClassColors = {}
+    for line in _lines(path):
+        if line.startswith("#"):
+            continue
+        # Names may contain colons themselves.
+        fields = line.rsplit(":", 3) if line.count(":") > 2 else [*line.split(":"), ""]
+        name, color = fields[:2]
         if name != "background":
             builder.category(name)
-            found[tuple(int(v) for v in color.split(",") if v.strip())] = name
-    return found
+            classes[tuple(int(v) for v in color.split(",") if v.strip())] = name
+    return classes
 
 
-def _objects(
-    builder: Builder,
-    image: int,
+def _read_objects(
+    builder: DatasetBuilder,
+    image_id: int,
     xml: Element,
     root: Path,
     name: str,
     colors: Mapping[tuple[int, ...], str],
 ) -> None:
-    masks = _masks(builder, image, root / "SegmentationObject" / f"{name}.png")
-    for place, node in enumerate(xml.iterfind("object"), start=1):
-        where = f"{name}.xml, object {place}"
-        drawn = Drawn(
-            node.findtext("name") or "",
-            where,
-            ignore=(node.findtext("difficult") or "0").strip() == "1",
-        )
+    """Adds the objects of an image: those of the XML, then those that only the maps have."""
+    masks = _masks(builder, image_id, root / "SegmentationObject" / f"{name}.png")
+    for number_, node in enumerate(xml.iterfind("object"), start=1):
+        where = f"{name}.xml, object {number_}"
+        ignore = (node.findtext("difficult") or "0").strip() == "1"
+        instance = AnnotatedObject(node.findtext("name") or "", where, ignore=ignore)
+        sides = ("xmin", "ymin", "xmax", "ymax")
         try:
-            x0, y0, x1, y1 = (
-                float(node.findtext(f"bndbox/{side}") or "nan")
-                for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}") or "nan") for side in sides)
         except ValueError as error:
-            builder.problem(
-                "broken box", where, str(error), "write xmin, ymin, xmax, ymax in pixels"
-            )
+            suggestion = "write xmin, ymin, xmax, ymax in pixels"
+            builder.problem("broken box", where, str(error), suggestion)
             continue
         if node.find("part") is not None:
-            builder.problem(
-                "parts of an object",
-                where,
-                ", ".join(p.findtext("name") or "" for p in node.iterfind("part")),
-                "left out",
-                False,
-            )
+            parts = ", ".join(part.findtext("name") or "" for part in node.iterfind("part"))
+            builder.problem("parts of an object", where, parts, "they are left out", False)
+
         if np.isfinite([x0, y0, x1, y1]).all():
-            drawn.boxes.append((x0 - 1, y0 - 1, x1, y1))
-        if place in masks:
-            drawn.rles.append(masks.pop(place))
-        builder.add(image, drawn)
-    if masks:
-        classes = _class_map(root / "SegmentationClass" / f"{name}.png")
-        for one, rle in masks.items():
-            where = f"SegmentationObject/{name}.png, id {one}"
-            category = _class_under(rle, classes, colors)
-            if category is None:
-                builder.problem(
-                    "mask without class",
-                    where,
-                    "no object in the XML and no class in SegmentationClass",
-                    "add it to one of them",
-                )
-            else:
-                builder.add(image, Drawn(category, where, rles=[rle]))
+            instance.boxes.append((x0 - 1, y0 - 1, x1, y1))
+        if number_ in masks:
+            instance.rles.append(masks.pop(number_))
+        builder.add(image_id, instance)
+
+    if not masks:
+        return
+    classes = _class_map(root / "SegmentationClass" / f"{name}.png")
+    for object_id, rle in masks.items():
+        where = f"SegmentationObject/{name}.png, id {object_id}"
+        category = _class_under(rle, classes, colors)
+        if category is None:
+            builder.problem(
+                "mask without class",
+                where,
+                "has no object in the XML and no class in SegmentationClass",
+                "add it to one of them",
+            )
+        else:
+            builder.add(image_id, AnnotatedObject(category, where, rles=[rle]))
 
 
-def _masks(builder: Builder, image: int, path: Path) -> dict[int, dict[str, Any]]:
+def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]:
+    """The masks of a map by id; empty without a map."""
     if not path.is_file():
         return {}
     try:
@@ -276,20 +271,29 @@ def _masks(builder: Builder, image: int, path: Path) -> dict[int, dict[str, Any]
     except ValueError as error:
         builder.problem("unreadable mask", path.name, str(error), "restore the file")
         return {}
-    if ids.shape != builder.size(image):
-        detail = f"is {ids.shape[1]} x {ids.shape[0]}, the image {builder.size(image)[1]} x {builder.size(image)[0]}"
+    height, width = builder.size(image_id)
+    if ids.shape != (height, width):
         builder.problem(
-            "mask of another size", path.name, detail, "save the mask in the image's size"
+            "mask of another size",
+            path.name,
+            f"is {ids.shape[1]} x {ids.shape[0]}, its image is {width} x {height}",
+            "save the mask in the size of the image",
         )
         return {}
+
     with Image.open(path) as opened:
         mode = opened.mode
-    if mode in ("RGB", "RGBA"):  # drawn in the palette's colors
-        colors = voc_colors().astype(np.int64)
-        index = {int(r + 256 * g + 65536 * b): k for k, (r, g, b) in enumerate(colors)}
-        found, inverse = np.unique(ids, return_inverse=True)
-        ids = np.array([index.get(v, v) for v in found.tolist()])[inverse].reshape(ids.shape)
+    if mode in ("RGB", "RGBA"):
+        ids = _palette_indices(ids)
     return objects_of(ids, without=() if mode.startswith("I") else (VOID,))
+
+
+def _palette_indices(ids: np.ndarray) -> np.ndarray:
+    """A map that was saved in the palette's colors, as indices of the palette."""
+    colors = voc_colors().astype(np.int64)
+    index = {int(r + 256 * g + 65536 * b): k for k, (r, g, b) in enumerate(colors)}
+    values, inverse = np.unique(ids, return_inverse=True)
+    return np.array([index.get(v, v) for v in values.tolist()])[inverse].reshape(ids.shape)
 
 
 def _class_map(path: Path) -> np.ndarray | None:
@@ -300,121 +304,170 @@ def _class_map(path: Path) -> np.ndarray | None:
 
 
 def _class_under(
-    rle: dict[str, Any], classes: np.ndarray | None, colors: Mapping[tuple[int, ...], str]
+    rle: RLE, classes: np.ndarray | None, colors: Mapping[tuple[int, ...], str]
 ) -> str | None:
-    """The class of most of an object's pixels."""
-    from ..annotations.rle import decode
-
+    """The class of most of an object's pixels; None if no pixel has a known color."""
     if classes is None or classes.shape[:2] != tuple(rle["size"]):
         return None
-    found, counts = np.unique(classes[decode(rle)], axis=0, return_counts=True)
+    values, counts = np.unique(classes[decode(rle)], axis=0, return_counts=True)
     named = [
-        (n, colors[tuple(c)])
-        for c, n in zip(found.tolist(), counts.tolist(), strict=True)
-        if tuple(c) in colors
+        (count, colors[tuple(color)])
+        for color, count in zip(values.tolist(), counts.tolist(), strict=True)
+        if tuple(color) in colors
     ]
     return max(named)[1] if named else None
 
 
-def write(annotated: Annotated, target: Target, losses: Losses) -> None:
-    """Writes the folders of one split; labelmap.txt names the classes."""
-    categories = names_of(annotated.content)
+def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
+    """Writes the folders of one split; labelmap.txt names the classes.
+
+    Raises:
+        ValueError: there are more categories than a map can hold.
+    """
+    categories = categories_by_id(annotated.content)
     if len(categories) > MOST:
         raise ValueError(
-            f"voc: holds at most {MOST} categories, these are {len(categories)}; choose coco"
+            f"voc: expected at most {MOST} categories, got {len(categories)}; choose coco"
         )
-    index = {c: k for k, c in enumerate(categories, start=1)}
-    split, names = target.split or "train", []
+    index = {category_id: k for k, category_id in enumerate(categories, start=1)}
+    split = target.split or "train"
+    names: list[str] = []
     segmented = any(raw.get("segmentation") for raw in annotated.content["annotations"])
+
     for image, raws in target.each():
         folder = target.folder / "JPEGImages"
         taken = (folder / target.name(image)).exists()  # by another split
-        image_path = target.place(image, folder / split if taken else folder)
-        name = image_path.relative_to(target.folder / "JPEGImages").with_suffix("")
+        image_path = target.bring(image, folder / split if taken else folder)
+        name = image_path.relative_to(folder).with_suffix("")
         names.append(name.as_posix())
-        xml, masks, classes = _head(image_path, image, segmented), {}, {}
+
+        xml = _head(image_path, image, segmented)
+        masks: dict[int, RLE] = {}
+        classes: dict[int, int] = {}
         for raw in raws:
-            category, where = categories[raw["category_id"]], label_of(raw, image)
-            box = box_of(raw) or mask_box(raw, size_of(image))
-            if keypoints := keypoints_of(raw, category):
-                losses.add("keypoints", where)
-                if box is None:
-                    losses.add("objects without a box get the one around their keypoints", where)
-                    box = around(keypoints)
+            category = categories[raw["category_id"]]
+            box = _box(raw, image, category, lost)
             if box is None:
-                losses.add("objects without box, mask and keypoints, left out", where)
                 continue
-            place = sum(1 for _ in xml.iterfind("object")) + 1
+            number_ = sum(1 for _ in xml.iterfind("object")) + 1
             _write_object(xml, category["name"], ignored(raw), box)
             if (rle := rle_of(raw, size_of(image))) is not None:
-                masks[place], classes[place] = rle, index[raw["category_id"]]
+                masks[number_] = rle
+                classes[number_] = index[raw["category_id"]]
+
         ElementTree.indent(xml)
-        target.write(
-            target.folder / "Annotations" / name.with_suffix(".xml"),
-            ElementTree.tostring(xml, encoding="utf-8"),
-        )
+        xml_path = target.folder / "Annotations" / name.with_suffix(".xml")
+        target.write(xml_path, ElementTree.tostring(xml, encoding="utf-8"))
         if segmented:
-            _write_masks(masks, classes, image, name, target, losses)
-    for folder in ("Main", *(("Segmentation",) if segmented else ())):
-        target.write(
-            target.folder / "ImageSets" / folder / f"{split}.txt", "".join(f"{n}\n" for n in names)
-        )
-    rows = [
-        f"{c['name']}:{','.join(map(str, voc_colors()[index[k]].tolist()))}::"
-        for k, c in categories.items()
-    ]
-    target.rewrite(
-        target.folder / "labelmap.txt",
-        "\n".join(["# label:color_rgb:parts:actions", "background:0,0,0::", *rows, ""]),
-    )
+            _write_masks(masks, classes, image, name, target, lost)
+
+    for list_folder in ("Main", "Segmentation") if segmented else ("Main",):
+        path = target.folder / "ImageSets" / list_folder / f"{split}.txt"
+        target.write(path, "".join(f"{name}\n" for name in names))
+    _write_labelmap(target, categories)
 
 
-def _head(image_path: Path, image: Mapping[str, Any], segmented: bool) -> Element:
-    xml = Element("annotation")
+def _box(
+    raw: CocoAnnotation, image: CocoImage, category: CocoCategory, lost: Unrepresentable
+) -> BoxXYXY | None:
+    """The box of an object, which VOC requires; None, with a loss added, if it has none."""
+    where = label_of(raw, image)
+    box = box_of(raw) or mask_box(raw, size_of(image))
+    if keypoints := keypoints_of(raw, category):
+        lost.add("keypoints", where)
+        if box is None:
+            lost.add("objects without a box, written with the box around their keypoints", where)
+            return around(keypoints)
+    if box is None:
+        lost.add("objects without box, mask and keypoints, left out", where)
+    return box
+
+
+def _write_labelmap(target: ConversionTarget, categories: Mapping[int, CocoCategory]) -> None:
+    """Writes labelmap.txt, which gives the classes VOC's colors in their order."""
+    rows = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
+    colors = voc_colors()[1:].tolist()
+    for category, color in zip(categories.values(), colors, strict=False):
+        rows.append(f"{category['name']}:{','.join(map(str, color))}::")
+    target.rewrite(target.folder / "labelmap.txt", "\n".join([*rows, ""]))
+
+
+def _head(image_path: Path, image: CocoImage, segmented: bool) -> Element:
+    """An annotation without objects."""
     with Image.open(image_path) as opened:
         depth = len(opened.getbands())
-    for tag, text in (("folder", "JPEGImages"), ("filename", image_path.name)):
-        SubElement(xml, tag).text = text
+    xml = Element("annotation")
+    SubElement(xml, "folder").text = "JPEGImages"
+    SubElement(xml, "filename").text = image_path.name
     size = SubElement(xml, "size")
-    for tag, value in (("width", image["width"]), ("height", image["height"]), ("depth", depth)):
-        SubElement(size, tag).text = str(value)
+    SubElement(size, "width").text = str(image["width"])
+    SubElement(size, "height").text = str(image["height"])
+    SubElement(size, "depth").text = str(depth)
     SubElement(xml, "segmented").text = str(int(segmented))
     return xml
 
 
-def _write_object(
-    xml: Element, name: str, ignore: bool, box: tuple[float, float, float, float]
-) -> None:
+def _write_object(xml: Element, name: str, ignore: bool, box: BoxXYXY) -> None:
     node = SubElement(xml, "object")
-    for tag, text in (
-        ("name", name),
-        ("pose", "Unspecified"),
-        ("truncated", "0"),
-        ("difficult", str(int(ignore))),
-    ):
-        SubElement(node, tag).text = text
-    bounds = SubElement(node, "bndbox")
+    SubElement(node, "name").text = name
+    SubElement(node, "pose").text = "Unspecified"
+    SubElement(node, "truncated").text = "0"
+    SubElement(node, "difficult").text = str(int(ignore))
     x0, y0, x1, y1 = box
-    for tag, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
-        SubElement(bounds, tag).text = str(number(value))
+    bounds = SubElement(node, "bndbox")
+    for side, value in (("xmin", x0 + 1), ("ymin", y0 + 1), ("xmax", x1), ("ymax", y1)):
+        SubElement(bounds, side).text = str(number(value))
 
 
 def _write_masks(
-    masks: dict, classes: dict[int, int], image: dict, name: Path, target: Target, losses: Losses
+    masks: Mapping[int, RLE],
+    classes: Mapping[int, int],
+    image: CocoImage,
+    name: Path,
+    target: ConversionTarget,
+    lost: Unrepresentable,
 ) -> None:
+    """Writes the map of an image's objects and that of their classes.
+
+    Args:
+        masks: number of the object in the XML -> mask.
+        classes: number of the object in the XML -> number of the class.
+        image: the image.
+        name: its path without suffix.
+        target: where to write.
+        lost: gets what is covered.
+    """
     ids, covered = paint(masks, size_of(image))
-    for one in covered:
-        losses.add("pixels of objects under others", f"object {one} of {image['file_name']}")
-    deep = max(masks, default=0) > MOST
+    for object_id in covered:
+        lost.add("pixels covered by other objects", f"object {object_id} of {image['file_name']}")
+    most = max(masks, default=0)
+    deep = most > MOST
     if deep:
-        losses.add(
-            "maps of more than 254 objects are saved with 16 bits, which not every reader of VOC takes",
+        lost.add(
+            "compatibility: more than 254 objects need a map of 16 bits, "
+            "which some readers of VOC reject",
             image["file_name"],
         )
-    data = png(ids, palette=not deep, deep=deep)
-    of = np.zeros(max(masks, default=0) + 1, np.int64)
-    of[list(classes)] = list(classes.values())
-    target.write(target.folder / "SegmentationObject" / name.with_suffix(".png"), data)
-    target.write(
-        target.folder / "SegmentationClass" / name.with_suffix(".png"), png(of[ids], palette=True)
-    )
+
+    class_of = np.zeros(most + 1, np.int64)
+    class_of[list(classes)] = list(classes.values())
+    file = name.with_suffix(".png")
+    target.write(target.folder / "SegmentationObject" / file, png(ids, not deep, deep))
+    target.write(target.folder / "SegmentationClass" / file, png(class_of[ids], palette=True))
+
+
+VOC = Format(
+    name="voc",
+    description=(
+        "Pascal VOC: a folder with Annotations/*.xml or SegmentationObject/*.png, "
+        "or a folder of such XML files, or of such folders"
+    ),
+    written_as=("voc",),
+    recognize=recognize,
+    splits=splits,
+    read=read,
+    write=write,
+    needs_images_beside=True,
+    one_folder_for_all_splits=True,
+    holds_scores=False,
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..annotations import rle
 from ..draw import KEYPOINT_SCORE
@@ -72,7 +72,7 @@ class Drafts:
         """Writes all; what the format could not hold, as text."""
         if not self._content["images"]:
             return ""
-        annotated = Annotated(self._content, Path(Path.cwd().anchor), "predictions")
+        annotated = Annotated(cast(Any, self._content), Path(Path.cwd().anchor), "predictions")
         return str(
             write_all(
                 {"": annotated}, self.path, self.format, simplify=self.simplify, progress=progress
