@@ -1,10 +1,14 @@
-"""What is wrong with annotated images, all of it: `maskrcnn check`.
+"""Checks of annotated images: `maskrcnn check` and its fixes.
 
-annotations/problems.py   every annotation and every header; also at the start of a training (the lower layer)
-look.py         what only the whole set shows: rare categories, objects beyond the anchors, boxes in another form
-sides.py        left and right keypoints that look swapped
-images.py     full decoding, remembered on the disk (memory.py); copies within the set and between training and validation
-fix.py          mends what has one right answer (mend.py: one annotation)
-check.py        `check` runs all of it and gives a `Report`
-page.py         the report as one HTML file, with charts.py and drawn samples (samples.py)
+Here belongs whatever reports, fixes or shows problems of a whole data set. Checks of a single
+annotation or image header, which also run when a training opens its data, are in
+annotations/problems.py.
+
+check_dataset.py      runs every check and returns a `CheckReport`
+whole_dataset.py      problems of the set as a whole: rare categories, box format, object sizes
+left_right.py         left and right keypoints that look swapped
+decode_images.py      full decoding, duplicates, training images in the validation set
+decoded_cache.py      results of decoding, kept on disk for the next check
+fix_dataset.py        fixes problems that have one right answer (fix_annotation.py: one annotation)
+check_page.py         the report as one HTML file, with check_charts.py and samples.py
 """

@@ -1,7 +1,8 @@
-"""What is known of images that were decoded before, so that a second check takes seconds.
+"""The results of decoding image files, kept on disk so that a second check takes seconds.
 
-In: files. Out: `Seen` for each that has the size and time of change that it had then. One SQLite file in the cache folder (MASKRCNN_HOME, or
-~/.cache/maskrcnn); without a place to write, nothing is remembered.
+In: files. Out: a `DecodeResult` for each file whose size and modification time have not changed.
+The cache is one SQLite file in the cache folder (MASKRCNN_HOME, or ~/.cache/maskrcnn). Without a
+writable folder nothing is cached.
 """
 
 from __future__ import annotations
@@ -18,60 +19,66 @@ from jaxtyping import Float32
 from ..images.similarity import LENGTH
 from ..runtime.cache import cache_folder
 
-_VERSION = 1  # of what is stored
-_AT_ONCE = 500  # names in one query
+_VERSION = 1  # of the stored table
+_AT_ONCE = 500  # file names per query
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A decoded image in short."""
+class DecodeResult:
+    """What decoding a file showed."""
 
     error: str | None
-    """Why it cannot be decoded."""
+    """Why the file cannot be decoded."""
     digest: bytes
-    """Of its pixels."""
+    """Hash of the pixels: equal for equal images."""
     hash: Float32[np.ndarray, "D"]
-    """As `similar.hashes` gives it; zeros for a broken one."""
+    """Perceptual hash (see images/similarity.py); zeros for a broken file."""
 
 
-def state_of(path: Path) -> tuple[int, int]:
-    """Size and time of the last change (ns) of a file."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def recall(paths: Sequence[Path]) -> dict[Path, Seen]:
-    """What is known of the files that have not changed since."""
-    known: dict[Path, Seen] = {}
+def load_cached(paths: Sequence[Path]) -> dict[Path, DecodeResult]:
+    """Returns the cached results of the files that have not changed since."""
+    known: dict[Path, DecodeResult] = {}
     with suppress(OSError, sqlite3.Error), closing(_open()) as store:
         for start in range(0, len(paths), _AT_ONCE):
             part = {str(p.resolve()): p for p in paths[start : start + _AT_ONCE]}
             marks = ", ".join("?" * len(part))
             rows = store.execute(
-                f"SELECT path, size, changed, error, digest, hash FROM images WHERE path IN ({marks})",
+                "SELECT path, size, changed, error, digest, hash FROM images "
+                f"WHERE path IN ({marks})",
                 tuple(part),
             )
             for name, size, changed, error, digest, packed in rows:
-                if (size, changed) == state_of(part[name]):
-                    known[part[name]] = Seen(
-                        error, digest, np.frombuffer(packed, np.float16).astype(np.float32)
-                    )
+                if (size, changed) == _file_state(part[name]):
+                    hashed = np.frombuffer(packed, np.float16).astype(np.float32)
+                    known[part[name]] = DecodeResult(error, digest, hashed)
     return known
 
 
-def remember(seen: dict[Path, Seen]) -> None:
-    """Keeps what was found out."""
+def store_results(results: dict[Path, DecodeResult]) -> None:
+    """Adds results to the cache."""
     with suppress(OSError, sqlite3.Error), closing(_open()) as store, store:
         rows = [
-            (str(p.resolve()), *state_of(p), s.error, s.digest, s.hash.astype(np.float16).tobytes())
-            for p, s in seen.items()
+            (
+                str(path.resolve()),
+                *_file_state(path),
+                result.error,
+                result.digest,
+                result.hash.astype(np.float16).tobytes(),
+            )
+            for path, result in results.items()
         ]
         store.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
 def blank_hash() -> Float32[np.ndarray, "D"]:
-    """The hash of an image of which nothing is known."""
+    """The perceptual hash of a file that cannot be decoded."""
     return np.zeros(LENGTH, np.float32)
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    """Size and modification time (ns) of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _open() -> sqlite3.Connection:
@@ -79,6 +86,7 @@ def _open() -> sqlite3.Connection:
     folder.mkdir(parents=True, exist_ok=True)
     store = sqlite3.connect(folder / f"images-{_VERSION}.sqlite", timeout=10)
     store.execute(
-        "CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, size INT, changed INT, error TEXT, digest BLOB, hash BLOB)"
+        "CREATE TABLE IF NOT EXISTS images "
+        "(path TEXT PRIMARY KEY, size INT, changed INT, error TEXT, digest BLOB, hash BLOB)"
     )
     return store

@@ -1,17 +1,24 @@
 """Left and right keypoints that look swapped.
 
-In: the keypoints of all objects of a category, and which keypoint is the mirror image of which. Out: for each object what contradicts the rest, or nothing.
+In: the keypoints of all objects of a category, and the mirror keypoint of each.
+Out: for each suspicious object, the keypoint pairs that contradict the other objects.
 
-Nobody knows from one object whether it shows its face or its back, but the data set does. Every pair (left and right knee) of an object votes: +1 if
-its left keypoint stands at the image's right, as in someone who faces the camera, else -1; pairs one above the other do not vote.
+A single object does not show whether it is seen from the front or from behind, but the whole data
+set does. Every pair (left and right knee) of an object votes: +1 if its left keypoint is further
+right in the image, as in a person facing the camera, else -1. Pairs that are vertically aligned do
+not vote.
 
-1. A pair against its object. From all objects we know how often a pair votes against the majority of the other pairs: shoulders hardly ever, ankles
-   often. Where less than 2 % of the objects do, those that do are probably swapped.
-2. An object against the others. From all objects we know how often the votes are +1 when a certain keypoint is labeled, or is not: someone with a nose
-   faces us. An object whose votes agree among themselves, but with less than 3 % of those that have or lack the same keypoint, is probably swapped.
+1. A pair against its own object. Over all objects, count how often a pair votes against the
+   majority of the other pairs: shoulders hardly ever, ankles often. Where fewer than 2 % of the
+   objects do so, those that do are probably swapped.
+2. An object against the others. Over all objects, count how often the votes are +1 when a certain
+   keypoint is labeled, or is not: a person with a labeled nose faces the camera. An object is
+   probably swapped if its votes agree with each other, but with fewer than 3 % of the objects that
+   have or lack the same keypoint.
 
-Rates are counted over the same data with Laplace's rule, the object itself left out; below 30 objects nothing is said. A data set with all sides
-swapped agrees with itself: that cannot be seen.
+Rates are counted on the same data with Laplace's rule, leaving out the object itself. Below 30
+objects nothing is reported. A data set in which all sides are swapped is consistent, so this check
+cannot detect it.
 """
 
 from __future__ import annotations
@@ -22,73 +29,86 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 ENOUGH = 30
-"""Objects from which rates are counted."""
+"""Rates are counted from at least this many objects."""
 _APART = 0.1  # of an object's extent: pairs closer than that along x do not vote
 _PAIR_RATE, _WHOLE_RATE = 0.02, 0.03
 
 
-def suspicious(
+def find_swapped(
     keypoints: Float[np.ndarray, "N J 3"], mirrored: Sequence[int]
 ) -> dict[int, tuple[int, ...]]:
-    """Objects whose left and right contradict those of the others.
+    """Finds objects whose left and right contradict the other objects.
 
     Args:
-        keypoints: x, y, visibility (0 unlabeled).
-        mirrored: for each keypoint the one that it becomes in a mirror image.
+        keypoints: x, y, visibility (0 unlabeled) of each keypoint.
+        mirrored: for each keypoint, the one that it becomes in a mirror image.
 
     Returns:
-        For each suspicious row the keypoints, on the first side, of the pairs that look swapped.
+        For each suspicious row, the pairs that look swapped; each pair is named by its
+        lower keypoint index.
     """
     pairs = [(a, b) for a, b in enumerate(mirrored) if a < b]
     if len(keypoints) < ENOUGH or not pairs:
         return {}
+
     votes = _votes(keypoints, pairs)
     against = _pair_rate(votes) < _PAIR_RATE
-    found = {
+    swapped = {
         int(row): tuple(pairs[p][0] for p in np.flatnonzero(against[row]))
         for row in np.flatnonzero(against.any(axis=1))
     }
-    for row in np.flatnonzero(_whole_rate(votes, keypoints[:, :, 2] > 0) < _WHOLE_RATE):
-        found.setdefault(int(row), tuple(pairs[p][0] for p in np.flatnonzero(votes[row])))
-    return dict(sorted(found.items()))
+
+    labeled = keypoints[:, :, 2] > 0
+    for row in np.flatnonzero(_whole_rate(votes, labeled) < _WHOLE_RATE):
+        swapped.setdefault(int(row), tuple(pairs[p][0] for p in np.flatnonzero(votes[row])))
+    return dict(sorted(swapped.items()))
 
 
 def _votes(
     keypoints: Float[np.ndarray, "N J 3"], pairs: Sequence[tuple[int, int]]
 ) -> Int64[np.ndarray, "N P"]:
-    """+1, -1, or 0 where a keypoint is missing or the two stand one above the other."""
+    """+1 or -1; 0 where a keypoint is missing or the two are vertically aligned."""
     labeled = keypoints[:, :, 2] > 0
     points = keypoints[:, :, :2]
     highest = np.where(labeled[:, :, None], points, -np.inf).max(axis=1)
     lowest = np.where(labeled[:, :, None], points, np.inf).min(axis=1)
     extent = np.where(labeled.any(axis=1), (highest - lowest).max(axis=1), 0)
+
     x = np.where(labeled, points[:, :, 0], np.nan)
     apart = np.nan_to_num(np.stack([x[:, a] - x[:, b] for a, b in pairs], axis=1))
     return np.where(np.abs(apart) > _APART * extent[:, None], np.sign(apart), 0).astype(np.int64)
 
 
 def _pair_rate(votes: Int64[np.ndarray, "N P"]) -> Float[np.ndarray, "N P"]:
-    """How often other objects do what this pair does: vote against the majority of the other pairs; 1 where it does not."""
+    """The share of other objects in which the pair also votes against the majority.
+
+    The majority is that of the other pairs. 1 where the pair does not vote against it.
+    """
     others = np.sign(votes.sum(axis=1, keepdims=True) - votes)
-    judged, against = votes * others != 0, votes * others < 0
-    rates = against.sum(axis=0) / (
-        judged.sum(axis=0) + 1
-    )  # itself left out, Laplace: (against - 1 + 1) / (judged - 1 + 2)
-    return np.where(against & (judged.sum(axis=0) > ENOUGH), rates, 1.0)
+    against = votes * others < 0
+    num_voting = (votes * others != 0).sum(axis=0)
+    # Laplace's rule, the object itself left out: (against - 1 + 1) / (voting - 1 + 2)
+    rates = against.sum(axis=0) / (num_voting + 1)
+    return np.where(against & (num_voting > ENOUGH), rates, 1.0)
 
 
 def _whole_rate(votes: Int64[np.ndarray, "N P"], labeled: np.ndarray) -> Float[np.ndarray, "N"]:
-    """How often other objects with, or without, some keypoint have this one's majority: the least over the keypoints; 1 where the votes disagree."""
+    """The share of comparable objects with the same majority as this one.
+
+    Comparable objects have, or lack, the same keypoint. The smallest share over the keypoints
+    counts; 1 where the votes of an object disagree with each other.
+    """
     majority = np.sign(votes.sum(axis=1))
     united = (np.abs(votes.sum(axis=1)) == np.abs(votes).sum(axis=1)) & (majority != 0)
     rates = np.ones(len(votes))
+
     for present in (*labeled.T, np.ones(len(votes), bool)):
         for value in (True, False):
             rows = united & (present == value)
-            plus = (majority[rows] > 0).sum()
-            minus = rows.sum() - plus
             if rows.sum() <= ENOUGH:
                 continue
-            own = np.where(majority[rows] > 0, plus, minus)
-            rates[rows] = np.minimum(rates[rows], own / (rows.sum() + 1))  # as above
+            plus = (majority[rows] > 0).sum()
+            minus = rows.sum() - plus
+            same = np.where(majority[rows] > 0, plus, minus)
+            rates[rows] = np.minimum(rates[rows], same / (rows.sum() + 1))  # Laplace, as above
     return rates
