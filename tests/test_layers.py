@@ -15,7 +15,7 @@ LAYERS = (
     ("settings", "images", "structures", "preprocess", "presets"),
     ("annotations", "draw"),
     ("instances", "synthetic", "augmentation", "formats", "model"),
-    ("weights",),
+    ("weights", "truth_instances"),
     ("prediction", "recipe", "dataset_checks"),
     ("active_learning", "evaluation"),
     ("training",),

@@ -1,4 +1,4 @@
-"""`maskrcnn check`: what is wrong with annotated images."""
+"""`maskrcnn check`: lists the problems of annotated images."""
 
 from __future__ import annotations
 
@@ -19,43 +19,46 @@ def check(
     decode: bool = True,
     everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
 ) -> int:
-    """List everything that is wrong with annotated images: file, annotation and cure.
+    """Check annotated images and list every problem, with file, annotation and suggestion.
 
-    Reads every annotation and decodes every image to its end; what is found out about an unchanged file is remembered. The exit status is 0 if all
-    is well or can be used as it is, 1 if there are problems.
+    Reads every annotation and decodes every image. The results of decoding are cached, so that
+    unchanged files are not decoded again. The exit status is 1 if there are errors, else 0.
 
     Args:
-        data: Annotation file or folder of any known format; one split of several as data.yaml:val.
-        images: Folder of the images; by default where the annotations have them.
-        val: Annotations to validate on: checked as well, and searched for images of the training data. By default the split "val" that the data
-            have themselves; none for none.
+        data: Annotation file or folder of any known format. Select a split as data.yaml:val.
+        images: Image folder; by default where the annotations point.
+        val: Annotations to validate on. They are checked too, and searched for training images. By
+            default the data set's own split "val"; "none" skips it.
         val_images: Folder of the validation images; by default --images.
-        fix: COCO file to write, with everything mended that has one right answer.
-        html: Page to write, one file: counts, sizes, shapes, balance of the categories, problems, drawn samples.
-        decode: Decode every image, or read headers only.
-        everything: List every place, not only the first 20 of each kind.
+        fix: Write a COCO file with every problem fixed that has one right answer.
+        html: Write an HTML page with counts, sizes, problems and drawn samples.
+        decode: Decode every image; otherwise read headers only.
+        everything: List all problems, not only the first 20 of each kind.
     """
-    from ..dataset_checks.check_dataset import check_dataset as run
+    from ..dataset_checks.check_dataset import check_dataset
     from ..formats.load_dataset import validation_split
 
-    judged = None if val and val.lower() == "none" else val or validation_split(data, images)
-    report = run(
+    if val and val.lower() == "none":
+        validation = None
+    else:
+        validation = val or validation_split(data, images)
+    report = check_dataset(
         data,
         images,
-        validation=judged,
+        validation=validation,
         validation_images=val_images,
         decode_images=decode,
         fix=fix,
         html=html,
     )
     print(report.describe(None if everything else 20))
-    folder = report.data.image_folder
-    for path in (fix, html):
-        if path is not None:
-            elsewhere = (
-                path == fix
-                and folder is not None
-                and not (path.parent.exists() and path.parent.samefile(folder))
-            )
-            print(f"written: {path}" + (f"; its images: --images {folder}" if elsewhere else ""))
-    return 1 if report.is_error else 0
+
+    if fix is not None:
+        # A COCO file finds its images by itself only in its own folder.
+        folder = report.data.image_folder
+        beside = fix.parent.exists() and folder is not None and fix.parent.samefile(folder)
+        where = "" if folder is None or beside else f"; open it with --images {folder}"
+        print(f"wrote {fix}{where}")
+    if html is not None:
+        print(f"wrote {html}")
+    return 1 if report.errors else 0

@@ -1,4 +1,4 @@
-"""`maskrcnn demo`: everything once, on drawn scenes."""
+"""`maskrcnn demo`: train, evaluate and predict on drawn scenes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> None:
-    """Draw scenes, train a joint box + mask + keypoint model on them from scratch, evaluate it, and write a page of images and numbers.
+    """Train a joint box, mask and keypoint model on drawn scenes and write a page of results.
 
-    Needs no network and no data; about four minutes on two CPU cores.
+    Needs no network and no data. Takes about four minutes on two CPU cores.
 
     Args:
-        out: Folder for the results; open its index.html. What an earlier demo wrote there is replaced.
-        minutes: Time for training; more gives better numbers.
-        seed: Other seeds draw other scenes.
+        out: Folder for the results; open its index.html. Replaces an earlier demo's files there.
+        minutes: Time budget of the training; more minutes give better results.
+        seed: Seed of the scenes and of the initial weights.
     """
     from ..demo import run_demo
     from ..runtime.keep_memory import keep_memory

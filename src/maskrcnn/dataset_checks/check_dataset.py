@@ -1,6 +1,7 @@
-"""`check`: everything that is wrong with annotated images, with file, annotation and cure.
+"""`check_dataset`: every problem of annotated images, with file, annotation and suggestion.
 
-In: a data set of any known format, perhaps its validation part. Out: a `Report`; on request the mended annotations and an HTML page.
+In: a data set of any known format, perhaps with its validation set.
+Out: a `CheckReport`; on request a fixed COCO file and an HTML page.
 """
 
 from __future__ import annotations
@@ -15,148 +16,160 @@ import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataWarning, Problem, describe, listed
-from ..config import ModelConfig
+from ..config import Category, ModelConfig
 from ..formats.reading import MissingSplit
 from ..presets import maskrcnn_r18_small
-from .fix_dataset import Fixed, fixed
-from .image_files import broken, copies, decode, leaks, listed_twice
-from .left_right import suspicious
-from .whole_dataset import Objects, findings, objects_of, other_form
+from .decode_images import (
+    decode,
+    find_duplicates,
+    find_leaks,
+    find_shared_files,
+    undecodable,
+)
+from .fix_dataset import FixedDataset, fix_dataset
+from .left_right import find_swapped
+from .whole_dataset import ObjectTable, find_box_format, find_problems, object_table
 
-Source = str | Path | Mapping[str, Any] | CocoDataset
+DataSource = str | Path | Mapping[str, Any] | CocoDataset
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a check found."""
+class CheckReport:
+    """The result of `check_dataset`; `str(report)` is the text that the command prints."""
 
     data: CocoDataset
-    """What can be used of the data set."""
+    """The usable part of the data set."""
     problems: tuple[Problem, ...]
-    """Everything, the harmful ones first. Harmful: unusable as it is, or it spoils the result; the others are notes."""
-    objects: Objects = field(repr=False)
+    """All problems, errors first. An error makes something unusable or spoils the result; the
+    others are warnings."""
+    objects: ObjectTable = field(repr=False)
+    """The usable annotations as arrays."""
     model: ModelConfig = field(repr=False)
-    """The model whose anchors and number of detections the objects were compared with."""
-    validation: Report | None = None
-    fixed: Fixed | None = None
-    """What was mended, if asked for."""
+    """The model that object sizes and counts were compared with: its anchors, its number of
+    detections."""
+    validation: CheckReport | None = None
+    """The report on the validation set, if there is one."""
+    fixed: FixedDataset | None = None
+    """What was fixed, if `fix` was given."""
 
     @property
-    def is_error(self) -> tuple[Problem, ...]:
-        """Those that are more than notes, validation included."""
-        return tuple(
-            p
-            for p in (*self.problems, *(self.validation.problems if self.validation else ()))
-            if p.is_error
-        )
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that are errors, including those of the validation set."""
+        validation = self.validation.problems if self.validation else ()
+        return tuple(p for p in (*self.problems, *validation) if p.is_error)
 
     @property
     def counts(self) -> str:
-        """What there is, in a line."""
-        problems = sum(p.is_error for p in self.problems)
-        notes = len(self.problems) - problems
+        """Numbers of images, annotations, categories and problems, in one line."""
+        num_categories = len(self.data.categories)
+        errors = sum(p.is_error for p in self.problems)
+        warned = len(self.problems) - errors
         return (
-            f"{self.data.name}: {len(self.data.raw['images']):,} images, {len(self.data.raw['annotations']):,} annotations, "
-            f"{len(self.data.categories)} categor{'y' if len(self.data.categories) == 1 else 'ies'}; "
-            f"{problems:,} problem{'s' * (problems != 1)}, {notes:,} note{'s' * (notes != 1)}"
+            f"{self.data.name}: {len(self.data.raw['images']):,} images, "
+            f"{len(self.data.raw['annotations']):,} annotations, "
+            f"{num_categories} categor{'y' if num_categories == 1 else 'ies'}; "
+            f"{errors:,} error{'s' * (errors != 1)}, {warned:,} warning{'s' * (warned != 1)}"
         )
 
     def describe(self, most: int | None = 20) -> str:
-        """Everything as text: each kind with its count, its cure and the first places (None: all)."""
+        """The whole report as text, grouped by kind of problem.
+
+        Args:
+            most: how many problems of each kind to list; None lists all.
+        """
         lines = [self.counts]
-        for title, is_error in (
-            ("problems", True),
-            ("notes (mended while reading, or worth a look)", False),
-        ):
-            found = [p for p in self.problems if p.is_error == is_error]
-            lines += [f" {title}", *listed(found, most)] if found else []
+        for title, is_error in (("errors", True), ("warnings", False)):
+            problems = [p for p in self.problems if p.is_error == is_error]
+            if problems:
+                lines += [f" {title}", *listed(problems, most)]
         if self.fixed is not None:
-            lines.append(describe("mended", self.fixed.done, "change", most))
-            is_error = [p for p in self.fixed.left if p.is_error]
-            lines.append(describe("left to mend by hand", is_error, most=most))
-        return "\n".join(lines + ([self.validation.describe(most)] if self.validation else []))
+            lines.append(describe("fixed", self.fixed.changes, "change", most))
+            errors = [p for p in self.fixed.remaining if p.is_error]
+            lines.append(describe("to fix by hand", errors, "error", most))
+        if self.validation is not None:
+            lines.append(self.validation.describe(most))
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.describe()
 
 
 def check_dataset(
-    data: Source,
+    data: DataSource,
     images: str | Path | None = None,
     *,
-    validation: Source | None = None,
+    validation: DataSource | None = None,
     validation_images: str | Path | None = None,
     decode_images: bool = True,
     fix: str | Path | None = None,
     html: str | Path | None = None,
     progress: bool = True,
-) -> Report:
-    """Looks for everything that is wrong with annotated images.
+) -> CheckReport:
+    """Checks annotated images and reports every problem.
 
-    Every annotation is read, every image's header compared, every image decoded to the end (once: what is found out about an unchanged file is
-    kept in the cache folder), and images are compared with each other, and with those of the validation.
+    Reads every annotation, compares every image header with its entry, decodes every image, and
+    looks for duplicates, also between training and validation. The results of decoding are cached:
+    an unchanged file is decoded only once.
 
     Args:
-        data: an annotation file or folder of any known format (see `load_dataset`), COCO's dict, or a data set opened with on_error="drop".
-        images: folder of the images; by default where the annotations have them. Of COCO's dict without a folder only the annotations are checked.
-        validation: the data to judge by, checked as well, and compared.
-        validation_images: folder of its images; by default `images`.
-        decode_images: False reads headers only.
-        fix: writes a COCO file with everything mended that has one right answer; `Report.fixed` says what.
-        html: writes a page with counts, sizes, problems and drawn samples.
-        progress: show bars.
+        data: annotation file or folder of any known format (see `load_dataset`), COCO content as a
+            dict, or a data set opened with on_error="drop".
+        images: image folder; by default where the annotations point. Of a dict without a folder,
+            only the annotations are checked.
+        validation: data to validate on; checked too, and compared with `data`.
+        validation_images: its image folder; by default `images`.
+        decode_images: False reads image headers only.
+        fix: COCO file to write with every problem fixed that has one right answer;
+            `CheckReport.fixed` lists the changes.
+        html: HTML page to write with counts, sizes, problems and drawn samples.
+        progress: show progress bars.
+
+    Returns:
+        All problems, and the usable annotations as arrays.
 
     Raises:
         DataError: the annotations cannot be read at all, or `fix` would overwrite them.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> annotations = write_scenes("scenes", count=4)
+        >>> report = mr.check_dataset(annotations, "scenes/images", progress=False)
+        >>> report.errors
+        ()
+        >>> len(report.data)
+        4
     """
-    opened = _opened(data, images)
-    judged, lost = None, []
-    try:
-        judged = None if validation is None else _opened(validation, validation_images or images)
-    except MissingSplit as error:
-        lost = [
-            Problem(
-                "no validation images",
-                opened.name,
-                str(error),
-                "mend the path, or take the split out of the list",
-                True,
-            )
-        ]
-    decoded = {
-        id(d): decode(d, progress) if decode_images else []
-        for d in (opened, judged)
-        if d is not None
-    }
-    judged_report = None
-    if judged is not None:
-        leaked = (
-            leaks(decoded[id(opened)], decoded[id(judged)])
+    opened, validation_opened, missing = _open_both(data, images, validation, validation_images)
+    decoded = decode(opened, progress) if decode_images else []
+    fixed = None
+    validation_report = None
+
+    if validation_opened is not None:
+        validation_decoded = decode(validation_opened, progress) if decode_images else []
+        leaks = (
+            find_leaks(decoded, validation_decoded)
             if decode_images
-            else listed_twice(opened, judged)
+            else find_shared_files(opened, validation_opened)
         )
-        judged_report = _report(
-            judged,
-            [*broken(decoded[id(judged)]), *copies(decoded[id(judged)]), *leaked],
-            to_learn=False,
-        )
-    mended = None
+        problems = [
+            *undecodable(validation_decoded),
+            *find_duplicates(validation_decoded),
+            *leaks,
+        ]
+        validation_report = _report(validation_opened, problems, is_validation=True)
+
     if fix is not None:
-        mended = fixed(opened, broken(decoded[id(opened)]))
-        mended.write(
-            Path(fix),
-            *(
-                s if isinstance(s, str | Path) else getattr(s, "annotations_path", None)
-                for s in (data, validation)
-            ),
-        )
-    own = [
-        *lost,
+        fixed = fix_dataset(opened, undecodable(decoded))
+        fixed.write(Path(fix), _path_of(data), _path_of(validation))
+
+    problems = [
+        *missing,
         *_without_images(opened, data),
-        *broken(decoded[id(opened)]),
-        *copies(decoded[id(opened)]),
+        *undecodable(decoded),
+        *find_duplicates(decoded),
     ]
-    report = _report(opened, own, mended, judged_report)
+    report = _report(opened, problems, fixed, validation_report)
     if html is not None:
         from .check_page import write_page
 
@@ -164,11 +177,29 @@ def check_dataset(
     return report
 
 
-def _opened(source: Source, images: str | Path | None) -> CocoDataset:
+def _open_both(
+    data: DataSource,
+    images: str | Path | None,
+    validation: DataSource | None,
+    validation_images: str | Path | None,
+) -> tuple[CocoDataset, CocoDataset | None, list[Problem]]:
+    """Opens the data and the validation set; a missing validation split is a problem."""
+    opened = _open(data, images)
+    if validation is None:
+        return opened, None, []
+    try:
+        return opened, _open(validation, validation_images or images), []
+    except MissingSplit as error:
+        suggestion = "correct the path, or remove the split from the list"
+        missing = Problem("no validation images", opened.name, str(error), suggestion, True)
+        return opened, None, [missing]
+
+
+def _open(source: DataSource, images: str | Path | None) -> CocoDataset:
     if isinstance(source, CocoDataset):
         return source
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # the report has it all
+        warnings.simplefilter("ignore", DataWarning)  # the report contains them
         if isinstance(source, Mapping):
             return CocoDataset(source, images, on_error="drop")
         from ..formats.load_dataset import load_dataset
@@ -176,85 +207,87 @@ def _opened(source: Source, images: str | Path | None) -> CocoDataset:
         return load_dataset(source, images, on_error="drop")
 
 
-def _without_images(data: CocoDataset, source: Source) -> list[Problem]:
-    """That none of the images was found: of all the files that a file of annotations names, not one."""
-    if (
-        data.image_folder is not None
-        or not data.raw["images"]
-        or isinstance(source, Mapping | CocoDataset)
-    ):
+def _path_of(source: DataSource | None) -> str | Path | None:
+    """The file that a source was read from."""
+    if isinstance(source, str | Path):
+        return source
+    return source.annotations_path if isinstance(source, CocoDataset) else None
+
+
+def _without_images(data: CocoDataset, source: DataSource) -> list[Problem]:
+    """Reports that not one of the images that an annotation file names was found."""
+    entries = data.raw["images"]
+    if data.image_folder is not None or not entries or isinstance(source, Mapping | CocoDataset):
         return []
-    first = data.raw["images"][0]
-    name = first.get("file_name") if isinstance(first, Mapping) else first
-    slashes = (
-        "; the names have backslashes, write /" if isinstance(name, str) and "\\" in name else ""
-    )
-    suggestion = f"name their folder as --images (images=){slashes}"
-    return [
-        Problem(
-            "no image found",
-            data.name,
-            f"none of {len(data.raw['images'])}, such as {name!r:.80}",
-            suggestion,
-            True,
-        )
-    ]
+    name = entries[0].get("file_name") if isinstance(entries[0], Mapping) else entries[0]
+    suggestion = "give their folder as --images (images=)"
+    if isinstance(name, str) and "\\" in name:
+        suggestion += "; the file names contain backslashes, write /"
+    detail = f"none of {len(entries)} exists, such as {name!r:.80}"
+    return [Problem("no image found", data.name, detail, suggestion, True)]
 
 
 def _report(
     data: CocoDataset,
-    more: Sequence[Problem],
-    mended: Fixed | None = None,
-    validation: Report | None = None,
-    to_learn: bool = True,
-) -> Report:
+    image_problems: Sequence[Problem],
+    fixed: FixedDataset | None = None,
+    validation: CheckReport | None = None,
+    is_validation: bool = False,
+) -> CheckReport:
     model = maskrcnn_r18_small(data.categories)
-    objects = objects_of(data)
-    found = findings(data, objects, model) if to_learn else other_form(data)
-    problems = [*data.dropped, *data.warnings, *more, *found, *_swapped_sides(data, objects)]
-    return Report(
+    objects = object_table(data)
+    # Rare categories and object sizes matter in the data to train on only.
+    of_set = find_box_format(data) if is_validation else find_problems(data, objects, model)
+    problems = [
+        *data.dropped,
+        *data.notes,
+        *image_problems,
+        *of_set,
+        *_swapped_keypoints(data, objects),
+    ]
+    return CheckReport(
         data,
         tuple(sorted(problems, key=lambda p: not p.is_error)),
         objects,
         model,
         validation,
-        mended,
+        fixed,
     )
 
 
-def _swapped_sides(data: CocoDataset, objects: Objects) -> list[Problem]:
-    """Objects whose left and right keypoints contradict those of the others of their category."""
+def _swapped_keypoints(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
+    """Objects whose left and right keypoints contradict those of the rest of their category."""
     problems = []
-    suggestion = "look at it: are left and right the object's own sides, all of them?"
     for label, category in enumerate(data.categories):
         if not category.keypoints:
             continue
         rows = [
-            row
+            int(row)
             for row in np.flatnonzero(objects.labels == label)
-            if any(_keypoints(data, objects, row))
+            if any(_raw_keypoints(data, objects, row))
         ]
-        keypoints = np.array(
-            [_keypoints(data, objects, row) for row in rows], dtype=np.float64
-        ).reshape(-1, len(category.keypoints), 3)
-        for n, names in suspicious(keypoints, category.mirrored).items():
-            pairs = ", ".join(
-                f"{category.keypoints[a]} / {category.keypoints[category.mirrored[a]]}"
-                for a in names
-            )
-            place = int(objects.places[rows[n]])
+        values = [_raw_keypoints(data, objects, row) for row in rows]
+        keypoints = np.array(values, dtype=np.float64).reshape(-1, len(category.keypoints), 3)
+
+        for n, pairs in find_swapped(keypoints, category.mirrored).items():
             problems.append(
                 Problem(
                     "left and right look swapped",
                     objects.names[rows[n]],
-                    pairs,
-                    suggestion,
+                    _pair_names(category, pairs),
+                    "look at it: left and right are the object's own sides",
                     False,
-                    annotation=place,
+                    annotation=int(objects.annotation_indices[rows[n]]),
                 )
             )
     return problems
 
 
-def _keypoints(data: CocoDataset, objects: Objects, row: int) -> Sequence[float]:
-    return data.raw["annotations"][objects.places[row]].get("keypoints") or ()
+def _pair_names(category: Category, pairs: Sequence[int]) -> str:
+    names = category.keypoints
+    return ", ".join(f"{names[a]} / {names[category.mirrored[a]]}" for a in pairs)
+
+
+def _raw_keypoints(data: CocoDataset, objects: ObjectTable, row: int) -> Sequence[float]:
+    index = objects.annotation_indices[row]
+    return data.raw["annotations"][index].get("keypoints") or ()

@@ -1,6 +1,7 @@
 """The report as one HTML file that needs nothing else: `write_page(report, path)`.
 
-In: a `Report`. Out: counts, sizes and shapes of images and objects, balance of the categories, every kind of problem with its places, samples.
+In: a `CheckReport`. Out: counts, every kind of problem with examples, sizes and shapes of images
+and objects, balance of the categories, drawn samples.
 """
 
 from __future__ import annotations
@@ -12,204 +13,228 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..annotations.annotation import Box
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import Problem
-from .check_charts import bars, heat_map, histogram, sizes
+from .check_charts import bars, heat_map, histogram, image_sizes
 from .samples import close_up, drawn_image, raw_box
-from .whole_dataset import LARGEST, SMALLEST, Objects
+from .whole_dataset import LARGEST, SMALLEST, ObjectTable
 
 if TYPE_CHECKING:
-    from .check_dataset import Report
+    from .check_dataset import CheckReport
 
-_PLACES = 200  # of each kind that are listed
+_LISTED = 200  # problems of each kind
 _CLOSE_UPS = 4  # of each kind
 _SAMPLES = 12  # images
 
 
-def write_page(report: Report, path: Path) -> None:
+def write_page(report: CheckReport, path: Path) -> None:
     """Writes the page."""
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string(
         files("maskrcnn.dataset_checks").joinpath("check_page.html").read_text()
     )
-    parts = [report, *([report.validation] if report.validation else [])]
+    if report.validation is None:
+        parts = [_part(report, "")]
+    else:
+        parts = [_part(report, "Training"), _part(report.validation, "Validation")]
     html = template.render(
         name=report.data.name,
-        parts=[
-            _part(part, ("training", "validation")[n] if len(parts) > 1 else "")
-            for n, part in enumerate(parts)
-        ],
         headline=_headline(report),
-        fixed=report.fixed
-        and [
-            {"kind": k, "cure": c, "count": len(found)}
-            for (k, c), found in _kinds(report.fixed.done).items()
-        ],
+        parts=parts,
+        changes=None if report.fixed is None else _changes(report.fixed.changes),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html)
 
 
-def _headline(report: Report) -> list[tuple[str, str, str]]:
-    """(number, what, explained) of the cards at the top."""
-    problems = len(report.is_error)
-    notes = sum(
-        not p.is_error for part in (report, report.validation) if part for p in part.problems
-    )
-    images = [len(part.data) for part in (report, report.validation) if part]
-    objects = [len(part.objects.places) for part in (report, report.validation) if part]
-    both = " + ".join
+def _headline(report: CheckReport) -> list[dict[str, str]]:
+    """The cards at the top: number, unit, explanation and color."""
+    parts = [part for part in (report, report.validation) if part is not None]
+    images = " + ".join(f"{len(part.data):,}" for part in parts)
+    objects = " + ".join(f"{len(part.objects.labels):,}" for part in parts)
+    num_categories = len(report.data.categories)
+    errors = len(report.errors)
+    warned = sum(not p.is_error for part in parts for p in part.problems)
     return [
-        (both(f"{n:,}" for n in images), "images", "that can be used"),
-        (
-            both(f"{n:,}" for n in objects),
-            "objects",
-            f"of {len(report.data.categories)} categor{'y' if len(report.data.categories) == 1 else 'ies'}",
-        ),
-        (
-            f"{problems:,}",
-            f"problem{'s' * (problems != 1)}",
-            "unusable, or spoiling the result" if problems else "all can be used",
-        ),
-        (f"{notes:,}", f"note{'s' * (notes != 1)}", "mended while reading, or worth a look"),
+        {"number": images, "unit": "images", "text": "usable", "color": ""},
+        {
+            "number": objects,
+            "unit": "objects",
+            "text": f"in {num_categories:,} categor{'y' if num_categories == 1 else 'ies'}",
+            "color": "",
+        },
+        {
+            "number": f"{errors:,}",
+            "unit": f"error{'s' * (errors != 1)}",
+            "text": "unusable, or harms the result" if errors else "everything is usable",
+            "color": "bad" if errors else "good",
+        },
+        {
+            "number": f"{warned:,}",
+            "unit": f"warning{'s' * (warned != 1)}",
+            "text": "worked around, or worth a look",
+            "color": "",
+        },
     ]
 
 
-def _part(report: Report, title: str) -> dict[str, Any]:
+def _changes(changes: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "what": what, "count": len(group)}
+        for (kind, what), group in _by_kind(changes).items()
+    ]
+
+
+def _part(report: CheckReport, title: str) -> dict[str, Any]:
     """One data set on the page."""
     return {
         "title": title,
-        "name": report.data.name,
         "charts": _charts(report),
-        "kinds": [_kind(report, *entry) for entry in _kinds(report.problems).items()],
+        "kinds": [_kind(report, group) for group in _by_kind(report.problems).values()],
         "samples": _samples(report.data, report.objects),
-        "forms": _forms(report),
+        "annotated": _annotated(report),
     }
 
 
-def _charts(report: Report) -> list[dict[str, str]]:
-    objects, model = report.objects, report.model
-    anchors = [side for level in model.rpn.sizes for side in level]
-    real = ~objects.ignore
-    counts = np.bincount(objects.images[real], minlength=len(report.data))
-    labels = np.bincount(objects.labels[real], minlength=len(report.data.categories))
-    width, height = objects.sides[real].T
+def _charts(report: CheckReport) -> list[dict[str, str]]:
+    objects = report.objects
+    model = report.model
+    kept = ~objects.ignore
+    images = objects.image_indices[kept]
+    labels = np.bincount(objects.labels[kept], minlength=len(report.data.categories))
+    per_image = np.bincount(images, minlength=len(report.data))
+
+    width, height = objects.sides[kept].T
     with np.errstate(divide="ignore", invalid="ignore"):
-        shape = height / width
-    limits = objects.sizes[objects.images[real]][:, ::-1]
-    centers = (objects.boxes[real, :2] + objects.boxes[real, 2:]) / 2 / limits
+        ratios = height / width
+    limits = objects.sizes[images][:, ::-1]
+    centers = (objects.boxes[kept, :2] + objects.boxes[kept, 2:]) / 2 / limits
     centers = centers[np.isfinite(centers).all(axis=1)]
-    seen = "anchors of the small model, and twice as far as they reach"
-    band = (SMALLEST * min(anchors), LARGEST * max(anchors))
-    empty = int((counts == 0).sum())
-    without = f"{empty:,} image{'s' * (empty != 1)} without any; line: most detections"
-    shown = [
-        (
-            "Sizes of objects",
-            histogram(
-                objects.seen_as(model)[real],
-                "√area, px of the model's input",
-                band=band,
-                lines=anchors,
-                note=seen,
-            ),
+
+    anchors = [side for level in model.rpn.sizes for side in level]
+    num_empty = int((per_image == 0).sum())
+    charts = {
+        "Object sizes": histogram(
+            objects.input_sides(model)[kept],
+            "√area, px in the model's input",
+            band=(SMALLEST * min(anchors), LARGEST * max(anchors)),
+            lines=anchors,
+            note="lines: anchors of the small model; shaded: their reach",
         ),
-        (
-            "Shapes of objects",
-            histogram(
-                shape, "height / width", lines=model.rpn.ratios, note="ratios of the anchors"
-            ),
+        "Object shapes": histogram(
+            ratios,
+            "height / width",
+            lines=model.rpn.ratios,
+            note="lines: aspect ratios of the anchors",
         ),
-        (
-            "Objects in an image",
-            histogram(counts, "objects", lines=(model.box.max_detections,), note=without),
+        "Objects per image": histogram(
+            per_image,
+            "objects",
+            lines=(model.box.max_detections,),
+            note=f"{num_empty:,} without objects; line: maximum detections",
         ),
-        ("Sizes of images", sizes(objects.sizes)),
-        (
-            "Objects of each category",
-            bars([(c.name, int(n)) for c, n in zip(report.data.categories, labels, strict=True)]),
+        "Image sizes": image_sizes(objects.sizes),
+        "Objects per category": bars(
+            [(c.name, int(n)) for c, n in zip(report.data.categories, labels, strict=True)]
         ),
-        ("Where objects are", heat_map(centers)),
-    ]
-    return [{"title": title, "svg": svg} for title, svg in shown]
+        "Object positions in the image": heat_map(centers),
+    }
+    return [{"title": title, "svg": svg} for title, svg in charts.items()]
 
 
-def _forms(report: Report) -> str:
-    """How objects are annotated, in a sentence."""
-    forms = {name: report.objects.forms.count(name) for name in ("polygons", "RLE", "none")}
-    names = {"polygons": "with polygons", "RLE": "with RLE", "none": "without a mask"}
-    parts = [f"{count:,} {names[form]}" for form, count in forms.items() if count]
-    keypoints = sum(
-        any(report.data.raw["annotations"][p].get("keypoints") or ()) for p in report.objects.places
-    )
-    ignored = int(report.objects.ignore.sum())
-    parts += [f"{keypoints:,} with keypoints"] if keypoints else []
-    parts += [f"{ignored:,} to ignore"] if ignored else []
-    return ", ".join(parts)
+def _annotated(report: CheckReport) -> str:
+    """How objects are annotated, as a list in words."""
+    objects = report.objects
+    entries = report.data.raw["annotations"]
+    counts = {
+        "with polygons": objects.mask_types.count("polygons"),
+        "with RLE": objects.mask_types.count("RLE"),
+        "without a mask": objects.mask_types.count("none"),
+        "with keypoints": sum(
+            any(entries[index].get("keypoints") or ()) for index in objects.annotation_indices
+        ),
+        "to ignore": int(objects.ignore.sum()),
+    }
+    return ", ".join(f"{count:,} {text}" for text, count in counts.items() if count)
 
 
-def _kinds(problems: Sequence[Problem]) -> dict[tuple[str, str], list[Problem]]:
+def _by_kind(problems: Sequence[Problem]) -> dict[tuple[str, str], list[Problem]]:
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for p in problems:
         kinds.setdefault((p.kind, p.suggestion), []).append(p)
     return kinds
 
 
-def _kind(report: Report, names: tuple[str, str], found: list[Problem]) -> dict[str, Any]:
-    """One kind of problem: its places, and close-ups of the first."""
-    spread = np.unique(np.linspace(0, len(found) - 1, min(_CLOSE_UPS, len(found))).astype(int))
+def _kind(report: CheckReport, problems: list[Problem]) -> dict[str, Any]:
+    """One kind of problem: the list, and close-ups of a few that are spread over it."""
+    chosen = _spread(len(problems), _CLOSE_UPS)
+    close_ups = [_close_up(report, problems[n]) for n in chosen]
     return {
-        "kind": names[0],
-        "cure": names[1],
-        "harmful": found[0].is_error,
-        "count": len(found),
-        "places": [(p.where, p.detail) for p in found[:_PLACES]],
-        "more": max(0, len(found) - _PLACES),
-        "images": [shown for n in spread if (shown := _image_of(report, found[n])) is not None],
+        "kind": problems[0].kind,
+        "suggestion": problems[0].suggestion,
+        "is_error": problems[0].is_error,
+        "count": len(problems),
+        "listed": [(p.where, p.detail) for p in problems[:_LISTED]],
+        "more": max(0, len(problems) - _LISTED),
+        "images": [image for image in close_ups if image is not None],
     }
 
 
-def _image_of(report: Report, problem: Problem) -> dict[str, str] | None:
-    """The object or image of a problem, drawn; None where there is nothing to see."""
+def _close_up(report: CheckReport, problem: Problem) -> dict[str, str] | None:
+    """The object or image of a problem, drawn; None if there is nothing to draw."""
     data = report.data
-    raw = data.raw["annotations"][problem.annotation] if problem.annotation is not None else None
-    if data.image_folder is None or (raw is None and problem.image is None):
+    if data.image_folder is None:
         return None
-    image = raw.get("image_id") if isinstance(raw, dict) else None
-    if raw is None and problem.image is not None:
-        image = data.raw["images"][problem.image].get("id")
-    index = next(
-        (n for n, entry in enumerate(data.content()["images"]) if entry["id"] == image), None
-    )
-    if index is None:
+
+    raw = None
+    if problem.annotation is not None:
+        raw = data.raw["annotations"][problem.annotation]
+        image_id = raw.get("image_id") if isinstance(raw, dict) else None
+    elif problem.image is not None:
+        image_id = data.raw["images"][problem.image].get("id")
+    else:
         return None
-    box = raw_box(raw)
-    if (
-        raw is not None
-        and box is None
-        and (rows := np.flatnonzero(report.objects.places == problem.annotation)).size
-    ):
-        found = report.objects.boxes[rows[0]]
-        box = tuple(found.tolist()) if np.isfinite(found).all() else None
-    url = close_up(data, index, box)
+    ids = [entry["id"] for entry in data.content()["images"]]
+    if image_id not in ids:
+        return None
+
+    url = close_up(data, ids.index(image_id), _problem_box(report, problem, raw))
     return None if url is None else {"url": url, "text": f"{problem.where}: {problem.detail}"}
 
 
-def _samples(data: CocoDataset, objects: Objects) -> list[dict[str, str]]:
-    """Images spread over the data set, those with objects first."""
+def _problem_box(report: CheckReport, problem: Problem, raw: Any) -> Box | None:
+    """The box of a problem's annotation: as annotated, or else around its mask."""
+    box = raw_box(raw)
+    if raw is None or box is not None:
+        return box
+    rows = np.flatnonzero(report.objects.annotation_indices == problem.annotation)
+    if len(rows) == 0 or not np.isfinite(report.objects.boxes[rows[0]]).all():
+        return None
+    x0, y0, x1, y1 = report.objects.boxes[rows[0]].tolist()
+    return x0, y0, x1, y1
+
+
+def _samples(data: CocoDataset, objects: ObjectTable) -> list[dict[str, str]]:
+    """Images spread over the data set; images with objects if there are any."""
     if data.image_folder is None or len(data) == 0:
         return []
-    filled = np.unique(objects.images)
-    chosen = filled if len(filled) else np.arange(len(data))
-    chosen = chosen[
-        np.unique(np.linspace(0, len(chosen) - 1, min(_SAMPLES, len(chosen))).astype(int))
-    ]
+    with_objects = np.unique(objects.image_indices)
+    indices = with_objects if len(with_objects) else np.arange(len(data))
+    indices = indices[_spread(len(indices), _SAMPLES)]
+
     names = [entry["file_name"] for entry in data.content()["images"]]
-    counts = np.bincount(objects.images, minlength=len(data)).tolist()
-    drawn = [(n, drawn_image(data, int(n))) for n in chosen]
-    return [
-        {"url": url, "text": f"{names[n]}, {counts[n]} object{'s' * (counts[n] != 1)}"}
-        for n, url in drawn
-        if url is not None
-    ]
+    counts = np.bincount(objects.image_indices, minlength=len(data)).tolist()
+    samples = []
+    for index in indices.tolist():
+        url = drawn_image(data, index)
+        if url is not None:
+            text = f"{names[index]}, {counts[index]} object{'s' * (counts[index] != 1)}"
+            samples.append({"url": url, "text": text})
+    return samples
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Up to `most` indices spread evenly over 0 ... count - 1."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))

@@ -1,21 +1,21 @@
-"""One annotation mended where there is one right answer: `mend(raw, ..) -> raw or None`.
+"""Fixes one annotation where there is one right answer: `fix_annotation(raw, ...) -> raw or None`.
 
-What is kept, what is changed:
-    a flat list of coordinates           one polygon
-    polygons and RLE without area        left out; without anything else the annotation is dropped
-    RLE without size                     gets the image's, if its runs fill it
-    a box that is none, or has no area,  becomes the one around the mask; without a mask an object of no size is dropped, one of keypoints loses the box
-      or lies outside
-    a box x0, y0, x1, y1                 is rewritten where the mask proves it
-    a box beyond the image             is clipped, or becomes the one around a mask that is elsewhere
-    a keypoint outside the image          becomes unlabeled
-    area, num_keypoints                  are counted anew where they are wrong, or what they count has changed
-Everything else stays as it is, all other fields too; numbers that say nothing wrong are not touched.
+    flat list of coordinates        becomes one polygon
+    polygon or RLE without area     is removed; if nothing else is left, the annotation is dropped
+    RLE without size                gets the image's size, if its runs fill the image
+    box that is broken, flat or     becomes the box around the mask. Without a mask, a flat box is
+      outside the image             removed from an object with keypoints; any other is dropped
+    box x0, y0, x1, y1              is rewritten where the mask proves it
+    box beyond the image            is clipped, or becomes the box around a mask that is elsewhere
+    keypoint outside the image      becomes unlabeled
+    area, num_keypoints             are recomputed if wrong, or if what they measure has changed
+
+Everything else stays as it is, including unknown fields and values that are not wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,7 @@ from ..annotations import rle as coco_rle
 from ..annotations.annotation import (
     KEYPOINT_OFFSET,
     Annotation,
-    BoxXYXY,
-    ProblemReporter,
+    Box,
     far_apart,
     is_number,
     mask_bounds,
@@ -33,37 +32,37 @@ from ..annotations.annotation import (
 )
 from ..config import Category
 
-_EXACT = (
-    2.0  # px, within which a box read another way must lie around its mask to prove that reading
-)
+# A box in another format must match its mask within this many pixels to prove that format.
+_EXACT = 2.0
+
+ChangeReporter = Callable[[str, str, str], None]
+"""Called for each change with: kind of problem, old state, what was changed."""
 
 
-def mend(
-    raw: Mapping[str, Any], size: tuple[int, int], category: Category, report: ProblemReporter
+def fix_annotation(
+    raw: Mapping[str, Any], size: tuple[int, int], category: Category, report: ChangeReporter
 ) -> dict[str, Any] | None:
-    """Mends an annotation.
+    """Fixes an annotation.
 
     Args:
-        raw: the JSON object; it stays as it is.
+        raw: the JSON object; it is not modified.
         size: (height, width) of the image.
-        category: as it is in the file.
-        report: hears what is done, as of what is wrong when annotations are read.
+        category: the annotation's category, as in the file.
+        report: called for each change.
 
     Returns:
-        The mended object, None where nothing is left of it.
+        The fixed object; None if nothing is left of it.
     """
     new = dict(raw)
+    _fix_mask(new, size, report)
+    _fix_keypoints(new, category, size, report)
 
-    def done(kind: str, detail: str, what: str) -> None:
-        report(kind, detail, what, False)
-
-    _mend_mask(new, size, done)
-    _mend_keypoints(new, category, size, done)
     read = _read(new, size, category)
     around = _clipped(mask_bounds(read), size)
-    if not _mend_box(new, read, around, size, done):
+    if not _fix_box(new, read, around, size, report):
         return None
-    _mend_area(new, raw, _read(new, size, category), size, category, done)
+
+    _fix_area(new, raw, size, category, report)
     return new
 
 
@@ -71,8 +70,9 @@ def _read(raw: Mapping[str, Any], size: tuple[int, int], category: Category) -> 
     return read_annotation(raw, 0, category, range(len(category.keypoints)), size, lambda *_: None)
 
 
-def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
+def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter) -> None:
     given = new.get("segmentation")
+
     if (
         isinstance(given, list)
         and len(given) >= 6
@@ -80,31 +80,26 @@ def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
         and all(map(is_number, given))
     ):
         new["segmentation"] = given = [given]
-        done(
-            "segmentation format not recognized",
-            f"{len(given[0]) // 2} points",
-            "they are one polygon now",
-        )
+        points = f"{len(given[0]) // 2} points"
+        report("segmentation of no known form", points, "converted to one polygon")
+
     if isinstance(given, list) and given and all(isinstance(part, list) for part in given):
         kept = [part for part in given if not _flat(part)]
         if len(kept) < len(given):
             new["segmentation"] = kept
-            done(
-                "polygon without area",
-                f"{len(given) - len(kept)} of {len(given)} polygons",
-                "they were left out",
-            )
+            count = f"{len(given) - len(kept)} of {len(given)} polygons"
+            report("polygon without area", count, "removed from the mask")
+
     if (
         isinstance(given, Mapping)
         and given.get("size") is None
         and "counts" in given
         and _fills(given, size)
     ):
-        new["segmentation"] = given = {
-            "size": list(size),
-            **{k: v for k, v in given.items() if k != "size"},
-        }
-        done("RLE size mismatch", "it had none", "it has the image's now")
+        others = {key: value for key, value in given.items() if key != "size"}
+        new["segmentation"] = given = {"size": list(size), **others}
+        report("RLE of another size", "it had no size", "set to the image's size")
+
     if (
         isinstance(given, Mapping)
         and given.get("size") in (list(size), tuple(size))
@@ -112,17 +107,19 @@ def _mend_mask(new: dict[str, Any], size: tuple[int, int], done: Any) -> None:
         and coco_rle.area(given) == 0
     ):
         new["segmentation"] = []
-        done("empty mask", "the RLE held no pixel", "the mask was left out")
+        report("empty mask", "the RLE has no pixels", "mask removed")
 
 
 def _flat(part: list[Any]) -> bool:
+    """Whether a polygon has no area; False for one that is broken in another way."""
     if len(part) % 2 or not all(map(is_number, part)):
-        return False  # broken in another way
+        return False
     points = np.array(part, dtype=np.float64).reshape(-1, 2)
     return len(points) < 3 or not (points.max(axis=0) > points.min(axis=0)).all()
 
 
 def _fills(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether the runs of an RLE cover exactly an image of this size."""
     try:
         coco_rle.counts({"size": list(size), "counts": rle.get("counts")})
     except (ValueError, TypeError):
@@ -130,8 +127,8 @@ def _fills(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
     return True
 
 
-def _mend_keypoints(
-    new: dict[str, Any], category: Category, size: tuple[int, int], done: Any
+def _fix_keypoints(
+    new: dict[str, Any], category: Category, size: tuple[int, int], report: ChangeReporter
 ) -> None:
     given = new.get("keypoints")
     if (
@@ -142,149 +139,126 @@ def _mend_keypoints(
     ):
         return
     keypoints = np.array(given, dtype=np.float64).reshape(-1, 3)
+    labeled = keypoints[:, 2] > 0
     if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
         return
-    outside = (keypoints[:, 2] > 0) & (
-        (keypoints[:, :2] < -KEYPOINT_OFFSET) | (keypoints[:, :2] > (size[1], size[0]))
-    ).any(axis=1)
+
+    low, high = -KEYPOINT_OFFSET, (size[1], size[0])
+    beyond = (keypoints[:, :2] < low) | (keypoints[:, :2] > high)
+    outside = labeled & beyond.any(axis=1)
     if outside.any():
         new["keypoints"] = [0 if outside[n // 3] else v for n, v in enumerate(given)]
-        done(
-            "keypoint outside the image",
-            ", ".join(np.array(category.keypoints)[outside]),
-            "it is unlabeled now",
-        )
-    count = int(((keypoints[:, 2] > 0) & ~outside).sum())
+        names = ", ".join(np.array(category.keypoints)[outside])
+        report("keypoint outside the image", names, "marked as unlabeled")
+
+    count = int((labeled & ~outside).sum())
     if new.get("num_keypoints", count) != count:
-        done(
-            "num_keypoints is wrong",
-            f"it was {new['num_keypoints']!r}",
-            "the labeled keypoints were counted",
-        )
+        old = f"it was {new['num_keypoints']!r}"
+        report("num_keypoints is wrong", old, "set to the number of labeled keypoints")
         new["num_keypoints"] = count
 
 
-def _mend_box(
-    new: dict[str, Any], read: Annotation, around: BoxXYXY | None, size: tuple[int, int], done: Any
+def _fix_box(
+    new: dict[str, Any],
+    read: Annotation,
+    around: Box | None,
+    size: tuple[int, int],
+    report: ChangeReporter,
 ) -> bool:
-    """False where nothing is left of the object."""
+    """Fixes `bbox` with the help of the box around the mask; False if the object is to be dropped."""
     given = new.get("bbox")
     if given is None or given == []:
-        if read.empty and _said_and_empty(new):
-            done("object without area", "the mask was all that it had", "it was dropped")
+        if read.empty and _has_empty_mask_only(new):
+            report("object without area", "it had only this mask", "annotation dropped")
             return False
         return True
-    proper = isinstance(given, list | tuple) and len(given) == 4 and all(map(is_number, given))
-    if not proper and around is None:
+
+    is_box = isinstance(given, list | tuple) and len(given) == 4 and all(map(is_number, given))
+    if not is_box and around is None:
         return True
-    x, y, width, height = given if proper else (0, 0, -1, -1)
-    right, bottom = min(x + width, size[1]), min(y + height, size[0])
+    x, y, width, height = given if is_box else (0, 0, -1, -1)
     left, top = max(x, 0), max(y, 0)
-    lost = not proper or width <= 0 or height <= 0 or left >= right or top >= bottom
-    if around is not None and _reads_as_corners(given if proper else None, around):
-        _set_box(
-            new,
-            (given[0], given[1], given[2], given[3]),
-            "box is x0, y0, x1, y1",
-            "it is x, y, width, height now, as its mask shows",
-            done,
-        )
-    elif lost and around is not None:
-        _set_box(
-            new,
-            around,
-            "box without area" if proper else "box is not four numbers",
-            "it is the one around the mask now",
-            done,
-        )
-    elif lost and min(width, height) == 0 and max(width, height) >= 0:
-        done(
-            "box without area",
-            f"bbox was {list(given)}",
-            "it was left out" if read.keypoints is not None else "the object was dropped",
-        )
-        if read.keypoints is None:
+    right, bottom = min(x + width, size[1]), min(y + height, size[0])
+    beyond = max(left - x, top - y, x + width - right, y + height - bottom)
+    unusable = not is_box or width <= 0 or height <= 0 or left >= right or top >= bottom
+
+    if around is not None and is_box and _reads_as_corners(given, around):
+        what = "converted to x, y, width, height, as the mask proves"
+        _set_box(new, (x, y, width, height), "box is x0, y0, x1, y1", what, report)
+    elif unusable and around is not None:
+        kind = "box without area" if is_box else "box is not four numbers"
+        _set_box(new, around, kind, "set to the box around the mask", report)
+    elif unusable and min(width, height) == 0 and max(width, height) >= 0:
+        has_keypoints = read.keypoints is not None
+        what = "box removed" if has_keypoints else "annotation dropped"
+        report("box without area", f"bbox was {list(given)}", what)
+        if not has_keypoints:
             return False
         del new["bbox"]
-    elif not lost and max(left - x, top - y, x + width - right, y + height - bottom) > 0:
-        if around is not None and far_apart((left, top, right, bottom), around):
-            _set_box(
-                new,
-                around,
-                "box reaches beyond the image",
-                "it is the one around the mask now",
-                done,
-            )
-        else:
-            _set_box(
-                new,
-                (left, top, right, bottom),
-                "box reaches beyond the image",
-                "it was clipped",
-                done,
-            )
+    elif not unusable and beyond > 0:
+        corners = (left, top, right, bottom)
+        what = "clipped to the image"
+        if around is not None and far_apart(corners, around):
+            corners = around
+            what = "set to the box around the mask"
+        _set_box(new, corners, "box reaches beyond the image", what, report)
     return True
 
 
-def _clipped(box: BoxXYXY | None, size: tuple[int, int]) -> BoxXYXY | None:
-    """What of a box lies in the image."""
+def _clipped(box: Box | None, size: tuple[int, int]) -> Box | None:
+    """The part of a box inside the image; None if there is none."""
     if box is None:
         return None
-    x0, y0, x1, y1 = (
-        max(box[0], 0.0),
-        max(box[1], 0.0),
-        min(box[2], float(size[1])),
-        min(box[3], float(size[0])),
-    )
+    height, width = size
+    x0, y0 = max(box[0], 0.0), max(box[1], 0.0)
+    x1, y1 = min(box[2], float(width)), min(box[3], float(height))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def _said_and_empty(new: Mapping[str, Any]) -> bool:
-    """There is a list for a mask, and nothing (any more) in it."""
+def _has_empty_mask_only(new: Mapping[str, Any]) -> bool:
+    """Whether the mask is an empty list (by now) and no keypoint is given."""
     return new.get("segmentation") == [] and not any(new.get("keypoints") or ())
 
 
-def _reads_as_corners(given: Any, around: BoxXYXY) -> bool:
-    if given is None:
-        return False
+def _reads_as_corners(given: Any, around: Box) -> bool:
+    """Whether a bbox matches the box around its mask as x0, y0, x1, y1 only."""
     x, y, width, height = given
     as_corners = np.abs(np.subtract(given, around)).max()
     as_sides = np.abs(np.subtract((x, y, x + width, y + height), around)).max()
     return bool(as_corners <= _EXACT < as_sides)
 
 
-def _set_box(new: dict[str, Any], corners: BoxXYXY, kind: str, what: str, done: Any) -> None:
+def _set_box(
+    new: dict[str, Any], corners: Box, kind: str, what: str, report: ChangeReporter
+) -> None:
     x0, y0, x1, y1 = corners
-    done(kind, f"bbox was {new['bbox']!r:.80}", what)
+    report(kind, f"bbox was {new['bbox']!r:.80}", what)
     new["bbox"] = [x0, y0, x1 - x0, y1 - y0]
 
 
-def _mend_area(
+def _fix_area(
     new: dict[str, Any],
     raw: Mapping[str, Any],
-    read: Annotation,
     size: tuple[int, int],
     category: Category,
-    done: Any,
+    report: ChangeReporter,
 ) -> None:
+    """Recomputes `area` if it is wrong, or if it is a box's area and the box has changed."""
     if "area" not in raw:
         return
-    wrong: list[str] = []
-    read_annotation(
-        new, 0, category, range(len(category.keypoints)), size, lambda kind, *_: wrong.append(kind)
-    )
-    reshaped = (
-        read.mask_area is None and new.get("bbox") != raw.get("bbox") and bool(new.get("bbox"))
-    )
-    if "area is wrong" not in wrong and not reshaped:
+    kinds: list[str] = []
+    order = range(len(category.keypoints))
+    read = read_annotation(new, 0, category, order, size, lambda kind, *_: kinds.append(kind))
+
+    box_changed = new.get("bbox") != raw.get("bbox") and bool(new.get("bbox"))
+    if "area is wrong" not in kinds and not (read.mask_area is None and box_changed):
         return
-    if read.box is None and read.mask_area is None:
-        return
-    x0, y0, x1, y1 = read.box or (0.0, 0.0, 0.0, 0.0)
-    area = (x1 - x0) * (y1 - y0) if read.mask_area is None else read.mask_area
-    done(
-        "area is wrong",
-        f"it was {raw['area']!r:.40}",
-        "it is that of the mask now" if read.mask_area is not None else "it is that of the box now",
-    )
-    new["area"] = area
+
+    old = f"it was {raw['area']!r:.40}"
+    if read.mask_area is not None:
+        new["area"] = read.mask_area
+        report("area is wrong", old, "set to the area of the mask")
+    elif read.box is not None:
+        x0, y0, x1, y1 = read.box
+        new["area"] = (x1 - x0) * (y1 - y0)
+        report("area is wrong", old, "set to the area of the box")

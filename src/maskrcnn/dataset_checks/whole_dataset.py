@@ -1,10 +1,13 @@
-"""What only the whole data set shows: rare categories, objects that the anchors do not see, boxes written in another form.
+"""Problems that only the whole data set shows.
 
-In: a data set and the model that would be trained. Out: `Objects`, its usable annotations as arrays, and `findings`, a list of `Problem`s.
+In: a data set and the model that would be trained on it.
+Out: `ObjectTable`, the usable annotations as arrays, and `find_problems`, a list of `Problem`s: rare
+categories, objects beyond the reach of the anchors, boxes in another format.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,118 +17,129 @@ from jaxtyping import Bool, Float, Int64
 
 from ..annotations.annotation import mask_bounds
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import CocoAnnotation
 from ..annotations.problems import Problem
 from ..config import ModelConfig
 from ..preprocess import input_size
 
 FEW = 10
-"""Objects below which a category is called rare."""
+"""A category with fewer objects is reported as rare."""
 SMALLEST, LARGEST = 0.5, 2.0
-"""Objects below this part of the smallest anchor's side, or above this multiple of the largest one's, overlap no anchor enough to be learnt well."""
-_ENOUGH = 10  # boxes, below which nothing is said of their form
-_BEYOND = 0.25  # of the boxes reach beyond their images when they are x0, y0, x1, y1: most of those in the right or lower half
+"""Objects smaller than this multiple of the smallest anchor's side, or larger than this multiple of
+the largest one's, overlap no anchor enough to be learned well."""
+_ENOUGH = 10  # boxes from which their format can be recognized
+# Share of the boxes that reach beyond their images if x0, y0, x1, y1 is read as x, y, width, height:
+# most of those in the right or lower half do.
+_BEYOND = 0.25
 
 
 @dataclass(frozen=True)
-class Objects:
-    """The usable annotations of a data set."""
+class ObjectTable:
+    """The usable annotations of a data set, N objects in M images."""
 
-    places: Int64[np.ndarray, "N"]
-    """In the file's list."""
+    annotation_indices: Int64[np.ndarray, "N"]
+    """Indices into the file's list of annotations."""
     names: tuple[str, ...]
-    """How a message calls each: its id and its image."""
-    images: Int64[np.ndarray, "N"]
+    """What messages call each object: its id and its image."""
+    image_indices: Int64[np.ndarray, "N"]
     """Indices into the data set."""
     labels: Int64[np.ndarray, "N"]
     ignore: Bool[np.ndarray, "N"]
     boxes: Float[np.ndarray, "N 4"]
-    """xyxy in the image's pixels: the annotated one, or the one around the mask; nan for objects of keypoints alone."""
-    forms: tuple[str, ...]
-    """polygons, RLE, or none: how the mask is given."""
+    """xyxy in image pixels: the annotated box, else the box around the mask; nan for objects that
+    have keypoints alone."""
+    mask_types: tuple[str, ...]
+    """How each mask is given: "polygons", "RLE" or "none"."""
     sizes: Int64[np.ndarray, "M 2"]
     """(height, width) of each image."""
 
     @property
     def sides(self) -> Float[np.ndarray, "N 2"]:
-        """(width, height)."""
+        """(width, height) of each box."""
         return self.boxes[:, 2:] - self.boxes[:, :2]
 
-    def seen_as(self, model: ModelConfig) -> Float[np.ndarray, "N"]:
-        """The square root of each box's area, in pixels of the model's input."""
-        scales = np.array([(input_size(h, w, model.input)[0] / h) for h, w in self.sizes.tolist()])
-        return (
-            np.sqrt(self.sides.prod(axis=1)) * scales[self.images]
-            if len(self.boxes)
-            else np.zeros(0)
-        )
+    def input_sides(self, model: ModelConfig) -> Float[np.ndarray, "N"]:
+        """The square root of each box's area, in model-input pixels."""
+        if len(self.boxes) == 0:
+            return np.zeros(0)
+        scales = np.array([input_size(h, w, model.input)[0] / h for h, w in self.sizes.tolist()])
+        return np.sqrt(self.sides.prod(axis=1)) * scales[self.image_indices]
 
 
-def objects_of(data: CocoDataset) -> Objects:
-    """The usable annotations as arrays."""
+def object_table(data: CocoDataset) -> ObjectTable:
+    """The usable annotations of a data set as arrays."""
     content = data.content()
-    images = {image["id"]: n for n, image in enumerate(content["images"])}
-    labels = {c.id: label for label, c in enumerate(data.categories)}
-    at = {id(raw): place for place, raw in enumerate(data.raw["annotations"])}
-    entries: list[dict[str, Any]] = content["annotations"]
+    entries: list[CocoAnnotation] = content["annotations"]
+    file_names = [image["file_name"] for image in content["images"]]
+
+    # From ids to indices.
+    index_of_image = {image["id"]: n for n, image in enumerate(content["images"])}
+    index_of_entry = {id(raw): n for n, raw in enumerate(data.raw["annotations"])}
+    label_of = {c.id: label for label, c in enumerate(data.categories)}
+
     sizes = np.array([data.size(n) for n in range(len(data))], dtype=np.int64).reshape(-1, 2)
-    where = np.array([images[raw["image_id"]] for raw in entries], dtype=np.int64)
-    return Objects(
-        places=np.array([at[id(raw)] for raw in entries], dtype=np.int64),
-        names=tuple(
-            raw.get("where") or f"annotation {raw['id']} ({content['images'][n]['file_name']})"
-            for raw, n in zip(entries, where, strict=True)
-        ),
-        images=where,
-        labels=np.array([labels[raw["category_id"]] for raw in entries], dtype=np.int64),
-        ignore=np.array(
-            [bool(raw.get("iscrowd") or raw.get("ignore")) for raw in entries], dtype=bool
-        ),
-        boxes=_boxes(data, entries, where, sizes),
-        forms=tuple(_form(raw.get("segmentation")) for raw in entries),
+    images = np.array([index_of_image[raw["image_id"]] for raw in entries], dtype=np.int64)
+    names = tuple(
+        raw.get("where") or f"annotation {raw['id']} ({file_names[image]})"
+        for raw, image in zip(entries, images, strict=True)
+    )
+    ignore = [bool(raw.get("iscrowd") or raw.get("ignore")) for raw in entries]
+    return ObjectTable(
+        annotation_indices=np.array([index_of_entry[id(raw)] for raw in entries], dtype=np.int64),
+        names=names,
+        image_indices=images,
+        labels=np.array([label_of[raw["category_id"]] for raw in entries], dtype=np.int64),
+        ignore=np.array(ignore, dtype=bool),
+        boxes=_boxes(data, entries, images, sizes),
+        mask_types=tuple(_mask_type(raw.get("segmentation")) for raw in entries),
         sizes=sizes,
     )
 
 
-def findings(data: CocoDataset, objects: Objects, model: ModelConfig) -> list[Problem]:
+def find_problems(data: CocoDataset, objects: ObjectTable, model: ModelConfig) -> list[Problem]:
     """Problems of the set as a whole; none of them makes an annotation unusable."""
     return [
-        *_rare(data, objects),
-        *other_form(data),
-        *_crowded(data, objects, model),
-        *_beyond_anchors(data, objects, model),
+        *_rare_categories(data, objects),
+        *find_box_format(data),
+        *_crowded_images(data, objects, model),
+        *_beyond_anchors(objects, model),
     ]
 
 
 def _boxes(
     data: CocoDataset,
-    entries: list[dict[str, Any]],
-    where: Int64[np.ndarray, "N"],
+    entries: Sequence[CocoAnnotation],
+    images: Int64[np.ndarray, "N"],
     sizes: Int64[np.ndarray, "M 2"],
-) -> np.ndarray:
-    """[N, 4]; only where no box is annotated, the mask is read."""
-    given = np.array(
-        [raw.get("bbox") or (0, 0, 0, 0) for raw in entries], dtype=np.float64
-    ).reshape(-1, 4)
-    low, high = given[:, :2], given[:, :2] + given[:, 2:]
-    limit = sizes[where][:, ::-1]
+) -> Float[np.ndarray, "N 4"]:
+    """Annotated boxes, clipped to their images; reads masks only where there is no box."""
+    given = [raw.get("bbox") or (0, 0, 0, 0) for raw in entries]
+    boxes_xywh = np.array(given, dtype=np.float64).reshape(-1, 4)
+    low = boxes_xywh[:, :2]
+    high = low + boxes_xywh[:, 2:]
+    limit = sizes[images][:, ::-1]
     boxes = np.concatenate([np.clip(low, 0, limit), np.clip(high, 0, limit)], axis=1)
+
     missing = ~np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     boxes[missing] = np.nan
-    for n in np.unique(where[missing]):
-        rows = np.flatnonzero(where == n)  # in the order of the record's annotations
-        for row, annotation in zip(rows, data[int(n)].annotations, strict=True):
+    for image in np.unique(images[missing]):
+        rows = np.flatnonzero(images == image)  # in the order of the record's annotations
+        for row, annotation in zip(rows, data[int(image)].annotations, strict=True):
             if missing[row]:
                 boxes[row] = mask_bounds(annotation) or np.nan
     return boxes
 
 
-def _form(segmentation: Any) -> str:
-    return "none" if not segmentation else "polygons" if isinstance(segmentation, list) else "RLE"
+def _mask_type(segmentation: Any) -> str:
+    if not segmentation:
+        return "none"
+    return "polygons" if isinstance(segmentation, list) else "RLE"
 
 
-def _rare(data: CocoDataset, objects: Objects) -> list[Problem]:
+def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
     counts = np.bincount(objects.labels[~objects.ignore], minlength=len(data.categories))
     problems = []
+
     for category, count in zip(data.categories, counts.tolist(), strict=True):
         where = f'category "{category.name}" (id {category.id})'
         if count == 0:
@@ -133,19 +147,18 @@ def _rare(data: CocoDataset, objects: Objects) -> list[Problem]:
                 Problem(
                     "category without objects",
                     where,
-                    "no object",
-                    "is its name or id right? It cannot be learnt",
+                    "no objects",
+                    "check its name and id; a model cannot learn it",
                     False,
                 )
             )
         elif count < FEW:
-            objects_ = f"{count} object{'s' * (count != 1)}"
             problems.append(
                 Problem(
                     "rare category",
                     where,
-                    objects_,
-                    f"annotate {FEW} or more, or merge it with another",
+                    f"{count} object{'s' * (count != 1)}",
+                    f"annotate at least {FEW}, or merge it with another category",
                     False,
                 )
             )
@@ -154,7 +167,7 @@ def _rare(data: CocoDataset, objects: Objects) -> list[Problem]:
                 Problem(
                     "category with id 0",
                     where,
-                    "some tools take 0 for the background",
+                    "some tools read 0 as the background",
                     "number categories from 1",
                     False,
                 )
@@ -162,18 +175,18 @@ def _rare(data: CocoDataset, objects: Objects) -> list[Problem]:
     return problems
 
 
-def other_form(data: CocoDataset) -> list[Problem]:
-    """Boxes that are x0, y0, x1, y1 or relative to the image, as far as the numbers prove it."""
+def find_box_format(data: CocoDataset) -> list[Problem]:
+    """Reports boxes that are x0, y0, x1, y1 or relative to the image, where the numbers prove it."""
     boxes, limit = raw_boxes(data)
     if looks_like_corners(boxes, limit):
         beyond = int(_reach_beyond(boxes, limit).sum())
-        detail = f"{beyond} of {len(boxes)} boxes reach beyond their image as x, y, width, height, none as x0, y0, x1, y1"
         return [
             Problem(
                 "boxes are x0, y0, x1, y1",
                 data.name,
-                detail,
-                'write x, y, width, height; "maskrcnn check --fix" does',
+                f"{beyond} of {len(boxes)} boxes reach beyond their image if read as "
+                "x, y, width, height; none if read as x0, y0, x1, y1",
+                'write x, y, width, height, or run "maskrcnn check --fix"',
                 True,
             )
         ]
@@ -182,7 +195,7 @@ def other_form(data: CocoDataset) -> list[Problem]:
             Problem(
                 "boxes are relative",
                 data.name,
-                "all numbers are from 0 to 1",
+                "all numbers are between 0 and 1",
                 "write x, y, width, height in pixels",
                 True,
             )
@@ -191,30 +204,41 @@ def other_form(data: CocoDataset) -> list[Problem]:
 
 
 def raw_boxes(data: CocoDataset) -> tuple[Float[np.ndarray, "n 4"], Int64[np.ndarray, "n 2"]]:
-    """Every bbox of four numbers as the file has it, usable or not, and (width, height) of its image."""
+    """Every bbox of four numbers as the file has it, and (width, height) of its image.
+
+    Includes those of unusable annotations.
+    """
     sizes = {}
     for image in data.raw["images"]:
         with suppress(KeyError, TypeError, ValueError):
             sizes[image["id"]] = (int(image["width"]), int(image["height"]))
+
     rows = []
     for raw in data.raw["annotations"]:
-        box, place = (
-            (raw.get("bbox"), raw.get("image_id")) if isinstance(raw, dict) else (None, None)
-        )
-        proper = (
+        if not isinstance(raw, dict):
+            continue
+        box = raw.get("bbox")
+        image_id = raw.get("image_id")
+        is_box = (
             isinstance(box, list | tuple)
             and len(box) == 4
             and all(type(v) in (int, float) for v in box)
         )
-        if proper and isinstance(place, int | np.integer) and place in sizes:
-            rows.append((*box, *sizes[place]))
+        if is_box and isinstance(image_id, int | np.integer) and image_id in sizes:
+            rows.append((*box, *sizes[image_id]))
+
     table = np.array(rows, dtype=np.float64).reshape(-1, 6)
     table = table[np.isfinite(table).all(axis=1)]
     return table[:, :4], table[:, 4:].astype(np.int64)
 
 
 def looks_like_corners(boxes: Float[np.ndarray, "n 4"], limit: Int64[np.ndarray, "n 2"]) -> bool:
-    """Whether boxes make sense as x0, y0, x1, y1 in their images, all of them, and do not as x, y, width, height."""
+    """Whether the boxes fit their images as x0, y0, x1, y1 but not as x, y, width, height.
+
+    Args:
+        boxes: as annotated.
+        limit: (width, height) of each box's image.
+    """
     if len(boxes) < _ENOUGH:
         return False
     fits = (
@@ -229,17 +253,20 @@ def _reach_beyond(boxes: np.ndarray, limit: np.ndarray) -> np.ndarray:
     return np.any(boxes[:, :2] + boxes[:, 2:] > limit + 1, axis=1)
 
 
-def _crowded(data: CocoDataset, objects: Objects, model: ModelConfig) -> list[Problem]:
-    """Images with more objects than the model answers."""
+def _crowded_images(data: CocoDataset, objects: ObjectTable, model: ModelConfig) -> list[Problem]:
+    """Images with more objects than the model can return detections."""
     most = model.box.max_detections
-    counts = np.bincount(objects.images[~objects.ignore], minlength=len(data))
+    counts = np.bincount(objects.image_indices[~objects.ignore], minlength=len(data))
     names = [image["file_name"] for image in data.content()["images"]]
-    suggestion = f"the recipe of a training allows more, or set model.box.max_detections={int(counts.max(initial=0))}; evaluate with --max-detections"
+    suggestion = (
+        "the training recipe raises the limit; or set "
+        f"model.box.max_detections={int(counts.max(initial=0))}. Evaluate with --max-detections"
+    )
     return [
         Problem(
             "more objects than detections",
             names[n],
-            f"{counts[n]} objects, the small model answers at most {most}",
+            f"{counts[n]} objects; the small model returns at most {most} detections",
             suggestion,
             False,
         )
@@ -247,30 +274,35 @@ def _crowded(data: CocoDataset, objects: Objects, model: ModelConfig) -> list[Pr
     ]
 
 
-def _beyond_anchors(data: CocoDataset, objects: Objects, model: ModelConfig) -> list[Problem]:
+def _beyond_anchors(objects: ObjectTable, model: ModelConfig) -> list[Problem]:
     """Objects far smaller or larger than every anchor."""
-    sides = [side for level in model.rpn.sizes for side in level]
-    low, high = SMALLEST * min(sides), LARGEST * max(sides)
-    seen = objects.seen_as(model)
+    anchors = [side for level in model.rpn.sizes for side in level]
+    low, high = SMALLEST * min(anchors), LARGEST * max(anchors)
+    sides = objects.input_sides(model)
     problems = []
-    for row in np.flatnonzero(((seen < low) | (seen > high)) & ~objects.ignore):
-        small = seen[row] < low
+
+    for row in np.flatnonzero(((sides < low) | (sides > high)) & ~objects.ignore):
         width, height = objects.sides[row]
-        suggestion = f"those of the small model begin at {min(sides):g} px; the recipe of a training fits them, or magnify with model.input.scale=2"
-        if not small:
-            suggestion = f"those of the small model end at {max(sides):g} px; the recipe of a training fits them, or shrink with model.input.max_size"
-        kind = (
-            "object smaller than the anchors see" if small else "object larger than the anchors see"
-        )
-        detail = f"{width:.3g} x {height:.3g} px, {seen[row]:.3g} px across for the model"
+        if sides[row] < low:
+            kind = "object too small for the anchors"
+            suggestion = (
+                f"the small model's anchors start at {min(anchors):g} px; the training recipe "
+                "fits them, or enlarge images with model.input.scale=2"
+            )
+        else:
+            kind = "object too large for the anchors"
+            suggestion = (
+                f"the small model's anchors end at {max(anchors):g} px; the training recipe "
+                "fits them, or shrink images with model.input.max_size"
+            )
         problems.append(
             Problem(
                 kind,
                 objects.names[row],
-                detail,
+                f"{width:.3g} x {height:.3g} px; {sides[row]:.3g} px in the model's input",
                 suggestion,
                 False,
-                annotation=int(objects.places[row]),
+                annotation=int(objects.annotation_indices[row]),
             )
         )
     return problems

@@ -1,6 +1,7 @@
-"""The demo's page: images of truth beside prediction, numbers, curves, and how to go on.
+"""The demo's page: truth beside predictions, metrics, training curves, and how to go on.
 
-In: the validation scenes, what the model found in them, the evaluation, and the run's log. Out: `overlays/*.jpg` and `index.html`.
+In: the validation scenes, their predictions, the evaluation, and the run's log.
+Out: `overlays/*.jpg` and `index.html`.
 """
 
 from __future__ import annotations
@@ -12,31 +13,30 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from ..annotations import rle
 from ..annotations.coco_dataset import CocoDataset
 from ..draw import draw_instances
 from ..evaluation.evaluate import Evaluation
 from ..instances import Instances
 from ..training.log import read_rows
+from ..truth_instances import truth_instances
 from .line_charts import Curve, line_chart, smoothed
-from .shipped_model import Shown
+from .shipped_model import NucleiResult
 
 SHOWN = 24  # scenes on the page
 MIN_SCORE = 0.5
-TRUTH_GRID = 112  # cells a side of a truth mask's grid: more than the pixels of any object
+METRICS = ("AP", "AP50")
 TASKS = {"bbox": "Box", "segm": "Mask", "keypoints": "Keypoint"}
 EXPLAINED = {
     "bbox": "where each object is",
-    "segm": "which pixels are the object",
+    "segm": "which pixels belong to the object",
     "keypoints": "where each keypoint is",
 }
-TERMS = {
-    "rpn_objectness": "proposals: object or not",
-    "rpn_box": "proposals: place",
+LOSSES = {
+    "rpn_objectness": "proposals: objectness",
+    "rpn_box": "proposals: box",
     "classification": "category",
     "box": "box",
     "mask": "mask",
@@ -47,9 +47,9 @@ TERMS = {
 def write_page(
     out: Path,
     validation: CocoDataset,
-    found: Sequence[Instances],
+    predictions: Sequence[Instances],
     evaluation: Evaluation,
-    nuclei: Shown,
+    nuclei: NucleiResult,
     seconds: float,
     num_train: int,
 ) -> Path:
@@ -57,12 +57,12 @@ def write_page(
 
     Args:
         out: the demo's folder, with run/metrics.csv.
-        validation: the unseen scenes.
-        found: what the model found in each of them.
-        evaluation: of `found`.
-        nuclei: what the shipped model found in a drawn micrograph.
-        seconds: the demo's time so far.
-        num_train: how many scenes it learnt from.
+        validation: the scenes held out from training.
+        predictions: for each of these scenes.
+        evaluation: of `predictions`.
+        nuclei: what the shipped model predicted in a drawn micrograph.
+        seconds: duration of the demo so far.
+        num_train: number of scenes to train on.
 
     Returns:
         The page, `out`/index.html.
@@ -70,110 +70,82 @@ def write_page(
     from jinja2 import Environment
 
     (out / "overlays").mkdir(exist_ok=True)
-    scenes = [_overlay(out, i, validation, found[i]) for i in range(min(SHOWN, len(validation)))]
+    num_shown = min(SHOWN, len(validation))
+    scenes = [_scene(out, index, validation, predictions[index]) for index in range(num_shown)]
+    headline = [
+        {"task": TASKS[task], "explained": EXPLAINED[task], "value": f"{metrics['AP']:.2f}"}
+        for task, metrics in evaluation.tasks.items()
+    ]
     rows = read_rows(out / "run" / "metrics.csv")
-    seen = round(rows[-1]["epoch"] * num_train)
+    images_trained = round(rows[-1]["epoch"] * num_train)
+    machine = f"on a CPU with {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+
     template = Environment(autoescape=True).from_string(
         files("maskrcnn.demo").joinpath("demo_page.html").read_text()
     )
     html = template.render(
-        headline=[
-            (TASKS[task], EXPLAINED[task], f"{numbers['AP']:.2f}")
-            for task, numbers in evaluation.tasks.items()
-        ],
+        headline=headline,
         scenes=scenes,
         nuclei=nuclei,
-        columns=[f"{TASKS[task]} {name}" for task in evaluation.tasks for name in ("AP", "AP50")],
+        columns=[f"{TASKS[task]} {name}" for task in evaluation.tasks for name in METRICS],
         rows=_table(evaluation, validation),
         charts=_charts(rows),
+        num_train=f"{num_train:,}",
         num_val=len(validation),
-        images_seen=f"{seen:,}",
+        images_trained=f"{images_trained:,}",
         num_keypoints=max(len(c.keypoints) for c in validation.categories),
         sigma=max((s for c in validation.categories for s in c.oks_sigmas), default=0),
         training_minutes=f"{rows[-1]['time'] / 60:.1f}",
         total_minutes=f"{seconds / 60:.1f}",
-        machine=torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"on a CPU, threads: {torch.get_num_threads()}",
+        machine=machine,
         folder=out.name,
         run=f"{out.name}/run",
-        num_train=f"{num_train:,}",
     )
     page = out / "index.html"
     page.write_text(html)
     return page
 
 
-def truth_instances(data: CocoDataset, index: int) -> Instances:
-    """The annotated objects of an image in the form of an answer with certainty 1, so that they are drawn alike."""
+def _scene(out: Path, index: int, data: CocoDataset, prediction: Instances) -> dict[str, Any]:
+    """Writes truth and prediction side by side; returns what the page says about the scene."""
     record = data[index]
-    objects = [a for a in record.annotations if a.box is not None]
-    num_keypoints = max(len(c.keypoints) for c in data.categories)
-    keypoints = np.zeros((len(objects), num_keypoints, 3), np.float32)
-    grids = np.zeros((len(objects), TRUTH_GRID, TRUTH_GRID), np.float32)
-    for i, a in enumerate(objects):
-        if a.keypoints is not None:
-            keypoints[i, : len(a.keypoints)] = a.keypoints * (
-                1,
-                1,
-                0.5,
-            )  # hidden keypoints are drawn like uncertain ones
-        x0, y0, x1, y1 = (int(v) for v in a.box or ())
-        mask = Image.fromarray(rle.decode(a.rle or {})[y0:y1, x0:x1].astype(np.uint8) * 255)
-        grids[i] = (
-            np.asarray(mask.resize((TRUTH_GRID, TRUTH_GRID), Image.Resampling.NEAREST), np.float32)
-            / 255
-        )
-    return Instances(
-        size=(record.height, record.width),
-        boxes=torch.tensor([a.box for a in objects], dtype=torch.float32).reshape(-1, 4),
-        scores=torch.ones(len(objects)),
-        labels=torch.tensor([a.label for a in objects], dtype=torch.int64),
-        categories=data.categories,
-        mask_grids=torch.from_numpy(grids),
-        keypoints=torch.from_numpy(keypoints) if num_keypoints else None,
-        source=data.image(index),
+    pixels = data.image(index)
+    truth = truth_instances(record.annotations, data.categories, (record.height, record.width))
+    confident = prediction[prediction.scores >= MIN_SCORE]
+    left, right = (
+        draw_instances(replace(instances, source=pixels)) for instances in (truth, confident)
     )
 
-
-def _overlay(out: Path, index: int, data: CocoDataset, found: Instances) -> dict[str, Any]:
-    """Writes truth and prediction side by side; the page's facts about it."""
-    truth = truth_instances(data, index)
-    found = replace(found[found.scores >= MIN_SCORE], source=truth.source)
-    pair = [draw_instances(instances) for instances in (truth, found)]
     gap = 8
-    both = Image.new("RGB", (sum(p.width for p in pair) + gap, pair[0].height), "white")
-    both.paste(pair[0], (0, 0))
-    both.paste(pair[1], (pair[0].width + gap, 0))
-    path = out / "overlays" / f"{Path(data[index].file_name).stem}.jpg"
-    both.save(path, quality=90)
+    pair = Image.new("RGB", (left.width + gap + right.width, left.height), "white")
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + gap, 0))
+    path = out / "overlays" / f"{Path(record.file_name).stem}.jpg"
+    pair.save(path, quality=90)
     return {
-        "id": data[index].image_id,
+        "id": record.image_id,
         "path": path.relative_to(out).as_posix(),
-        "truth": len(truth),
-        "found": len(found),
+        "num_true": len(truth),
+        "num_predicted": len(confident),
     }
 
 
 def _table(evaluation: Evaluation, data: CocoDataset) -> list[dict[str, Any]]:
+    """Metrics per category, and of all together."""
     counts = Counter(a.label for i in range(len(data)) for a in data[i].annotations)
 
     def cells(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
-        values = [
-            tasks.get(task, {}).get(name, -1.0)
-            for task in evaluation.tasks
-            for name in ("AP", "AP50")
-        ]
-        return [f"{v:.3f}" if v >= 0 else "–" for v in values]
+        values = [tasks.get(task, {}).get(name, -1.0) for task in evaluation.tasks for name in METRICS]
+        return [f"{value:.3f}" if value >= 0 else "–" for value in values]  # -1: no such objects
 
     rows = [
-        {"name": name, "objects": counts[label], "numbers": cells(tasks)}
+        {"name": name, "objects": counts[label], "metrics": cells(tasks)}
         for label, (name, tasks) in enumerate(evaluation.per_category.items())
     ]
-    return [
-        *rows,
-        {"name": "all", "objects": sum(counts.values()), "numbers": cells(evaluation.tasks)},
-    ]
+    total = {"name": "all", "objects": sum(counts.values()), "metrics": cells(evaluation.tasks)}
+    return [*rows, total]
 
 
 def _charts(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
@@ -183,22 +155,23 @@ def _charts(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
         points = [(row["time"] / 60, row[name]) for row in rows if name in row]
         return [x for x, _ in points], [y for _, y in points]
 
-    losses = {text: smoothed(curve(f"loss/{term}")) for term, text in TERMS.items()}
-    keypoints = {text: losses.pop(text) for text in [TERMS["keypoint"]]}
     precisions = {f"{text} AP": curve(f"val/{task}_AP") for task, text in TASKS.items()}
+    losses = {text: smoothed(curve(f"loss/{term}")) for term, text in LOSSES.items()}
+    # The keypoint loss is far larger than the others and gets its own axes.
+    keypoints = {LOSSES["keypoint"]: losses.pop(LOSSES["keypoint"])}
     return [
         {
-            "title": "Average precision on unseen scenes",
+            "title": "Average precision on validation scenes",
             "names": list(precisions),
             "svg": line_chart(precisions, "minutes", top=1.0, dots=True),
         },
         {
-            "title": "Training loss, all but the keypoints' term",
+            "title": "Training loss without the keypoint term",
             "names": list(losses),
             "svg": line_chart(losses, "minutes"),
         },
         {
-            "title": "Training loss of the keypoints (chance is 8)",
+            "title": "Training loss, keypoint term (chance level: 8)",
             "names": list(keypoints),
             "svg": line_chart(keypoints, "minutes", top=8.0),
         },
