@@ -1,4 +1,4 @@
-"""`--fix` mends what has one right answer, says so, leaves the rest, and keeps every field that it does not know."""
+"""`--fix` fixes what has one right answer, lists it, and leaves everything else unchanged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from PIL import Image
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.dataset_checks.check_dataset import check_dataset
-from maskrcnn.dataset_checks.fix_dataset import Fixed, fixed
+from maskrcnn.dataset_checks.fix_dataset import FixedDataset, fix_dataset
 
 SQUARE = [[20, 20, 40, 20, 40, 30, 20, 30]]
 EMPTY = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
 
-# name: (what is wrong, what of it becomes what; None = the annotation is dropped, "as it is" = left)
+# name: (what is wrong, the changed fields; None = the annotation is dropped, "as it is" = unchanged)
 RULES: dict[str, tuple[dict[str, Any], Any]] = {
     "box beyond the image": (
         {"bbox": [70, 50, 20, 20], "area": 400},
@@ -45,7 +45,7 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
         {"category_id": 9, "bbox": [1, 1, 0, 0], "keypoints": [2, 2, 2, 0, 0, 0, 0, 0, 0]},
         {"bbox": ...},
     ),
-    "corners, proved by the mask": (
+    "corners, proven by the mask": (
         {"bbox": [20, 20, 40, 30], "segmentation": SQUARE, "area": 1200},
         {"bbox": [20, 20, 20, 10], "area": 200},
     ),
@@ -66,7 +66,7 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
     "broken polygon": ({"segmentation": [*SQUARE, [1, 1, 5]]}, "as it is"),
     "empty RLE": ({"segmentation": EMPTY}, {"segmentation": []}),
     "RLE without size": ({"segmentation": {"counts": EMPTY["counts"]}}, {"segmentation": []}),
-    "RLE size mismatch": ({"segmentation": {"size": [5, 5], "counts": [20, 5]}}, "as it is"),
+    "RLE of another size": ({"segmentation": {"size": [5, 5], "counts": [20, 5]}}, "as it is"),
     "keypoint outside": (
         {"category_id": 9, "keypoints": [90, 5, 2, 2, 2, 2, 4, 4, 1], "num_keypoints": 3},
         {"keypoints": [0, 0, 0, 2, 2, 2, 4, 4, 1], "num_keypoints": 2},
@@ -99,15 +99,15 @@ def with_entries(*entries: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def mended(data: dict[str, Any]) -> Fixed:
+def fixed(data: dict[str, Any]) -> FixedDataset:
     before = repr(data)
-    result = fixed(check_dataset(data).data)
+    result = fix_dataset(check_dataset(data).data)
     assert repr(data) == before
     return result
 
 
 @pytest.fixture(autouse=True)
-def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "home"))
 
 
@@ -116,31 +116,31 @@ def test_each_rule(name: str):
     entry, wanted = RULES[name]
     data = with_entries(entry)
     given_entry = data["annotations"][-1]
-    result = mended(data)
-    found = {a["id"]: a for a in result.content["annotations"]}.get(100)
+    result = fixed(data)
+    entry = {a["id"]: a for a in result.content["annotations"]}.get(100)
     assert (
         result.content["annotations"][: len(content()["annotations"])] == content()["annotations"]
     )
     if wanted is None:
-        assert found is None
+        assert entry is None
     elif wanted == "as it is":
-        assert found == given_entry
-        assert any("100" in p.where for p in result.left)
-        assert not result.done
+        assert entry == given_entry
+        assert any("100" in p.where for p in result.remaining)
+        assert not result.changes
     else:
-        changed = {key: value for key, value in found.items() if given_entry.get(key) != value}
-        removed = {key: ... for key in given_entry if key not in found}
+        changed = {key: value for key, value in entry.items() if given_entry.get(key) != value}
+        removed = {key: ... for key in given_entry if key not in entry}
         assert changed | removed == wanted
     if wanted != "as it is":
-        assert any("100" in p.where for p in result.done)
-        assert not any("100" in p.where for p in result.left)
+        assert any("100" in p.where for p in result.changes)
+        assert not any("100" in p.where for p in result.remaining)
 
 
-def test_all_that_is_unknown_survives():
+def test_unknown_fields_survive():
     data = with_entries({"bbox": [70, 50, 20, 20], "note": "mine"})
     data |= {"info": {"year": 2026}, "licenses": [{"id": 1}], "more": [1, 2]}
     data["images"][0]["camera"] = "A"
-    result = mended(data).content
+    result = fixed(data).content
     assert (result["info"], result["licenses"], result["more"]) == (
         {"year": 2026},
         [{"id": 1}],
@@ -150,20 +150,20 @@ def test_all_that_is_unknown_survives():
     assert result["annotations"][-1] == {**data["annotations"][-1], "bbox": [70, 50, 10, 10]}
 
 
-def test_ids_copies_and_zero():
+def test_ids_and_duplicates_are_fixed():
     first = {"bbox": [3, 3, 9, 9]}
     others = [{"id": i, "bbox": [2 + n, 3, 8, 8]} for n, i in enumerate((100, 0, None))]
-    result = mended(with_entries(first, others[0], first, *others[1:]))
+    result = fixed(with_entries(first, others[0], first, *others[1:]))
     added = result.content["annotations"][len(content()["annotations"]) :]
     assert [(a["id"], a["bbox"][2]) for a in added] == [(100, 9), (101, 8), (102, 8), (103, 8)]
-    kinds = {p.kind for p in result.done}
+    kinds = {p.kind for p in result.changes}
     assert kinds == {
         "annotation given twice",
         "annotation id used twice",
         "annotation with id 0",
         "annotation without id",
     }
-    assert not [p for p in result.left if p.kind in kinds]
+    assert not [p for p in result.remaining if p.kind in kinds]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_ids_copies_and_zero():
         ((0,), (1,), True),
     ],
 )
-def test_categories_counted_from_0_are_moved_only_where_that_is_certain(
+def test_categories_counted_from_0_are_shifted_only_where_that_is_certain(
     used: tuple[int, ...], known: tuple[int, ...], shifted: bool
 ):
     data = content() | {"categories": [{"id": n, "name": f"c{n}"} for n in known]}
@@ -183,12 +183,12 @@ def test_categories_counted_from_0_are_moved_only_where_that_is_certain(
         {"id": 1 + n, "image_id": 70, "category_id": c, "bbox": [1 + n, 1, 9, 9]}
         for n, c in enumerate(used)
     ]
-    result = mended(data)
+    result = fixed(data)
     assert [a["category_id"] for a in result.content["annotations"]] == [c + shifted for c in used]
-    assert bool(result.done) == shifted
+    assert bool(result.changes) == shifted
 
 
-def test_a_file_of_corners_is_rewritten_as_a_whole():
+def test_a_file_with_corner_boxes_is_rewritten_as_a_whole():
     rng = np.random.default_rng(0)
     low = rng.integers(0, 40, (30, 2))
     high = np.minimum(low + rng.integers(3, 20, (30, 2)), (WIDTH, HEIGHT))
@@ -199,11 +199,11 @@ def test_a_file_of_corners_is_rewritten_as_a_whole():
     ]
     report = check_dataset(data)
     assert "boxes are x0, y0, x1, y1" in {p.kind for p in report.problems if p.is_error}
-    result = mended(data)
+    result = fixed(data)
     assert [a["bbox"] for a in result.content["annotations"]] == [
         [*a, *(b - a)] for a, b in zip(low, high, strict=True)
     ]
-    assert not [p for p in result.left if p.is_error]
+    assert not [p for p in result.remaining if p.is_error]
 
 
 def test_sizes_come_from_the_file_where_that_is_certain(tmp_path: Path):
@@ -224,15 +224,15 @@ def test_sizes_come_from_the_file_where_that_is_certain(tmp_path: Path):
         for i in json.loads((tmp_path / "out" / "fixed.json").read_text())["images"]
     ]
     assert sizes == [(WIDTH, HEIGHT), (WIDTH, HEIGHT), (40, 30)]
-    assert [p.kind for p in report.fixed.left if p.is_error] == ["image size mismatch"]
-    assert {p.kind for p in report.fixed.done} == {
+    assert [p.kind for p in report.fixed.remaining if p.is_error] == ["image of another size"]
+    assert {p.kind for p in report.fixed.changes} == {
         "image without size",
-        "image size mismatch",
+        "image of another size",
         "image id used twice",
     }
 
 
-def test_a_image_that_exif_turns_is_left_alone(tmp_path: Path):
+def test_an_image_that_exif_rotates_is_left_unchanged(tmp_path: Path):
     data = content()
     path = write(tmp_path, data)
     exif = Image.Exif()
@@ -240,7 +240,7 @@ def test_a_image_that_exif_turns_is_left_alone(tmp_path: Path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.png", exif=exif)
     result = check_dataset(path, tmp_path, fix=tmp_path / "fixed.json").fixed
     assert result.content == data
-    assert [p.kind for p in result.left] == ["image size mismatch"]
+    assert [p.kind for p in result.remaining] == ["image of another size"]
 
 
 def test_the_input_is_never_overwritten(tmp_path: Path):
@@ -287,7 +287,7 @@ entries = st.fixed_dictionaries(
         "area": small,
     },
 )
-MENDED = {
+FIXABLE = {
     "box reaches beyond the image",
     "polygon without area",
     "empty mask",
@@ -305,17 +305,17 @@ MENDED = {
 @given(st.lists(entries, max_size=4))
 @example(
     [{"bbox": [0, 0, 0], "segmentation": [[0, 0, 0, 0, 0, 0, 0, 1, 1, -2]]}]
-)  # a mask that leaves the image
+)  # a mask that reaches beyond the image
 @example(
     [{"bbox": [0, 0, 0], "segmentation": [[0, 0, 0, 0, 0, 0, 0, 0, 1, -1]]}]
 )  # one that lies outside
 @settings(max_examples=60, deadline=None)
-def test_whatever_is_given_what_can_be_mended_is_gone_and_a_second_time_changes_nothing(
+def test_fixable_problems_are_gone_and_a_second_run_changes_nothing(
     drawn: list[dict[str, Any]],
 ):
-    result = mended(with_entries(*drawn))
-    unusable = {p.where for p in result.left if p.is_error}
-    assert not {p.kind for p in result.left if p.where not in unusable} & MENDED
-    again = mended(result.content)
-    assert not again.done
+    result = fixed(with_entries(*drawn))
+    unusable = {p.where for p in result.remaining if p.is_error}
+    assert not {p.kind for p in result.remaining if p.where not in unusable} & FIXABLE
+    again = fixed(result.content)
+    assert not again.changes
     assert repr(again.content) == repr(result.content)  # nan is not equal to itself

@@ -1,4 +1,4 @@
-"""Annotations as real tools and hands write them: nothing is passed over in silence, nothing ends in a traceback."""
+"""Annotations as real tools and people write them: every problem is reported, none is a traceback."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 import maskrcnn as mr
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.cli import run
-from maskrcnn.dataset_checks.check_dataset import Report, check_dataset
+from maskrcnn.dataset_checks.check_dataset import CheckReport, check_dataset
 
 
 @pytest.fixture(autouse=True)
-def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "home"))
 
 
@@ -32,35 +32,35 @@ def with_annotation(**fields: Any) -> dict[str, Any]:
     return data
 
 
-def kinds(report: Report) -> set[str]:
+def kinds(report: CheckReport) -> set[str]:
     return {p.kind for p in report.problems}
 
 
-def test_images_that_are_nowhere_are_a_problem(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_images_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "train.json"
     path.write_text(json.dumps(content()))
     assert run(["check", str(path)]) == 1
-    assert "no image found (1): name their folder as --images" in capsys.readouterr().out
+    assert "no image found (1): give their folder as --images" in capsys.readouterr().out
     assert "no image found" not in kinds(check_dataset(content())), (
-        "who gives the dict alone wants the annotations checked"
+        "a dict without a folder means: check the annotations only"
     )
 
 
-def test_an_polygon_outside_the_image_is_a_problem_and_one_beyond_its_border_a_note() -> None:
+def test_a_polygon_outside_the_image_is_an_error_and_one_beyond_its_border_a_warning() -> None:
     far, beyond, inside = ([[x, 5, x + 30, 5, x + 30, 40]] for x in (WIDTH + 20, WIDTH - 10, 5))
-    found = {
+    reports = {
         name: check_dataset(with_annotation(segmentation=mask))
         for name, mask in (("far", far), ("beyond", beyond), ("inside", inside))
     }
-    assert [p.kind for p in found["far"].is_error] == ["mask outside the image"]
-    assert found["beyond"].is_error == ()
-    assert "mask reaches beyond the image" in kinds(found["beyond"])
-    assert not {"mask outside the image", "mask reaches beyond the image"} & kinds(found["inside"])
+    assert [p.kind for p in reports["far"].errors] == ["mask outside the image"]
+    assert reports["beyond"].errors == ()
+    assert "mask reaches beyond the image" in kinds(reports["beyond"])
+    assert not {"mask outside the image", "mask reaches beyond the image"} & kinds(
+        reports["inside"]
+    )
 
 
-def test_an_object_without_a_box_given_twice_is_noted() -> None:
+def test_a_duplicate_object_without_a_box_is_reported() -> None:
     data = with_annotation(segmentation=[[5, 5, 30, 5, 30, 40]])
     data["annotations"].append({**data["annotations"][1], "id": 100})
     assert "annotation given twice" in kinds(check_dataset(data))
@@ -94,25 +94,27 @@ def test_ids_and_sizes_written_as_1_0_or_in_quotes_are_whole_numbers(
         ({"bbox": [1, 1, 5, 5], "image_id": [1]}, "annotation of an unknown image"),
     ],
 )
-def test_what_is_broken_is_named_and_left_by_fix(
+def test_broken_entries_are_reported_and_left_unchanged_by_fix(
     tmp_path: Path, fields: dict[str, Any], kind: str
 ) -> None:
-    report = check_dataset(with_annotation(**fields), fix=tmp_path / "mended.json")
-    assert kind in {p.kind for p in report.is_error}
+    report = check_dataset(with_annotation(**fields), fix=tmp_path / "fixed.json")
+    assert kind in {p.kind for p in report.errors}
     assert report.fixed is not None
-    assert kind in {p.kind for p in report.fixed.left}
+    assert kind in {p.kind for p in report.fixed.remaining}
 
 
-def test_copies_without_an_id_are_mended(tmp_path: Path) -> None:
+def test_duplicates_without_an_id_are_fixed(tmp_path: Path) -> None:
     data = with_annotation(bbox=[1, 1, 5, 5])
     del data["annotations"][1]["id"]
     data["annotations"].append(dict(data["annotations"][1]))
-    report = check_dataset(data, fix=tmp_path / "mended.json")
-    assert len(json.loads((tmp_path / "mended.json").read_text())["annotations"]) == 2
-    assert "annotation without id" in {p.kind for p in (report.fixed.done if report.fixed else ())}
+    report = check_dataset(data, fix=tmp_path / "fixed.json")
+    assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 2
+    assert "annotation without id" in {
+        p.kind for p in (report.fixed.changes if report.fixed else ())
+    }
 
 
-def test_a_skeleton_that_is_no_list_of_pairs_is_named() -> None:
+def test_a_skeleton_that_is_not_a_list_of_pairs_is_reported() -> None:
     data = content()
     figure = next(c for c in data["categories"] if c.get("keypoints"))
     figure["skeleton"] = [1, 2]
@@ -128,7 +130,7 @@ def test_a_category_without_a_name_is_called_by_its_id() -> None:
 
 
 def yolo(folder: Path) -> Path:
-    """One image to learn from, and another to judge by, whose object is of class 7."""
+    """One image to train on, and one to validate on, whose object is of class 7."""
     for part, line, gray in (("train", "0 0.5 0.5 0.2 0.2", 0), ("val", "7 0.5 0.5 0.2 0.2", 99)):
         (folder / "images" / part).mkdir(parents=True)
         (folder / "labels" / part).mkdir(parents=True)
@@ -139,7 +141,7 @@ def yolo(folder: Path) -> Path:
     return path
 
 
-def test_the_split_that_the_data_have_to_judge_by_is_checked_unless_refused(
+def test_the_validation_split_of_the_data_is_checked_unless_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(yolo(tmp_path))
@@ -148,19 +150,19 @@ def test_the_split_that_the_data_have_to_judge_by_is_checked_unless_refused(
     assert run(["check", path, "--val", "none"]) == 0
 
 
-def test_a_split_to_judge_by_that_is_listed_but_absent_is_a_problem_and_the_rest_is_checked(
+def test_a_listed_but_missing_validation_split_is_an_error_and_the_rest_is_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = yolo(tmp_path)
     path.write_text("train: images/train\nval: ../valid/images\nnames: [cell]\n")
     assert run(["check", str(path)]) == 1
-    said = capsys.readouterr().out
-    assert "1 images, 1 annotations" in said
-    assert "no validation images (1)" in said
+    printed = capsys.readouterr().out
+    assert "1 images, 1 annotations" in printed
+    assert "no validation images (1)" in printed
     assert run(["check", str(path), "--val", "None"]) == 0
 
 
-def test_fix_of_another_format_leaves_what_its_reader_could_not_take_and_names_the_folder(
+def test_fix_of_another_format_keeps_unreadable_shapes_listed_and_names_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
@@ -179,10 +181,10 @@ def test_fix_of_another_format_leaves_what_its_reader_could_not_take_and_names_t
             }
         )
     )
-    mended = tmp_path / "elsewhere" / "mended.json"
-    report = check_dataset(tmp_path, fix=mended)
+    fixed = tmp_path / "elsewhere" / "fixed.json"
+    report = check_dataset(tmp_path, fix=fixed)
     assert report.fixed is not None
-    assert any("linestrip" in p.detail or "linestrip" in p.kind for p in report.fixed.left)
-    run(["check", str(tmp_path), "--fix", str(mended)])
-    assert f"; its images: --images {tmp_path}" in capsys.readouterr().out
-    assert len(mr.CocoDataset(mended, tmp_path)) == 1
+    assert any("linestrip" in p.detail or "linestrip" in p.kind for p in report.fixed.remaining)
+    run(["check", str(tmp_path), "--fix", str(fixed)])
+    assert f"; open it with --images {tmp_path}" in capsys.readouterr().out
+    assert len(mr.CocoDataset(fixed, tmp_path)) == 1

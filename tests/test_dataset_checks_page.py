@@ -1,4 +1,4 @@
-"""The page is one file that asks nothing of the network, and shows numbers, kinds of problems, charts and images."""
+"""The page is one file without links that shows counts, kinds of problems, charts and images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from coco_samples import content, write
 
-from maskrcnn.dataset_checks.check_charts import bars, heat_map, histogram, sizes
+from maskrcnn.dataset_checks.check_charts import bars, heat_map, histogram, image_sizes
 from maskrcnn.dataset_checks.check_dataset import check_dataset
 
 
 @pytest.fixture(autouse=True)
-def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "home"))
 
 
@@ -42,27 +42,27 @@ def test_the_page_needs_nothing_else(page: str):
     assert "<script" not in page
 
 
-def test_every_kind_is_on_it_with_its_places_and_names_cannot_break_it(page: str):
+def test_every_kind_is_listed_with_its_problems_and_names_cannot_break_the_page(page: str):
     for text in (
         "box without area",
         "annotation 7 (0.png)",
         "box reaches beyond the image",
-        "Mended",
+        "Fixed",
         "Training: samples",
-        "Validation: what there is",
+        "Validation: statistics",
     ):
         assert text in page
     assert "<b>ox" not in page
     assert "&lt;b&gt;ox &amp; co" in page
 
 
-def test_problems_of_objects_are_drawn(page: str):
+def test_close_ups_of_problems_are_drawn(page: str):
     captions = re.findall(r"<figcaption[^>]*>(.*?)</figcaption>", page)
     assert any("annotation 8 (0.png): bbox is [900, 5, 3, 4]" in caption for caption in captions)
     assert sum("0.png, 3 objects" in caption for caption in captions) == 2  # a sample of each part
 
 
-def test_annotations_alone_make_a_page_too(tmp_path: Path):
+def test_annotations_without_images_make_a_page_too(tmp_path: Path):
     check_dataset({**content(), "annotations": []}, html=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "nothing to show" in text
@@ -88,14 +88,14 @@ def test_a_histogram_counts_every_positive_value_once():
     [
         histogram([], "nothing"),
         histogram([5.0], "one"),
-        sizes(np.zeros((0, 2), int)),
-        sizes(np.array([[480, 640], [480, 640], [100, 9000]])),
+        image_sizes(np.zeros((0, 2), int)),
+        image_sizes(np.array([[480, 640], [480, 640], [100, 9000]])),
         bars([("a & b", 3), ("none", 0)]),
         heat_map(np.zeros((0, 2))),
         heat_map(np.random.default_rng(0).uniform(0, 1, (50, 2))),
     ],
 )
-def test_charts_of_little_are_well_formed(svg: str):
+def test_charts_of_few_values_are_well_formed(svg: str):
     assert ElementTree.fromstring(svg).tag == "svg"
 
 

@@ -12,13 +12,13 @@ from maskrcnn import TrainConfig
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
-from maskrcnn.demo.demo_page import truth_instances
 from maskrcnn.demo.line_charts import line_chart, smoothed
 from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.truth_instances import truth_instances
 
 
 def short_demo(out: Path, scenes: int) -> None:
-    """A demo of two steps: it learns nothing, but goes all the way."""
+    """A demo with two training steps: it learns nothing, but runs every part."""
     training = TrainConfig(steps=2, batch_size=2, evaluate_every=100, tensorboard=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.demo.demonstration.demo_training", lambda *_: training)
@@ -32,7 +32,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_demo_writes_all_that_its_page_shows(demo: Path):
+def test_the_demo_writes_every_file_its_page_links(demo: Path):
     page = (demo / "index.html").read_text()
     linked = re.findall(r'(?:src|href)="([^"#]+)"', page)
     assert linked
@@ -51,7 +51,7 @@ def test_the_demo_writes_all_that_its_page_shows(demo: Path):
     assert len(list((demo / "overlays").iterdir())) == 3
 
 
-def test_running_again_replaces_the_demos_own_files_and_no_others(demo: Path):
+def test_a_second_run_replaces_only_the_demos_own_files(demo: Path):
     (demo / "notes.txt").write_text("mine")
     (demo / "overlays" / "old.jpg").write_text("from before")
     short_demo(demo, scenes=2)
@@ -59,7 +59,7 @@ def test_running_again_replaces_the_demos_own_files_and_no_others(demo: Path):
     assert len(list((demo / "overlays").iterdir())) == 2
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path):
+def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="choose another folder"):
@@ -70,7 +70,10 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path):
 def test_truth_is_drawn_with_the_annotated_masks_and_keypoints(tmp_path: Path):
     data = CocoDataset(write_scenes(tmp_path, 3, seed=2), tmp_path / "images")
     for i in range(3):
-        truth, annotations = truth_instances(data, i), data[i].annotations
+        record = data[i]
+        annotations = record.annotations
+        size = (record.height, record.width)
+        truth = truth_instances(annotations, data.categories, size)
         for mask, a in zip(truth.masks().dense().numpy(), annotations, strict=True):
             wanted = rle.decode(a.rle or {})
             assert (mask & wanted).sum() / (mask | wanted).sum() > 0.97

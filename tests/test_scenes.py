@@ -70,14 +70,14 @@ def test_a_ring_has_a_hole(scenes):
 
 
 def test_visible_keypoints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes):
-    seen = {1: 0, 2: 0}
+    counts = {1: 0, 2: 0}
     for _, objects in scenes:
         for a in (a for a in objects if "keypoints" in a):
             mask = coco_mask.decode(a["segmentation"]).astype(bool)
             near = np.pad(mask, 1)
             for x, y, v in np.reshape(a["keypoints"], (-1, 3)):
                 column, row = int(x + 0.5), int(y + 0.5)
-                seen[int(v)] = seen.get(int(v), 0) + 1
+                counts[int(v)] = counts.get(int(v), 0) + 1
                 if v == 2:
                     assert near[row : row + 3, column : column + 3].any()
                 elif v == 1:
@@ -85,11 +85,11 @@ def test_visible_keypoints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes
                 else:
                     assert (x, y) == (0, 0)
             assert a["num_keypoints"] == sum(v > 0 for v in a["keypoints"][2::3])
-    assert seen[1] > 20 < seen[2]
+    assert counts[1] > 20 < counts[2]
 
 
 def test_left_and_right_agree_in_a_figure_and_both_views_occur(scenes):
-    """What makes sides learnable: all left keypoints of trunk are on one side, and front and back views are both common."""
+    """Sides can be learned: left keypoints of the torso agree, and both views are common."""
     left_at_right = []
     for _, objects in scenes:
         for a in (a for a in objects if "keypoints" in a):

@@ -858,8 +858,8 @@ def checked(record: Record, folder: Path) -> None:
         warnings.simplefilter("ignore")
         report = mr.check_dataset(path, validation=judged, fix=fixed, progress=False)
     add_findings(record, "checked/messy", report.problems)
-    add_findings(record, "checked/done", report.fixed.done)
-    add_findings(record, "checked/left", report.fixed.left)
+    add_findings(record, "checked/done", report.fixed.changes)
+    add_findings(record, "checked/left", report.fixed.remaining)
     add_findings(record, "checked/judged", report.validation.problems)
     record.plain("checked/fixed", named(json.loads(fixed.read_text())))
     parts = [getattr(report.objects, f.name) for f in fields(report.objects)]

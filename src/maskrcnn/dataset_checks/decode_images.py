@@ -116,9 +116,7 @@ def find_duplicates(images: Sequence[DecodedImage]) -> list[Problem]:
     return problems
 
 
-def find_leaks(
-    images: Sequence[DecodedImage], validation: Sequence[DecodedImage]
-) -> list[Problem]:
+def find_leaks(images: Sequence[DecodedImage], validation: Sequence[DecodedImage]) -> list[Problem]:
     """Reports validation images that equal, or look like, training images."""
     in_validation = {id(image) for image in validation}
     both = [*images, *validation]

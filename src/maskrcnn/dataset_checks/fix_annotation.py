@@ -165,7 +165,7 @@ def _fix_box(
     size: tuple[int, int],
     report: ChangeReporter,
 ) -> bool:
-    """Fixes `bbox` with the help of the box around the mask; False if the object is to be dropped."""
+    """Fixes `bbox`, helped by the box around the mask; False if the object must be dropped."""
     given = new.get("bbox")
     if given is None or given == []:
         if read.empty and _has_empty_mask_only(new):

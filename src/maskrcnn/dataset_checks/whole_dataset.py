@@ -1,7 +1,7 @@
 """Problems that only the whole data set shows.
 
 In: a data set and the model that would be trained on it.
-Out: `ObjectTable`, the usable annotations as arrays, and `find_problems`, a list of `Problem`s: rare
+Out: `ObjectTable`, the usable annotations as arrays, and a list of `Problem`s: rare
 categories, objects beyond the reach of the anchors, boxes in another format.
 """
 
@@ -28,8 +28,8 @@ SMALLEST, LARGEST = 0.5, 2.0
 """Objects smaller than this multiple of the smallest anchor's side, or larger than this multiple of
 the largest one's, overlap no anchor enough to be learned well."""
 _ENOUGH = 10  # boxes from which their format can be recognized
-# Share of the boxes that reach beyond their images if x0, y0, x1, y1 is read as x, y, width, height:
-# most of those in the right or lower half do.
+# Share of the boxes that reach beyond their images when x0, y0, x1, y1 is read as
+# x, y, width, height: most of those in the right or lower half do.
 _BEYOND = 0.25
 
 
@@ -176,7 +176,7 @@ def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
 
 
 def find_box_format(data: CocoDataset) -> list[Problem]:
-    """Reports boxes that are x0, y0, x1, y1 or relative to the image, where the numbers prove it."""
+    """Reports boxes that are provably x0, y0, x1, y1 or relative to the image."""
     boxes, limit = raw_boxes(data)
     if looks_like_corners(boxes, limit):
         beyond = int(_reach_beyond(boxes, limit).sum())

@@ -137,7 +137,9 @@ def _table(evaluation: Evaluation, data: CocoDataset) -> list[dict[str, Any]]:
     counts = Counter(a.label for i in range(len(data)) for a in data[i].annotations)
 
     def cells(tasks: Mapping[str, Mapping[str, float]]) -> list[str]:
-        values = [tasks.get(task, {}).get(name, -1.0) for task in evaluation.tasks for name in METRICS]
+        values = [
+            tasks.get(task, {}).get(name, -1.0) for task in evaluation.tasks for name in METRICS
+        ]
         return [f"{value:.3f}" if value >= 0 else "–" for value in values]  # -1: no such objects
 
     rows = [

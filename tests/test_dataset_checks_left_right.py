@@ -1,4 +1,4 @@
-"""Swapped left and right are found among objects that face us or turn away, and seldom where nothing is wrong."""
+"""Swapped left and right keypoints are detected, with few false alarms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from maskrcnn.annotations.categories import mirrored_keypoints
 from maskrcnn.dataset_checks.check_dataset import check_dataset
-from maskrcnn.dataset_checks.left_right import ENOUGH, suspicious
+from maskrcnn.dataset_checks.left_right import ENOUGH, find_swapped
 
 NAMES = [
     "nose",
@@ -42,43 +42,43 @@ def people(count: int, seed: int = 0, backs: float = 0.3) -> np.ndarray:
     return keypoints
 
 
-def test_nothing_is_said_of_figures_without_a_mistake():
-    assert suspicious(people(300), MIRRORED) == {}
+def test_correct_figures_are_not_reported():
+    assert find_swapped(people(300), MIRRORED) == {}
 
 
-def test_a_swapped_pair_is_found_and_named():
+def test_a_swapped_pair_is_detected():
     keypoints = people(300)
     for row in (7, 200):
         keypoints[row, [3, 4]] = keypoints[row, [4, 3]]
-    found = suspicious(keypoints, MIRRORED)
-    assert set(found) == {7, 200}
-    assert all(3 in pairs for pairs in found.values())
+    swapped = find_swapped(keypoints, MIRRORED)
+    assert set(swapped) == {7, 200}
+    assert all(3 in pairs for pairs in swapped.values())
 
 
-def test_a_wholly_swapped_figure_is_found_by_its_face():
+def test_a_wholly_swapped_figure_is_detected_by_its_face():
     keypoints = people(300)
     row = int(np.flatnonzero(keypoints[:, 0, 2])[5])
     keypoints[row] = keypoints[row, list(MIRRORED)]
-    found = suspicious(keypoints, MIRRORED)
-    assert list(found) == [row]
-    assert set(found[row]) == {1, 3, 5}
+    swapped = find_swapped(keypoints, MIRRORED)
+    assert list(swapped) == [row]
+    assert set(swapped[row]) == {1, 3, 5}
 
 
 def test_all_but_one_facing_the_same_way_makes_that_one_suspicious():
     keypoints = people(200, backs=0)
     keypoints[11] = keypoints[11, list(MIRRORED)]
-    assert list(suspicious(keypoints, MIRRORED)) == [11]
+    assert list(find_swapped(keypoints, MIRRORED)) == [11]
 
 
 @pytest.mark.parametrize("count", [0, 1, ENOUGH - 1])
-def test_too_few_objects_and_skeletons_without_sides_say_nothing(count: int):
+def test_too_few_objects_and_skeletons_without_sides_report_nothing(count: int):
     keypoints = people(count)
     keypoints[:1, [3, 4]] = keypoints[:1, [4, 3]]
-    assert suspicious(keypoints, MIRRORED) == {}
-    assert suspicious(people(100), tuple(range(len(NAMES)))) == {}
+    assert find_swapped(keypoints, MIRRORED) == {}
+    assert find_swapped(people(100), tuple(range(len(NAMES)))) == {}
 
 
-def test_the_check_names_the_annotation_and_the_keypoints():
+def test_the_check_reports_the_annotation_and_the_keypoints():
     keypoints = people(100)
     keypoints[42, [3, 4]] = keypoints[42, [4, 3]]
     annotations = [
@@ -96,12 +96,14 @@ def test_the_check_names_the_annotation_and_the_keypoints():
         "categories": [{"id": 1, "name": "figure", "keypoints": NAMES, "skeleton": []}],
         "annotations": annotations,
     }
-    (found,) = [p for p in check_dataset(data).problems if p.kind == "left and right look swapped"]
-    assert (found.where, found.annotation) == ("annotation 43 (a.png)", 42)
-    assert "left_hip / right_hip" in found.detail
+    (problem,) = [
+        p for p in check_dataset(data).problems if p.kind == "left and right look swapped"
+    ]
+    assert (problem.where, problem.annotation) == ("annotation 43 (a.png)", 42)
+    assert "left_hip / right_hip" in problem.detail
 
 
-def test_few_of_cocos_persons_are_suspicious(shared: Path):
+def test_few_of_cocos_persons_are_reported(shared: Path):
     keypoints = []
     for part in ("train", "val"):
         raw = json.loads(
@@ -113,6 +115,6 @@ def test_few_of_cocos_persons_are_suspicious(shared: Path):
             for a in raw["annotations"]
             if any(a.get("keypoints") or [])
         ]
-    assert len(suspicious(np.array(keypoints, float), mirrored_keypoints(names))) <= 0.03 * len(
+    assert len(find_swapped(np.array(keypoints, float), mirrored_keypoints(names))) <= 0.03 * len(
         keypoints
     )
