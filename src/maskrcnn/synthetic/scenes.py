@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw
 
 from ..annotations import rle
-from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage
+from ..annotations.coco_types import CocoCategory, CocoImage
 from ..config import Category
 from .shapes import CATEGORIES, SHAPES, Points, Shape, random_color
 
@@ -114,7 +114,7 @@ def write_scenes(
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[CocoImage] = []
-    annotations: list[CocoAnnotation] = []
+    annotations: list[dict[str, Any]] = []
 
     for image_id in progress(range(1, count + 1)):
         name = f"{image_id:05d}.png"
@@ -124,7 +124,7 @@ def write_scenes(
         for number, annotation in enumerate(objects, len(annotations) + 1):
             annotations.append({"id": number, "image_id": image_id, **annotation})
 
-    content: CocoContent = {
+    content = {
         "images": images,
         "annotations": annotations,
         "categories": [_coco_category(c) for c in CATEGORIES],
@@ -279,7 +279,7 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
     patterns = (0.0, np.sign(waves[0]), np.sign(waves[0] * waves[1]), waves[0])
     pattern = patterns[int(rng.integers(4))]
 
-    mix = (clouds + rng.uniform(0.05, 0.25) * pattern).clip(0, 1)[..., None]
+    mix = np.clip(clouds + rng.uniform(0.05, 0.25) * pattern, 0, 1)[..., None]
     first, second, third = (np.array(random_color(rng, 0.05, 0.6, 0.15, 0.95)) for _ in range(3))
     tint = (third - first) * 0.5 * _noise(rng, size, 3)[..., None]
     colors = first * (1 - mix) + second * mix + tint
