@@ -11,11 +11,14 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 520, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 40
-_PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+WIDTH = 520
+HEIGHT = 250
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 40  # margins around the plot
+_PLOT_WIDTH = WIDTH - LEFT - RIGHT
+_PLOT_HEIGHT = HEIGHT - TOP - BOTTOM
 _ROW = 22  # pixels per row of `bars`
-_NAME_WIDTH, _COUNT_WIDTH = 150, 70  # room for text at the left and right of `bars`
+_NAME_WIDTH = 150  # room for text at the left of `bars`
+_COUNT_WIDTH = 70  # and at their right
 _MAX_DISCS = 2000  # image sizes shown
 
 

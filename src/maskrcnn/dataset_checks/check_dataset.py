@@ -236,8 +236,10 @@ def _report(
 ) -> CheckReport:
     model = maskrcnn_r18_small(data.categories)
     objects = object_table(data)
+
     # Rare categories and object sizes matter in the data to train on only.
     of_set = find_box_format(data) if is_validation else find_problems(data, objects, model)
+
     problems = [
         *data.dropped,
         *data.notes,

@@ -57,6 +57,7 @@ def _headline(report: CheckReport) -> list[dict[str, str]]:
     num_categories = len(report.data.categories)
     errors = len(report.errors)
     warned = sum(not p.is_error for part in parts for p in part.problems)
+
     return [
         {"number": images, "unit": "images", "text": "usable", "color": ""},
         {

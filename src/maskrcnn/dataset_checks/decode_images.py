@@ -142,6 +142,7 @@ def find_shared_files(data: CocoDataset, validation: CocoDataset) -> list[Proble
     """Reports files that both data sets list; needs no decoding."""
     if data.image_folder is None or validation.image_folder is None:
         return []
+
     training = {
         (data.image_folder / image["file_name"]).resolve() for image in data.content()["images"]
     }

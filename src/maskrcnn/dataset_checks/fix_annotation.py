@@ -143,8 +143,8 @@ def _fix_keypoints(
     if not np.isin(keypoints[:, 2], (0, 1, 2)).all():
         return
 
-    low, high = -KEYPOINT_OFFSET, (size[1], size[0])
-    beyond = (keypoints[:, :2] < low) | (keypoints[:, :2] > high)
+    points = keypoints[:, :2]
+    beyond = (points < -KEYPOINT_OFFSET) | (points > (size[1], size[0]))
     outside = labeled & beyond.any(axis=1)
     if outside.any():
         new["keypoints"] = [0 if outside[n // 3] else v for n, v in enumerate(given)]

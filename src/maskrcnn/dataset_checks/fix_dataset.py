@@ -311,6 +311,7 @@ def _drop_duplicates(result: FixedDataset) -> None:
     """Drops annotations that differ from an earlier one by their id only."""
     first: dict[str, Any] = {}
     kept = []
+
     for raw in result.content["annotations"]:
         if isinstance(raw, dict):
             key = repr([raw.get(name) for name in _COMPARED])

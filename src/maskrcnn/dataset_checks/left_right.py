@@ -31,7 +31,8 @@ from jaxtyping import Float, Int64
 ENOUGH = 30
 """Rates are counted from at least this many objects."""
 _APART = 0.1  # of an object's extent: pairs closer than that along x do not vote
-_PAIR_RATE, _WHOLE_RATE = 0.02, 0.03
+_PAIR_RATE = 0.02  # of rule 1
+_WHOLE_RATE = 0.03  # of rule 2
 
 
 def find_swapped(

@@ -24,7 +24,8 @@ _GRID = 64  # cells per side of a drawn mask
 _AROUND = 3.0  # a close-up shows this multiple of the object's longer side ...
 _LEAST = 96.0  # ... and at least this many pixels of the original image
 _MARGIN = 3  # pixels between an object and its red box
-_RED, _BLACK = (255, 40, 60), (0, 0, 0)
+_RED = (255, 40, 60)
+_BLACK = (0, 0, 0)
 
 
 def drawn_image(data: CocoDataset, index: int) -> str | None:
@@ -56,8 +57,10 @@ def close_up(data: CocoDataset, index: int, box: Box | None) -> str | None:
 
     # Cut out the surroundings and scale them to the size of a sample.
     half = max(_AROUND * max(x1 - x0, y1 - y0), _LEAST) / 2
-    left, top = max(0.0, (x0 + x1) / 2 - half), max(0.0, (y0 + y1) / 2 - half)
-    right, bottom = min(width, left + 2 * half), min(height, top + 2 * half)
+    left = max(0.0, (x0 + x1) / 2 - half)
+    top = max(0.0, (y0 + y1) / 2 - half)
+    right = min(width, left + 2 * half)
+    bottom = min(height, top + 2 * half)
     edges = [round(edge * factor) for edge in (left, top, right, bottom)]
     part = image.crop((edges[0], edges[1], edges[2], edges[3]))
     scale = SIDE / max(part.size)

@@ -24,7 +24,8 @@ from ..preprocess import input_size
 
 FEW = 10
 """A category with fewer objects is reported as rare."""
-SMALLEST, LARGEST = 0.5, 2.0
+SMALLEST = 0.5
+LARGEST = 2.0
 """Objects smaller than this multiple of the smallest anchor's side, or larger than this multiple of
 the largest one's, overlap no anchor enough to be learned well."""
 _ENOUGH = 10  # boxes from which their format can be recognized
@@ -178,6 +179,7 @@ def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
 def find_box_format(data: CocoDataset) -> list[Problem]:
     """Reports boxes that are provably x0, y0, x1, y1 or relative to the image."""
     boxes, limit = raw_boxes(data)
+
     if looks_like_corners(boxes, limit):
         beyond = int(_reach_beyond(boxes, limit).sum())
         return [
@@ -190,6 +192,7 @@ def find_box_format(data: CocoDataset) -> list[Problem]:
                 True,
             )
         ]
+
     if len(boxes) >= _ENOUGH and boxes.min() >= 0 and boxes.max() <= 1:
         return [
             Problem(
@@ -258,6 +261,7 @@ def _crowded_images(data: CocoDataset, objects: ObjectTable, model: ModelConfig)
     most = model.box.max_detections
     counts = np.bincount(objects.image_indices[~objects.ignore], minlength=len(data))
     names = [image["file_name"] for image in data.content()["images"]]
+
     suggestion = (
         "the training recipe raises the limit; or set "
         f"model.box.max_detections={int(counts.max(initial=0))}. Evaluate with --max-detections"
@@ -277,7 +281,8 @@ def _crowded_images(data: CocoDataset, objects: ObjectTable, model: ModelConfig)
 def _beyond_anchors(objects: ObjectTable, model: ModelConfig) -> list[Problem]:
     """Objects far smaller or larger than every anchor."""
     anchors = [side for level in model.rpn.sizes for side in level]
-    low, high = SMALLEST * min(anchors), LARGEST * max(anchors)
+    low = SMALLEST * min(anchors)
+    high = LARGEST * max(anchors)
     sides = objects.input_sides(model)
     problems = []
 

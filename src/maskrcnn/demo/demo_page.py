@@ -78,7 +78,7 @@ def write_page(
     ]
     rows = read_rows(out / "run" / "metrics.csv")
     images_trained = round(rows[-1]["epoch"] * num_train)
-    machine = f"on a CPU with {torch.get_num_threads()} threads"
+    machine = f"on a CPU, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         machine = torch.cuda.get_device_name()
 

@@ -31,7 +31,8 @@ from ..training.fit import train
 from .demo_page import write_page
 from .shipped_model import predict_nuclei
 
-NUM_TRAIN, NUM_VAL = 1500, 100
+NUM_TRAIN = 1500
+NUM_VAL = 100
 NUM_VAL_IN_TRAINING = 40
 """Validation scenes that are evaluated during training; the final evaluation uses all."""
 OWN_FILES = (
@@ -123,6 +124,7 @@ def demo_model() -> ModelConfig:
     config = maskrcnn_r18_small(CATEGORIES)
     assert config.mask is not None
     assert config.keypoint is not None
+
     return replace(
         config,
         input=replace(config.input, scale=1.5),  # finer features for parts of one pixel's width

@@ -11,8 +11,9 @@ from html import escape
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
-WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34
+WIDTH = 560
+HEIGHT = 260
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 34  # margins around the plot
 
 
 def line_chart(

@@ -83,8 +83,9 @@ def _polygon(rng: np.random.Generator) -> Float[np.ndarray, "n 2"]:
 
 def _shrunk(fine: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "H W"]:
     """The pixels of which more than half is covered."""
-    height, width = fine.shape[0] // FINE, fine.shape[1] // FINE
-    return fine.reshape(height, FINE, width, FINE).mean(axis=(1, 3)) > 0.5
+    height, width = fine.shape
+    blocks = fine.reshape(height // FINE, FINE, width // FINE, FINE)
+    return blocks.mean(axis=(1, 3)) > 0.5
 
 
 def _photograph(

@@ -150,7 +150,9 @@ def _annotation(
     fine = (owner == index).astype(np.uint8)
     covered = sum(fine[y::FINE, x::FINE] for y in range(FINE) for x in range(FINE))
     mask = covered * 2 >= FINE * FINE  # at least half of the fine pixels
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    ys = np.flatnonzero(mask.any(1))
+    xs = np.flatnonzero(mask.any(0))
+
     annotation: dict[str, Any] = {
         "category_id": CATEGORIES[label].id,
         "bbox": [int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)],
@@ -193,7 +195,8 @@ def _place(
     Returns:
         The shape at its position; None if there is no such position.
     """
-    side, index = owner.shape[0], len(areas)
+    side = owner.shape[0]
+    index = len(areas)
     silhouette, corner = _silhouette(shape)
     high, wide = silhouette.shape
     # How much of each other object must remain visible for a person to recognize it.
@@ -236,8 +239,10 @@ def _paint(
     shape: Shape,
 ) -> None:
     """Draws the visible part of a shape, lit from a random side and sometimes striped."""
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x0, y0, x1, y1 = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+    ys = np.flatnonzero(mask.any(1))
+    xs = np.flatnonzero(mask.any(0))
+    x0, x1 = int(xs[0]), int(xs[-1]) + 1
+    y0, y1 = int(ys[0]), int(ys[-1]) + 1
     painted = canvas.crop((x0, y0, x1, y1))
     draw = ImageDraw.Draw(painted)
     for polygon, color in shape.polygons:
@@ -269,7 +274,8 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
     clouds = sum(_noise(rng, size, bumps) * weight for bumps, weight in weights.items())
 
     # Stripes in two directions at right angles; their product is a checkerboard.
-    x, y = np.arange(size)[None] / size, np.arange(size)[:, None] / size
+    x = np.arange(size)[None] / size
+    y = np.arange(size)[:, None] / size
     angle = rng.uniform(0, np.pi)
     period = rng.uniform(0.06, 0.3)
     waves = [

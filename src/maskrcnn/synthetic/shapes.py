@@ -43,7 +43,8 @@ CATEGORIES = (
 )
 
 Color = tuple[int, int, int]
-BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+BLACK = (0, 0, 0)
+WHITE = (255, 255, 255)
 Points = Float[np.ndarray, "n 2"]
 
 
@@ -58,7 +59,8 @@ class Shape:
 
     def moved(self, angle: float, center: Points) -> Shape:
         """Rotated by `angle` radians about the origin, then shifted by `center`."""
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos = np.cos(angle)
+        sin = np.sin(angle)
         turn = np.array([[cos, sin], [-sin, cos]])
         return Shape(
             [(p @ turn + center, color) for p, color in self.polygons],
