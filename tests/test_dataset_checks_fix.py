@@ -66,7 +66,7 @@ RULES: dict[str, tuple[dict[str, Any], Any]] = {
     "broken polygon": ({"segmentation": [*SQUARE, [1, 1, 5]]}, "as it is"),
     "empty RLE": ({"segmentation": EMPTY}, {"segmentation": []}),
     "RLE without size": ({"segmentation": {"counts": EMPTY["counts"]}}, {"segmentation": []}),
-    "RLE of another size": ({"segmentation": {"size": [5, 5], "counts": [20, 5]}}, "as it is"),
+    "RLE size mismatch": ({"segmentation": {"size": [5, 5], "counts": [20, 5]}}, "as it is"),
     "keypoint outside": (
         {"category_id": 9, "keypoints": [90, 5, 2, 2, 2, 2, 4, 4, 1], "num_keypoints": 3},
         {"keypoints": [0, 0, 0, 2, 2, 2, 4, 4, 1], "num_keypoints": 2},
@@ -224,10 +224,10 @@ def test_sizes_come_from_the_file_where_that_is_certain(tmp_path: Path):
         for i in json.loads((tmp_path / "out" / "fixed.json").read_text())["images"]
     ]
     assert sizes == [(WIDTH, HEIGHT), (WIDTH, HEIGHT), (40, 30)]
-    assert [p.kind for p in report.fixed.remaining if p.is_error] == ["image of another size"]
+    assert [p.kind for p in report.fixed.remaining if p.is_error] == ["image size mismatch"]
     assert {p.kind for p in report.fixed.changes} == {
         "image without size",
-        "image of another size",
+        "image size mismatch",
         "image id used twice",
     }
 
@@ -240,7 +240,7 @@ def test_an_image_that_exif_rotates_is_left_unchanged(tmp_path: Path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "1.png", exif=exif)
     result = check_dataset(path, tmp_path, fix=tmp_path / "fixed.json").fixed
     assert result.content == data
-    assert [p.kind for p in result.remaining] == ["image of another size"]
+    assert [p.kind for p in result.remaining] == ["image size mismatch"]
 
 
 def test_the_input_is_never_overwritten(tmp_path: Path):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .annotations.annotation import Annotation, Box, mask_bounds
+from .annotations.annotation import Annotation, BoxXYXY, mask_bounds
 from .augmentation.moved_masks import mask_of
 from .config import Category
 from .instances import Instances
@@ -58,7 +58,7 @@ def truth_instances(
     )
 
 
-def _box(annotation: Annotation) -> Box:
+def _box(annotation: Annotation) -> BoxXYXY:
     box = annotation.box or mask_bounds(annotation)
     if box is None and annotation.keypoints is not None:
         labeled = annotation.keypoints[annotation.keypoints[:, 2] > 0, :2]

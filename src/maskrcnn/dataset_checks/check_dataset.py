@@ -242,7 +242,7 @@ def _report(
 
     problems = [
         *data.dropped,
-        *data.notes,
+        *data.warnings,
         *image_problems,
         *of_set,
         *_swapped_keypoints(data, objects),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..annotations.annotation import Box
+from ..annotations.annotation import BoxXYXY
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import Problem
 from .check_charts import bars, heat_map, histogram, image_sizes
@@ -205,7 +205,7 @@ def _close_up(report: CheckReport, problem: Problem) -> dict[str, str] | None:
     return None if url is None else {"url": url, "text": f"{problem.where}: {problem.detail}"}
 
 
-def _problem_box(report: CheckReport, problem: Problem, raw: Any) -> Box | None:
+def _problem_box(report: CheckReport, problem: Problem, raw: Any) -> BoxXYXY | None:
     """The box of a problem's annotation: as annotated, or else around its mask."""
     box = raw_box(raw)
     if raw is None or box is not None:

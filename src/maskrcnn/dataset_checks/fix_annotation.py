@@ -24,7 +24,7 @@ from ..annotations import rle as coco_rle
 from ..annotations.annotation import (
     KEYPOINT_OFFSET,
     Annotation,
-    Box,
+    BoxXYXY,
     far_apart,
     is_number,
     mask_bounds,
@@ -81,7 +81,7 @@ def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter
     ):
         new["segmentation"] = given = [given]
         points = f"{len(given[0]) // 2} points"
-        report("segmentation of no known form", points, "converted to one polygon")
+        report("segmentation format not recognized", points, "converted to one polygon")
 
     if isinstance(given, list) and given and all(isinstance(part, list) for part in given):
         kept = [part for part in given if not _flat(part)]
@@ -98,7 +98,7 @@ def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter
     ):
         others = {key: value for key, value in given.items() if key != "size"}
         new["segmentation"] = given = {"size": list(size), **others}
-        report("RLE of another size", "it had no size", "set to the image's size")
+        report("RLE size mismatch", "it had no size", "set to the image's size")
 
     if (
         isinstance(given, Mapping)
@@ -161,7 +161,7 @@ def _fix_keypoints(
 def _fix_box(
     new: dict[str, Any],
     read: Annotation,
-    around: Box | None,
+    around: BoxXYXY | None,
     size: tuple[int, int],
     report: ChangeReporter,
 ) -> bool:
@@ -205,7 +205,7 @@ def _fix_box(
     return True
 
 
-def _clipped(box: Box | None, size: tuple[int, int]) -> Box | None:
+def _clipped(box: BoxXYXY | None, size: tuple[int, int]) -> BoxXYXY | None:
     """The part of a box inside the image; None if there is none."""
     if box is None:
         return None
@@ -220,7 +220,7 @@ def _has_empty_mask_only(new: Mapping[str, Any]) -> bool:
     return new.get("segmentation") == [] and not any(new.get("keypoints") or ())
 
 
-def _reads_as_corners(given: Any, around: Box) -> bool:
+def _reads_as_corners(given: Any, around: BoxXYXY) -> bool:
     """Whether a bbox matches the box around its mask as x0, y0, x1, y1 only."""
     x, y, width, height = given
     as_corners = np.abs(np.subtract(given, around)).max()
@@ -229,7 +229,7 @@ def _reads_as_corners(given: Any, around: Box) -> bool:
 
 
 def _set_box(
-    new: dict[str, Any], corners: Box, kind: str, what: str, report: ChangeReporter
+    new: dict[str, Any], corners: BoxXYXY, kind: str, what: str, report: ChangeReporter
 ) -> None:
     x0, y0, x1, y1 = corners
     report(kind, f"bbox was {new['bbox']!r:.80}", what)

@@ -105,7 +105,7 @@ def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> Fixed
     from_reader = [p for p in data.dropped if p.annotation is None and p.image is None]
     checked = data if not result.changes else _open(result.content, data.image_folder, data.name)
     errors = [p for p in checked.dropped if p.annotation is not None or p.image is not None]
-    warned = [p for p in checked.notes if p.annotation is not None or p.image is not None]
+    warned = [p for p in checked.warnings if p.annotation is not None or p.image is not None]
     result.remaining = [*from_reader, *errors, *undecodable, *warned]
     return result
 
@@ -160,7 +160,7 @@ def _fix_size(
 
     image["height"], image["width"] = header.size
     result.add_change(
-        "image without size" if missing else "image of another size",
+        "image without size" if missing else "image size mismatch",
         f"image {image.get('id')} ({image['file_name']})",
         f"height, width were {old[0]}, {old[1]}",
         "set to the size of the file",
@@ -265,7 +265,7 @@ def _is_whole(value: Any) -> TypeGuard[int]:
 
 def _fix_annotations(result: FixedDataset, opened: CocoDataset) -> None:
     """Fixes the annotations in which opening the content found something wrong."""
-    wrong = {p.annotation for p in (*opened.dropped, *opened.notes) if p.annotation is not None}
+    wrong = {p.annotation for p in (*opened.dropped, *opened.warnings) if p.annotation is not None}
     images = _usable_images(result.content["images"])
     categories = {c.id: c for c in opened.categories}
 

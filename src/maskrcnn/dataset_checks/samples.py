@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..annotations.annotation import Box, is_number
+from ..annotations.annotation import BoxXYXY, is_number
 from ..annotations.coco_dataset import CocoDataset
 from ..draw import draw_instances
 from ..images.read import ImageError, read_image
@@ -34,7 +34,7 @@ def drawn_image(data: CocoDataset, index: int) -> str | None:
     return None if drawn is None else _data_url(drawn[0])
 
 
-def close_up(data: CocoDataset, index: int, box: Box | None) -> str | None:
+def close_up(data: CocoDataset, index: int, box: BoxXYXY | None) -> str | None:
     """The annotations around a box, which is drawn in red.
 
     Args:
@@ -78,7 +78,7 @@ def close_up(data: CocoDataset, index: int, box: Box | None) -> str | None:
     return _data_url(part)
 
 
-def raw_box(raw: Any) -> Box | None:
+def raw_box(raw: Any) -> BoxXYXY | None:
     """The annotated box (xyxy) of an entry that may be broken; None without four numbers."""
     box = raw.get("bbox") if isinstance(raw, dict) else None
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_number, box)):
@@ -102,7 +102,7 @@ def _draw(data: CocoDataset, index: int, boxes: bool = True) -> tuple[Image.Imag
     return image, image.width / record.width
 
 
-def _draw_red_box(image: Image.Image, corners: Box) -> None:
+def _draw_red_box(image: Image.Image, corners: BoxXYXY) -> None:
     """Draws a red box with a black edge, visible on any background."""
     pen = ImageDraw.Draw(image)
     x0, y0, x1, y1 = corners
