@@ -176,7 +176,7 @@ def test_images_that_are_missing_or_broken_or_have_the_wrong_size_are_listed(tmp
     with pytest.raises(DataError) as error:
         CocoDataset(path, tmp_path)
     text = str(error.value)
-    assert "there is no such file" in text
+    assert "file not found" in text
     assert "image 70 (0.png)" in text
     assert "the file is 9 x 7 pixels, the annotations say 80 x 60" in text
     assert "the annotations ignore the file's EXIF rotation" in text
