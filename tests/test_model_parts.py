@@ -17,13 +17,13 @@ from maskrcnn.config import RPNConfig
 from maskrcnn.model import assign
 from maskrcnn.model.anchors import make_anchors
 from maskrcnn.model.assign import balanced_sample, match
-from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.mask_head import mask_targets
 from maskrcnn.model.rpn import RPN
 from maskrcnn.ops import boxes as box_ops
 from maskrcnn.ops import heatmaps as keypoint_ops
 from maskrcnn.ops import nms
-from maskrcnn.ops.noise import random_keys
+from maskrcnn.ops.pyramid import Pyramid
+from maskrcnn.ops.stateless_random import random_keys
 from maskrcnn.structures import Truth
 
 
@@ -89,7 +89,7 @@ def test_matching_equals_torchvision_whatever_is_compared_at_once(seed: int) -> 
     objects, anchors = random_boxes(1, 6, seed=seed), random_boxes(1, 200, seed=seed + 1)
     anchors[0, 150:] = anchors[0, :50]  # ties
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assign, "PAIRS", [1 << 20, 100][seed % 2])
+        patch.setattr(box_ops, "PAIRS", [1 << 20, 100][seed % 2])
         found = match(anchors, truth_of(objects), 0.5, 0.2, keep_best=True, boxless=False)
     overlap = box_iou(objects[0], anchors[0])
     theirs = Matcher(0.5, 0.2, allow_low_quality_matches=True)(overlap)

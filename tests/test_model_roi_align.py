@@ -10,8 +10,8 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.config import RoIConfig
-from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.roi_align import RoIPooler
+from maskrcnn.ops.pyramid import Pyramid
 
 STRIDES = (4, 8, 16, 32)
 
