@@ -73,7 +73,7 @@ class MaskHead(nn.Module):
 def _upsample_fourfold(
     x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d
 ) -> Float[Tensor, "K C2 H W 2 2"]:
-    """The ReLU of a deconvolution, with the 2 x 2 outputs of each cell in two dimensions of their own.
+    """The ReLU of a deconvolution, with the 2 x 2 outputs of each cell in two extra dimensions.
 
     A 2 x 2 deconvolution with stride 2 is a 1x1 convolution to four times the channels, which a CPU
     computes faster and differentiates several times as fast. What follows it works pixel by pixel

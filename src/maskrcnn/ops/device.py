@@ -2,9 +2,9 @@
 
 The host has to wait for the device wherever a Python value or a tensor's shape depends on a result
 (`nonzero`, `.item()`, indexing with a mask), and wherever pageable host memory is copied to the
-device. The model syncs in `to_host` only: once in `forward` (twice with soft NMS or bicubic keypoint
-decoding) and once in `losses`. Until then all shapes are fixed. On the CPU a sync costs nothing, so
-there shapes are as small as the data allows.
+device. The model syncs in `to_host` only: once in `forward` (twice with soft NMS or bicubic
+keypoint decoding) and once in `losses`. Until then all shapes are fixed. On the CPU a sync costs
+nothing, so there shapes are as small as the data allows.
 """
 
 from __future__ import annotations
