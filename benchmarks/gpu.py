@@ -32,9 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
 import maskrcnn as mr
-from maskrcnn.model.fpn import Pyramid
+from maskrcnn.kernels.roi_align import bag_of_pixels
 from maskrcnn.model.maskrcnn import total
-from maskrcnn.model.roi_align import bag_of_pixels
+from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.structures import Batch, Truth
 from maskrcnn.weights.from_torchvision import convert
 

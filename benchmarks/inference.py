@@ -127,7 +127,7 @@ def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, f
     """
     batch = mr.Batch.collate([torch.from_numpy(image).permute(2, 0, 1)])
     with (
-        patch("maskrcnn.model.layers._HAS_ONEDNN", False),
+        patch("maskrcnn.kernels.onednn.available", lambda: False),
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import maskrcnn as mr
 from maskrcnn.instances import Masks
-from maskrcnn.model.fpn import Pyramid
+from maskrcnn.ops.pyramid import Pyramid
 
 Parts = Mapping[str, Sequence[tuple[Any, str]]]
 

@@ -15,7 +15,7 @@ from maskrcnn.structures import Batch, Truth
 def tiny_config(
     categories: int | Sequence[str | Category] = 3, keypoints: int = 0, **changes: object
 ) -> ModelConfig:
-    """`maskrcnn_r18_small` with a sixteenth of its channels and GroupNorm, so that an image's answer does not depend on its batch."""
+    """`maskrcnn_r18_small` with a sixteenth of its channels and GroupNorm, so that a prediction does not depend on the batch."""
     config = maskrcnn_r18_small(categories, keypoints)
     config = replace(
         config,
@@ -41,7 +41,7 @@ def make_batch(sizes: Sequence[tuple[int, int]] = ((96, 128), (128, 96)), seed: 
 
 
 def make_truth(config: ModelConfig, batch: Batch, objects: int = 4, seed: int = 0) -> Truth:
-    """`objects` boxes an image, each a filled disc with all of its category's keypoints."""
+    """`objects` boxes per image, each a filled disc with all of its category's keypoints."""
     generator = torch.Generator().manual_seed(seed)
     count, keypoints = len(batch.sizes), config.num_keypoint_channels if config.keypoint else 0
     side = config.mask.truth_size if config.mask else 1
@@ -58,10 +58,10 @@ def make_truth(config: ModelConfig, batch: Batch, objects: int = 4, seed: int = 
         starts, counts = torch.tensor(config.keypoint_slices)[truth.labels].unbind(dim=-1)
         channel = torch.arange(keypoints)
         own = (channel >= starts[..., None]) & (channel < (starts + counts)[..., None])
-        places = low[:, :, None] + (high - low)[:, :, None] * torch.rand(
+        positions = low[:, :, None] + (high - low)[:, :, None] * torch.rand(
             count, objects, keypoints, 2, generator=generator
         )
-        truth.keypoints[..., :2] = torch.where(own[..., None], places, 0.0)
+        truth.keypoints[..., :2] = torch.where(own[..., None], positions, 0.0)
         truth.keypoints[..., 2] = own * 2.0
         truth.has_keypoints[...] = own.any(dim=-1)
     return truth

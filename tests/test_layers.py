@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
 
 # A part may import the parts of the rows below it (earlier in this list), never those beside or above it.
 LAYERS = (
-    ("version", "config", "runtime", "ops", "kernels"),
-    ("settings", "images", "structures", "preprocess", "presets"),
+    ("version", "config", "runtime", "ops"),
+    ("settings", "kernels", "images", "structures", "preprocess", "presets"),
     ("annotations", "draw"),
     ("instances", "synthetic", "augmentation", "formats", "model"),
     ("weights", "truth_instances"),

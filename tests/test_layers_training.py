@@ -1,4 +1,4 @@
-"""The one-pass forms of the bricks: the gradients of the plain operations."""
+"""The fused operations of the layers have the gradients of the plain ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskrcnn.model import layers
+from maskrcnn.kernels import onednn
 from maskrcnn.model.layers import FrozenBatchNorm2d, connect, convolve
 
-needs_onednn = pytest.mark.skipif(not layers._HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
 
 
 def gradients(result: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -23,7 +23,7 @@ def gradients(result: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Te
     ("kernel", "stride", "bias", "frozen", "added"),
     [(3, 1, True, False, False), (1, 2, False, True, False), (3, 2, False, True, True)],
 )
-def test_a_trained_convolution_in_one_pass_has_the_gradients_of_the_plain_one(
+def test_a_fused_convolution_has_the_gradients_of_the_plain_one(
     kernel, stride, bias, frozen, added
 ):
     torch.manual_seed(0)
@@ -36,9 +36,7 @@ def test_a_trained_convolution_in_one_pass_has_the_gradients_of_the_plain_one(
         norm.bias.normal_()
     x = torch.randn(2, 5, 9, 7).to(memory_format=torch.channels_last).requires_grad_()
     add = torch.randn_like(conv(x)).requires_grad_() if added else None
-    assert (
-        convolve(x, conv, norm, add=add, relu=True).grad_fn.name() == "_TrainedConvolutionBackward"
-    )
+    assert convolve(x, conv, norm, add=add, relu=True).grad_fn.name() == "_FusedConvolutionBackward"
     inputs = [x, *conv.parameters(), *([] if add is None else [add])]
     plain = conv(x) if norm is None else norm(conv(x))
     wanted = gradients(F.relu(plain if add is None else plain + add), inputs)
@@ -48,10 +46,10 @@ def test_a_trained_convolution_in_one_pass_has_the_gradients_of_the_plain_one(
 
 
 @needs_onednn
-def test_a_trained_layer_in_one_pass_has_the_gradients_of_the_plain_one():
+def test_a_fused_linear_layer_has_the_gradients_of_the_plain_one():
     torch.manual_seed(0)
     layer, x = nn.Linear(11, 7), torch.randn(5, 11, requires_grad=True)
-    assert connect(x, layer).grad_fn.name() == "_TrainedLayerBackward"
+    assert connect(x, layer).grad_fn.name() == "_FusedLinearBackward"
     inputs = [x, *layer.parameters()]
     torch.testing.assert_close(
         gradients(connect(x, layer), inputs), gradients(F.relu(layer(x)), inputs)

@@ -1,8 +1,8 @@
-"""What a GPU would refuse is refused here: the model runs on stand-ins of GPU tensors, which have a shape, a type and a place but no values.
+"""The model runs on stand-ins of GPU tensors, which have a shape, a type and a device but no values.
 
-They refuse an operation between the GPU and the processor, and every value that is needed other than by `ask`. PyTorch's gradients need a real
-device, so they are of tensors on "meta", another place that is not the processor. tests/test_model_ahead.py compares the values of these forms on
-the processor.
+They refuse what a GPU would refuse: an operation between the GPU and the CPU, and every value that is read other than by
+`to_host`. PyTorch's gradients need a real device, so they are tested on "meta", another device that is not the CPU.
+tests/test_model_async.py compares the values of these code paths on the CPU.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import maskrcnn as mr
 from maskrcnn.config import ModelConfig
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.ops import device, heatmaps
+from maskrcnn.ops import device
 from maskrcnn.structures import Batch, Truth
 
-FOUND = 3
+COUNT = 3
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "small": lambda: mr.maskrcnn_r18_small(3),
     "keypoint": mr.joint_r50_fpn,
@@ -47,45 +47,45 @@ def _changed(config: ModelConfig, **box: Any) -> ModelConfig:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """The numbers that the model asks for; the answer is always the same."""
-    asked: list[Tensor] = []
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """The numbers that the model reads on the host; they are always the same."""
+    read: list[Tensor] = []
 
     def to_host(*numbers: Tensor) -> list[Any]:
-        asked.extend(numbers)
+        read.extend(numbers)
         with unset_fake_temporarily():
-            return [torch.full(n.shape, FOUND).tolist() for n in numbers]
+            return [torch.full(n.shape, COUNT).tolist() for n in numbers]
 
-    for module in (device, maskrcnn, heatmaps):
+    for module in (device, maskrcnn):
         monkeypatch.setattr(module, "to_host", to_host)
-    device._kept.cache_clear()
-    yield asked
-    device._kept.cache_clear()
+    device._cached.cache_clear()
+    yield read
+    device._cached.cache_clear()
 
 
 @pytest.fixture
-def gpu(asked: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Tensors without values, on a GPU that is not there."""
-    numbers = anchors._numbers
-    monkeypatch.setattr(anchors, "_numbers", lambda *given: _outside(numbers, *given))
+def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Tensors without values, on a GPU that does not exist."""
+    values = anchors._cell_values
+    monkeypatch.setattr(anchors, "_cell_values", lambda *given: _outside(values, *given))
     with FakeTensorMode():
-        yield asked
+        yield read
 
 
 def _outside(function: Callable[..., Any], *given: Any) -> Any:
-    """The values of a function of plain numbers."""
+    """Calls a function outside of the mode, with real values."""
     with unset_fake_temporarily():
         return function(*given)
 
 
-def build(config: ModelConfig, place: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
-    """A model, two images and their truth in a place."""
+def build(config: ModelConfig, device: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
+    """A model, two images and their truth on a device."""
     batch, truth = _outside(_inputs, config)
-    there = lambda t: torch.empty(t.shape, dtype=t.dtype, device=place)  # noqa: E731
-    with torch.device(place):
+    move = lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)  # noqa: E731
+    with torch.device(device):
         model = MaskRCNN.from_config(config)
-    labeled = torch.ones(2, config.num_classes, dtype=torch.bool, device=place)
-    return model, batch._map(there), replace(truth._map(there), labeled=labeled)
+    labeled = torch.ones(2, config.num_classes, dtype=torch.bool, device=device)
+    return model, batch._map(move), replace(truth._map(move), labeled=labeled)
 
 
 def _inputs(config: ModelConfig) -> tuple[Batch, Truth]:
@@ -93,7 +93,7 @@ def _inputs(config: ModelConfig) -> tuple[Batch, Truth]:
     return batch, make_truth(config, batch)
 
 
-def places(tensors: Any) -> set[str]:
+def devices(tensors: Any) -> set[str]:
     return {value.device.type for value in tensors if isinstance(value, Tensor)}
 
 
@@ -101,12 +101,12 @@ def places(tensors: Any) -> set[str]:
 def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
     model, batch, truth = build(MODELS[name]())
     losses = model.train().losses(batch, truth)
-    assert places(losses.values()) == {"cuda"}
-    assert places(gpu) == {"cuda"}
+    assert devices(losses.values()) == {"cuda"}
+    assert devices(gpu) == {"cuda"}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_trained_weight_has_a_gradient_in_its_place(name: str, asked: list[Tensor]) -> None:
+def test_every_trained_weight_has_a_gradient_on_its_device(name: str, read: list[Tensor]) -> None:
     model, batch, truth = build(MODELS[name](), "meta")
     total(model.train().losses(batch, truth)).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -117,28 +117,28 @@ def test_every_trained_weight_has_a_gradient_in_its_place(name: str, asked: list
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in MODELS), ("keypoint", "bfloat16")]
 )
-def test_answers_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
+def test_detections_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
     model, batch, _ = build(MODELS[name]())
     fast = mr.optimize_for_inference(model.eval(), dtype)
     with torch.inference_mode():
-        found = fast(batch)
-    assert places(vars(found).values()) == {"cuda"}
-    assert found.valid.shape == (2, model.config.box.max_detections)
+        detections = fast(batch)
+    assert devices(vars(detections).values()) == {"cuda"}
+    assert detections.valid.shape == (2, model.config.box.max_detections)
     assert len(gpu) == (
         2 if name in ("soft NMS", "torchvision's") else 1
-    )  # torchvision's keypoints are sought in heat maps as large as the boxes
+    )  # torchvision's keypoints are decoded in heatmaps as large as the boxes
 
 
-def test_the_reference_stays_on_the_gpu(gpu: list[Tensor]) -> None:
+def test_the_reference_model_stays_on_the_gpu(gpu: list[Tensor]) -> None:
     model, batch, _ = build(mr.maskrcnn_r18_small(3))
     with torch.inference_mode():
-        found = mr.model.optimize.reference(model)(batch)
-    assert places(vars(found).values()) == {"cuda"}
+        detections = mr.model.optimize.reference(model)(batch)
+    assert devices(vars(detections).values()) == {"cuda"}
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses(gpu: list[Tensor]) -> None:
-    there = torch.empty(3, device="cuda")
+    on_gpu = torch.empty(3, device="cuda")
     with pytest.raises(RuntimeError, match="same device"):
-        there + torch.ones(3)
+        on_gpu + torch.ones(3)
     with pytest.raises(DataDependentOutputException):
-        there.sum().item()
+        on_gpu.sum().item()

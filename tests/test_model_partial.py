@@ -1,4 +1,4 @@
-"""Images annotated for only some of the categories: what nobody marked may be of the others, and is not taught as background."""
+"""Images annotated for only some categories: unmarked regions may be of the others, and are not background."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_unmarked_anchors_by_hand() -> None:
     )  # at most half of the objects
 
 
-def test_an_anchor_that_surely_shows_an_object_is_left_alone() -> None:
+def test_an_anchor_that_certainly_shows_an_object_gets_no_gradient() -> None:
     logits = torch.linspace(-8, 8, 33)[None].requires_grad_()
     (open_gradient,) = torch.autograd.grad(
         unmarked_loss(logits, torch.tensor([[True, False]])).sum(), logits
@@ -72,7 +72,7 @@ def test_an_anchor_that_surely_shows_an_object_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_all_labeled_gives_the_losses_of_not_saying_so(sigmoid: bool) -> None:
+def test_all_categories_labeled_gives_the_losses_of_no_label_table(sigmoid: bool) -> None:
     torch.manual_seed(0)
     config = tiny_config()
     net, batch = (
@@ -80,13 +80,14 @@ def test_all_labeled_gives_the_losses_of_not_saying_so(sigmoid: bool) -> None:
         make_batch(),
     )
     truth = make_truth(config, batch)
-    plain, said = net.losses(batch, truth), net.losses(batch, with_labeled(truth, [[True] * 3] * 2))
+    plain = net.losses(batch, truth)
+    labeled = net.losses(batch, with_labeled(truth, [[True] * 3] * 2))
     for name, value in plain.items():
-        torch.testing.assert_close(said[name], value, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(labeled[name], value, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_class_layers_learn_nothing_against_a_category_that_is_nowhere_annotated(
+def test_class_layers_get_no_gradient_against_a_category_that_is_never_annotated(
     sigmoid: bool,
 ) -> None:
     torch.manual_seed(0)
@@ -115,7 +116,7 @@ def test_collating_images_with_and_without_all_categories() -> None:
     assert Truth.collate([Truth.empty(1, 1)]).labeled is None
 
 
-def test_objects_of_two_images_that_each_name_one_category_are_learnt_in_both() -> None:
+def test_objects_of_a_category_annotated_in_one_image_are_detected_in_the_other() -> None:
     """Two equal images with a bright square (category 0) and a dark one (category 1): one is annotated for the first, one for the second."""
     torch.manual_seed(0)
     config = tiny_config(2)
@@ -136,7 +137,7 @@ def test_objects_of_two_images_that_each_name_one_category_are_learnt_in_both() 
     )
     truth.labels[1, 0] = 1
     truth.valid[...] = truth.has_box[...] = True
-    seen = {}
+    highest = {}
     for name, given in {
         "closed": truth,
         "open": with_labeled(truth, [[True, False], [False, True]]),
@@ -149,10 +150,10 @@ def test_objects_of_two_images_that_each_name_one_category_are_learnt_in_both() 
             total(net.losses(replace(batch, seeds=batch.seeds + step), given)).backward()
             optimizer.step()
         with torch.inference_mode():
-            found = net.eval()(batch)
+            detections = net.eval()(batch)
         own = [
-            found.scores[b][found.labels[b] == 1 - b] for b in (0, 1)
+            detections.scores[b][detections.labels[b] == 1 - b] for b in (0, 1)
         ]  # of the category that nobody marked in the image
-        seen[name] = [scores.max().item() if len(scores) else 0.0 for scores in own]
-    assert min(seen["open"]) > 0.6, seen
-    assert sum(seen["open"]) > sum(seen["closed"]) + 0.5, seen
+        highest[name] = [scores.max().item() if len(scores) else 0.0 for scores in own]
+    assert min(highest["open"]) > 0.6, highest
+    assert sum(highest["open"]) > sum(highest["closed"]) + 0.5, highest

@@ -1,4 +1,4 @@
-"""Boxes, anchors, assignment, sampling, NMS, mask targets and heat maps, each against a slow and obvious form or torchvision."""
+"""Boxes, anchors, assignment, sampling, NMS, mask targets and heatmaps, each against an obvious slow loop or torchvision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from maskrcnn.config import RPNConfig
 from maskrcnn.model import assign
 from maskrcnn.model.anchors import make_anchors
 from maskrcnn.model.assign import balanced_sample, match
-from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.mask_head import mask_targets
 from maskrcnn.model.rpn import RPN
 from maskrcnn.ops import boxes as box_ops
 from maskrcnn.ops import heatmaps as keypoint_ops
 from maskrcnn.ops import nms
-from maskrcnn.ops.noise import random_keys
+from maskrcnn.ops.pyramid import Pyramid
+from maskrcnn.ops.stateless_random import random_keys
 from maskrcnn.structures import Truth
 
 
@@ -42,9 +42,7 @@ def truth_of(boxes: torch.Tensor) -> Truth:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)]))
-def test_decoding_encoded_boxes_gives_them_back(
-    seed: int, weights: tuple[float, float, float, float]
-) -> None:
+def test_decoding_inverts_encoding(seed: int, weights: tuple[float, float, float, float]) -> None:
     boxes, anchors = random_boxes(20, seed=seed), random_boxes(20, seed=seed + 1)
     torch.testing.assert_close(
         box_ops.decode(box_ops.encode(boxes, anchors, weights), anchors, weights),
@@ -85,21 +83,21 @@ def test_anchors_equal_torchvision(ratios: tuple[float, ...]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31))
-def test_matching_equals_torchvision_whatever_is_compared_at_once(seed: int) -> None:
+def test_matching_equals_torchvision_for_any_chunk_size(seed: int) -> None:
     objects, anchors = random_boxes(1, 6, seed=seed), random_boxes(1, 200, seed=seed + 1)
     anchors[0, 150:] = anchors[0, :50]  # ties
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assign, "PAIRS", [1 << 20, 100][seed % 2])
-        found = match(anchors, truth_of(objects), 0.5, 0.2, keep_best=True, boxless=False)
+        patch.setattr(box_ops, "PAIRS", [1 << 20, 100][seed % 2])
+        matches = match(anchors, truth_of(objects), 0.5, 0.2, keep_best=True, boxless=False)
     overlap = box_iou(objects[0], anchors[0])
     theirs = Matcher(0.5, 0.2, allow_low_quality_matches=True)(overlap)
     reached = (
         overlap.amax(dim=1) > 0
     )  # torchvision gives every box to an object that none of them touches
     if bool(reached.all()):
-        assert torch.equal(found.positive[0], theirs >= 0)
-        assert torch.equal(found.negative[0], theirs == Matcher.BELOW_LOW_THRESHOLD)
-        assert torch.equal(found.truth_index[0][theirs >= 0], theirs[theirs >= 0])
+        assert torch.equal(matches.positive[0], theirs >= 0)
+        assert torch.equal(matches.negative[0], theirs == Matcher.BELOW_LOW_THRESHOLD)
+        assert torch.equal(matches.truth_index[0][theirs >= 0], theirs[theirs >= 0])
 
 
 def test_boxes_in_a_crowd_are_neither_object_nor_background() -> None:
@@ -116,9 +114,9 @@ def test_boxes_in_a_crowd_are_neither_object_nor_background() -> None:
             ]
         ]
     )
-    found = match(boxes, truth, 0.5, 0.5, keep_best=True, boxless=True)
-    assert found.positive[0].tolist() == [True, False, False, False, False]
-    assert found.negative[0].tolist() == [
+    matches = match(boxes, truth, 0.5, 0.5, keep_best=True, boxless=True)
+    assert matches.positive[0].tolist() == [True, False, False, False, False]
+    assert matches.negative[0].tolist() == [
         False,
         False,
         False,
@@ -249,7 +247,7 @@ def test_target_cells_of_keypoints_equal_torchvision() -> None:
     assert torch.equal(cell[known], their_cell[known])
 
 
-def test_bicubic_decoding_equals_torchvision_whatever_the_chunks(
+def test_bicubic_decoding_equals_torchvision_for_any_chunk_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heatmaps = torch.randn(12, 4, 14, 14, generator=torch.Generator().manual_seed(0)) * 3
@@ -265,7 +263,7 @@ def test_bicubic_decoding_equals_torchvision_whatever_the_chunks(
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(3, 52), st.floats(3, 52))
-def test_subpixel_decoding_finds_a_blurred_peak_to_a_tenth_of_a_cell(x: float, y: float) -> None:
+def test_subpixel_decoding_locates_a_blurred_peak_to_a_tenth_of_a_cell(x: float, y: float) -> None:
     grid = torch.arange(56) + 0.5
     logits = -((grid[:, None] - y) ** 2 + (grid - x) ** 2) / (2 * 0.8**2)
     box = torch.tensor([[10.0, 20.0, 10 + 112.0, 20 + 56.0]])
@@ -283,7 +281,7 @@ def test_subpixel_decoding_finds_a_blurred_peak_to_a_tenth_of_a_cell(x: float, y
         ((), [(5, 3)]),
     ],
 )
-def test_the_rpn_answers_for_sampled_anchors_what_it_answers_for_all(
+def test_rpn_outputs_for_sampled_anchors_equal_those_for_all_anchors(
     convs: tuple[int, ...], sizes: list[tuple[int, int]]
 ) -> None:
     config = RPNConfig(sizes=((8.0, 16.0),) * len(sizes), ratios=(0.5, 1.0, 2.0), convs=convs)
@@ -304,15 +302,15 @@ def test_the_rpn_answers_for_sampled_anchors_what_it_answers_for_all(
         torch.stack([logits, *deltas.unbind(-1)], dim=-1),
     )
     learnt = [*levels, *rpn.parameters()]
-    found, dense = (
+    sampled, dense = (
         torch.autograd.grad((v * weight).sum(), learnt)
         for v in (some[0], assign.gather(some[1], index))
     )
-    for a, b in zip(found, dense, strict=True):
+    for a, b in zip(sampled, dense, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_cell_that_overflows_spoils_only_what_sees_it() -> None:
+def test_a_cell_that_overflows_affects_only_anchors_whose_features_contain_it() -> None:
     rpn = RPN(4, (4, 8), RPNConfig(sizes=((8.0,), (16.0,)), ratios=(1.0,), convs=(5, 6)))
     levels = [torch.randn(2, 4, 7, 9), torch.randn(2, 4, 4, 5)]
     levels[0][0, :, 0, 0] = torch.inf
@@ -324,7 +322,7 @@ def test_a_cell_that_overflows_spoils_only_what_sees_it() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_pyramid_holds_its_cells_once(layout: torch.memory_format) -> None:
+def test_a_pyramid_stores_its_cells_once(layout: torch.memory_format) -> None:
     levels = [torch.randn(2, 3, *size).to(memory_format=layout) for size in ((4, 6), (2, 3))]
     pyramid = Pyramid.of(levels)
     for before, after in zip(levels, pyramid.levels, strict=True):

@@ -1,4 +1,4 @@
-"""RoIAlign: the bag of pixels, torchvision's kernel and a slow loop say the same."""
+"""RoIAlign: the bag of pixels, torchvision's kernel and a slow loop agree."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign
 
 from maskrcnn.config import RoIConfig
-from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.roi_align import RoIPooler
+from maskrcnn.ops.pyramid import Pyramid
 
 STRIDES = (4, 8, 16, 32)
 
@@ -31,10 +31,10 @@ def boxes(count: int = 60, side: int = 128) -> tuple[torch.Tensor, torch.Tensor]
     generator = torch.Generator().manual_seed(1)
     start = torch.rand(count, 2, generator=generator) * side * 1.2 - 10
     size = torch.rand(count, 2, generator=generator) ** 3 * side * 6
-    found = torch.cat([start, start + size], dim=1)
-    found[0, 2:] = found[0, :2]
-    found[1] = torch.tensor([500.0, 500.0, 600.0, 700.0])
-    return found, torch.randint(2, (count,), generator=generator)
+    rois = torch.cat([start, start + size], dim=1)
+    rois[0, 2:] = rois[0, :2]
+    rois[1] = torch.tensor([500.0, 500.0, 600.0, 700.0])
+    return rois, torch.randint(2, (count,), generator=generator)
 
 
 def slow_roi_align(
@@ -122,13 +122,13 @@ def test_the_kernel_rounds_features_and_not_boxes(dtype: torch.dtype) -> None:
     rois, image = boxes()
     rounded = levels(dtype=dtype)
     exact = pooler(Pyramid.of([level.float() for level in rounded]), rois, image)
-    found = pooler(Pyramid.of(rounded), rois, image)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), exact, atol=1e-6, rtol=torch.finfo(dtype).eps)
+    pooled = pooler(Pyramid.of(rounded), rois, image)
+    assert pooled.dtype == dtype
+    torch.testing.assert_close(pooled.float(), exact, atol=1e-6, rtol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("use_kernel", [False, True])
-def test_no_boxes_give_an_empty_answer_that_can_be_differentiated(use_kernel: bool) -> None:
+def test_no_boxes_give_an_empty_result_that_can_be_differentiated(use_kernel: bool) -> None:
     pooler = RoIPooler(STRIDES, RoIConfig())
     pooler.use_torchvision_kernel = use_kernel
     features = [f.requires_grad_() for f in levels()]

@@ -1,4 +1,4 @@
-"""Detectron2's own answers are reproduced, through the public `load` and `predict`."""
+"""Detectron2's own predictions are reproduced, through the public `load` and `predict`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def golden(shared) -> Path:
 
 @pytest.mark.parametrize("form", ["fast", "reference"])
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_are_detectron2s(golden, name, form):
+def test_predictions_are_detectron2s(golden, name, form):
     folder = golden / "detectron2" / name
     result = mr.predict(mr.load(folder / "model_final.pth"), golden / "image.png", form=form)
     expected = np.load(folder / "expected.npz")
@@ -104,7 +104,7 @@ def test_an_imported_model_survives_our_own_file(golden, tmp_path):
         ("- 10.0\n      - 10.0\n      - 5.0", "- 12.0\n      - 10.0\n      - 5.0"),
     ],
 )
-def test_settings_that_change_no_shape_change_the_answer(golden, tmp_path, old, new):
+def test_settings_that_change_no_shape_change_the_predictions(golden, tmp_path, old, new):
     folder = golden / "detectron2" / "r50_fpn_joint"
     shutil.copy(folder / "model_final.pth", tmp_path)
     text = (folder / "config.yaml").read_text()

@@ -1,4 +1,4 @@
-"""Ours equals torchvision's: the same weights, read from its file, give the same answers and the same losses.
+"""Ours equals torchvision's: the same weights, read from its file, give the same predictions and the same losses.
 
 The oracle is torchvision's own model with random weights, calibrated in one pass: each layer's weights are scaled so that activations, scores and
 offsets spread as in a trained model, and BatchNorm's statistics are near the data's but random.
@@ -154,7 +154,7 @@ SIZES = [(211, 150), (70, 201)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_single_images_are_answered_as_torchvision_does(pair, size):
+def test_single_images_are_predicted_as_torchvision_does(pair, size):
     image = texture(*size, seed=sum(size))
     with torch.no_grad():
         (theirs,) = pair.theirs.eval()([as_input(image)])
@@ -176,7 +176,7 @@ def test_single_images_are_answered_as_torchvision_does(pair, size):
     )
 
 
-def test_batches_are_answered_as_torchvision_does(pair):
+def test_batches_are_predicted_as_torchvision_does(pair):
     images = [texture(90, 140, 1), texture(91, 143, 2)]  # other sizes, one padded shape
     with torch.no_grad():
         theirs = pair.theirs.eval()([as_input(image) for image in images])
@@ -342,7 +342,7 @@ def their_losses(
 
 
 def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
-    """Lets our losses see torchvision's samples and mask targets. Only the choice is injected: what a box counts as is our own matching."""
+    """Gives our losses torchvision's samples and mask targets. Only the choice is injected: what a box counts as is our own matching."""
 
     def chosen(key):
         def balanced_sample(positive, negative, keys, count, fraction):
@@ -351,10 +351,10 @@ def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
                 index = torch.cat([p, n])
                 if (
                     key == "roi"
-                ):  # theirs appends the true boxes to the proposals found, ours to the padded proposals
-                    found = samples["proposals"][b]
+                ):  # theirs appends the true boxes to the valid proposals, ours to the padded proposals
+                    own = samples["proposals"][b]
                     index = torch.where(
-                        index < found, index, index - found + positive.shape[1] - len(masks[b])
+                        index < own, index, index - own + positive.shape[1] - len(masks[b])
                     )
                 assert positive[b, index[: len(p)]].all(), "torchvision counts it as an object"
                 assert negative[b, index[len(p) :]].all(), "torchvision counts it as background"

@@ -136,7 +136,7 @@ def test_unknown_rule_is_an_error() -> None:
     unchecked = inspect.unwrap(
         paste_masks
     )  # as users call it, without the type checks of the tests
-    with pytest.raises(ValueError, match="choose border, grid or torchvision"):
+    with pytest.raises(ValueError, match='expected paste rule "border", "grid" or "torchvision"'):
         list(unchecked(torch.ones(1, 4, 4), torch.ones(1, 4), (4, 4), "nearest"))  # ty: ignore[invalid-argument-type]
 
 

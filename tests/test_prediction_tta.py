@@ -103,7 +103,7 @@ class Literally:
     def pyramid(self, batch: Batch) -> list[torch.Tensor]:
         return [batch.images]
 
-    def find(self, levels: list[torch.Tensor], batch: Batch) -> tuple[Detections, int]:
+    def detect(self, levels: list[torch.Tensor], batch: Batch) -> Detections:
         boxes = []
         for image, (height, width) in zip(levels[0], batch.sizes.tolist(), strict=True):
             assert not image[:, height:].any()
@@ -112,13 +112,12 @@ class Literally:
             boxes.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         count = len(boxes)
         scores = torch.full((count, 1), 0.5 + 0.1 * (levels[0].shape[3] > levels[0].shape[2]))
-        found = Detections(
+        return Detections(
             torch.tensor(boxes).float()[:, None],
             scores,
             torch.ones(count, 1, dtype=torch.int64),
             torch.ones(count, 1, dtype=torch.bool),
         )
-        return found, count
 
     def _crop(
         self, levels: list[torch.Tensor], boxes: torch.Tensor, image: torch.Tensor, channel: int
@@ -131,10 +130,10 @@ class Literally:
             torch.stack(whole)[:, None], size=(8, 8), mode="nearest"
         )[:, 0]
 
-    def draw_masks(self, levels, boxes, labels, image) -> torch.Tensor:
+    def predict_masks(self, levels, boxes, labels, image) -> torch.Tensor:
         return self._crop(levels, boxes, image, 0)
 
-    def draw_heatmaps(self, levels, boxes, image) -> torch.Tensor:
+    def predict_heatmaps(self, levels, boxes, image) -> torch.Tensor:
         maps = torch.zeros(len(boxes), 3, 8, 8)
         for heatmap, dots in zip(maps, self._crop(levels, boxes, image, 2), strict=True):
             for keypoint, (y, x) in enumerate(
@@ -167,7 +166,7 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
         images.append(image)
     batch = Batch.collate(images)
     network = Literally(tiny_config(CATEGORIES))
-    alone, _ = network.find(network.pyramid(batch), batch)
+    alone = network.detect(network.pyramid(batch), batch)
     found = answer_from_views(network, batch, views_of(words))  # ty: ignore[invalid-argument-type]
     slot = found.valid.nonzero(as_tuple=True)
     assert found.valid.sum(dim=1).tolist() == [1, 1]
@@ -175,11 +174,11 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
     assert found.scores[slot].tolist() == pytest.approx([0.6, 0.6])
     assert torch.equal(
         found.masks[slot],
-        network.draw_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)),
+        network.predict_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)),
     )
     if words == "flip":  # turned by a right angle, this network confuses left with right
         wanted, _ = network.decode(
-            network.draw_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)),
+            network.predict_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)),
             None,
             None,
         )
@@ -283,7 +282,7 @@ def test_the_best_view_of_each_object_stays() -> None:
         )
 
     batch = Batch.collate([torch.zeros(3, 20, 64)])
-    merged, count = merge(
+    merged = merge(
         [
             found((0.0, 0.9, 0), (30.0, 0.3, 1)),
             found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0)),
@@ -293,8 +292,8 @@ def test_the_best_view_of_each_object_stays() -> None:
     )
     assert merged.boxes[0, :, 0].tolist() == [1, 30, 30]
     assert merged.labels[0].tolist() == [0, 2, 1]
-    assert count == 3
-    one_for_all, _ = merge(
+    assert merged.num_valid == 3
+    one_for_all = merge(
         [found((30.0, 0.3, 1)), found((30.0, 0.5, 2))],
         batch,
         replace(config, box=replace(config.box, nms="all")),

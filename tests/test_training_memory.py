@@ -15,9 +15,9 @@ from training_run import tiny_config, tiny_model
 import maskrcnn as mr
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import TrunkConfig
-from maskrcnn.model.fpn import Pyramid
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.resnet import ResNet
+from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.recipe.memory_estimate import _trunk_and_rpn, available_memory, training_bytes
 from maskrcnn.training.fit import train
 

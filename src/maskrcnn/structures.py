@@ -267,4 +267,6 @@ class Detections(_Tensors):
     """x, y, score (the normalized peak, 0..1). The keypoints of the detection's category come
     first, followed by zeros. None: no keypoint head."""
     keypoint_logits: Float[Tensor, "B D J"] | None = None
-    """Height of each heat map's peak before normalization."""
+    """Height of each heatmap's peak before normalization."""
+    num_valid: int | None = None
+    """Number of valid rows in the whole batch, if the host knows it without a sync."""

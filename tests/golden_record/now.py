@@ -93,7 +93,7 @@ class Record:
         elif isinstance(value, Image.Image):
             self.array(key, np.asarray(value))
         elif is_dataclass(value):
-            self.add(key, [getattr(value, f.name) for f in fields(value)])
+            self.add(key, [getattr(value, f.name) for f in fields(value) if f.name != "num_valid"])
         elif isinstance(value, list | tuple) and any(has_array(part) for part in value):
             for number, part in enumerate(value):
                 self.add(f"{key}/{number}", part)

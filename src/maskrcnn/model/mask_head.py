@@ -1,8 +1,10 @@
 """9. The mask head: which pixels of the box belong to the object?
 
-RoI features [K, C, 14, 14] and the class of each RoI  ->  mask_logits [K, 28, 28] of that class  ->  probabilities, or in training a loss.
+RoI features [K, C, 14, 14] and the class of each RoI  ->  mask_logits [K, 28, 28] of that class  ->
+probabilities, or in training a loss.
 
-A sigmoid for each pixel and each class, no competition between classes: the box head says which class it is.
+A sigmoid for each pixel and each class, without competition between classes: the box head decides
+the class.
 
 Source: He et al. 2017, section 3, "Mask Representation", and figure 4.
 """
@@ -16,12 +18,12 @@ from torch import Tensor, nn
 
 from ..config import MaskHeadConfig
 from ..ops.device import no_autocast
-from ..ops.ranks import average_over_ranks
+from ..ops.distributed import all_reduce_mean
 from .layers import conv_tower, initialize
 
 
 class MaskHead(nn.Module):
-    """3x3 convolutions, deconvolutions that each double the resolution, one logit for each pixel and class."""
+    """3x3 convolutions, deconvolutions that each double the resolution, and a logit per class."""
 
     def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
@@ -32,49 +34,50 @@ class MaskHead(nn.Module):
         )
         self.logits = nn.Conv2d(widths[-1], 1 if config.class_agnostic else num_classes, 1)
         self.config = config
+
         initialize(self)
-        # Small enough for probabilities near one half at first, large enough to pass gradients to the layers below: with the 0.001 that
-        # fine-tuning from pretrained trunks uses, training from scratch begins hundreds of steps late.
+        # Small enough for initial probabilities near one half, large enough to pass gradients to
+        # the layers below. With 0.001, usual for fine-tuning from pretrained trunks, learning from
+        # scratch starts hundreds of steps later.
         nn.init.normal_(self.logits.weight, std=widths[-1] ** -0.5)
 
     def forward(
         self, x: Float[Tensor, "K C S S"], labels: Int64[Tensor, "K"]
     ) -> Float[Tensor, "K M M"]:
-        """Mask logits of each RoI for its own class; the other classes' are never computed."""
+        """Returns mask logits of each RoI for its own class; no others are computed."""
         for conv in self.convs:
             x = conv(x, relu=True)
         for up in self.upsample:
-            x = _fourfold(x if x.dim() == 4 else _side_by_side(x), up)  # ty: ignore[invalid-argument-type]
+            x = x if x.dim() == 4 else _interleave(x)
+            x = _upsample_fourfold(x, up)  # ty: ignore[invalid-argument-type]
+
         own = torch.zeros_like(labels) if self.config.class_agnostic else labels
-        weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
         assert self.logits.bias is not None
+        weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
+        bias = self.logits.bias[own, None, None].float()
         logits = torch.einsum("kc...,kc->k...", x, weight).float()
-        return (logits if logits.dim() == 3 else _side_by_side(logits)) + self.logits.bias[
-            own, None, None
-        ].float()
+        return (logits if logits.dim() == 3 else _interleave(logits)) + bias
 
     def loss(
         self,
         logits: Float[Tensor, "K M M"],
         targets: Float[Tensor, "K M M"],
-        counts: Bool[Tensor, "K"],
+        valid: Bool[Tensor, "K"],
     ) -> Tensor:
-        """Binary cross-entropy of each pixel, averaged over pixels and over the RoIs that count."""
-        pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(
-            dim=(1, 2)
-        )
-        return (
-            self.config.loss_weight
-            * torch.where(counts, pixels, 0.0).sum()
-            / average_over_ranks(counts.sum()).clamp(min=1)
-        )
+        """Computes the binary cross-entropy, averaged over pixels and over the valid RoIs."""
+        pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        total = torch.where(valid, pixels.mean(dim=(1, 2)), 0.0).sum()
+        return self.config.loss_weight * total / all_reduce_mean(valid.sum()).clamp(min=1)
 
 
-def _fourfold(x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d) -> Float[Tensor, "K C2 H W 2 2"]:
-    """The ReLU of a deconvolution, the 2x2 results of each place apart.
+def _upsample_fourfold(
+    x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d
+) -> Float[Tensor, "K C2 H W 2 2"]:
+    """The ReLU of a deconvolution, with the 2 x 2 outputs of each cell in two extra dimensions.
 
-    Deconvolving 2x2 with stride 2 is a 1x1 convolution to four times the channels, which a CPU computes faster and differentiates several times as
-    fast. What follows it, pixel by pixel, needs no copy that puts the results side by side.
+    A 2 x 2 deconvolution with stride 2 is a 1x1 convolution to four times the channels, which a CPU
+    computes faster and differentiates several times as fast. What follows it works pixel by pixel
+    and so needs no copy that interleaves the outputs.
     """
     assert up.bias is not None
     weight = up.weight.permute(2, 3, 1, 0).reshape(4 * up.out_channels, -1, 1, 1)
@@ -82,8 +85,8 @@ def _fourfold(x: Float[Tensor, "K C H W"], up: nn.ConvTranspose2d) -> Float[Tens
     return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
 
 
-def _side_by_side(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
-    """A map of twice the size, [.., 2H, 2W]."""
+def _interleave(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
+    """The 2 x 2 outputs of each cell as a map of twice the size, [..., 2H, 2W]."""
     return x.transpose(-3, -2).flatten(-4, -3).flatten(-2)
 
 
@@ -93,9 +96,10 @@ def mask_targets(
     rois: Float[Tensor, "K 4"],
     size: int,
 ) -> Float[Tensor, "K M M"]:
-    """What share of each cell of an M x M grid over a RoI the true mask covers, 0..1: exact area averages of the truth's cells.
+    """Returns which share, 0..1, of each cell of an M x M grid over a RoI the true mask covers.
 
-    A soft target lets the bilinear pasting cross one half where the polygon runs, which a target rounded to 0 or 1 does not.
+    These are exact area averages of the truth's cells. With a soft target the bilinearly pasted
+    mask crosses one half where the polygon runs; with a target rounded to 0 or 1 it does not.
 
     Args:
         masks: coverage 0..255 over a grid on the object's own box.
@@ -113,14 +117,14 @@ def mask_targets(
 def _overlap(
     low: Tensor, high: Tensor, roi_low: Tensor, roi_high: Tensor, grid: int, size: int
 ) -> Float[Tensor, "K size grid"]:
-    """Along one axis: the share of each of `size` RoI cells that each of `grid` mask cells covers."""
+    """Along one axis: the share of each of `size` RoI cells that each of `grid` cells covers."""
+    # Edges of the RoI's cells, in mask cells.
     scale = (grid / (high - low).clamp(min=1e-6))[:, None]
-    edges = torch.arange(size + 1, device=low.device) / size
-    edges = (
-        roi_low[:, None] + edges * (roi_high - roi_low).clamp(min=1e-6)[:, None] - low[:, None]
-    ) * scale
+    steps = torch.arange(size + 1, device=low.device) / size
+    steps = steps * (roi_high - roi_low).clamp(min=1e-6)[:, None]
+    edges = (roi_low[:, None] + steps - low[:, None]) * scale
+
     cells = torch.arange(grid, device=low.device)
-    shared = torch.minimum(edges[:, 1:, None], cells + 1) - torch.maximum(
-        edges[:, :-1, None], cells
-    )
+    end = torch.minimum(edges[:, 1:, None], cells + 1)
+    shared = end - torch.maximum(edges[:, :-1, None], cells)
     return shared.clamp_(min=0) / (edges[:, 1:] - edges[:, :-1])[..., None]

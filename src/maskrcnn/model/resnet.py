@@ -2,13 +2,15 @@
 
 Images [B, 3, H, W], normalized  ->  C2..C5, a list of [B, c, H/s, W/s] with s = 4, 8, 16, 32.
 
-Source: He et al. 2016, table 1; Xie et al. 2017 for groups. Parameter names are torchvision's, so that its published ImageNet weights load.
+Source: He et al. 2016, table 1; Xie et al. 2017 for groups. Parameter names are torchvision's, so
+that its published ImageNet weights load.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +61,11 @@ class Bottleneck(nn.Module):
         self, channels_in: int, channels: int, stride: int, dilation: int, config: TrunkConfig
     ) -> None:
         super().__init__()
-        # The inner width grows with the stage as the output does: groups * width_per_group in res2, twice that in res3, ..
+        # The inner width grows with the stage as the output does: groups * width_per_group in res2,
+        # twice that in res3, and so on.
         inner = config.groups * config.width_per_group * channels // config.res2_channels
         stride_1x1, stride_3x3 = (stride, 1) if config.stride_in_1x1 else (1, stride)
+
         self.conv1 = nn.Conv2d(channels_in, inner, 1, stride_1x1, bias=False)
         self.bn1 = make_norm(config.norm, inner, config.norm_eps)
         self.conv2 = nn.Conv2d(
@@ -99,17 +103,18 @@ def _projection(
 
 
 def stage_channels(config: TrunkConfig, stage: int) -> int:
-    """Output channels of res2 (stage 2) .. res5 (stage 5)."""
+    """Returns the output channels of a stage: 2 for res2, ..., 5 for res5."""
     return config.res2_channels * 2 ** (stage - 2)
 
 
 def make_stage(config: TrunkConfig, stage: int) -> nn.Sequential:
-    """res2 .. res5, as stage 2 .. 5."""
+    """Creates a stage: 2 for res2, ..., 5 for res5."""
     block = BasicBlock if config.depth < 50 else Bottleneck
     channels = stage_channels(config, stage)
     channels_in = config.stem_channels if stage == 2 else channels // 2
     dilation = config.res5_dilation if stage == 5 else 1
     stride = 1 if stage == 2 or dilation > 1 else 2
+
     blocks = [block(channels_in, channels, stride, dilation, config)]
     blocks += [
         block(channels, channels, 1, dilation, config)
@@ -119,9 +124,9 @@ def make_stage(config: TrunkConfig, stage: int) -> nn.Sequential:
 
 
 class ResNet(nn.Module):
-    """Stem, res2, .., up to `last_stage` (5, or 4 where res5 is the RoI head).
+    """The stem, res2 and so on up to `last_stage` (5, or 4 if res5 is the RoI head).
 
-    The first `config.frozen_stages` of stem, res2, .. keep their weights, and their BatchNorm its statistics.
+    The first `config.frozen_stages` of these parts keep their weights and BatchNorm statistics.
     """
 
     def __init__(self, config: TrunkConfig, last_stage: int = 5) -> None:
@@ -135,26 +140,27 @@ class ResNet(nn.Module):
         self.channels = tuple(stage_channels(config, s) for s in range(2, last_stage + 1))
         self.frozen_stages = config.frozen_stages
         self.activation_checkpointing = False
-        """Training keeps only what the stages give, and computes what is inside them again on the way back: less memory, a third more time."""
+        """Training stores only the outputs of the stages and recomputes the rest in the backward
+        pass: less memory, a third more time."""
+
         initialize_trunk(self)
         for part in self._frozen():
             part.requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
         x = F.max_pool2d(convolve(x, self.conv1, self.bn1, relu=True), 3, 2, padding=1)
+        checkpointed = self.activation_checkpointing and torch.is_grad_enabled()
+
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            if stage is not None:
-                x = (
-                    _recomputed(stage, x)
-                    if self.activation_checkpointing and torch.is_grad_enabled()
-                    else stage(x)
-                )
-                features.append(x)
+            if stage is None:
+                continue
+            x = _checkpointed(stage, x) if checkpointed else stage(x)
+            features.append(x)
         return features
 
     def train(self, mode: bool = True) -> ResNet:
-        """Training mode for all but the frozen stages."""
+        """Sets the training mode of all parts but the frozen stages."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
@@ -171,34 +177,39 @@ class ResNet(nn.Module):
         return [s for s in stages[: self.frozen_stages] if s is not None]
 
 
-def _recomputed(stage: nn.Sequential, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-    """What a stage gives, keeping nothing of its inside for the gradients.
+def _checkpointed(stage: nn.Sequential, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+    """Output of a stage, without storing its inner activations for the backward pass.
 
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
     """
-    contexts = lambda: (contextlib.nullcontext(), _statistics_kept(stage))  # noqa: E731
+
+    def contexts() -> tuple[Any, Any]:
+        return contextlib.nullcontext(), _statistics_kept(stage)
+
     return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextlib.contextmanager
 def _statistics_kept(module: nn.Module) -> Generator[None]:
-    """BatchNorm's running statistics stay as they are while a forward pass is computed a second time."""
+    """Keeps BatchNorm's running statistics unchanged while a forward pass is recomputed."""
     norms = [
         (m, m.momentum, m.num_batches_tracked)
         for m in module.modules()
         if isinstance(m, nn.BatchNorm2d)
     ]
     for norm, *_ in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
         for norm, momentum, count in norms:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+            norm.momentum = momentum
+            norm.num_batches_tracked = count
 
 
 def initialize_trunk(module: nn.Module) -> None:
-    """He et al. 2015: normal, fan-out, for every convolution."""
+    """Initializes every convolution as He et al. 2015: normal, fan-out."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,10 @@
-"""5. The region proposal network: where are objects, of whatever kind?
+"""5. The region proposal network: where are objects, of whatever class?
 
-`Pyramid`, or its levels [B, C, H, W]  ->  objectness_logits [B, P, ..] and anchor_deltas  ->  Proposals [B, K], and in training two losses.
+`Pyramid`, or its levels [B, C, H, W]  ->  objectness_logits [B, P, ...] and anchor_deltas  ->
+Proposals [B, K], and in training two losses.
 
-Proposals need the answers at every anchor and no gradient, the losses need the gradient of a few hundred sampled anchors: so `forward` computes all
-of them and `sampled` these alone.
+Proposals need the outputs at every anchor and no gradient; the losses need the gradient of a few
+hundred sampled anchors. So `forward` computes all outputs and `sampled` only those.
 
 Source: Ren et al. 2015; Lin et al. 2017, section 4.1.
 """
@@ -21,31 +22,39 @@ from ..config import RPNConfig
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
-from ..ops.noise import random_keys
-from ..ops.ranks import average_over_ranks
+from ..ops.distributed import all_reduce_mean
+from ..ops.pyramid import Pyramid
+from ..ops.stateless_random import random_keys
 from ..structures import Batch, Proposals, Truth
 from .anchors import make_anchors
 from .assign import balanced_sample, gather, match
-from .fpn import Pyramid
 from .layers import convolve
 
-NOISE_STREAM = 1
-# Of the objects of an image no more than this share is taken to be of categories that are not annotated: where hardly any is (LVIS looks for some 20
-# of 1203 in an image) background must still teach.
+RANDOM_STREAM = 1
+# Upper bound of the assumed share of objects whose category is not annotated in an image. Where
+# hardly any category is (LVIS annotates some 20 of 1203 per image), background must still count.
 MOST_UNMARKED = 0.5
 
 
 class RPN(nn.Module):
-    """3x3 convolutions, then for each anchor one objectness logit and four box offsets; one head for all levels."""
+    """3x3 convolutions, then one objectness logit and four box offsets for each anchor.
+
+    All levels share the weights.
+
+    Raises:
+        ValueError: levels differ in their number of anchors per cell.
+    """
 
     def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig) -> None:
         super().__init__()
         anchors = {len(sizes) * len(config.ratios) for sizes in config.sizes}
         if len(anchors) > 1:
             raise ValueError(
-                f"rpn.sizes: every level must have the same number of anchors a cell, got {config.sizes}"
+                "rpn.sizes: expected the same number of anchors per cell on every level, "
+                f"got {config.sizes}"
             )
         (per_cell,) = anchors
+
         widths = (channels, *config.convs)
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, config.convs, strict=False)
@@ -54,6 +63,7 @@ class RPN(nn.Module):
         self.deltas = nn.Conv2d(widths[-1], per_cell * 4, 1)
         self.strides = strides
         self.config = config
+
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.normal_(part.weight, std=0.01)
@@ -62,8 +72,9 @@ class RPN(nn.Module):
     def forward(
         self, levels: list[Float[Tensor, "B C _ _"]]
     ) -> tuple[list[Float[Tensor, "B _"]], list[Float[Tensor, "B _ 4"]]]:
-        """Objectness logits and offsets of every anchor, a tensor for each level."""
-        logits, deltas = [], []
+        """Returns objectness logits and offsets of every anchor, one tensor per level."""
+        logits = []
+        deltas = []
         for x in levels:
             for conv in self.convs:
                 x = convolve(x, conv, relu=True)  # ty: ignore[invalid-argument-type]
@@ -75,7 +86,7 @@ class RPN(nn.Module):
     def sampled(
         self, pyramid: Pyramid, index: Int64[Tensor, "B S"]
     ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S 4"]]:
-        """What `forward` gives for some anchors, computed from the features around their cells and nothing else.
+        """Returns what `forward` does for some anchors, from the features around their cells.
 
         Args:
             pyramid: whose levels `forward` takes.
@@ -83,9 +94,10 @@ class RPN(nn.Module):
         """
         per_cell = self.objectness.out_channels
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
-        for conv in self.convs:  # each has zeros beyond its map
+        for conv in self.convs:  # the input of each is zero beyond its map
             x = F.relu(F.conv2d(torch.where(inside, x, 0.0), conv.weight, conv.bias))  # ty: ignore[no-matching-overload]
             inside = inside[..., 1:-1, 1:-1]
+
         x = x.to(self.objectness.weight.dtype)
         own = (index % per_cell).flatten()
         row = torch.arange(len(own), device=own.device)
@@ -96,7 +108,7 @@ class RPN(nn.Module):
     def anchors(
         self, levels: list[Float[Tensor, "B C _ _"]], batch: Batch
     ) -> list[Float[Tensor, "_ 4"]]:
-        """The anchors of all levels for images of this padded size."""
+        """Returns the anchors of all levels for images of this padded size."""
         height, width = batch.images.shape[-2:]
         return make_anchors(
             [(x.shape[-2], x.shape[-1]) for x in levels],
@@ -117,21 +129,36 @@ class RPN(nn.Module):
         pre_nms: int,
         post_nms: int,
     ) -> Proposals:
-        """The best anchors of each level, moved, clipped to the image and thinned by NMS within their level."""
-        boxes, scores = [], []
+        """Turns outputs into proposals.
+
+        Decodes the best anchors of each level, clips them to the image and applies NMS within the
+        level.
+
+        Args:
+            logits: objectness, per level.
+            deltas: offsets, per level.
+            anchors: per level.
+            batch: the images.
+            pre_nms: anchors to decode per level.
+            post_nms: proposals to keep per image.
+        """
+        boxes = []
+        scores = []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
             best, index = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
-            boxes.append(
-                box_ops.decode(gather(delta, index), anchor[index], self.config.box_weights)
-            )
+            delta = gather(delta, index)
+            boxes.append(box_ops.decode(delta, anchor[index], self.config.box_weights))
             scores.append(best)
-        box, score = box_ops.clip(torch.cat(boxes, 1), batch.sizes), torch.cat(scores, 1)
+        box = box_ops.clip(torch.cat(boxes, 1), batch.sizes)
+        score = torch.cat(scores, 1)
+
         sides = box[..., 2:] - box[..., :2]
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
         rank = score.sigmoid() if self.config.nms_score == "probability" else score
         index, kept = nms.select_by_level(
             box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms
         )
+
         return Proposals(
             boxes=torch.where(kept[..., None], gather(box, index), 0.0),
             scores=gather(score, index),
@@ -141,9 +168,15 @@ class RPN(nn.Module):
     def losses(
         self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth
     ) -> dict[str, Tensor]:
-        """Cross-entropy of the sampled anchors' objectness; smooth L1 of the positive ones' offsets, over the number of samples."""
-        config, anchor = self.config, torch.cat(anchors)
-        found = match(
+        """Computes the losses on sampled anchors, divided by the number of samples.
+
+        Cross-entropy of the objectness, and smooth L1 of the offsets of the positive anchors.
+        """
+        config = self.config
+        anchor = torch.cat(anchors)
+
+        # Assign anchors to objects and sample them.
+        matches = match(
             anchor.expand(len(batch.sizes), -1, 4),
             truth,
             config.positive_iou,
@@ -151,71 +184,75 @@ class RPN(nn.Module):
             keep_best=True,
             boxless=False,
         )
-        keys = random_keys(batch.seeds, len(anchor), NOISE_STREAM)
+        keys = random_keys(batch.seeds, len(anchor), RANDOM_STREAM)
         index, valid = balanced_sample(
-            found.positive, found.negative, keys, config.samples, config.positive_fraction
+            matches.positive, matches.negative, keys, config.samples, config.positive_fraction
         )
+        positive = gather(matches.positive, index) & valid
+        count = all_reduce_mean(valid.sum()).clamp(min=1)
+
+        # Objectness.
         logit, delta = self.sampled(pyramid, index)
-        positive = gather(found.positive, index) & valid
-        count = average_over_ranks(valid.sum()).clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(logit, positive.float(), reduction="none")
         if truth.labeled is not None:
             objectness = torch.where(positive, objectness, unmarked_loss(logit, truth.labeled))
-        chosen = anchor[index]
-        matched = (
-            gather(truth.boxes, gather(found.truth_index, index))
-            if truth.boxes.shape[1]
-            else chosen
-        )
-        target = box_ops.encode(
-            torch.where(positive[..., None], matched, chosen), chosen, config.box_weights
-        )
-        distance = F.smooth_l1_loss(
-            delta, target, beta=config.smooth_l1_beta, reduction="none"
-        ).sum(dim=-1)
+        objectness = torch.where(valid, objectness, 0.0).sum()
+
+        # Offsets.
+        sampled = anchor[index]
+        boxes = sampled
+        if truth.boxes.shape[1]:
+            boxes = gather(truth.boxes, gather(matches.truth_index, index))
+        boxes = torch.where(positive[..., None], boxes, sampled)
+        target = box_ops.encode(boxes, sampled, config.box_weights)
+        distance = F.smooth_l1_loss(delta, target, beta=config.smooth_l1_beta, reduction="none")
+        distance = torch.where(positive, distance.sum(dim=-1), 0.0).sum()
+
         return {
-            "rpn_objectness": config.loss_weight
-            * torch.where(valid, objectness, 0.0).sum()
-            / count,
-            "rpn_box": config.box_loss_weight * torch.where(positive, distance, 0.0).sum() / count,
+            "rpn_objectness": config.loss_weight * objectness / count,
+            "rpn_box": config.box_loss_weight * distance / count,
         }
 
 
 def surroundings(
     pyramid: Pyramid, cell: Int64[Tensor, "B S"], reach: int
 ) -> tuple[Float[Tensor, "B*S C D D"], Bool[Tensor, "B*S 1 D D"]]:
-    """The features around cells, D = 2 reach + 1 wide, and which of them are on the map: what stands beyond it means nothing.
+    """Returns the features around cells, and which of them are on the map.
+
+    D = 2 reach + 1. Values beyond the map are arbitrary.
 
     Args:
         pyramid: of all images.
         cell: cells of each image, counted row by row through all levels.
-        reach: how far to see.
+        reach: distance in cells.
     """
     device = cell.device
-    starts = (
-        0,
-        *accumulate(level.shape[2] * level.shape[3] for level in pyramid.levels),
-    )  # of the levels, in one image
+    sizes = (level.shape[2] * level.shape[3] for level in pyramid.levels)
+    starts = (0, *accumulate(sizes))  # of the levels, in one image
     level = torch.bucketize(cell, constant(starts[1:-1], device, torch.int64), right=True)
     first, height, width = (numbers[..., None, None] for numbers in pyramid.maps(level))
-    place = cell[..., None, None] - first // len(cell)
+
+    own = cell[..., None, None] - first // len(cell)  # the cell's number within its map
     step = torch.arange(-reach, reach + 1, device=device)
-    y, x = place // width + step[:, None], place % width + step
+    y = own // width + step[:, None]
+    x = own % width + step
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+
     image = torch.arange(len(cell), device=device)[:, None, None, None]
     row = torch.where(inside, first + (image * height + y) * width + x, 0)
-    return F.embedding(row, pyramid.table).flatten(0, 1).permute(0, 3, 1, 2), inside.flatten(0, 1)[
-        :, None
-    ]
+    features = F.embedding(row, pyramid.table).flatten(0, 1).permute(0, 3, 1, 2)
+    return features, inside.flatten(0, 1)[:, None]
 
 
 def unmarked_loss(
     logits: Float[Tensor, "B S"], labeled: Bool[Tensor, "B C"]
 ) -> Float[Tensor, "B S"]:
-    """-log of the probability that nobody marked an anchor: it is background, or an object of a category that is not annotated in the image.
+    """-log of the probability that an anchor has no annotation.
 
-    Of the objects a share q is taken to be of such categories, their share of all categories: p = (1 - o) + o q, for objectness o. Where all are
-    annotated this is the cross-entropy of background; an anchor that surely shows an object is left alone.
+    It is background, or an object of a category that is not annotated in the image. The share q of
+    such objects is assumed to be the share of such categories: p = (1 - o) + o q, for objectness o.
+    If all categories are annotated, this is the cross-entropy of background. An anchor that
+    certainly shows an object gets no gradient.
 
     Args:
         logits: of the objectness.

@@ -1,8 +1,10 @@
-"""Working on a device that computes on its own time, as a GPU does: the program runs ahead of it and must hardly ever wait.
+"""Working on an asynchronous device such as a GPU with as few host-device syncs as possible.
 
-The program waits wherever a value or a shape depends on a result (`nonzero`, `.item()`, a mask as an index) and wherever memory of its own goes to
-the device. The model waits in `ask` only, once in `forward` (twice with soft NMS or torchvision's keypoints) and once in `losses`: shapes are fixed up
-to there. On a processor, which never lets anybody wait, shapes are what they need to be.
+The host has to wait for the device wherever a Python value or a tensor's shape depends on a result
+(`nonzero`, `.item()`, indexing with a mask), and wherever pageable host memory is copied to the
+device. The model syncs in `to_host` only: once in `forward` (twice with soft NMS or bicubic
+keypoint decoding) and once in `losses`. Until then all shapes are fixed. On the CPU a sync costs
+nothing, so there shapes are as small as the data allows.
 """
 
 from __future__ import annotations
@@ -12,21 +14,27 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 
 def is_async(device: torch.device) -> bool:
-    """Whether work on this device is queued, so that to know a result is to wait for all that was queued before."""
+    """Whether work on this device is queued, so that reading a result waits for the queue."""
     return device.type != "cpu"
 
 
 def to_host(*numbers: Tensor) -> list[Any]:
-    """The values of whole numbers (tensors of one shape, as nested lists), with one wait."""
+    """Returns the values of integer tensors of one shape as nested lists, with one sync."""
     return torch.stack([n.long() for n in numbers]).tolist()
 
 
+def may_contain(mask: Bool[Tensor, "..."]) -> bool:
+    """Whether any element may be True; never syncs, so on an asynchronous device always True."""
+    return is_async(mask.device) or bool(mask.any())
+
+
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Products in the types of what is multiplied, for arithmetic that bfloat16 would spoil."""
+    """Disables autocast, for arithmetic that bfloat16 would spoil."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 
@@ -34,11 +42,15 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]
 def constant(
     values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A small tensor of known numbers. On a device that runs ahead it is copied there once and kept: each copy would be a wait. Not to be changed."""
-    return _kept(values, device, dtype) if is_async(device) else torch.tensor(values, dtype=dtype)
+    """Returns a small tensor of known numbers, which must not be modified.
+
+    On an asynchronous device it is copied once and cached, because every copy is a sync.
+    """
+    return _cached(values, device, dtype) if is_async(device) else torch.tensor(values, dtype=dtype)
 
 
-@lru_cache(maxsize=8192)  # some for each padded shape
-def _kept(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # made while predicting, it may be used while training
+@lru_cache(maxsize=8192)  # a few for each padded shape
+def _cached(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # A constant created while predicting may later be used while training.
+    with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)

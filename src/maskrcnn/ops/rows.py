@@ -1,4 +1,8 @@
-"""What is valid in padded tensors [B, N, ..], row below row [K, ..] as the heads take it, and back at its places."""
+"""The valid entries of padded tensors [B, N, ...] as rows [K, ...], as the heads take them.
+
+In:  which entries are valid, bool [B, N].
+Out: `Rows`, which gathers rows from padded tensors and scatters rows back into padded tensors.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .device import is_async
+from . import device
 
 
 class Rows(NamedTuple):
-    """Where the rows come from, in their order."""
+    """For each row the entry of the padded tensor that it comes from."""
 
     image: Int64[Tensor, "K"]
     slot: Int64[Tensor, "K"]
@@ -22,34 +26,35 @@ class Rows(NamedTuple):
     def of(
         cls, valid: Bool[Tensor, "B N"], count: int | None = None, most: int | None = None
     ) -> Rows:
-        """The valid ones, image by image.
+        """Selects the valid entries, image by image.
 
         Args:
-            valid: which there are.
-            count: how many. Without it they are counted on a processor; on a device that runs ahead, where to count is to wait, the rest of the rows
-                are invalid ones.
-            most: how many an image has at most.
+            valid: which entries are valid.
+            count: number of rows, if the host knows it. Otherwise the CPU counts the valid
+                entries. Other devices do not count, which would be a sync; they append invalid
+                entries up to the largest possible number.
+            most: upper bound of the number of valid entries per image; default N.
         """
+        images, slots = valid.shape
         if count is None:
-            count = (
-                len(valid) * min(most or valid.shape[1], valid.shape[1])
-                if is_async(valid.device)
-                else int(valid.sum())
-            )
-        if count == valid.numel():
-            place = torch.arange(count, device=valid.device)
-        else:
-            place = (~valid).flatten().to(torch.uint8).argsort(stable=True)[:count]
-        return cls(place.div(valid.shape[1], rounding_mode="floor"), place % valid.shape[1], valid)
+            if device.is_async(valid.device):
+                count = images * min(most or slots, slots)
+            else:
+                count = int(valid.sum())
 
-    def take(self, values: Tensor) -> Tensor:
-        """The rows of padded values."""
+        if count == valid.numel():
+            index = torch.arange(count, device=valid.device)
+        else:  # a stable sort puts the valid entries first and keeps their order
+            index = (~valid).flatten().to(torch.uint8).argsort(stable=True)[:count]
+        return cls(index.div(slots, rounding_mode="floor"), index % slots, valid)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Returns the rows of a padded tensor."""
         return values[self.image, self.slot]
 
-    def back(self, values: Tensor) -> Tensor:
-        """Padded values with the rows at their places, zero elsewhere."""
+    def scatter(self, rows: Tensor) -> Tensor:
+        """Returns a padded tensor that holds the rows in their entries and zeros elsewhere."""
+        shape = (*self.valid.shape, *rows.shape[1:])
         if len(self.image) == self.valid.numel():
-            return values.view(*self.valid.shape, *values.shape[1:])
-        return values.new_zeros(*self.valid.shape, *values.shape[1:]).index_put(
-            (self.image, self.slot), values
-        )
+            return rows.view(shape)
+        return rows.new_zeros(shape).index_put((self.image, self.slot), rows)

@@ -100,29 +100,29 @@ def answer_from_views(network: MaskRCNN, batch: Batch, views: tuple[View, ...]) 
         seen, matrix = see(batch, view, network.config.input.size_divisor)
         pyramids.append(network.pyramid(seen))
         matrices.append(matrix)
-        boxes, _ = network.find(pyramids[-1], seen)
+        boxes = network.detect(pyramids[-1], seen)
         found.append(replace(boxes, boxes=_move(torch.linalg.inv_ex(matrix)[0], boxes.boxes)))
-    merged, count = merge(found, batch, network.config)
+    merged = merge(found, batch, network.config)
 
-    rows = Rows.of(merged.valid, count)
-    labels, masks, heatmaps = rows.take(merged.labels), [], []
+    rows = Rows.of(merged.valid, merged.num_valid)
+    labels, masks, heatmaps = rows.gather(merged.labels), [], []
     for view, pyramid, matrix in zip(views, pyramids, matrices, strict=True):
-        boxes = rows.take(_move(matrix, merged.boxes))
+        boxes = rows.gather(_move(matrix, merged.boxes))
         if network.mask_head is not None:
-            masks.append(view.undo(network.draw_masks(pyramid, boxes, labels, rows.image)))
+            masks.append(view.undo(network.predict_masks(pyramid, boxes, labels, rows.image)))
         if network.keypoint_head is not None:
-            upright = view.undo(network.draw_heatmaps(pyramid, boxes, rows.image))
+            upright = view.undo(network.predict_heatmaps(pyramid, boxes, rows.image))
             heatmaps.append(
                 _mirrored(upright, labels, network.config) if view.mirrored else upright
             )
 
     if masks:
-        merged = replace(merged, masks=rows.back(torch.stack(masks).mean(dim=0)))
+        merged = replace(merged, masks=rows.scatter(torch.stack(masks).mean(dim=0)))
     if network.keypoint_head is not None:
         points, peaks = network.keypoint_head.decode(
-            torch.stack(heatmaps).mean(dim=0), rows.take(merged.boxes), labels
+            torch.stack(heatmaps).mean(dim=0), rows.gather(merged.boxes), labels
         )
-        merged = replace(merged, keypoints=rows.back(points), keypoint_logits=rows.back(peaks))
+        merged = replace(merged, keypoints=rows.scatter(points), keypoint_logits=rows.scatter(peaks))
     return merged
 
 
@@ -150,8 +150,8 @@ def see(batch: Batch, view: View, size_divisor: int) -> tuple[Batch, Float[Tenso
     ), matrices
 
 
-def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> tuple[Detections, int]:
-    """Of boxes that several views found in the same images the best of each object, best first; and how many these are."""
+def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> Detections:
+    """Of boxes that several views found in the same images the best of each object, best first."""
     boxes, scores, labels, valid = (
         torch.cat([getattr(f, name) for f in found], dim=1)
         for name in ("boxes", "scores", "labels", "valid")
@@ -162,7 +162,7 @@ def merge(found: list[Detections], batch: Batch, config: ModelConfig) -> tuple[D
     chosen = nms.select(
         nms.Candidates(boxes, scores, groups, valid), config.box.nms_iou, config.box.max_detections
     )
-    return detections_of(chosen, boxes, scores.gather(1, chosen.index), labels), chosen.count
+    return detections_of(chosen, boxes, scores.gather(1, chosen.index), labels)
 
 
 def _move(

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 
 from ..config import ModelConfig, RoIConfig
-from ..model.fpn import Pyramid
 from ..model.maskrcnn import MaskRCNN
 from ..model.resnet import ResNet
+from ..ops.pyramid import Pyramid
 
 GIB = 2**30
 _HALF = 0.6  # of the float32 bytes stay under bfloat16 autocast: losses, box arithmetic and normalization are float32

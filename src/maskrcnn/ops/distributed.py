@@ -1,4 +1,4 @@
-"""What several training processes must agree on."""
+"""Reductions over the processes that train together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def average_over_ranks(count: Tensor) -> Tensor:
-    """The mean of a scalar over all training processes, itself where there is one.
+def all_reduce_mean(count: Tensor) -> Tensor:
+    """Returns the mean of a scalar over all training processes; `count` itself in a single process.
 
-    A loss that each rank divides by this average is, averaged over the ranks, the loss of the whole batch.
+    If each rank divides its loss by this mean, the average over ranks is the loss of the whole
+    batch.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return count

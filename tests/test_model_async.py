@@ -1,4 +1,4 @@
-"""On a device that runs ahead of the program (a GPU) the same answers come without waiting: those forms, run here on the processor."""
+"""The code paths for asynchronous devices (GPUs), run here on the CPU: same results, few host-device syncs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from models import make_batch, make_truth, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn.config import RoIConfig
-from maskrcnn.model import assign, layers, maskrcnn, roi_align
-from maskrcnn.model.fpn import Pyramid
+from maskrcnn.kernels import onednn
+from maskrcnn.kernels.roi_align import bag_of_pixels
+from maskrcnn.model import maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.optimize import optimize_for_inference
 from maskrcnn.model.roi_align import RoIPooler
-from maskrcnn.ops import device, heatmaps, nms, rows
+from maskrcnn.ops import device, nms
+from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.structures import Batch, Detections, Proposals
 
-# Operations that make the program wait for a GPU, for a value or a shape depends on a result. `lift_fresh`: a copy from the host's memory.
-WAITING = {
+# Operations that make the host wait for a GPU, because a value or a shape depends on a result. `lift_fresh`: a copy from host memory.
+SYNCING = {
     "_local_scalar_dense", "_unique2", "bincount", "equal", "is_nonzero", "lift_fresh", "masked_select", "nms", "nonzero", "repeat_interleave",
     "unique_consecutive", "unique_dim",
 }  # fmt: skip
 
 
-class Waits(TorchDispatchMode):
-    """Writes down every operation that would wait for a GPU."""
+class Syncs(TorchDispatchMode):
+    """Records every operation that would wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
@@ -41,13 +43,13 @@ class Waits(TorchDispatchMode):
             isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
         )
         counted = name == "repeat_interleave" and func._overloadname == "self_int"
-        if (name in WAITING and not counted) or by_mask:
-            self.found.append(name)
+        if (name in SYNCING and not counted) or by_mask:
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 
 class Copies(TorchDispatchMode):
-    """The sizes of tensors that are given another type."""
+    """Records the sizes of tensors that are converted to another type."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,21 +62,20 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.fixture
-def ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The processor taken for a device that runs ahead; gives the numbers that were asked for, one entry each time."""
-    asked: list[int] = []
-    for module in (device, rows, assign, roi_align):
-        monkeypatch.setattr(module, "is_async", lambda _: True)
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Treats the CPU as an asynchronous device; gives how many numbers each call of `to_host` read."""
+    reads: list[int] = []
+    monkeypatch.setattr(device, "is_async", lambda _: True)
 
     def to_host(*numbers: torch.Tensor) -> list[Any]:
-        asked.append(len(numbers))
+        reads.append(len(numbers))
         with torch.utils._python_dispatch._disable_current_modes():
             return torch.stack([n.long() for n in numbers]).tolist()
 
-    for module in (device, maskrcnn, heatmaps):
+    for module in (device, maskrcnn):
         monkeypatch.setattr(module, "to_host", to_host)
-    yield asked
-    device._kept.cache_clear()
+    yield reads
+    device._cached.cache_clear()
 
 
 def candidates(images: int, count: int, seed: int, side: float = 60) -> nms.Candidates:
@@ -111,7 +112,7 @@ def test_nms_of_all_images_at_once_keeps_what_the_loop_keeps(
         same((index, kept), nms.select_one_by_one(given, threshold, keep))
 
 
-def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
+def test_nms_by_level_keeps_what_the_loop_keeps(reads: list[int]) -> None:
     for seed, sizes in enumerate([(50, 50, 50), (7, 1, 90), (200,)]):
         boxes, scores, _, valid = candidates(2, sum(sizes), seed)
         scores = torch.cat(
@@ -126,11 +127,11 @@ def test_nms_by_level_keeps_what_the_loop_keeps(ahead: list[int]) -> None:
             same(
                 ours, nms.select_one_by_one(nms.Candidates(boxes, scores, levels, valid), 0.5, keep)
             )
-    assert ahead == []
+    assert reads == []
 
 
 def chain(length: int) -> nms.Candidates:
-    """Boxes that each overlap the next by more than half, with falling scores: every other one survives, decided one after the other."""
+    """Boxes that each overlap the next by more than half, with falling scores: every other one survives, and each decision depends on the one before."""
     left = torch.arange(length) * 3.0
     boxes = torch.stack(
         [left, torch.zeros(length), left + 10, torch.full((length,), 10.0)], dim=-1
@@ -139,7 +140,7 @@ def chain(length: int) -> nms.Candidates:
     return nms.Candidates(boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0)
 
 
-def test_what_the_rounds_cannot_decide_is_decided_by_the_loop(ahead: list[int]) -> None:
+def test_what_the_rounds_leave_undecided_is_decided_by_the_loop(reads: list[int]) -> None:
     given = chain(3 * nms.ROUNDS)
     assert not nms.select_at_once(given, 0.5, 500)[2]
     index, kept, count = nms.select(given, 0.5, 500)
@@ -147,17 +148,17 @@ def test_what_the_rounds_cannot_decide_is_decided_by_the_loop(ahead: list[int]) 
     assert index[kept].tolist() == list(range(0, 3 * nms.ROUNDS, 2))
 
 
-def test_autocast_copies_no_matrix_of_rivals(ahead: list[int]) -> None:
+def test_autocast_copies_no_matrix_of_rivals(reads: list[int]) -> None:
     given = candidates(2, 200, 0)
     given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, 200))
     with torch.autocast("cpu", torch.bfloat16), Copies() as copies:
         selection = nms.select(given, 0.5, 300)
     same(selection[:2], nms.select_one_by_one(given, 0.5, 300))
-    assert copies.sizes.count(2 * 200 * 200) == 1  # from its truth values
+    assert copies.sizes.count(2 * 200 * 200) == 1  # from bool
 
 
 def test_more_candidates_than_are_compared_at_once_change_nothing(
-    ahead: list[int], monkeypatch: pytest.MonkeyPatch
+    reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nms, "CANDIDATES", 16)
     given = candidates(2, 200, 0)
@@ -168,12 +169,12 @@ def test_more_candidates_than_are_compared_at_once_change_nothing(
     for threshold, keep, exact in ((0.5, 3, True), (0.5, 30, False)):
         assert nms.select_at_once(given, threshold, keep)[2] == exact
         same(nms.select(given, threshold, keep)[:2], nms.select_one_by_one(given, threshold, keep))
-    assert len(ahead) == 2
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(
-    ahead: list[int], aligned: bool
+    reads: list[int], aligned: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     levels = [
@@ -184,19 +185,18 @@ def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(
     boxes = torch.cat([low, low + 1200 * torch.rand(80, 2, generator=generator) ** 3], dim=1)
     image = torch.randint(2, (80,), generator=generator)
     weight = torch.randn(80, 3, 5, 5, generator=generator)
-    answers = {}
+    results = {}
     for ratio in (2, 0):
         pooler = RoIPooler((4, 8, 16, 32), RoIConfig(size=5, sampling_ratio=ratio, aligned=aligned))
         assert len(pooler.level(boxes).unique()) == 4
         for kernel in (True, False):
             pooler.use_torchvision_kernel = kernel
             pooled = pooler(Pyramid.of(levels), boxes, image)
-            answers[ratio, kernel] = [pooled, *torch.autograd.grad((pooled * weight).sum(), levels)]
-    for one, two in zip(answers[2, True], answers[2, False], strict=True):
+            results[ratio, kernel] = [pooled, *torch.autograd.grad((pooled * weight).sum(), levels)]
+    for one, two in zip(results[2, True], results[2, False], strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
-    ahead_of = answers[0, False]
     reference = RoIPooler((4, 8, 16, 32), RoIConfig(size=5, sampling_ratio=0, aligned=aligned))
-    pooled = roi_align.bag_of_pixels(
+    pooled = bag_of_pixels(
         Pyramid.of(levels),
         boxes,
         image,
@@ -204,7 +204,7 @@ def test_roi_align_from_one_table_equals_the_kernel_in_values_and_gradients(
         reference.strides,
         reference.config,
     )
-    torch.testing.assert_close(ahead_of[0], pooled, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results[0, False][0], pooled, atol=1e-4, rtol=1e-4)
     assert pooler(Pyramid.of(levels), boxes[:0], image[:0]).shape == (0, 3, 5, 5)
 
 
@@ -220,43 +220,43 @@ def four_images() -> Batch:
 
 
 @pytest.mark.parametrize("nms_kind", ["class", "all", "soft"])
-def test_answers_are_those_of_the_processor(
+def test_detections_are_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nms_kind: str
 ) -> None:
     net, batch = model(), four_images()
     net.box_head.config = replace(net.box_head.config, nms=nms_kind)
     with torch.inference_mode():
         plain = net(batch)
-        request.getfixturevalue("ahead")
-        found = net(batch)
+        request.getfixturevalue("reads")
+        detections = net(batch)
     assert plain.valid.sum() > 20
     for name, value in vars(plain).items():
-        torch.testing.assert_close(getattr(found, name), value, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(getattr(detections, name), value, atol=1e-4, rtol=1e-4)
 
 
-def test_losses_are_those_of_the_processor(request: pytest.FixtureRequest) -> None:
+def test_losses_are_those_of_the_cpu(request: pytest.FixtureRequest) -> None:
     net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     truth.ignore[0, 0] = True
     truth.valid[2] = False
     plain = net.losses(batch, truth)
-    request.getfixturevalue("ahead")
-    found = net.losses(batch, truth)
+    request.getfixturevalue("reads")
+    losses = net.losses(batch, truth)
     for name, value in plain.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(losses[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(
-    ahead: list[int], monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_predictions_and_losses_need_no_cpu_kernels(
+    reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     plain = net.losses(batch, truth)
-    monkeypatch.setattr(layers, "_HAS_ONEDNN", False)
+    monkeypatch.setattr(onednn, "available", lambda: False)
     with torch.autocast("cpu", torch.bfloat16):
-        found = net.losses(batch, truth)
-    total(found).backward()
-    assert total(found).item() == pytest.approx(total(plain).item(), rel=0.02)
+        losses = net.losses(batch, truth)
+    total(losses).backward()
+    assert total(losses).item() == pytest.approx(total(plain).item(), rel=0.02)
     assert all(
         p.grad is not None and p.grad.isfinite().all() for p in net.parameters() if p.requires_grad
     )
@@ -268,11 +268,11 @@ def test_bfloat16_answers_and_losses_need_nothing_that_only_a_processor_has(
     assert half.boxes.dtype == half.masks.dtype == torch.float32
 
 
-def test_rois_that_do_not_count_have_no_part_in_the_gradients(ahead: list[int]) -> None:
+def test_invalid_rois_have_no_part_in_the_gradients(reads: list[int]) -> None:
     net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     truth.ignore[...] = True
-    truth.boxes[...] = torch.tensor([-1e3, -1e3, 1e3, 1e3])  # nobody knows what is where
+    truth.boxes[...] = torch.tensor([-1e3, -1e3, 1e3, 1e3])  # everything is ignored
     net.rpn.propose = lambda *_, **__: Proposals(
         torch.zeros(4, 500, 4), torch.zeros(4, 500), torch.zeros(4, 500, dtype=torch.bool)
     )  # ty: ignore
@@ -281,7 +281,7 @@ def test_rois_that_do_not_count_have_no_part_in_the_gradients(ahead: list[int]) 
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_a_network_that_diverged_gives_no_objects(ahead: list[int]) -> None:
+def test_a_network_that_diverged_detects_nothing(reads: list[int]) -> None:
     net = model()
     with torch.no_grad():
         net.rpn.deltas.bias.fill_(torch.nan)  # ty: ignore[invalid-argument-type, call-non-callable]
@@ -290,35 +290,35 @@ def test_a_network_that_diverged_gives_no_objects(ahead: list[int]) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.9])
-def test_a_forward_pass_waits_once_whatever_it_finds(ahead: list[int], threshold: float) -> None:
+def test_a_forward_pass_syncs_once_whatever_it_detects(reads: list[int], threshold: float) -> None:
     net, batch = model(), four_images()
     net.box_head.config = replace(net.box_head.config, score_threshold=threshold)
     with torch.inference_mode():
         net(batch)  # constants are copied to the device once
-        ahead.clear()
-        with Waits() as waits:
-            found = net(batch)
-    assert waits.found == []
-    assert len(ahead) == 1
-    assert found.valid.sum() == {0.0: 200, 0.9: 0}.get(threshold, found.valid.sum())
+        reads.clear()
+        with Syncs() as syncs:
+            detections = net(batch)
+    assert syncs.names == []
+    assert len(reads) == 1
+    assert detections.valid.sum() == {0.0: 200, 0.9: 0}.get(threshold, detections.valid.sum())
 
 
 @pytest.mark.parametrize("objects", [0, 2, 30])
-def test_losses_wait_once_whatever_there_is(ahead: list[int], objects: int) -> None:
+def test_losses_sync_once_whatever_is_annotated(reads: list[int], objects: int) -> None:
     net, batch = model(), four_images()
     truth = make_truth(net.config, batch, objects=objects)
     net.losses(batch, truth)
-    ahead.clear()
-    with Waits() as waits:
+    reads.clear()
+    with Syncs() as syncs:
         losses = net.losses(batch, truth)
         sum(losses.values()).backward()
-    assert waits.found == []
-    assert len(ahead) == 1
+    assert syncs.names == []
+    assert len(reads) == 1
 
 
-def test_the_counter_sees_what_waits() -> None:
+def test_the_counter_notices_syncs() -> None:
     x = torch.arange(4)
-    with Waits() as waits:
+    with Syncs() as syncs:
         (
             x[x > 1],
             x.nonzero(),
@@ -328,18 +328,18 @@ def test_the_counter_sees_what_waits() -> None:
             x.unique(),
             torch.where(x > 1),
         )
-    assert len(waits.found) >= 7
+    assert len(syncs.names) >= 7
 
 
-def test_a_move_waits_once_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[Any] = []
-    monkeypatch.setattr(torch.accelerator, "synchronize", waits.append)
+def test_a_move_syncs_once_for_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", syncs.append)
     labels = torch.zeros(1, 2, dtype=torch.int64)
-    found = Detections(torch.zeros(1, 2, 4), torch.zeros(1, 2), labels, labels > 0)
-    assert found.to("cpu").boxes is found.boxes
-    assert waits == []
-    moved = found.to("meta")
+    detections = Detections(torch.zeros(1, 2, 4), torch.zeros(1, 2), labels, labels > 0)
+    assert detections.to("cpu").boxes is detections.boxes
+    assert syncs == []
+    moved = detections.to("meta")
     assert moved.scores.device.type == "meta"
-    assert waits == [torch.device("meta")]
-    found.to("meta", non_blocking=True)
-    assert len(waits) == 1
+    assert syncs == [torch.device("meta")]
+    detections.to("meta", non_blocking=True)
+    assert len(syncs) == 1
