@@ -29,8 +29,8 @@ from maskrcnn.training.checkpoint import read_checkpoint, write_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
 from maskrcnn.training.processes import Processes
-from maskrcnn.training.teacher import Teacher, first_lesson, plain_view, pseudo_truth
-from maskrcnn.training.time_budget import Pace
+from maskrcnn.training.teacher import Teacher, first_unlabeled_step, plain_view, pseudo_truth
+from maskrcnn.training.time_budget import TimeBudget
 from maskrcnn.training.unlabeled import open_unlabeled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,7 +102,7 @@ def test_a_mask_is_taught_only_where_the_teacher_trusts_it_and_lies_where_it_wou
 ) -> None:
     model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
     assert model.mask
-    ramp = torch.linspace(0, 1, 28).expand(28, 28)
+    ramp = torch.linsbudget(0, 1, 28).expand(28, 28)
     masks = torch.stack([ramp**2, 0.5 + 0.1 * ramp])[
         None
     ]  # the polygon of the first crosses a cell
@@ -220,7 +220,7 @@ def test_the_weight_is_zero_in_the_burn_in_then_rises_to_its_own(
     assert 0 < weights[30] < weights[31] < weights[49] < 2
     assert weights[51:] == [2.0] * 49
     assert teacher.weight(99, None) == 0, "the length of the run is not yet known"
-    assert teacher.taught.tolist() == [1.0, 0.0], "where its boxes are is not taught"
+    assert teacher.term_weights.tolist() == [1.0, 0.0], "where its boxes are is not taught"
 
 
 def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
@@ -232,11 +232,11 @@ def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
     model = MaskRCNN.from_config(tiny_model(data)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     teacher = Teacher(model, open_unlabeled(images, data), config, Processes.start("cpu"), ())
-    plain, _ = next(teacher._from_the_plan(5 * config.accumulate))
-    lesson = teacher.lesson(5, 0)
-    assert torch.equal(lesson.batch.images, strong_augmentation(plain).images)
+    plain, _ = next(teacher._load(5 * config.accumulate))
+    labels = teacher.pseudo_labels(5, 0)
+    assert torch.equal(labels.batch.images, strong_augmentation(plain).images)
     expected, _ = pseudo_truth(model(plain), model.config, config.unlabeled)
-    assert torch.equal(lesson.truth.boxes, expected.boxes)
+    assert torch.equal(labels.truth.boxes, expected.boxes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert plain_view(config.augment).brightness == plain_view(config.augment).hue == 0
 
@@ -248,7 +248,7 @@ def test_annotated_images_of_the_folder_are_left_out_and_unreadable_ones_are_tol
     annotated = CocoDataset(tmp_path / "all/annotations.json").subset([0, 2])
     (tmp_path / "all/deeper").mkdir()
     (tmp_path / "all/deeper/broken.png").write_bytes(b"no image")
-    with pytest.warns(DataWarning, match=r"1 unlabeled images are left out.*\n.*broken\.png"):
+    with pytest.warns(DataWarning, match=r"skipped 1 unreadable images.*\n.*broken\.png"):
         opened = open_unlabeled(tmp_path / "all", annotated)
     assert [opened[i].file_name for i in range(len(opened))] == ["1.png", "3.png"]
     assert opened.categories == annotated.categories
@@ -257,7 +257,7 @@ def test_annotated_images_of_the_folder_are_left_out_and_unreadable_ones_are_tol
     assert [listed[i].file_name for i in range(len(listed))] == ["1.png", "3.png"]
     with pytest.raises(DataError, match="all are annotated already"):
         open_unlabeled([tmp_path / "all/0.png"], annotated)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder not found"):
         open_unlabeled(tmp_path / "absent", annotated)
     with pytest.raises(DataError, match=r"absent\.png"):
         open_unlabeled([tmp_path / "absent.png"], annotated)
@@ -389,10 +389,12 @@ def test_two_processes_learn_from_unlabeled_images_as_one_with_the_double_batch_
 
 
 def test_a_run_with_a_time_pays_for_the_lessons_to_come() -> None:
-    pace = Pace(max_time=100.0, steps=[0.1] * 40, lesson=0.2, burn_in=0.5)
-    total = pace.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
+    budget = TimeBudget(max_time=100.0, steps=[0.1] * 40, unlabeled=0.2, burn_in=0.5)
+    total = budget.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
     seconds = (
-        10 + (total - 100) * 0.1 + (total - first_lesson(UnlabeledConfig(burn_in=0.5), total)) * 0.2
+        10
+        + (total - 100) * 0.1
+        + (total - first_unlabeled_step(UnlabeledConfig(burn_in=0.5), total)) * 0.2
     )
     assert 99 < seconds <= 100
 
@@ -402,8 +404,8 @@ def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
 ) -> None:
     from maskrcnn.training.learner import Learner
 
-    monkeypatch.setattr(Pace, "ready", lambda pace, _: len(pace.steps) >= 2)
-    monkeypatch.setattr(Pace, "total", lambda pace, *_: 4 if pace.lesson > 0 else 0)
+    monkeypatch.setattr(TimeBudget, "ready", lambda budget, _: len(budget.steps) >= 2)
+    monkeypatch.setattr(TimeBudget, "total", lambda budget, *_: 4 if budget.unlabeled > 0 else 0)
     config = tiny_config(
         steps=None, max_time=60.0, unlabeled=UnlabeledConfig(**EAGER | {"burn_in": 0.0})
     )
@@ -417,7 +419,7 @@ def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
             device="cpu",
             unlabeled=images,
         )
-        monkeypatch.setattr(Learner, "lesson_seconds", lambda _: 1.0)
+        monkeypatch.setattr(Learner, "unlabeled_seconds", lambda _: 1.0)
     assert ["unlabeled/loss" in row for row in read_rows(tmp_path / "measured/metrics.csv")] == [
         False,
         False,

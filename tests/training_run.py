@@ -138,7 +138,7 @@ def main(settings: dict[str, Any]) -> None:
         "device": "cpu",
         "unlabeled": settings.get("unlabeled"),
     }
-    train(model, data, validation, config, settings["out"], **told)
+    train(model, data, val=validation, config=config, out=settings["out"], **told)
 
 
 def serve() -> None:

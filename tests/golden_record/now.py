@@ -549,6 +549,8 @@ def add_run(record: Record, key: str, out: Path) -> None:
         record.plain(f"{key}/checkpoint/{group}", hashes)
     record.plain(f"{key}/steps", content["state"]["step"])
     settings = json.loads((out / "config.json").read_text())
+    old_dtypes = {"float32": "fp32", "bfloat16": "bf16"}
+    settings["train"]["dtype"] = old_dtypes[settings["train"]["dtype"]]
     for part in ("model", "train"):
         record.plain(f"{key}/settings/{part}", unnamed(settings[part]))
     text = (out / "config.json").read_text()
@@ -587,10 +589,10 @@ def trained(record: Record, folder: Path) -> None:
         if stop:
             try:
                 clock = Clock(out / "metrics.csv", stop)
-                train(network, data, judged, config, out, progress=False, clock=clock)
+                train(network, data, val=judged, config=config, out=out, progress=False, clock=clock)
             except InterruptedError:
                 record.plain(f"trained/{key}/stopped", len(read_rows(out / "metrics.csv")))
-        train(network, data, judged, config, out, resume=True, progress=False, clock=Clock())
+        train(network, data, val=judged, config=config, out=out, resume=True, progress=False, clock=Clock())
         add_run(record, f"trained/{key}", out)
     record.plain("trained/evaluation", judge(folder / "whole", judged))
     eager = UnlabeledConfig(
@@ -605,7 +607,7 @@ def trained(record: Record, folder: Path) -> None:
     config = replace(config, steps=6, unlabeled=eager, evaluate_every=9.0)
     out = folder / "teacher"
     given = {"unlabeled": folder / "more/images", "progress": False, "clock": Clock()}
-    train(lively(tiny_network(data, "group")), data, None, config, out, **given)
+    train(lively(tiny_network(data, "group")), data, config=config, out=out, **given)
     add_run(record, "trained/teacher", out)
     config = TrainConfig(
         steps=3,
@@ -614,7 +616,7 @@ def trained(record: Record, folder: Path) -> None:
         optimizer="sgd",
         schedule="step",
         learning_rate=0.01,
-        precision="bf16",
+        dtype="bfloat16",
         activation_checkpointing=True,
         repeat_threshold=0.9,
         tensorboard=False,
@@ -626,7 +628,7 @@ def trained(record: Record, folder: Path) -> None:
     network = replace(tiny_network(few), neck=NeckConfig(channels=16, norm="batch"))
     out = folder / "continued"
     given = {"pretrained": folder / "whole", "progress": False, "clock": Clock()}
-    train(network, few, None, config, out, **given)
+    train(network, few, config=config, out=out, **given)
     add_run(record, "trained/continued", out)
 
 

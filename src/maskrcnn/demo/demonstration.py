@@ -84,7 +84,7 @@ def run_demo(
         f"2/5  Training boxes, masks and keypoints together, from scratch, for {minutes:g} minutes"
     )
     watched = validation.subset(range(min(WATCHED, len(validation))))
-    run = train(demo_model(), data, watched, config=demo_training(minutes, seed), out=out / "run")
+    run = train(demo_model(), data, val=watched, config=demo_training(minutes, seed), out=out / "run")
     console.print(f"3/5  Judging the model on {len(validation)} scenes that it has not seen")
     found = _found(run.model, validation)
     results = [entry for instances in found for entry in instances.to_coco()]
@@ -137,9 +137,9 @@ def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
         augment=AugmentConfig(
             scale=(1.0, 1.0)
         ),  # fresh scenes vary enough; a mirror image is one more
-        precision="bf16"
+        dtype="bfloat16"
         if computes_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        else "fp32",  # nearly twice the steps
+        else "float32",  # nearly twice the steps
         evaluate_every=1.5,
         tensorboard=False,
         seed=seed,

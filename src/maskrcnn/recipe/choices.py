@@ -256,8 +256,8 @@ def fit(choices: Choices, free: float) -> None:
     """A batch that fits the memory; what the machine computes fast."""
     half = computes_bfloat16(choices.device)
     choices.choose(
-        "precision",
-        "bf16" if half else "fp32",
+        "dtype",
+        "bfloat16" if half else "float32",
         f"the {choices.device.type} computes it" if half else "bfloat16 would be emulated here",
     )
     wanted = min(8 if choices.device.type == "cuda" else 4, choices.facts.images)
@@ -267,7 +267,7 @@ def fit(choices: Choices, free: float) -> None:
 
     def needed(batch: int, checkpointing: bool) -> float:
         return training_bytes(
-            choices.model, batch, size, choices.training.precision != "fp32", checkpointing
+            choices.model, batch, size, choices.training.dtype != "float32", checkpointing
         )
 
     batch, checkpointing = (
