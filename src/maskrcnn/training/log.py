@@ -1,4 +1,5 @@
-"""The log of a run: metrics.csv, TensorBoard events, and a progress bar or, without a terminal, lines.
+"""The log of a run: metrics.csv, TensorBoard events, and a progress bar or, without a terminal,
+lines.
 
 In: one row of numbers per step, by column. Out: `metrics.csv` with a line per step; validation
 columns are filled where there was an evaluation. Its size in bytes goes into each checkpoint, and a
@@ -27,7 +28,8 @@ class RunLog:
         columns: columns of metrics.csv, in order; `step` is the first.
         progress: show progress and messages.
         tensorboard: write TensorBoard events too.
-        resume_at: bytes of metrics.csv at the checkpoint that the run continues from; None = a new run.
+        resume_at: bytes of metrics.csv at the checkpoint that the run continues from; None = a new
+            run.
         first_step: the step that the run continues from.
         total: number of steps; None = not known yet.
     """

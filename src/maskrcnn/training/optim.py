@@ -1,4 +1,5 @@
-"""How weights are updated: optimizer and parameter groups, learning rate of each step, averaged weights.
+"""How weights are updated: optimizer and parameter groups, learning rate of each step, averaged
+weights.
 
 In: a model and a `TrainConfig`. Out: a torch optimizer, the learning rate as a pure function of the
 step, and an `EMA` of the model. The optimizer's state is saved as flat named tensors and restored
@@ -28,8 +29,8 @@ def images_per_step(config: TrainConfig, world: int = 1) -> int:
 def scaled_rate(config: TrainConfig, world: int = 1) -> float:
     """The peak learning rate for the actual number of images per step.
 
-    It scales linearly with that number for SGD, whose gradient noise averages out in proportion. For
-    AdamW, whose steps are already normalized, it scales with the square root.
+    It scales linearly with that number for SGD, whose gradient noise averages out in proportion.
+    For AdamW, whose steps are already normalized, it scales with the square root.
 
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD"; Malladi et al. 2022, "On the SDEs
     and Scaling Rules for Adaptive Gradient Algorithms".
@@ -108,8 +109,8 @@ def load_optimizer_tensors(
 class EMA(Generic[M]):
     """A moving average of the weights and of the running statistics, which is evaluated and saved.
 
-    The decay starts low, min(decay, (1 + t) / (10 + t)): the untrained weights are forgotten early, so
-    that short runs work too.
+    The decay starts low, min(decay, (1 + t) / (10 + t)): the untrained weights are forgotten early,
+    so that short runs work too.
     """
 
     def __init__(self, model: M, decay: float) -> None:

@@ -29,8 +29,8 @@ class Processes:
     def start(cls, device: str | torch.device | None = None) -> Processes:
         """Joins the process group that torchrun describes; without torchrun there is one process.
 
-        The group stays open until the process ends. A second group would read the addresses that the
-        first left in torchrun's store, and sometimes wait for them forever.
+        The group stays open until the process ends. A second group would read the addresses that
+        the first left in torchrun's store, and sometimes wait for them forever.
 
         Args:
             device: None = a GPU if there is one.
