@@ -75,7 +75,7 @@ class Choices:
         return self.kind == "detector" or self.model.input.resize == "torch"
 
     def choose(self, setting: str, value: Any, why: str) -> None:
-        """Sets a value, unless the user gave the setting, a part of it or the whole it belongs to."""
+        """Sets a value, unless the user gave the setting, a part of it or a whole that has it."""
         if any(
             name == setting or name.startswith(f"{setting}.") or setting.startswith(f"{name}.")
             for name in self.given

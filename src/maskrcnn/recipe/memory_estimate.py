@@ -26,8 +26,8 @@ GIB = 2**30
 # Share of the float32 bytes needed with bfloat16 autocast: losses, box arithmetic and normalization
 # stay float32.
 _HALF = 0.6
-# Factor for temporary memory: gradients during the backward pass, workspaces of convolutions, memory
-# that the allocator does not return.
+# Factor for temporary memory: gradients during the backward pass, workspaces of convolutions,
+# memory that the allocator does not return.
 _TEMPORARY = 1.4
 
 

@@ -25,10 +25,10 @@ _COLORED = 4.0
 _VARIED = 50.0
 
 # How much a data set without a canonical orientation may differ from itself rotated. Measured:
-# nuclei, all and tenths of them: shape <= 0.06, place <= 0.07, perspective <= 0.03, light <= 0.07;
-# 80 and 56 images of COCO: shape 0.08 to 0.13, place 0.07 to 0.14, perspective 0.14 to 0.16,
+# nuclei, all and tenths of them: shape <= 0.06, position <= 0.07, perspective <= 0.03, light <= 0.07;
+# 80 and 56 images of COCO: shape 0.08 to 0.13, position 0.07 to 0.14, perspective 0.14 to 0.16,
 # light 0.24 to 0.35.
-_LIMITS = {"shape": 0.08, "place": 0.08, "perspective": 0.1, "light": 0.15}
+_LIMITS = {"shape": 0.08, "position": 0.08, "perspective": 0.1, "light": 0.15}
 _FEWEST_IMAGES = 20  # to find that there is no canonical orientation
 _FEWEST_OBJECTS = 300  # likewise
 
@@ -58,14 +58,14 @@ class Statistics:
     upright: dict[str, float]
     """How much the data differ from themselves rotated by right angles; 0 = not at all.
 
-    `shape`: heights of objects against widths; `place`: positions above the middle of the image
+    `shape`: heights of objects against widths; `position`: positions above the middle of the image
     against those below; `perspective`: correlation of an object's size with its height in the
     image; `light`: upper half of the image against the lower.
     """
 
     @property
     def has_up(self) -> bool:
-        """Whether the images have a canonical orientation; also true with too few images to decide."""
+        """Whether the images have a canonical orientation; also true with too few to decide."""
         few = len(self.sizes) < _FEWEST_IMAGES or len(self.sides) < _FEWEST_OBJECTS
         return (
             few
@@ -156,7 +156,7 @@ def _uprightness(
         perspective = abs(float(np.corrcoef(height, np.log(area))[0, 1]))
     return {
         "shape": _asymmetry(ratio),
-        "place": _asymmetry(height - 0.5),
+        "position": _asymmetry(height - 0.5),
         "perspective": perspective,
     }
 

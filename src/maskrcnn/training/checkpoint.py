@@ -165,7 +165,7 @@ def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
 
 
 def fingerprint(data: CocoDataset) -> dict[str, Any]:
-    """Identifies a data set: its counts, and a hash of its annotations and of which images it has."""
+    """Identifies a data set by its counts and a hash of its annotations and choice of images."""
     records = [data[i] for i in range(len(data))]
     images = [(r.image_id, str(r.file_name)) for r in records]
     digest = hashlib.sha256(json.dumps(images).encode())

@@ -285,7 +285,7 @@ class Trainer:
         return self.finished or self.clock() - self.saved_at > every
 
     def total_due(self) -> bool:
-        """Whether the number of steps of a run with `max_time` is to be decided or corrected now."""
+        """Whether to decide or correct the number of steps of a run with `max_time` now."""
         if self.state.total is None:
             return self.processes.from_main(self.budget.ready(self.state.seconds))
         return self.state.step == self.state.review

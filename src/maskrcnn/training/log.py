@@ -60,7 +60,7 @@ class RunLog:
         self._events = None
 
         self._console = Console(quiet=not progress or out is None, highlight=False, soft_wrap=True)
-        # Refreshed explicitly: a refreshing thread would be copied into the loader's forked workers.
+        # Refreshed explicitly: a refreshing thread would be copied into the forked workers.
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -107,7 +107,7 @@ class RunLog:
         self._show(step, total)
 
     def num_bytes(self) -> int:
-        """Size of metrics.csv after writing it to the disk; a checkpoint stores it as `resume_at`."""
+        """Size of metrics.csv after writing it to the disk; checkpoints store it (`resume_at`)."""
         if self._file is None:
             return 0
         self._file.flush()

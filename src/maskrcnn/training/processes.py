@@ -58,8 +58,8 @@ class Processes:
         """Wraps a module so that its gradients are averaged over the processes."""
         if self.world == 1:
             return module
-        # A 1x1 convolution's weight has two descriptions of one memory layout; torch warns that they
-        # differ.
+        # A 1x1 convolution's weight has two descriptions of one memory layout; torch warns that
+        # they differ.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(
             module, device_ids=[self.device.index] if self.device.type == "cuda" else None

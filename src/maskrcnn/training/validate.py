@@ -70,7 +70,7 @@ def validate(
 def _losses(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
-    """Mean loss terms of the unaugmented images; anchors and RoIs are sampled the same every time."""
+    """Mean loss terms of unaugmented images; anchors and RoIs are sampled the same every time."""
     from ..augmentation.loader import TrainingLoader
     from ..augmentation.training_set import TrainingSet
 
