@@ -566,8 +566,8 @@ class TrainConfig:
     """Decay per step of the averaged weights, which are evaluated and saved as the model (0..1). 0:
     no averaging."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the forward pass. float32: full precision. bfloat16, float16: mixed precision, faster
-    on many devices."""
+    """Number format of the forward pass. float32: full precision. bfloat16, float16: mixed
+    precision, faster on many devices."""
     activation_checkpointing: bool = False
     """Recompute activations inside the trunk's stages instead of storing them: less memory, about a
     tenth more time, equal gradients."""

@@ -135,7 +135,7 @@ class ResNet(nn.Module):
         self.channels = tuple(stage_channels(config, s) for s in range(2, last_stage + 1))
         self.frozen_stages = config.frozen_stages
         self.activation_checkpointing = False
-        """Training keeps only what the stages give, and computes what is inside them again on the way back: less memory, a third more time."""
+        """Training keeps only what the stages give, and computes what is inside them again on the way back: less memory, about a tenth more time."""
         initialize_trunk(self)
         for part in self._frozen():
             part.requires_grad_(False)

@@ -25,7 +25,8 @@ _COLORED = 4.0
 _VARIED = 50.0
 
 # How much a data set without a canonical orientation may differ from itself rotated. Measured:
-# nuclei, all and tenths of them: shape <= 0.06, position <= 0.07, perspective <= 0.03, light <= 0.07;
+# nuclei, all and tenths of them: shape <= 0.06, position <= 0.07, perspective <= 0.03,
+# light <= 0.07;
 # 80 and 56 images of COCO: shape 0.08 to 0.13, position 0.07 to 0.14, perspective 0.14 to 0.16,
 # light 0.24 to 0.35.
 _LIMITS = {"shape": 0.08, "position": 0.08, "perspective": 0.1, "light": 0.15}

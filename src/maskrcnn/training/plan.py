@@ -43,14 +43,11 @@ class TrainingPlan:
     resume: bool
     unlabeled: str | Path | None
     device: str | None
+    progress: bool
     processes: Processes
 
-    def run(self, progress: bool = True) -> Run:
-        """Trains. See `maskrcnn.train` for the result and the errors.
-
-        Args:
-            progress: show progress and messages.
-        """
+    def run(self) -> Run:
+        """Trains. See `maskrcnn.train` for the result and the errors."""
         from .fit import train
 
         return train(
@@ -60,7 +57,7 @@ class TrainingPlan:
             config=self.recipe.training,
             out=self.out,
             resume=self.resume,
-            progress=progress,
+            progress=self.progress,
             device=self.device,
             unlabeled=self.unlabeled,
             pretrained=self.recipe.pretrained,
@@ -124,6 +121,7 @@ def plan_training(
     resume: bool = False,
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
+    progress: bool = True,
 ) -> TrainingPlan:
     """Plans a training: opens the data, splits off validation images, chooses settings.
 
@@ -150,6 +148,7 @@ def plan_training(
         on_error: unusable annotations: "raise" an error that lists them, or "drop" them with a
             warning.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        progress: show progress and messages, here and in `run`.
 
     Returns:
         The plan. `print(plan)` shows it, `plan.run()` trains.
@@ -165,12 +164,12 @@ def plan_training(
         >>> from maskrcnn.training.plan import plan_training
         >>> path = write_scenes("scenes", 4, size=64)
         >>> settings = {"steps": 2, "batch_size": 2, "tensorboard": False}
-        >>> plan = plan_training(path, settings=settings, out="run", device="cpu")
+        >>> plan = plan_training(path, settings=settings, out="run", device="cpu", progress=False)
         >>> len(plan.data), len(plan.val)
         (3, 1)
-        >>> run = plan.run(progress=False)
-        >>> [int(row["step"]) for row in run.history]
-        [2, 2]
+        >>> run = plan.run()
+        >>> run.best["step"]
+        2
     """
     from ..formats.load_dataset import load_dataset
 
@@ -187,7 +186,7 @@ def plan_training(
     processes = Processes.start(device)
     seed = int(settings.get("seed", 0))
     dataset, validation, val_source = _validation(
-        dataset, source, images, val, val_images or images, on_error, seed
+        dataset, source, images, val, val_images or images, on_error, seed, progress
     )
 
     if resume and (out / "config.json").is_file():
@@ -205,6 +204,7 @@ def plan_training(
         resume=resume,
         unlabeled=unlabeled,
         device=device,
+        progress=progress,
         processes=processes,
     )
 
@@ -226,6 +226,7 @@ def _validation(
     val_images: str | Path | None,
     on_error: Literal["raise", "drop"],
     seed: int,
+    progress: bool,
 ) -> tuple[CocoDataset, CocoDataset | None, str]:
     """The images to train on, those to validate on, and where the latter come from."""
     from ..formats.load_dataset import load_dataset, validation_split
@@ -236,7 +237,7 @@ def _validation(
         val = validation_split(source, images)
 
     if val is None:
-        data, validation = split_dataset(data, VAL_SHARE, seed, progress=True)
+        data, validation = split_dataset(data, VAL_SHARE, seed, progress=progress)
         text = (
             f"{len(validation)} images split off, {VAL_SHARE:.0%} by seed {seed}, similar images "
             "kept together; --no-val trains on all"
