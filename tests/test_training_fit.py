@@ -147,7 +147,7 @@ def test_resuming_without_a_checkpoint_begins_and_says_so(
         assert part in printed.splitlines()[0]
 
 
-def test_notes_of_a_file_that_is_split_are_told_once(
+def test_warnings_of_a_file_that_is_split_are_shown_once(
     data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(Path(str(data.annotations_path)).read_text())
@@ -232,7 +232,7 @@ def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
 ) -> None:
     now = (
         itertools.count()
-    )  # a clock on which a step takes 3 ms, an evaluation 101, and nothing is disturbed
+    )  # a clock on which a step takes 3 ms, an evaluation 101, and nothing else takes time
 
     def slow_validate(*arguments: Any) -> dict[str, float]:
         collections.deque(itertools.islice(now, 100), maxlen=0)

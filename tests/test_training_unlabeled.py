@@ -1,4 +1,4 @@
-"""Images without annotations: what the teacher is sure of is taught, what it doubts is left alone, and a run with them resumes exactly."""
+"""Images without annotations: confident detections become pseudo-labels, uncertain ones are ignored, and a run with them resumes exactly."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_detections_become_objects_ignore_regions_or_nothing_by_their_score(
     assert torch.equal(truth.has_box, truth.valid & ~truth.ignore)
 
 
-def test_a_mask_is_taught_only_where_the_teacher_trusts_it_and_lies_where_it_would_be_drawn(
+def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_where_it_would_be_drawn(
     data: CocoDataset,
 ) -> None:
     model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
@@ -220,10 +220,10 @@ def test_the_weight_is_zero_in_the_burn_in_then_rises_to_its_own(
     assert 0 < weights[30] < weights[31] < weights[49] < 2
     assert weights[51:] == [2.0] * 49
     assert teacher.weight(99, None) == 0, "the length of the run is not yet known"
-    assert teacher.term_weights.tolist() == [1.0, 0.0], "where its boxes are is not taught"
+    assert teacher.term_weights.tolist() == [1.0, 0.0], "boxes are not trained"
 
 
-def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
+def test_the_teacher_predicts_the_students_view_and_keeps_its_statistics(
     data: CocoDataset, images: Path
 ) -> None:
     config = tiny_config(
@@ -241,7 +241,7 @@ def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
     assert plain_view(config.augment).brightness == plain_view(config.augment).hue == 0
 
 
-def test_annotated_images_of_the_folder_are_left_out_and_unreadable_ones_are_told(
+def test_annotated_images_of_the_folder_are_skipped_and_unreadable_ones_are_reported(
     data: CocoDataset, tmp_path: Path
 ) -> None:
     training_run.draw(tmp_path / "all", 4)
@@ -293,7 +293,7 @@ def settings_for(data: CocoDataset, images: Path, out: Path, **changes: Any) -> 
     return paths | {"train": train, "unlabeled_config": EAGER} | changes
 
 
-def test_a_run_logs_what_was_taught_and_the_annotated_part_is_as_without_until_the_burn_in_ends(
+def test_a_run_logs_its_pseudo_labels_and_the_annotated_part_is_as_without_until_the_burn_in_ends(
     data: CocoDataset, images: Path, tmp_path: Path
 ) -> None:
     training_run.main(settings_for(data, images, tmp_path / "with"))
@@ -329,7 +329,7 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             training_run.main(settings_for(data, images, tmp_path / "broken"))
     assert read_checkpoint(tmp_path / "broken/checkpoint.safetensors")[1]["state"]["step"] == 4, (
-        "in the middle of the lessons"
+        "while unlabeled images are used"
     )
     training_run.main(settings_for(data, images, tmp_path / "broken", resume=True))
     for name in ("checkpoint.safetensors", "last.safetensors"):
@@ -388,7 +388,7 @@ def test_two_processes_learn_from_unlabeled_images_as_one_with_the_double_batch_
     assert first[0]["unlabeled/objects"] > 1
 
 
-def test_a_run_with_a_time_pays_for_the_lessons_to_come() -> None:
+def test_a_run_with_a_time_accounts_for_unlabeled_steps_to_come() -> None:
     budget = TimeBudget(max_time=100.0, steps=[0.1] * 40, unlabeled=0.2, burn_in=0.5)
     total = budget.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
     seconds = (
@@ -399,7 +399,7 @@ def test_a_run_with_a_time_pays_for_the_lessons_to_come() -> None:
     assert 99 < seconds <= 100
 
 
-def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
+def test_a_run_with_a_time_measures_an_unlabeled_step_without_side_effects(
     data: CocoDataset, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from maskrcnn.training.learner import Learner

@@ -168,8 +168,8 @@ def plan_training(
         >>> len(plan.data), len(plan.val)
         (3, 1)
         >>> run = plan.run()
-        >>> run.best["step"]
-        2
+        >>> run.out.name
+        'run'
     """
     from ..formats.load_dataset import load_dataset
 
