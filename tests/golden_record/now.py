@@ -73,6 +73,7 @@ FIGURES = (
     Category("stone", 2),
     Category("figure", 3, keypoints=SPOTS, skeleton=((0, 1), (0, 2)), flip=(0, 2, 1)),
 )
+OLD_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 HEIGHT, WIDTH = 60, 80
 FORMATS = ("coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each")
 
@@ -152,7 +153,7 @@ def unnamed(value: Any) -> Any:
         return [unnamed(part) for part in value.values()]
     if isinstance(value, list | tuple):
         return [unnamed(part) for part in value]
-    return value
+    return OLD_DTYPES.get(value, value) if isinstance(value, str) else value
 
 
 def named(value: Any) -> Any:
@@ -549,8 +550,6 @@ def add_run(record: Record, key: str, out: Path) -> None:
         record.plain(f"{key}/checkpoint/{group}", hashes)
     record.plain(f"{key}/steps", content["state"]["step"])
     settings = json.loads((out / "config.json").read_text())
-    old_dtypes = {"float32": "fp32", "bfloat16": "bf16"}
-    settings["train"]["dtype"] = old_dtypes[settings["train"]["dtype"]]
     for part in ("model", "train"):
         record.plain(f"{key}/settings/{part}", unnamed(settings[part]))
     text = (out / "config.json").read_text()
@@ -990,7 +989,7 @@ def chosen(record: Record, folder: Path) -> None:
         record.plain(f"recipe/{name}/model", unnamed(to_dict(found.model)))
         record.plain(f"recipe/{name}/training", unnamed(to_dict(found.training)))
         values = [value for _, value, _ in found.reasons]
-        record.plain(f"recipe/{name}/values", named(values))
+        record.plain(f"recipe/{name}/values", unnamed(named(values)))
         record.plain(f"text/recipe/{name}", str(found))
 
 
