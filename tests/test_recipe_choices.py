@@ -109,7 +109,7 @@ def test_what_is_given_is_kept_whether_it_would_be_chosen_or_not(made: Recipe) -
         made.model.mask and made.model.mask.max_positives,
         made.training.warmup,
     ) == (48, 5, 7)
-    assert {r.setting: r.why for r in made.reasons}["warmup"] == "as given"
+    assert {r.setting: r.why for r in made.reasons}["warmup"] == "given"
 
 
 def test_printed_it_is_a_table_that_loses_no_word(made: Recipe) -> None:
