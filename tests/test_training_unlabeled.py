@@ -255,7 +255,7 @@ def test_annotated_images_of_the_folder_are_skipped_and_unreadable_ones_are_repo
     assert not any(opened[i].annotations for i in range(len(opened)))
     listed = open_unlabeled([tmp_path / "all/3.png", tmp_path / "all/1.png"], annotated)
     assert [listed[i].file_name for i in range(len(listed))] == ["1.png", "3.png"]
-    with pytest.raises(DataError, match="all are annotated already"):
+    with pytest.raises(DataError, match="unreadable or already annotated"):
         open_unlabeled([tmp_path / "all/0.png"], annotated)
     with pytest.raises(DataError, match="folder not found"):
         open_unlabeled(tmp_path / "absent", annotated)

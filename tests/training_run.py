@@ -54,7 +54,8 @@ def draw(folder: Path, count: int, seed: int = 0) -> Path:
             {"category_id": 2, **stick},
         ]
         annotations += [
-            {"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a} for k, a in enumerate(objects)
+            {"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a}
+            for k, a in enumerate(objects)
         ]
     categories = [
         {"id": 1, "name": "card"},
