@@ -102,7 +102,7 @@ def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_where_it
 ) -> None:
     model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
     assert model.mask
-    ramp = torch.linsbudget(0, 1, 28).expand(28, 28)
+    ramp = torch.linspace(0, 1, 28).expand(28, 28)
     masks = torch.stack([ramp**2, 0.5 + 0.1 * ramp])[
         None
     ]  # the polygon of the first crosses a cell
