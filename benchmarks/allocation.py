@@ -26,7 +26,7 @@ PREDICTIONS = (
     ("maskrcnn_r50_fpn", 800, "bfloat16"),
     ("maskrcnn_r18_small", 256, "float32"),
 )
-STEPS = (("maskrcnn_r18_small", 256, "fp32"), ("maskrcnn_r18_small", 256, "bf16"))
+STEPS = (("maskrcnn_r18_small", 256, "float32"), ("maskrcnn_r18_small", 256, "bfloat16"))
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def training_step(preset: str, side: int, precision: str, folder: Path) -> Calla
     images = TrainingSet(data, model.config, None)
     batch = collate([images.example(i, seed=i) for i in range(4)], model.config.input.size_divisor)
     training = trainer(
-        model, data, replace(RATES, batch_size=4, precision=precision), folder / "run"
+        model, data, replace(RATES, batch_size=4, dtype=precision), folder / "run"
     )  # ty: ignore[invalid-argument-type]
     training.learner.batches = itertools.repeat(batch)
     return training.step

@@ -268,7 +268,7 @@ def plain(data: Any, seed: int) -> tuple[Any, Any]:
 
     augment = mr.AugmentConfig(flip_horizontal=0.5, scale=(1.0, 1.0))
     return mr.maskrcnn_r18_small(data.categories), mr.TrainConfig(
-        ema=0.0, augment=augment, precision=precision(), seed=seed
+        ema=0.0, augment=augment, dtype=precision(), seed=seed
     )
 
 
@@ -276,7 +276,7 @@ def ours(data: Any, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any]:
     """What `maskrcnn train` chooses by itself, less a part."""
     import maskrcnn as mr
 
-    fixed = {"seed": seed, "precision": precision(), **settings}
+    fixed = {"seed": seed, "dtype": precision(), **settings}
     recipe = mr.choose_recipe(data, max_time=60.0, memory=8.0, device="cpu", settings=fixed)
     print(recipe, flush=True)
     return recipe.model, recipe.training
@@ -287,7 +287,7 @@ def precision() -> str:
 
     from maskrcnn.model.optimize import computes_bfloat16
 
-    return "bf16" if computes_bfloat16(torch.device("cpu")) else "fp32"
+    return "bfloat16" if computes_bfloat16(torch.device("cpu")) else "float32"
 
 
 def last_line(metrics: Path) -> str:

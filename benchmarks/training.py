@@ -78,7 +78,7 @@ def run(quick: bool) -> dict[str, Any]:
         for case in cases(quick):
             data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
             found, seconds[case.name] = steps(case, data, Path(folder))
-            precisions = ("fp32", "bf16") if computes_bfloat16(torch.device("cpu")) else ("fp32",)
+            precisions = ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
             rows += found + [
                 waiting(case, data, Path(folder), precision, 2 if quick else case.loaded)
                 for precision in precisions
@@ -134,15 +134,15 @@ def steps(
         [images.example(i, seed=i) for i in range(case.batch)], model.config.input.size_divisor
     )
 
-    precisions = {"ours float32": "fp32"} | (
-        {"ours bfloat16": "bf16"} if computes_bfloat16(torch.device("cpu")) else {}
+    precisions = {"ours float32": "float32"} | (
+        {"ours bfloat16": "bfloat16"} if computes_bfloat16(torch.device("cpu")) else {}
     )
     trainers = {}
     for name, precision in precisions.items():
         trainers[name] = trainer(
             model,
             data,
-            replace(RATES, batch_size=case.batch, precision=precision),
+            replace(RATES, batch_size=case.batch, dtype=precision),
             folder / case.name / name,
         )
         trainers[name].learner.batches = itertools.repeat((batch, truth))
@@ -205,7 +205,7 @@ def waiting(
     process starts are left out.
     """
     config = replace(
-        RATES, batch_size=case.batch, precision=precision, workers=1, augment=case.augment
+        RATES, batch_size=case.batch, dtype=precision, workers=1, augment=case.augment
     )
     with contextlib.closing(
         trainer(

@@ -111,7 +111,7 @@ def report(
     unlabeled: Path | None,
 ) -> None:
     start = time.monotonic()
-    run = train(model, data, validation, config, out, progress=False, unlabeled=unlabeled)
+    run = train(model, data, val=validation, config=config, out=out, progress=False, unlabeled=unlabeled)
     (numbers,) = run.history
     parts = "  ".join(
         f"{key.removeprefix('val/')} {value:.3f}"

@@ -34,14 +34,14 @@ def main() -> None:
         learning_rate=1e-3,
         weight_decay=0.0,  # nothing here is to generalize
         evaluate_every=100_000,
-        precision="bf16",
+        dtype="bfloat16",
         augment=mr.AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0)),
     )
     run = mr.train(
         mr.maskrcnn_r18_small(data.categories),
         data,
-        data,
-        config,
+        val=data,
+        config=config,
         out=chosen.out,
         resume=chosen.resume,
     )

@@ -82,7 +82,7 @@ def test_a_rare_category_is_on_both_sides(data: CocoDataset) -> None:
 
 
 def test_images_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"all 2 images look alike.*--val none"):
+    with pytest.raises(DataError, match=r"all 2 images look alike.*--no-val"):
         split_dataset(write(tmp_path, [noise(0), noise(0)], [[1], [1]]))
 
 

@@ -61,8 +61,8 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stands in for training and keeps what it was given."""
     calls: list[dict[str, Any]] = []
 
-    def record(model: Any, data: Any, validation: Any, **settings: Any) -> None:
-        calls.append({"model": model, "data": data, "validation": validation, **settings})
+    def record(model: Any, data: Any, **settings: Any) -> None:
+        calls.append({"model": model, "data": data, "validation": settings["val"], **settings})
 
     monkeypatch.setattr("maskrcnn.training.fit.train", record)
     return calls
@@ -199,7 +199,7 @@ def test_train_passes_every_setting_on(
     for part in (
         "4 images",
         "ball, star, ring, figure",
-        "1.5 min, 16 images a step",
+        "1.5 min, 16 images per step",
         "boxes, keypoints",
         "maskrcnn_r18_small",
     ):
@@ -230,8 +230,7 @@ def test_train_from_a_model_takes_its_architecture_and_names_it(
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
-        "--val",
-        "none",
+        "--no-val",
         "--out",
         "x",
     ]
@@ -256,7 +255,7 @@ def test_without_validation_data_a_part_is_split_off_and_said(
         "--out",
         "x",
     ]
-    assert run(words) == run([*words, "--val", "none"]) == 0
+    assert run(words) == run([*words, "--no-val"]) == 0
     parted, whole = fit
     assert (len(parted["data"]), len(parted["validation"])) == (3, 1)
     assert {r.image_id for r in parted["data"]}.isdisjoint(
@@ -286,9 +285,9 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(
         assert run(["train", "--data", data, *words]) == 0
         assert (len(fit[-1]["data"]), {r.image_id for r in fit[-1]["validation"]}) == (3, judged)
         assert "instances_val" in capsys.readouterr().out
-    assert run(["train", "--data", str(tmp_path), "--val", "none", *words]) == 0
+    assert run(["train", "--data", str(tmp_path), "--no-val", *words]) == 0
     assert (len(fit[-1]["data"]), fit[-1]["validation"]) == (3, None)
-    assert run(["train", "--data", f"{tmp_path}:instances_val", "--val", "none", *words]) == 0
+    assert run(["train", "--data", f"{tmp_path}:instances_val", "--no-val", *words]) == 0
     assert validation_split(f"{tmp_path}:instances_val") is None
 
 
@@ -341,12 +340,10 @@ def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path,
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
-        "--val",
-        "none",
+        "--no-val",
         "--out",
         "x",
-        "--recipe",
-        "none",
+        "--no-recipe",
     ]
     assert run(words) == 2, "which model?"
     assert run([*words, "--model", "maskrcnn_r18_small", "batch_size=2"]) == 0
@@ -364,8 +361,7 @@ def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
-        "--val",
-        "none",
+        "--no-val",
         "--out",
         str(tmp_path),
     ]
@@ -398,14 +394,13 @@ def test_one_process_of_several_says_what_is_going_to_happen(
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
-        "--val",
-        "none",
+        "--no-val",
         "--out",
         str(tmp_path / "run"),
     ]
     for rank, times in ((0, 1), (1, 0)):
         monkeypatch.setattr(Processes, "start", lambda _=None, rank=rank: Processes(rank, 2, "cpu"))
-        assert run([*words, "--recipe", "none", "--model", "maskrcnn_r18_small"]) == 0
+        assert run([*words, "--no-recipe", "--model", "maskrcnn_r18_small"]) == 0
         assert capsys.readouterr().out.count("run folder") == times
     assert len(fit) == 2
 

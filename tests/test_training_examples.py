@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> CocoDataset:
 
 def test_a_run_begins_with_a_sheet_of_its_first_images(data: CocoDataset, tmp_path: Path) -> None:
     config = tiny_config(steps=1)
-    train(tiny_model(data), data, None, config, tmp_path / "run", progress=False)
+    train(tiny_model(data), data, config=config, out=tmp_path / "run", progress=False)
     with Image.open(tmp_path / "run/examples.png") as sheet:
         assert sheet.size == (4 * (TILE + GAP) - GAP, 2 * (TILE + GAP) - GAP)
         assert (

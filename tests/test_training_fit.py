@@ -26,7 +26,7 @@ from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import Run, train
 from maskrcnn.training.learner import NonFiniteLossError
 from maskrcnn.training.log import read_rows
-from maskrcnn.training.time_budget import Pace, next_review, with_least_left
+from maskrcnn.training.time_budget import TimeBudget, next_review, with_least_left
 from maskrcnn.training.validate import validate
 from maskrcnn.weights.load import load
 
@@ -55,9 +55,9 @@ def run(
     return train(
         model or tiny_model(data),
         data,
-        validation,
-        config,
-        out,
+        val=validation,
+        config=config,
+        out=out,
         resume=resume,
         progress=False,
         device="cpu",
@@ -133,7 +133,7 @@ def test_resuming_without_a_checkpoint_begins_and_says_so(
     data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(steps=2)
-    train(tiny_model(data), data, None, config, tmp_path / "run", resume=True, device="cpu")
+    train(tiny_model(data), data, config=config, out=tmp_path / "run", resume=True, device="cpu")
     printed = capsys.readouterr().out
     assert "no checkpoint in" in printed
     for part in (
@@ -142,12 +142,12 @@ def test_resuming_without_a_checkpoint_begins_and_says_so(
         "learning rate 0.000354 (0.0005 at 4 images)",
         "cpu",
         " thread",
-        "fp32",
+        "float32",
     ):
         assert part in printed.splitlines()[0]
 
 
-def test_notes_of_a_file_that_is_split_are_told_once(
+def test_warnings_of_a_file_that_is_split_are_shown_once(
     data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads(Path(str(data.annotations_path)).read_text())
@@ -157,9 +157,9 @@ def test_notes_of_a_file_that_is_split_are_told_once(
     train(
         tiny_model(noted),
         noted.subset(range(6)),
-        noted.subset([6, 7]),
-        tiny_config(steps=1),
-        tmp_path,
+        val=noted.subset([6, 7]),
+        config=tiny_config(steps=1),
+        out=tmp_path,
         device="cpu",
     )
     assert capsys.readouterr().out.count("maskrcnn check lists them") == 1
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_images(data: CocoDataset, tmp_
             p.fill_(math.nan)
     with pytest.raises(
         NonFiniteLossError,
-        match=r"step 1: mask nan, must be finite, for the images \d, \d, \d, \d\.",
+        match=r"step 1: expected finite losses, got mask nan for the images \d, \d, \d, \d\.",
     ) as error:
         run(data, tmp_path / "run", model=model, accumulate=2)
     assert len(set(error.value.image_ids)) == 4
@@ -196,8 +196,8 @@ def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path
 @pytest.mark.parametrize(
     "changes",
     [
-        {"precision": "bf16"},
-        {"precision": "fp16"},
+        {"dtype": "bfloat16"},
+        {"dtype": "float16"},
         {"optimizer": "sgd", "schedule": "step", "clip_norm": 0.0, "ema": 0.0},
     ],
 )
@@ -232,7 +232,7 @@ def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
 ) -> None:
     now = (
         itertools.count()
-    )  # a clock on which a step takes 3 ms, an evaluation 101, and nothing is disturbed
+    )  # a clock on which a step takes 3 ms, an evaluation 101, and nothing else takes time
 
     def slow_validate(*arguments: Any) -> dict[str, float]:
         collections.deque(itertools.islice(now, 100), maxlen=0)
@@ -269,9 +269,8 @@ def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_
     run_in_time = train(
         tiny_model(data),
         data,
-        None,
-        tiny_config(steps=None, max_time=300.0, checkpoint_every=60.0),
-        tmp_path / "run",
+        config=tiny_config(steps=None, max_time=300.0, checkpoint_every=60.0),
+        out=tmp_path / "run",
         device="cpu",
         clock=lambda: float(next(work)),
     )
@@ -290,7 +289,9 @@ def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(
 
     config = tiny_config(steps=None, max_time=600.0, checkpoint_every=1e6)
     rows = read_rows(
-        train(tiny_model(data), data, None, config, tmp_path / "run", device="cpu", clock=clock).out
+        train(
+            tiny_model(data), data, config=config, out=tmp_path / "run", device="cpu", clock=clock
+        ).out
         / "metrics.csv"
     )
     assert 540 < rows[-1]["time"] <= 630
@@ -313,19 +314,19 @@ def test_the_length_is_corrected_at_shares_of_it_and_leaves_time_for_the_rate_to
     assert with_least_left(75, 75) == 79
 
 
-def test_the_pace_ignores_stalls_and_pays_for_evaluations() -> None:
-    pace = Pace(max_time=100.0, steps=[5.0, 1.0, 1.0, *[0.1] * 40])
-    assert not pace.ready(9.0)
-    assert pace.ready(11.0)
-    assert pace.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
-    pace.steps[-3] = 7.0
-    assert pace.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
-    pace.evaluation = 10.0
-    assert pace.total(43, 11.0, steps_per_evaluation=100, checkpoint_every=60.0) == pytest.approx(
+def test_the_budget_ignores_stalls_and_pays_for_evaluations() -> None:
+    budget = TimeBudget(max_time=100.0, steps=[5.0, 1.0, 1.0, *[0.1] * 40])
+    assert not budget.ready(9.0)
+    assert budget.ready(11.0)
+    assert budget.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
+    budget.steps[-3] = 7.0
+    assert budget.total(43, 11.0, math.inf, 60.0) == pytest.approx(43 + 889, abs=2)
+    budget.evaluation = 10.0
+    assert budget.total(43, 11.0, steps_per_evaluation=100, checkpoint_every=60.0) == pytest.approx(
         457, abs=60
     )
-    assert pace.total(43, 120.0, math.inf, 60.0) == 43
-    slow = Pace(max_time=100.0, steps=[20.0, 20.0])
+    assert budget.total(43, 120.0, math.inf, 60.0) == 43
+    slow = TimeBudget(max_time=100.0, steps=[20.0, 20.0])
     assert slow.ready(40.0)
     assert slow.total(2, 40.0, math.inf, 60.0) == 5
 

@@ -48,7 +48,7 @@ def test_a_resumed_log_equals_one_of_an_uninterrupted_run(tmp_path: Path) -> Non
     killed = RunLog(tmp_path / "killed", COLUMNS, progress=False)
     for step in range(1, 4):
         killed.row(row(step), total=7)
-    checkpoint = killed.length()
+    checkpoint = killed.num_bytes()
     for step in range(4, 6):
         killed.row(row(step), total=7)
     killed.close()
@@ -79,7 +79,7 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
     log = RunLog(None, COLUMNS)
     log.say("nothing")
     log.row(row(1), total=1)
-    assert log.length() == 0
+    assert log.num_bytes() == 0
     log.close()
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""Images without annotations: what the teacher is sure of is taught, what it doubts is left alone, and a run with them resumes exactly."""
+"""Images without annotations: confident detections become pseudo-labels, uncertain ones are ignored, and a run with them resumes exactly."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from maskrcnn.training.checkpoint import read_checkpoint, write_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
 from maskrcnn.training.processes import Processes
-from maskrcnn.training.teacher import Teacher, first_lesson, plain_view, pseudo_truth
-from maskrcnn.training.time_budget import Pace
+from maskrcnn.training.teacher import Teacher, first_unlabeled_step, plain_view, pseudo_truth
+from maskrcnn.training.time_budget import TimeBudget
 from maskrcnn.training.unlabeled import open_unlabeled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +97,7 @@ def test_detections_become_objects_ignore_regions_or_nothing_by_their_score(
     assert torch.equal(truth.has_box, truth.valid & ~truth.ignore)
 
 
-def test_a_mask_is_taught_only_where_the_teacher_trusts_it_and_lies_where_it_would_be_drawn(
+def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_where_it_would_be_drawn(
     data: CocoDataset,
 ) -> None:
     model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
@@ -220,10 +220,10 @@ def test_the_weight_is_zero_in_the_burn_in_then_rises_to_its_own(
     assert 0 < weights[30] < weights[31] < weights[49] < 2
     assert weights[51:] == [2.0] * 49
     assert teacher.weight(99, None) == 0, "the length of the run is not yet known"
-    assert teacher.taught.tolist() == [1.0, 0.0], "where its boxes are is not taught"
+    assert teacher.term_weights.tolist() == [1.0, 0.0], "boxes are not trained"
 
 
-def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
+def test_the_teacher_predicts_the_students_view_and_keeps_its_statistics(
     data: CocoDataset, images: Path
 ) -> None:
     config = tiny_config(
@@ -232,32 +232,32 @@ def test_the_teacher_answers_for_what_the_student_sees_and_keeps_its_statistics(
     model = MaskRCNN.from_config(tiny_model(data)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     teacher = Teacher(model, open_unlabeled(images, data), config, Processes.start("cpu"), ())
-    plain, _ = next(teacher._from_the_plan(5 * config.accumulate))
-    lesson = teacher.lesson(5, 0)
-    assert torch.equal(lesson.batch.images, strong_augmentation(plain).images)
+    plain, _ = next(teacher._load(5 * config.accumulate))
+    labels = teacher.pseudo_labels(5, 0)
+    assert torch.equal(labels.batch.images, strong_augmentation(plain).images)
     expected, _ = pseudo_truth(model(plain), model.config, config.unlabeled)
-    assert torch.equal(lesson.truth.boxes, expected.boxes)
+    assert torch.equal(labels.truth.boxes, expected.boxes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert plain_view(config.augment).brightness == plain_view(config.augment).hue == 0
 
 
-def test_annotated_images_of_the_folder_are_left_out_and_unreadable_ones_are_told(
+def test_annotated_images_of_the_folder_are_skipped_and_unreadable_ones_are_reported(
     data: CocoDataset, tmp_path: Path
 ) -> None:
     training_run.draw(tmp_path / "all", 4)
     annotated = CocoDataset(tmp_path / "all/annotations.json").subset([0, 2])
     (tmp_path / "all/deeper").mkdir()
     (tmp_path / "all/deeper/broken.png").write_bytes(b"no image")
-    with pytest.warns(DataWarning, match=r"1 unlabeled images are left out.*\n.*broken\.png"):
+    with pytest.warns(DataWarning, match=r"skipped 1 unreadable images.*\n.*broken\.png"):
         opened = open_unlabeled(tmp_path / "all", annotated)
     assert [opened[i].file_name for i in range(len(opened))] == ["1.png", "3.png"]
     assert opened.categories == annotated.categories
     assert not any(opened[i].annotations for i in range(len(opened)))
     listed = open_unlabeled([tmp_path / "all/3.png", tmp_path / "all/1.png"], annotated)
     assert [listed[i].file_name for i in range(len(listed))] == ["1.png", "3.png"]
-    with pytest.raises(DataError, match="all are annotated already"):
+    with pytest.raises(DataError, match="unreadable or already annotated"):
         open_unlabeled([tmp_path / "all/0.png"], annotated)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder not found"):
         open_unlabeled(tmp_path / "absent", annotated)
     with pytest.raises(DataError, match=r"absent\.png"):
         open_unlabeled([tmp_path / "absent.png"], annotated)
@@ -293,7 +293,7 @@ def settings_for(data: CocoDataset, images: Path, out: Path, **changes: Any) -> 
     return paths | {"train": train, "unlabeled_config": EAGER} | changes
 
 
-def test_a_run_logs_what_was_taught_and_the_annotated_part_is_as_without_until_the_burn_in_ends(
+def test_a_run_logs_its_pseudo_labels_and_the_annotated_part_is_as_without_until_the_burn_in_ends(
     data: CocoDataset, images: Path, tmp_path: Path
 ) -> None:
     training_run.main(settings_for(data, images, tmp_path / "with"))
@@ -329,7 +329,7 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             training_run.main(settings_for(data, images, tmp_path / "broken"))
     assert read_checkpoint(tmp_path / "broken/checkpoint.safetensors")[1]["state"]["step"] == 4, (
-        "in the middle of the lessons"
+        "while unlabeled images are used"
     )
     training_run.main(settings_for(data, images, tmp_path / "broken", resume=True))
     for name in ("checkpoint.safetensors", "last.safetensors"):
@@ -388,22 +388,24 @@ def test_two_processes_learn_from_unlabeled_images_as_one_with_the_double_batch_
     assert first[0]["unlabeled/objects"] > 1
 
 
-def test_a_run_with_a_time_pays_for_the_lessons_to_come() -> None:
-    pace = Pace(max_time=100.0, steps=[0.1] * 40, lesson=0.2, burn_in=0.5)
-    total = pace.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
+def test_a_run_with_a_time_accounts_for_unlabeled_steps_to_come() -> None:
+    budget = TimeBudget(max_time=100.0, steps=[0.1] * 40, unlabeled=0.2, burn_in=0.5)
+    total = budget.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
     seconds = (
-        10 + (total - 100) * 0.1 + (total - first_lesson(UnlabeledConfig(burn_in=0.5), total)) * 0.2
+        10
+        + (total - 100) * 0.1
+        + (total - first_unlabeled_step(UnlabeledConfig(burn_in=0.5), total)) * 0.2
     )
     assert 99 < seconds <= 100
 
 
-def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
+def test_a_run_with_a_time_measures_an_unlabeled_step_without_side_effects(
     data: CocoDataset, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from maskrcnn.training.learner import Learner
 
-    monkeypatch.setattr(Pace, "ready", lambda pace, _: len(pace.steps) >= 2)
-    monkeypatch.setattr(Pace, "total", lambda pace, *_: 4 if pace.lesson > 0 else 0)
+    monkeypatch.setattr(TimeBudget, "ready", lambda budget, _: len(budget.steps) >= 2)
+    monkeypatch.setattr(TimeBudget, "total", lambda budget, *_: 4 if budget.unlabeled > 0 else 0)
     config = tiny_config(
         steps=None, max_time=60.0, unlabeled=UnlabeledConfig(**EAGER | {"burn_in": 0.0})
     )
@@ -417,7 +419,7 @@ def test_a_run_with_a_time_measures_a_lesson_without_a_trace(
             device="cpu",
             unlabeled=images,
         )
-        monkeypatch.setattr(Learner, "lesson_seconds", lambda _: 1.0)
+        monkeypatch.setattr(Learner, "unlabeled_seconds", lambda _: 1.0)
     assert ["unlabeled/loss" in row for row in read_rows(tmp_path / "measured/metrics.csv")] == [
         False,
         False,

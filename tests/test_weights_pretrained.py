@@ -103,9 +103,8 @@ def test_the_record_says_source_and_what_did_not_fit(
     train(
         config,
         data,
-        None,
-        tiny_config(steps=1),
-        tmp_path / "run",
+        config=tiny_config(steps=1),
+        out=tmp_path / "run",
         device="cpu",
         pretrained=detector,
     )
@@ -125,21 +124,20 @@ def test_the_record_says_source_and_what_did_not_fit(
 def test_random_and_given_weights_are_recorded_too(data: CocoDataset, tmp_path: Path) -> None:
     config = tiny_model(data)
     train(
-        config, data, None, tiny_config(steps=1), tmp_path / "random", progress=False, device="cpu"
+        config, data, config=tiny_config(steps=1), out=tmp_path / "random", progress=False, device="cpu"
     )
     assert recorded(tmp_path / "random")["kind"] == "none"
     network = MaskRCNN.from_config(config)
     train(
-        network, data, None, tiny_config(steps=1), tmp_path / "given", progress=False, device="cpu"
+        network, data, config=tiny_config(steps=1), out=tmp_path / "given", progress=False, device="cpu"
     )
     assert recorded(tmp_path / "given")["kind"] == "given"
     with pytest.raises(ValueError, match="which are meant"):
         train(
             network,
             data,
-            None,
-            tiny_config(steps=1),
-            tmp_path / "both",
+            config=tiny_config(steps=1),
+            out=tmp_path / "both",
             device="cpu",
             pretrained="resnet18_imagenet",
         )
@@ -152,9 +150,8 @@ def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
     train(
         config,
         data,
-        None,
-        settings,
-        tmp_path / "run",
+        config=settings,
+        out=tmp_path / "run",
         progress=False,
         device="cpu",
         pretrained=detector,
@@ -163,9 +160,8 @@ def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
         train(
             config,
             data,
-            None,
-            settings,
-            tmp_path / "run",
+            config=settings,
+            out=tmp_path / "run",
             resume=True,
             progress=False,
             device="cpu",
@@ -175,9 +171,8 @@ def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
         train(
             config,
             data,
-            None,
-            settings,
-            tmp_path / "run",
+            config=settings,
+            out=tmp_path / "run",
             resume=True,
             progress=False,
             device="cpu",
@@ -188,9 +183,8 @@ def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
     train(
         config,
         data,
-        None,
-        settings,
-        tmp_path / "run",
+        config=settings,
+        out=tmp_path / "run",
         resume=True,
         progress=False,
         device="cpu",
@@ -202,16 +196,15 @@ def test_a_run_of_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: 
     from maskrcnn.training.checkpoint import read_checkpoint, write_checkpoint
 
     path, config = tmp_path / "run/checkpoint.safetensors", tiny_model(data)
-    train(config, data, None, tiny_config(steps=2), tmp_path / "run", progress=False, device="cpu")
+    train(config, data, config=tiny_config(steps=2), out=tmp_path / "run", progress=False, device="cpu")
     tensors, state = read_checkpoint(path)
     del state["settings"]["pretrained"], state["settings"]["train"]["activation_checkpointing"]
     write_checkpoint(path, tensors, state)
     train(
         config,
         data,
-        None,
-        tiny_config(steps=2),
-        tmp_path / "run",
+        config=tiny_config(steps=2),
+        out=tmp_path / "run",
         resume=True,
         progress=False,
         device="cpu",

@@ -49,12 +49,13 @@ def draw(folder: Path, count: int, seed: int = 0) -> Path:
             "keypoints": [u, v, 2, u + length, v + length, 2],
             "num_keypoints": 2,
         }
-        found = [
+        objects = [
             {"category_id": 1, "bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]},
             {"category_id": 2, **stick},
         ]
         annotations += [
-            {"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a} for k, a in enumerate(found)
+            {"id": 2 * i + k + 1, "image_id": i + 1, "iscrowd": 0, **a}
+            for k, a in enumerate(objects)
         ]
     categories = [
         {"id": 1, "name": "card"},
@@ -132,13 +133,13 @@ def main(settings: dict[str, Any]) -> None:
     )
     config = replace(config, unlabeled=UnlabeledConfig(**settings.get("unlabeled_config", {})))
     model = tiny_model(data, settings.get("norm", "batch"))
-    told = {
+    options = {
         "resume": settings.get("resume", False),
         "progress": False,
         "device": "cpu",
         "unlabeled": settings.get("unlabeled"),
     }
-    train(model, data, validation, config, settings["out"], **told)
+    train(model, data, val=validation, config=config, out=settings["out"], **options)
 
 
 def serve() -> None:

@@ -565,12 +565,12 @@ class TrainConfig:
     ema: float = 0.998
     """Decay per step of the averaged weights, which are evaluated and saved as the model (0..1). 0:
     no averaging."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the forward pass. fp32: full precision. bf16, fp16: mixed precision, faster
-    on many devices."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the forward pass. float32: full precision. bfloat16, float16: mixed
+    precision, faster on many devices."""
     activation_checkpointing: bool = False
     """Recompute activations inside the trunk's stages instead of storing them: less memory, about a
-    fifth more time, equal gradients."""
+    tenth more time, equal gradients."""
     repeat_threshold: float = 0.0
     """Repeat images with a category that occurs in less than this share of all images (0..1). 0:
     off.

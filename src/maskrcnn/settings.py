@@ -22,8 +22,11 @@ OLD_NAMES = {
     "unlabelled": "unlabeled",
     "doubt": "ignore_threshold",
     "joint_threshold": "keypoint_threshold",
+    "precision": "dtype",
 }
 """Names of settings in files saved before version 0.2, and their current names."""
+OLD_VALUES = {"dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}}
+"""Values of settings in such files, by current name, and the values that replaced them."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -56,10 +59,13 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a saved file under their current names."""
     renamed = {}
-    for name, value in values.items():
+    for old_name, value in values.items():
+        name = OLD_NAMES.get(old_name, old_name)
         if isinstance(value, Mapping):
             value = with_current_names(value)
-        renamed[OLD_NAMES.get(name, name)] = value
+        elif name in OLD_VALUES and isinstance(value, str):
+            value = OLD_VALUES[name].get(value, value)
+        renamed[name] = value
     return renamed
 
 

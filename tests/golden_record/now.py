@@ -73,6 +73,7 @@ FIGURES = (
     Category("stone", 2),
     Category("figure", 3, keypoints=SPOTS, skeleton=((0, 1), (0, 2)), flip=(0, 2, 1)),
 )
+OLD_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 HEIGHT, WIDTH = 60, 80
 FORMATS = ("coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each")
 
@@ -152,7 +153,7 @@ def unnamed(value: Any) -> Any:
         return [unnamed(part) for part in value.values()]
     if isinstance(value, list | tuple):
         return [unnamed(part) for part in value]
-    return value
+    return OLD_DTYPES.get(value, value) if isinstance(value, str) else value
 
 
 def named(value: Any) -> Any:
@@ -587,10 +588,10 @@ def trained(record: Record, folder: Path) -> None:
         if stop:
             try:
                 clock = Clock(out / "metrics.csv", stop)
-                train(network, data, judged, config, out, progress=False, clock=clock)
+                train(network, data, val=judged, config=config, out=out, progress=False, clock=clock)
             except InterruptedError:
                 record.plain(f"trained/{key}/stopped", len(read_rows(out / "metrics.csv")))
-        train(network, data, judged, config, out, resume=True, progress=False, clock=Clock())
+        train(network, data, val=judged, config=config, out=out, resume=True, progress=False, clock=Clock())
         add_run(record, f"trained/{key}", out)
     record.plain("trained/evaluation", judge(folder / "whole", judged))
     eager = UnlabeledConfig(
@@ -605,7 +606,7 @@ def trained(record: Record, folder: Path) -> None:
     config = replace(config, steps=6, unlabeled=eager, evaluate_every=9.0)
     out = folder / "teacher"
     given = {"unlabeled": folder / "more/images", "progress": False, "clock": Clock()}
-    train(lively(tiny_network(data, "group")), data, None, config, out, **given)
+    train(lively(tiny_network(data, "group")), data, config=config, out=out, **given)
     add_run(record, "trained/teacher", out)
     config = TrainConfig(
         steps=3,
@@ -614,7 +615,7 @@ def trained(record: Record, folder: Path) -> None:
         optimizer="sgd",
         schedule="step",
         learning_rate=0.01,
-        precision="bf16",
+        dtype="bfloat16",
         activation_checkpointing=True,
         repeat_threshold=0.9,
         tensorboard=False,
@@ -626,7 +627,7 @@ def trained(record: Record, folder: Path) -> None:
     network = replace(tiny_network(few), neck=NeckConfig(channels=16, norm="batch"))
     out = folder / "continued"
     given = {"pretrained": folder / "whole", "progress": False, "clock": Clock()}
-    train(network, few, None, config, out, **given)
+    train(network, few, config=config, out=out, **given)
     add_run(record, "trained/continued", out)
 
 
@@ -988,7 +989,7 @@ def chosen(record: Record, folder: Path) -> None:
         record.plain(f"recipe/{name}/model", unnamed(to_dict(found.model)))
         record.plain(f"recipe/{name}/training", unnamed(to_dict(found.training)))
         values = [value for _, value, _ in found.reasons]
-        record.plain(f"recipe/{name}/values", named(values))
+        record.plain(f"recipe/{name}/values", unnamed(named(values)))
         record.plain(f"text/recipe/{name}", str(found))
 
 

@@ -59,7 +59,7 @@ def split_dataset(
     if len(units) < 2:
         raise DataError(
             f"{data.name}: cannot split off validation data: all {len(data)} images look alike. "
-            "Give validation data, or train without (--val none)"
+            "Give validation data, or train without (--no-val)"
         )
 
     objects = [

@@ -92,7 +92,7 @@ def run_demo(
 
     console.print(f"2/5  Training boxes, masks and keypoints from scratch for {minutes:g} minutes")
     val = validation.subset(range(min(NUM_VAL_IN_TRAINING, len(validation))))
-    run = train(demo_model(), data, val, config=demo_training(minutes, seed), out=out / "run")
+    run = train(demo_model(), data, val=val, config=demo_training(minutes, seed), out=out / "run")
 
     console.print(f"3/5  Evaluating the model on {len(validation)} scenes held out from training")
     predictions = _predict(run.model, validation)
@@ -152,7 +152,7 @@ def demo_training(minutes: float, seed: int = 0) -> TrainConfig:
         # Each scene is new, so flips are enough variation.
         augment=AugmentConfig(scale=(1.0, 1.0)),
         # bfloat16 gives nearly twice the steps where the hardware has it.
-        precision="bf16" if computes_bfloat16(device) else "fp32",
+        dtype="bfloat16" if computes_bfloat16(device) else "float32",
         evaluate_every=1.5,
         tensorboard=False,
         seed=seed,

@@ -122,7 +122,9 @@ def answer_from_views(network: MaskRCNN, batch: Batch, views: tuple[View, ...]) 
         points, peaks = network.keypoint_head.decode(
             torch.stack(heatmaps).mean(dim=0), rows.gather(merged.boxes), labels
         )
-        merged = replace(merged, keypoints=rows.scatter(points), keypoint_logits=rows.scatter(peaks))
+        merged = replace(
+            merged, keypoints=rows.scatter(points), keypoint_logits=rows.scatter(peaks)
+        )
     return merged
 
 

@@ -1,6 +1,7 @@
-"""The single choices of a recipe, each a function of what was measured and of what was chosen before it.
+"""The choices of a recipe, each a function of what was measured and of the choices before it.
 
-In: `Choices`: the statistics of a data set, a start, a device, and the settings so far. Out: the same with more settings, and a reason for each.
+In: `Choices`: the statistics of a data set, the initial weights, a device, and the settings so far.
+Out: the same with more settings, and a reason for each.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from .fit_anchors import fit_anchors, mean_overlap
 from .memory_estimate import GIB, training_bytes
 from .statistics import Statistics
 
-LITTLE = 2000  # images: below this, augmentation is worth more than it costs
-OBJECT_SIDE = (
-    40  # px that the median object shall span in the model's input: ten cells of the finest level
-)
-LARGE_SIDE = 160  # px, beyond which a larger object says nothing more
-LONGEST = (1024, 1333, 1600, 2048, 3072, 4096)  # longer sides of the input that are tried
+LITTLE = 2000  # images: below this, strong augmentation is worth more than it costs
+# px that the median object should span in the model's input: ten cells of the finest level
+OBJECT_SIDE = 40
+LARGE_SIDE = 160  # px, beyond which a larger object carries no more information
+LONGEST = (1024, 1333, 1600, 2048, 3072, 4096)  # longer sides of the input to try
 LEAST_SIDE = 32  # px that the median object must keep where long sides are limited
-CROPS = {"cpu": (256, 512), "cuda": (512, 1024)}
-MEMORY_SHARE = 0.8  # of what is free
+CROPS = {"cpu": (256, 512), "cuda": (512, 1024)}  # px: smallest and largest side
+MEMORY_SHARE = 0.8  # of the free memory
+# Images to train on at least (repeats counted), in a training without a time limit.
 IMAGES_SEEN = {
     "none": 30_000,
     "trunk": 20_000,
     "detector": 8_000,
     "given": 8_000,
-}  # at least, in a training without a time limit
-EPOCHS = {
+}
+EPOCHS = {  # fewest, most
     "none": (24, 300),
     "trunk": (24, 200),
     "detector": (12, 100),
     "given": (12, 100),
-}  # fewest, most
-RATES = {"none": 1e-3, "trunk": 5e-4, "detector": 2e-4, "given": 2e-4}  # AdamW, four images a step
-FEW = 500  # images: a pretrained trunk keeps its first stages
+}
+RATES = {"none": 1e-3, "trunk": 5e-4, "detector": 2e-4, "given": 2e-4}  # AdamW, 4 images per step
+FEW = 500  # images, below which a pretrained trunk keeps its first two stages
 
 
 class Reason(NamedTuple):
@@ -56,7 +57,7 @@ class Reason(NamedTuple):
 
 @dataclass
 class Choices:
-    """The settings as far as they are chosen."""
+    """The settings chosen so far."""
 
     kind: Kind
     device: torch.device
@@ -67,28 +68,30 @@ class Choices:
     facts: Statistics = field(init=False)
 
     @property
-    def imitation(self) -> bool:
-        """The input and the anchors are part of what the weights know, or of a published model."""
+    def keeps_input(self) -> bool:
+        """Whether resize rule and anchors stay: trained weights or a published model depend on
+        them.
+        """
         return self.kind == "detector" or self.model.input.resize == "torch"
 
     def choose(self, setting: str, value: Any, why: str) -> None:
-        """Takes a value for a setting, unless the user gave one."""
+        """Sets a value, unless the user gave the setting, a part of it or a whole that has it."""
         if any(
             name == setting or name.startswith(f"{setting}.") or setting.startswith(f"{name}.")
             for name in self.given
         ):
-            self.note(setting, "as given")
-        else:
-            part, name = (
-                ("model", setting.removeprefix("model."))
-                if setting.startswith("model.")
-                else ("training", setting)
-            )
-            setattr(self, part, override_config(getattr(self, part), {name: value}))
-            self.note(setting, why)
+            self.explain(setting, "given")
+            return
 
-    def note(self, setting: str, why: str) -> None:
-        """Names the value of a setting as it is."""
+        if setting.startswith("model."):
+            change = {setting.removeprefix("model."): value}
+            self.model = override_config(self.model, change)
+        else:
+            self.training = override_config(self.training, {setting: value})
+        self.explain(setting, why)
+
+    def explain(self, setting: str, why: str) -> None:
+        """Records the current value of a setting with a reason."""
         value: Any = self.model if setting.startswith("model.") else self.training
         for name in setting.removeprefix("model.").split("."):
             value = getattr(value, name)
@@ -96,140 +99,168 @@ class Choices:
 
 
 def heads(choices: Choices) -> None:
-    """No head for what is not annotated."""
+    """Removes heads for what is not annotated."""
     if choices.model.mask is not None and not choices.facts.masks:
-        choices.choose("model.mask", None, "no object has a mask")
+        choices.choose("model.mask", None, "no object has a mask annotation")
     if choices.model.keypoint is not None and not choices.facts.keypoints:
-        choices.choose("model.keypoint", None, "no keypoint is labeled")
+        choices.choose("model.keypoint", None, "no object has labeled keypoints")
 
 
 def scale(choices: Choices) -> None:
-    """How large the model sees the images, so that objects span enough feature cells."""
-    if choices.imitation:
-        choices.note("model.input.min_size", "kept: the model's own resize rule")
+    """Chooses the input size, so that objects span enough feature cells."""
+    if choices.keeps_input:
+        choices.explain("model.input.min_size", "kept: the pretrained model's resize rule")
         return
     side = np.sqrt(choices.facts.sides.prod(axis=1))
-    median, small = np.median(side), np.quantile(side, 0.1)
+    median = np.median(side)
+    small = np.quantile(side, 0.1)
     if median > LARGE_SIDE:
         scale = float(np.round(min(1.0, max(LARGE_SIDE / median, LEAST_SIDE / small)), 2))
-        why = f"the median object spans {median:.0f} px, of which {median * scale:.0f} are enough"
+        why = f"median object {median:.0f} px; {median * scale:.0f} px are enough"
     else:
-        scale = float(
-            np.clip(np.ceil(2 * OBJECT_SIDE / median - 0.2) / 2, 1.0, 4.0)
-        )  # halves, a tenth less is no reason for the next
-        cells = f"{median / 4:.1f} cells of the finest level" + (
-            f" ({median * scale / 4:.1f} when magnified)" if scale > 1 else ""
-        )
-        why = f"the median object spans {median:.0f} px, {cells}; {OBJECT_SIDE // 4} are wanted"
-    choices.choose("model.input.min_size", None, "images keep their own scale, times the next line")
+        # In steps of one half; falling short by a tenth does not justify the next step.
+        scale = float(np.clip(np.ceil(2 * OBJECT_SIDE / median - 0.2) / 2, 1.0, 4.0))
+        cells = f"{median / 4:.1f} cells of the finest level"
+        if scale > 1:
+            cells += f" ({median * scale / 4:.1f} after scaling)"
+        why = f"median object {median:.0f} px, {cells}; target {OBJECT_SIDE // 4} cells"
+    choices.choose("model.input.min_size", None, "images keep their own size, times input.scale")
     if choices.model.input.min_size is None:
         choices.choose("model.input.scale", scale, why)
+
     start = LONGEST.index(1333 if choices.device.type == "cuda" else 1024)
     for longest in LONGEST[start:]:
         limited = replace(choices.model, input=replace(choices.model.input, max_size=longest))
-        seen = float(np.median(np.sqrt(_objects(limited, choices.facts).prod(axis=1))))
-        if seen >= min(LEAST_SIDE, 0.8 * median * scale):
+        span = float(np.median(np.sqrt(_objects(limited, choices.facts).prod(axis=1))))
+        if span >= min(LEAST_SIDE, 0.8 * median * scale):
             break
     choices.choose(
         "model.input.max_size",
         longest,
-        f"longer sides are limited to it; the median object then spans {seen:.0f} px",
+        f"limit of the longer side; the median object then spans {span:.0f} px",
     )
 
 
 def _input_sizes(model: ModelConfig, facts: Statistics) -> np.ndarray:
-    """[n, 2] (height, width) of the images as the model sees them."""
+    """[n, 2] (height, width) of the images in the model's input."""
     return np.array(
         [input_size(int(height), int(width), model.input) for height, width in facts.sizes]
     )
 
 
 def _objects(model: ModelConfig, facts: Statistics) -> np.ndarray:
-    """[N, 2] (width, height) of the objects as the model sees them."""
+    """[N, 2] (width, height) of the objects in the model's input."""
     factors = _input_sizes(model, facts) / facts.sizes
     return facts.sides * factors[facts.image][:, ::-1]
 
 
 def augment(choices: Choices) -> None:
-    """How training images vary: the fewer there are, the more."""
-    facts, device = choices.facts, choices.device.type
-    little, count = facts.images < LITTLE, f"{facts.images:,} images"
-    sizes, sides = _input_sizes(choices.model, facts), _objects(choices.model, facts).max(axis=1)
-    least, most = CROPS.get(device, CROPS["cuda"])
-    crop = int(np.clip(np.ceil(2 * np.quantile(sides, 0.95) / 64) * 64, least, most))
-    if np.mean(sizes.max(axis=1) <= crop) > 0.95:
-        choices.choose("augment.crop", None, f"images are no larger than {crop} px")
-    else:
-        why = f"large objects span {np.quantile(sides, 0.95):.0f} px, images {np.quantile(sizes, 0.95):.0f} px; so a step is cheap"
-        choices.choose("augment.crop", crop, why)
+    """Chooses the augmentation: the fewer images, the stronger."""
+    little = choices.facts.images < LITTLE
+    count = f"{choices.facts.images:,} images"
+    _crop(choices)
     choices.choose(
         "augment.scale",
         (0.5, 1.25) if little else (0.8, 1.25),
         f"{count}: {'large' if little else 'moderate'}-scale jitter",
     )
-    turned = ", ".join(f"{name} {value:.2f}" for name, value in facts.upright.items())
+    _orientation(choices)
+    _colors(choices, count)
+    if little and choices.facts.masks:
+        _copy_paste(choices, count)
+    _repeats(choices)
+
+
+def _crop(choices: Choices) -> None:
+    """A crop twice as large as large objects, within what the device trains quickly."""
+    facts = choices.facts
+    sizes = _input_sizes(choices.model, facts)
+    large = np.quantile(_objects(choices.model, facts).max(axis=1), 0.95)
+    least, most = CROPS.get(choices.device.type, CROPS["cuda"])
+    crop = int(np.clip(np.ceil(2 * large / 64) * 64, least, most))
+
+    if np.mean(sizes.max(axis=1) <= crop) > 0.95:
+        choices.choose("augment.crop", None, f"images are not larger than {crop} px")
+    else:
+        images = np.quantile(sizes, 0.95)
+        why = f"large objects span {large:.0f} px, images {images:.0f} px; crops make steps cheaper"
+        choices.choose("augment.crop", crop, why)
+
+
+def _orientation(choices: Choices) -> None:
+    """Rotation by right angles where the images have no canonical orientation."""
+    facts = choices.facts
+    measured = ", ".join(f"{name} {value:.2f}" for name, value in facts.upright.items())
     if facts.has_up:
-        choices.note(
+        choices.explain(
             "augment.right_angles",
-            f"images may have an up and a down ({turned}; 0 = none): set it, and flip_vertical, if they have not",
+            f"images may have an up and a down ({measured}; 0 = none). "
+            "If not, set this to true and augment.flip_vertical to 0.5",
         )
     else:
-        why = f"no up and down is seen ({turned}; 0 = none): if there is one, set this to false and flip_vertical to 0"
+        why = (
+            f"no canonical orientation found ({measured}; 0 = none). "
+            "If there is one, set this to false and augment.flip_vertical to 0"
+        )
         choices.choose("augment.right_angles", True, why)
-        choices.choose("augment.flip_vertical", 0.5, "as right angles")
+        choices.choose("augment.flip_vertical", 0.5, "no canonical orientation found")
+
+
+def _colors(choices: Choices, count: str) -> None:
+    facts = choices.facts
     strength = 0.3 if facts.images < LITTLE / 10 else 0.2
     for name in ("brightness", "contrast"):
-        choices.choose(
-            f"augment.{name}", strength, f"{count}: cameras and light to come will differ"
-        )
+        choices.choose(f"augment.{name}", strength, f"{count}: other cameras and light will differ")
     if facts.colored:
         choices.choose("augment.saturation", strength, "images are colored")
         choices.choose("augment.hue", 0.02, "images are colored")
-    if facts.masks and little:
-        choices.choose(
-            "augment.copy_paste", 0.5, f"{count}: objects on other images are new images"
-        )
-        if facts.varied:
-            choices.choose(
-                "augment.copy_paste_choices",
-                8,
-                "images of several kinds: objects come from one that is alike",
-            )
-    rarest = float(facts.category_share[facts.category_share > 0].min())
-    if rarest < 0.05 and len(facts.category_share) > 1:
-        choices.choose(
-            "repeat_threshold",
-            0.1,
-            f"the rarest category is in {rarest:.1%} of the images: they are seen more often",
-        )
+
+
+def _copy_paste(choices: Choices, count: str) -> None:
+    why = f"{count}: objects pasted into other images add variety"
+    choices.choose("augment.copy_paste", 0.5, why)
+    if choices.facts.varied:
+        why = "image brightness varies widely: objects come from similar images"
+        choices.choose("augment.copy_paste_choices", 8, why)
+
+
+def _repeats(choices: Choices) -> None:
+    share = choices.facts.category_share
+    rarest = float(share[share > 0].min())
+    if rarest < 0.05 and len(share) > 1:
+        why = f"rarest category in {rarest:.1%} of the images: these are repeated more often"
+        choices.choose("repeat_threshold", 0.1, why)
 
 
 def crowd(choices: Choices) -> None:
-    """Enough detections for the most crowded image."""
+    """Allows enough detections for the most crowded image."""
     most = int(choices.facts.counts.max())
     cap = int(np.clip(np.ceil(most * 1.25 / 100) * 100, 100, 2000))
     choices.choose(
         "model.box.max_detections",
         cap,
-        f"up to {most} objects in an image, and room for a quarter more",
+        f"up to {most} objects per image, and a quarter more",
     )
     proposals = max(2 * choices.model.box.max_detections, choices.model.rpn.post_nms_test)
     for name in ("pre_nms_test", "post_nms_test"):
         if getattr(choices.model.rpn, name) < proposals:
-            choices.choose(f"model.rpn.{name}", proposals, "twice the detections")
+            choices.choose(f"model.rpn.{name}", proposals, "twice max_detections")
 
 
 def anchors(choices: Choices) -> None:
-    """Anchors where the objects are, at the sizes at which training shows them."""
-    rpn, neck = choices.model.rpn, choices.model.neck
-    if choices.imitation:
-        choices.note("model.rpn.sizes", "kept: the model's own anchors")
+    """Fits anchors to the objects, at the sizes that the scale augmentation gives them."""
+    rpn = choices.model.rpn
+    neck = choices.model.neck
+    if choices.keeps_input:
+        choices.explain("model.rpn.sizes", "kept: the pretrained model's anchors")
         return
     strides = (
         tuple(2**level for level in (*neck.levels, neck.levels[-1] + 1))
         if neck.kind == "fpn"
         else (16,)
     )
+
+    # Objects at three scales of the augmentation's range, in equal parts of its octaves.
     low, high = np.log(choices.training.augment.scale)
     sides = np.concatenate(
         [
@@ -241,39 +272,38 @@ def anchors(choices: Choices) -> None:
     sizes, ratios, overlap = fit_anchors(
         sides, strides, len(rpn.sizes[0]), choices.training.augment.right_angles, usual
     )
-    why = f"objects overlap their best anchor by {overlap:.3f} on average, with the preset's by {mean_overlap(sides, strides, *usual):.3f}"
-    choices.choose(
-        "model.rpn.sizes",
-        sizes,
-        why
-        if sizes != rpn.sizes
-        else f"the preset's: no other fits better by a hundredth ({overlap:.3f})",
-    )
-    choices.choose("model.rpn.ratios", ratios, "height / width; chosen with the sizes")
+
+    if sizes == rpn.sizes:
+        why = f"the preset's: no others raise the mean IoU ({overlap:.3f}) by 0.01"
+    else:
+        before = mean_overlap(sides, strides, *usual)
+        why = f"mean IoU of objects and best anchors {overlap:.3f} (preset: {before:.3f})"
+    choices.choose("model.rpn.sizes", sizes, why)
+    choices.choose("model.rpn.ratios", ratios, "height / width; fitted with the sizes")
 
 
 def fit(choices: Choices, free: float) -> None:
-    """A batch that fits the memory; what the machine computes fast."""
+    """Chooses a precision that the device computes fast, and a batch that fits the memory."""
     half = computes_bfloat16(choices.device)
     choices.choose(
-        "precision",
-        "bf16" if half else "fp32",
-        f"the {choices.device.type} computes it" if half else "bfloat16 would be emulated here",
+        "dtype",
+        "bfloat16" if half else "float32",
+        f"the {choices.device.type} supports it" if half else "bfloat16 would be emulated here",
     )
     wanted = min(8 if choices.device.type == "cuda" else 4, choices.facts.images)
-    crop, grown = choices.training.augment.crop, choices.training.augment.scale[1]
-    largest = np.quantile(_input_sizes(choices.model, choices.facts), 0.95, axis=0) * grown
+    crop = choices.training.augment.crop
+    largest_scale = choices.training.augment.scale[1]
+    largest = np.quantile(_input_sizes(choices.model, choices.facts), 0.95, axis=0) * largest_scale
     size = (crop, crop) if crop else (int(largest[0]), int(largest[1]))
 
     def needed(batch: int, checkpointing: bool) -> float:
         return training_bytes(
-            choices.model, batch, size, choices.training.precision != "fp32", checkpointing
+            choices.model, batch, size, choices.training.dtype != "float32", checkpointing
         )
 
-    batch, checkpointing = (
-        choices.training.batch_size if "batch_size" in choices.given else wanted,
-        choices.training.activation_checkpointing,
-    )
+    # Checkpointing comes before smaller batches: it does not change the gradients.
+    batch = choices.training.batch_size if "batch_size" in choices.given else wanted
+    checkpointing = choices.training.activation_checkpointing
     if (
         needed(batch, checkpointing) > MEMORY_SHARE * free
         and not choices.model.trunk.timm
@@ -286,88 +316,86 @@ def fit(choices: Choices, free: float) -> None:
         and needed(batch, checkpointing) > MEMORY_SHARE * free
     ):
         batch //= 2
-    memory = f"a step needs about {needed(batch, checkpointing) / GIB:.1f} GiB of {free / GIB:.1f}"
+
+    memory = f"a step needs about {needed(batch, checkpointing) / GIB:.1f} of {free / GIB:.1f} GiB"
     choices.choose("batch_size", batch, f"{memory}; padded images of {size[0]} x {size[1]} px")
     if batch < wanted:
-        choices.choose(
-            "accumulate", -(-wanted // batch), f"so that a step sees {wanted} images all the same"
-        )
+        why = f"batches of {batch}, so {wanted} images per step"
+        choices.choose("accumulate", -(-wanted // batch), why)
     choices.choose(
         "activation_checkpointing", checkpointing, memory if checkpointing else "memory suffices"
     )
+
     cores = os.cpu_count() or 1
-    workers = min(8, cores - 1) if choices.device.type == "cuda" else 0
-    choices.choose(
-        "workers",
-        workers,
-        f"{cores} cores beside the GPU"
-        if workers
-        else "the processor that trains prepares the images",
-    )
+    if choices.device.type == "cuda":
+        workers = min(8, cores - 1)
+    else:
+        workers = 0
+    why = f"{cores} CPU cores beside the GPU" if workers else "the CPU that trains loads the images"
+    choices.choose("workers", workers, why)
 
 
 def norms(choices: Choices) -> None:
-    """Normalization and frozen stages, by what is started from."""
-    model, batch, kind = choices.model, choices.training.batch_size, choices.kind
-    few = choices.facts.images < FEW
+    """Chooses normalization and frozen stages by the initial weights."""
+    model = choices.model
+    kind = choices.kind
     if kind == "none":
+        batch = choices.training.batch_size
         norm = "batch" if batch >= 4 or model.trunk.timm else "group"
-        why = f"from scratch; {batch} images at once " + (
-            "are enough for BatchNorm" if batch >= 4 else "are too few for BatchNorm"
-        )
+        enough = "enough" if batch >= 4 else "too few"
+        why = f"random weights; {batch} images per batch are {enough} for BatchNorm"
         choices.choose("model.trunk.norm", norm, why)
-        choices.choose("model.trunk.frozen_stages", 0, "from scratch: all is to be learnt")
+        choices.choose("model.trunk.frozen_stages", 0, "random weights: every stage is trained")
+
         parts = {"neck": model.neck, "mask": model.mask, "keypoint": model.keypoint}
-        for name in (
-            name for name, part in parts.items() if part is not None and model.neck.kind == "fpn"
-        ):
-            choices.choose(
-                f"model.{name}.norm",
-                norm,
-                "as the trunk (He et al. 2019: from scratch everything needs normalization)",
-            )
+        if model.neck.kind == "fpn":
+            why = "as the trunk; random weights need it everywhere (He et al. 2019)"
+            for name, part in parts.items():
+                if part is not None:
+                    choices.choose(f"model.{name}.norm", norm, why)
     elif not model.trunk.timm:
         if kind == "trunk":
-            choices.choose("model.trunk.norm", "frozen", "the pretrained statistics stay")
-        stages = 2 if few else 1
-        choices.choose(
-            "model.trunk.frozen_stages",
-            stages,
-            f"{choices.facts.images:,} images: the first stages keep what they have learnt",
-        )
+            choices.choose("model.trunk.norm", "frozen", "keeps the pretrained statistics")
+        images = choices.facts.images
+        why = f"{images:,} images: the first stages keep their pretrained weights"
+        choices.choose("model.trunk.frozen_stages", 2 if images < FEW else 1, why)
 
 
 def schedule(choices: Choices) -> None:
-    """How long and how fast."""
-    images, kind, training = choices.facts.images, choices.kind, choices.training
-    start = {"none": "from scratch", "trunk": "from an ImageNet trunk"}.get(kind, "from a detector")
+    """Chooses the length of the run, its evaluations and its learning rate."""
+    images = choices.facts.images
+    kind = choices.kind
+    training = choices.training
+    starts = {"none": "random weights", "trunk": "pretrained trunk"}
+    start = starts.get(kind, "pretrained detector")
+
     fewest, most = EPOCHS[kind]
     epochs = float(np.clip(round(IMAGES_SEEN[kind] / images), fewest, most))
     if training.max_time is not None:
-        choices.note(
+        choices.explain(
             "max_time",
-            "given; the number of steps follows from those of its first tenth, and is corrected on the way",
+            "given; the first tenth decides the number of steps, which is corrected later",
         )
         choices.choose(
             "evaluate_every",
             1e6,
-            "once, at the end: within a fixed time every evaluation costs steps",
+            "only at the end: within a fixed time, evaluations cost steps",
         )
     elif training.steps is not None:
-        choices.note("steps", "as given")
+        choices.explain("steps", "given")
     else:
-        choices.choose("epochs", epochs, f"{start}: {images * epochs:,.0f} images seen")
+        choices.choose("epochs", epochs, f"{start}: {images * epochs:,.0f} training images in all")
         choices.choose(
             "evaluate_every",
             max(1.0, float(round(choices.training.epochs / 12))),
-            "a dozen evaluations; the best model is kept",
+            "about 12 evaluations; the best model is kept",
         )
     choices.choose(
         "learning_rate",
         RATES[kind],
-        f"{start}, {training.optimizer}, at {training.reference_batch} images a step",
+        f"{start}, {training.optimizer}, at {training.reference_batch} images per step",
     )
-    long = (
-        kind == "none" and training.max_time is None
-    )  # a measured run has its length, and so its warm-up, only after a tenth of it
+
+    # With `max_time` the number of steps, and so a tenth of it, is known only after a tenth.
+    long = kind == "none" and training.max_time is None
     choices.choose("warmup", 300 if long else 100, f"{start}; at most a tenth of the run")

@@ -1,10 +1,12 @@
 """Anchors fitted to the objects of a data set.
 
-In: sides of objects in model-input pixels, the strides of the levels. Out: a size for each level and three ratios.
+In: sides of objects in model-input pixels, the strides of the levels. Out: a size for each level
+and three ratios.
 
-The sizes form a ladder base * growth^level, and the ratios are those of the data or the usual ones; of all candidates the one is taken whose best
-anchor overlaps the objects most on average. An object's center lies anywhere between two cells, so the overlap is averaged over that: this is what
-keeps small anchors off coarse levels, where they miss what lies between the cells.
+Candidate sizes are base * growth^level; candidate ratios are those of the data or the usual ones.
+The candidate wins whose best anchors have the highest mean IoU with the objects. An object's center
+lies anywhere between two cells, so the IoU is averaged over that. This keeps small anchors off
+coarse levels, where they would miss objects between the cells.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ from jaxtyping import Float
 
 _BASES = (8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
 _GROWTHS = (1.5, 1.75, 2.0)
-_OBJECTS = 600  # looked at, evenly over their sizes
-_WIDEST = 5.0  # height / width
-_LEAST_SPREAD = (
-    1.3  # of the ratios: boxes to come vary more than three quantiles of those that are here
-)
+_OBJECTS = 600  # objects used, evenly over their sizes
+_WIDEST = 5.0  # largest height / width, and its inverse the smallest
+# Least factor between neighboring ratios: future boxes vary more than three quantiles of these.
+_LEAST_SPREAD = 1.3
 
 Sizes = tuple[tuple[float, ...], ...]
 
@@ -32,20 +33,23 @@ def fit_anchors(
     turned: bool = False,
     usual: tuple[Sizes, tuple[float, ...]] | None = None,
 ) -> tuple[Sizes, tuple[float, ...], float]:
-    """Sizes (roots of the area, a tuple for each level), ratios (height / width), and the mean overlap (IoU) of the objects with their best anchor.
+    """Fits sizes and ratios of anchors to objects.
 
     Args:
         sides: (width, height) of the objects, model-input pixels.
-        strides: of the levels.
-        per_level: sizes on each level.
-        turned: training turns images by right angles, so that heights and widths change places.
-        usual: sizes and ratios to keep where nothing fits better by a hundredth.
+        strides: strides of the levels, in pixels.
+        per_level: number of sizes on each level.
+        turned: training rotates images by right angles, which exchanges widths and heights.
+        usual: sizes and ratios to keep unless others raise the mean IoU by more than 0.01.
+
+    Returns:
+        Sizes (square roots of the area, a tuple for each level), ratios (height / width), and the
+        mean IoU of the objects with their best anchor.
     """
-    area = np.argsort(sides.prod(axis=1))
-    sides = np.maximum(
-        sides[area[np.linspace(0, len(area) - 1, min(len(area), _OBJECTS)).round().astype(int)]],
-        1.0,
-    )
+    by_area = np.argsort(sides.prod(axis=1))
+    spread = np.linspace(0, len(by_area) - 1, min(len(by_area), _OBJECTS)).round().astype(int)
+    sides = np.maximum(sides[by_area[spread]], 1.0)
+
     best = (*usual, mean_overlap(sides, strides, *usual) + 0.01) if usual else ((), (), -1.0)
     for base, growth, ratios in product(
         _BASES, _GROWTHS, (_ratios(sides, turned), (0.5, 1.0, 2.0))
@@ -57,6 +61,7 @@ def fit_anchors(
         overlap = mean_overlap(sides, strides, sizes, ratios)
         if overlap > best[2]:
             best = (sizes, ratios, overlap)
+
     return (*best[:2], mean_overlap(sides, strides, *best[:2]))
 
 
@@ -66,7 +71,9 @@ def mean_overlap(
     sizes: Sizes,
     ratios: tuple[float, ...],
 ) -> float:
-    """The mean IoU of objects with their best anchor, where centers lie anywhere between the cells."""
+    """The mean IoU of objects with their best anchor, averaged over the object's offset from a
+    cell.
+    """
     anchors = [
         (size / ratio**0.5, size * ratio**0.5, stride)
         for stride, level in zip(strides, sizes, strict=True)
@@ -74,25 +81,28 @@ def mean_overlap(
         for ratio in ratios
     ]
     width, height, stride = np.array(anchors).T
-    shift = (
-        np.array([[dx, dy] for dx in (-1, 0, 1) for dy in (-1, 0, 1)])[:, None] / 3
-    )  # the middles of nine equal parts of a cell
+
+    # Offsets of the object's center: the middles of nine equal parts of a cell.
+    shift = np.array([[dx, dy] for dx in (-1, 0, 1) for dy in (-1, 0, 1)])[:, None] / 3
     overlap = 1.0
     for axis, anchor in ((0, width), (1, height)):
-        side, off = sides[:, axis, None, None], np.abs(shift[:, :, axis] * stride).T  # [A, 9]
-        low, high = np.minimum(side, anchor[:, None]), np.maximum(side, anchor[:, None])
-        overlap = overlap * np.clip((low + high) / 2 - off, 0, low)
+        side = sides[:, axis, None, None]
+        offset = np.abs(shift[:, :, axis] * stride).T  # [A, 9]
+        low = np.minimum(side, anchor[:, None])
+        high = np.maximum(side, anchor[:, None])
+        overlap = overlap * np.clip((low + high) / 2 - offset, 0, low)
     union = sides.prod(axis=1)[:, None, None] + (width * height)[:, None] - overlap
     return float((overlap / union).mean(axis=2).max(axis=1).mean())
 
 
 def _ratios(sides: Float[np.ndarray, "N 2"], turned: bool) -> tuple[float, ...]:
-    """Three quantiles of height / width, in the middles of the thirds."""
+    """Three quantiles of height / width: the middles of the thirds."""
     ratio = np.log(sides[:, 1] / sides[:, 0])
     if turned:
         ratio = np.concatenate([ratio, -ratio])
     low, middle, high = np.quantile(ratio, (1 / 6, 1 / 2, 5 / 6))
-    low, high = min(low, middle - np.log(_LEAST_SPREAD)), max(high, middle + np.log(_LEAST_SPREAD))
+    low = min(low, middle - np.log(_LEAST_SPREAD))
+    high = max(high, middle + np.log(_LEAST_SPREAD))
     return tuple(
         float(round(np.exp(np.clip(r, -np.log(_WIDEST), np.log(_WIDEST))), 2))
         for r in (low, middle, high)

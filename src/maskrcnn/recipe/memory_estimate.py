@@ -1,9 +1,9 @@
-"""How much memory a training needs, and how much there is, before anything is computed.
+"""An estimate of the memory that a training needs, and the memory that is free.
 
-In: a model's configuration, the size of a batch. Out: bytes. The network is run on PyTorch's meta device, which knows the shape of every tensor and
-holds none, and what autograd keeps for the gradients is counted.
+In: a model's configuration, the size of a batch. Out: bytes. The network runs on PyTorch's meta
+device, which has the shapes of tensors but no data. The tensors that autograd keeps are counted.
 
-Against the resident memory of real trainings: see tests/test_training_memory.py.
+tests/test_recipe_memory.py compares the estimate with the resident memory of real trainings.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from ..model.resnet import ResNet
 from ..ops.pyramid import Pyramid
 
 GIB = 2**30
-_HALF = 0.6  # of the float32 bytes stay under bfloat16 autocast: losses, box arithmetic and normalization are float32
-_PASSING = 1.4  # gradients on their way, workspaces of the convolutions, what the allocator does not give back
+# Share of the float32 bytes needed with bfloat16 autocast: losses, box arithmetic and normalization
+# stay float32.
+_HALF = 0.6
+# Factor for temporary memory: gradients during the backward pass, workspaces of convolutions,
+# memory that the allocator does not return.
+_TEMPORARY = 1.4
 
 
 def available_memory(device: torch.device) -> float:
-    """Free bytes: of the GPU, or of the machine as far as its container may use them."""
+    """Free bytes of the GPU, or of the machine within the limits of its container."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     limits = [
@@ -36,12 +40,13 @@ def available_memory(device: torch.device) -> float:
         for path in ("memory.max", "memory/memory.limit_in_bytes")
         if (text := _read(Path("/sys/fs/cgroup") / path)).isdigit()
     ]
+
     for line in _read(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemAvailable:"):
             return float(min([int(line.split()[1]) * 1024, *limits]))
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return 4.0 * GIB  # a system that does not tell
+    return 4.0 * GIB  # assumed where the system does not report it
 
 
 def training_bytes(
@@ -51,31 +56,39 @@ def training_bytes(
     half: bool = False,
     checkpointing: bool = False,
 ) -> float:
-    """Bytes that a training needs beyond its program: weights with their optimizer and average, and what a batch keeps for the gradients.
+    """Bytes that a training needs beyond those of the program.
+
+    These are the weights, the optimizer's state, the averaged weights, and the activations that a
+    batch keeps for the gradients.
 
     Args:
-        model: the network.
+        model: configuration of the network.
         batch_size: images in one forward pass.
         size: (height, width) of a padded image.
-        half: computing in 16 bits.
+        half: training in 16 bits.
         checkpointing: activation checkpointing of the trunk's stages.
     """
     with torch.device("meta"):
         network = MaskRCNN.from_config(model).train()
-    held = _trunk_and_rpn(network, batch_size, size, checkpointing) + _heads(network, batch_size)
+    kept = _trunk_and_rpn(network, batch_size, size, checkpointing) + _heads(network, batch_size)
+
+    # Weights and their average; gradients and two momenta of those that are trained.
+    total = sum(p.numel() for p in network.parameters())
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    weights = 4 * (
-        2 * sum(p.numel() for p in network.parameters()) + 3 * trained
-    )  # and the average; gradients and two momenta
-    return weights + held * (_HALF if half else 1.0) * _PASSING
+    weights = 4 * (2 * total + 3 * trained)
+    return weights + kept * (_HALF if half else 1.0) * _TEMPORARY
 
 
 def _trunk_and_rpn(
     network: MaskRCNN, batch_size: int, size: tuple[int, int], checkpointing: bool
 ) -> int:
-    """What trunk, neck and RPN keep for the gradients; with checkpointing, and what the largest stage holds while it is computed again."""
+    """Bytes that trunk, neck and RPN keep for the gradients.
+
+    With checkpointing, also what the largest stage keeps while it is recomputed.
+    """
     height, width = (-(-side // 32) * 32 for side in size)
-    trunk, inside = network.trunk, 0
+    trunk = network.trunk
+    inside = 0
     images = torch.empty(batch_size, 3, height, width, device="meta")
     if checkpointing and isinstance(trunk, ResNet):
         entering = [
@@ -88,32 +101,34 @@ def _trunk_and_rpn(
             if stage is not None
         ]
         inside = max(
-            _held(partial(stage, x.detach())) for stage, x in zip(stages, entering, strict=False)
+            _kept_bytes(partial(stage, x.detach()))
+            for stage, x in zip(stages, entering, strict=False)
         )
         trunk.activation_checkpointing = True
+
     rpn = network.rpn
     samples = int(rpn.config.samples * (1 + rpn.config.positive_fraction))
     anchors = torch.zeros(batch_size, samples, dtype=torch.int64, device="meta")
-    return inside + _held(lambda: rpn.sampled(Pyramid.of(network.neck(trunk(images))), anchors))
+    return inside + _kept_bytes(
+        lambda: rpn.sampled(Pyramid.of(network.neck(trunk(images))), anchors)
+    )
 
 
 def _heads(network: MaskRCNN, batch_size: int) -> int:
-    """What the heads keep, and RoIAlign, with as many RoIs as the losses may see."""
+    """Bytes that the heads and RoIAlign keep, with as many RoIs as the losses may use."""
     config = network.config
     positives = int(config.box.samples * config.box.positive_fraction)
-    held = _head(network, network.box_head, config.box.roi, batch_size * config.box.samples)
+    kept = _head(network, network.box_head, config.box.roi, batch_size * config.box.samples)
+
     if network.mask_head is not None and config.mask is not None:
         count = batch_size * min(positives, config.mask.max_positives or positives)
         labels = torch.zeros(count, dtype=torch.int64, device="meta")
-        held += _head(network, partial(network.mask_head, labels=labels), config.mask.roi, count)
+        kept += _head(network, partial(network.mask_head, labels=labels), config.mask.roi, count)
+
     if network.keypoint_head is not None and config.keypoint is not None:
-        held += _head(
-            network,
-            network.keypoint_head,
-            config.keypoint.roi,
-            batch_size * min(positives, config.keypoint.max_positives or positives),
-        )
-    return held
+        count = batch_size * min(positives, config.keypoint.max_positives or positives)
+        kept += _head(network, network.keypoint_head, config.keypoint.roi, count)
+    return kept
 
 
 def _head(network: MaskRCNN, head: Callable[[Tensor], Any], roi: RoIConfig, count: int) -> int:
@@ -121,12 +136,12 @@ def _head(network: MaskRCNN, head: Callable[[Tensor], Any], roi: RoIConfig, coun
         count, network.neck.channels, roi.size, roi.size, device="meta", requires_grad=True
     )
     corners = count * roi.size**2 * (roi.sampling_ratio or 2) ** 2 * 4
-    return corners * (8 + 4) + _held(
+    return corners * (8 + 4) + _kept_bytes(
         lambda: head(features if network.res5 is None else network.res5(features))
     )
 
 
-def _held(compute: Callable[[], Any]) -> int:
+def _kept_bytes(compute: Callable[[], Any]) -> int:
     """Bytes that autograd keeps of a computation, besides the weights."""
     kept: dict[int, UntypedStorage] = {}
 
@@ -142,7 +157,7 @@ def _held(compute: Callable[[], Any]) -> int:
 
 
 def _read(path: Path) -> str:
-    """The text of a system file, stripped; empty where there is none."""
+    """The stripped text of a system file; empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,8 +1,10 @@
 """Settings chosen from the data and the machine: `print(choose_recipe(data))`.
 
-In: a data set, and what shall be started from. Out: a `Recipe`: a model's and a training's configuration, and for every choice its reason.
+In: a data set and the initial weights. Out: a `Recipe`: the configurations of a model and a
+training, and the reason of each choice.
 
-A setting that the user gives is never chosen, and what depends on it follows it. What is not chosen keeps the preset's and `TrainConfig`'s values.
+A setting that the user gives is kept, and the choices that depend on it follow it. Settings that
+are not chosen keep the values of the preset and of `TrainConfig`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +32,7 @@ from .statistics import statistics_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train and how, and why. `print` shows it as a table."""
+    """Configurations of a model and a training, with reasons. `print` shows a table."""
 
     model: ModelConfig
     training: TrainConfig
@@ -39,22 +42,15 @@ class Recipe:
 
     def __str__(self) -> str:
         rows = [(setting, _shown(value), why) for setting, value, why in self.reasons]
-        first, second = (max(len(row[i]) for row in rows) + 2 for i in (0, 1))
-        second, width = (
-            min(second, 42),
-            max(100, min(160, shutil.get_terminal_size((140, 24)).columns)),
-        )
+        first = max(len(setting) for setting, _, _ in rows) + 2
+        second = min(max(len(value) for _, value, _ in rows) + 2, 42)
+        width = max(100, min(160, shutil.get_terminal_size((140, 24)).columns))
+
         lines = []
         for setting, value, why in rows:
-            values, whys = (
-                textwrap.wrap(text, w) or [""]
-                for text, w in ((value, second - 2), (why, width - first - second))
-            )
-            for i in range(max(len(values), len(whys))):
-                cells = (
-                    setting if i == 0 else "",
-                    *(part[i] if i < len(part) else "" for part in (values, whys)),
-                )
+            values = textwrap.wrap(value, second - 2)
+            reasons = textwrap.wrap(why, width - first - second)
+            for cells in zip_longest([setting], values, reasons, fillvalue=""):
                 lines.append(f"{cells[0]:<{first}}{cells[1]:<{second}}{cells[2]}".rstrip())
         return "\n".join(lines)
 
@@ -69,32 +65,50 @@ def choose_recipe(
     device: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """A model's and a training's configuration for these images on this machine, with reasons.
+    """Chooses the configurations of a model and its training for these images and this machine.
 
     Args:
-        data: the images to learn from; some are looked at.
-        model: "auto", the name of a preset, or a configuration to fit to the data. "auto" is the architecture of a
-            pretrained detector, where there is one.
-        pretrained: what will be started from, as for `train`; None = random weights.
+        data: annotated training images. Reads the annotations of at most
+            5,000 of them and decodes at most 48.
+        model: "auto", the name of a preset, or a configuration to fit to the data. "auto" takes the
+            architecture of a pretrained detector, or else one that fits data and machine.
+        pretrained: initial weights, as for `train`; None = random weights.
         max_time: seconds that training may take, instead of a number of epochs.
-        memory: GiB that training may take; by default what is free on the device.
-        device: such as "cpu" or "cuda"; a GPU where there is one by default.
-        settings: values to keep, by dotted name: fields of TrainConfig ("batch_size", "augment.crop") and, with "model.", of ModelConfig.
+        memory: GiB that training may take; None = what is free on the device.
+        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        settings: values to keep, by dotted name: fields of TrainConfig ("batch_size",
+            "augment.crop") and, with "model.", of ModelConfig.
+
+    Returns:
+        The configurations, with the reason of each choice.
 
     Raises:
         ValueError: an unknown preset, setting or pretrained source; a value of the wrong type.
         DataError: no object to choose from.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
+        >>> recipe = mr.choose_recipe(data, memory=4, device="cpu", settings={"batch_size": 2})
+        >>> recipe.training.batch_size, recipe.model.trunk.norm
+        (2, 'group')
+        >>> next(reason.why for reason in recipe.reasons if reason.setting == "batch_size")
+        'given'
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    given = {**(settings or {}), **({} if max_time is None else {"max_time": max_time})}
-    choices = _begin(data, model, pretrained, kind_of(pretrained), place, given)
+    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given = dict(settings or {})
+    if max_time is not None:
+        given["max_time"] = max_time
+
+    choices = _begin(data, model, pretrained, kind_of(pretrained), chosen_device, given)
     choices.facts = statistics_of(data)
     choose.heads(choices)
     choose.scale(choices)
     choose.augment(choices)
     choose.crowd(choices)
     choose.anchors(choices)
-    choose.fit(choices, available_memory(place) if memory is None else memory * GIB)
+    choose.fit(choices, available_memory(chosen_device) if memory is None else memory * GIB)
     choose.norms(choices)
     choose.schedule(choices)
     return Recipe(choices.model, choices.training, tuple(choices.reasons), pretrained)
@@ -108,77 +122,70 @@ def _begin(
     device: torch.device,
     settings: dict[str, Any],
 ) -> Choices:
-    """The architecture, with all that the user gave."""
-    name, why = (model, "as given") if isinstance(model, str) else ("configuration", "as given")
+    """The architecture, with the settings that the user gave."""
+    why = "given"
     if kind == "detector" and pretrained is not None and model == "auto":
-        config, name, why = (
-            config_of(pretrained, data.categories),
-            str(pretrained),
-            "the pretrained detector's, with heads for these categories",
-        )
+        name = str(pretrained)
+        why = "architecture of the pretrained detector, with heads for these categories"
+        config = config_of(pretrained, data.categories)
     elif isinstance(model, ModelConfig):
+        name = "configuration"
         config = model
     else:
+        name = model
         if name == "auto":
             name, why = _architecture(len(data), pretrained, kind, device)
-        if name not in get_args(presets.Preset):
-            raise ValueError(
-                f'model: got "{name}", must be "auto" or one of {", ".join(get_args(presets.Preset))}'
-            )
+        known = get_args(presets.Preset)
+        if name not in known:
+            raise ValueError(f'model: expected "auto" or one of {", ".join(known)}, got "{name}"')
         config = getattr(presets, name)(data.categories)
     if (fitted := data.intensity_range()) is not None:
         config = replace(config, input=replace(config.input, intensity_range=fitted))
-    own = {
-        setting.removeprefix("model."): value
-        for setting, value in settings.items()
-        if setting.startswith("model.")
-    }
-    training = override_config(
-        TrainConfig(),
-        {setting: value for setting, value in settings.items() if not setting.startswith("model.")},
-    )
-    choices = Choices(
-        kind, device, frozenset(settings), override_config(config, own, "model."), training
-    )
+
+    of_model: dict[str, Any] = {}
+    of_training: dict[str, Any] = {}
+    for setting, value in settings.items():
+        if setting.startswith("model."):
+            of_model[setting.removeprefix("model.")] = value
+        else:
+            of_training[setting] = value
+    config = override_config(config, of_model, "model.")
+    training = override_config(TrainConfig(), of_training)
+
+    choices = Choices(kind, device, frozenset(settings), config, training)
     choices.reasons.append(Reason("model", name, why))
-    said = {
-        "none": "random weights, unless another start is named",
-        "trunk": "an ImageNet trunk; all else begins anew",
+    starts = {
+        "none": "random weights",
+        "trunk": "ImageNet trunk; the other weights are random",
     }
-    choices.reasons.append(
-        Reason(
-            "pretrained",
-            pretrained or "none",
-            said.get(kind, "a detector; what fits its weights is kept"),
-        )
-    )
+    start = starts.get(kind, "detector; all weights that fit are kept")
+    choices.reasons.append(Reason("pretrained", pretrained or "none", start))
     return choices
 
 
 def _architecture(
     images: int, pretrained: str | Path | None, kind: Kind, device: torch.device
 ) -> tuple[str, str]:
-    """The preset's name and why it."""
+    """The name of a preset, and the reason for it."""
     if kind == "trunk":
         source = str(pretrained).lower()
-        fitting = next(
-            (
-                preset
-                for depth, preset in (("18", "r18_small"), ("101", "r101_fpn"))
-                if f"resnet{depth}" in source
-            ),
-            "r50_fpn",
-        )
-        return f"maskrcnn_{fitting}", "it has the pretrained trunk"
-    if device.type == "cuda" and images >= choose.LITTLE:
-        return "maskrcnn_r50_fpn", f"a GPU and {images:,} images"
-    return "maskrcnn_r18_small", "a small network: " + (
-        "a CPU trains" if device.type != "cuda" else f"{images:,} images from scratch"
-    )
+        why = "has the pretrained trunk"
+        if "resnet18" in source:
+            return "maskrcnn_r18_small", why
+        if "resnet101" in source:
+            return "maskrcnn_r101_fpn", why
+        return "maskrcnn_r50_fpn", why
+
+    if device.type != "cuda":
+        return "maskrcnn_r18_small", "small network, for training on a CPU"
+    if images >= choose.LITTLE:
+        return "maskrcnn_r50_fpn", f"GPU and {images:,} images"
+    return "maskrcnn_r18_small", f"small network, for {images:,} images from random weights"
 
 
 def _shown(value: Any) -> str:
-    """A value as a reader wants it."""
+    """A value for the table; tuples of one value each are shown as a list of the values."""
     if isinstance(value, tuple):
-        return f"({', '.join(_shown(v[0] if isinstance(v, tuple) and len(v) == 1 else v) for v in value)})"
+        parts = (v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in value)
+        return f"({', '.join(map(_shown, parts))})"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,9 @@
-"""A resumable checkpoint: one file that is either the old one or the new one, never a torn one, and holds all that the next step depends on.
+"""A resumable checkpoint: one file with all that the next step depends on, replaced in one
+operation.
 
-In and out: named groups of tensors (model, optimizer, ema) and a plain-data state (step, total, best, ..). The file is safetensors with the state
-as JSON in its header, so reading one runs no code. No random state is stored: every step seeds its own (see `fit`).
+In and out: named groups of tensors (model, optimizer, ema) and a plain-data state (step, total,
+best, ...). The file is safetensors with the state as JSON in its header, so reading one runs no
+code. No random state is stored: every step seeds its own generator (see learner.py).
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from ..runtime.files import replacing
 from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
+    from ..annotations.coco_dataset import CocoDataset
     from .processes import Processes
 
 SCHEMA = 1
-# Settings that a resumed run may change, because no weight depends on them.
+# Settings that a resumed run may change because no weight depends on them.
 FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
 
 
@@ -44,10 +47,10 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The groups of tensors and the state that `write_checkpoint` was given.
+    """Returns the groups of tensors and the state that `write_checkpoint` stored.
 
     Raises:
-        ValueError: the file is no checkpoint, or of another version of the package.
+        ValueError: the file is not a checkpoint, or another version of the package wrote it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -60,11 +63,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
                 tensors.setdefault(group, {})[name] = file.get_tensor(key)
     except (SafetensorError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a training checkpoint ({error}). Delete it to start the run from the beginning"
+            f"{path}: not a training checkpoint ({error}). "
+            "Delete it to start the run from the beginning"
         ) from error
     if state.pop("schema", None) != SCHEMA:
         raise ValueError(
-            f"{path}: made by another version of this package; finish the run with that version, or start a new one in another folder"
+            f"{path}: written by another version of this package. "
+            "Finish the run with that version, or start a new one in another folder"
         )
     return tensors, state
 
@@ -75,96 +80,102 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         model.load_state_dict(dict(tensors))
 
 
-def held(out: Path) -> list[str]:
-    """Which files of a run lie in `out`."""
-    return [
-        name
-        for name in ("config.json", "metrics.csv", "checkpoint.safetensors")
-        if (out / name).exists()
-    ]
+def files_of_run(out: Path) -> list[str]:
+    """The names of a run's files that `out` holds."""
+    names = ("config.json", "metrics.csv", "checkpoint.safetensors")
+    return [name for name in names if (out / name).exists()]
 
 
-def refuse_folder(out: Path, taken: Sequence[str], resume: bool) -> None:
-    """Refuses a folder that holds a run, unless that is to be resumed, and what is no folder.
+def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
+    """Refuses a file, and a folder that holds a run which is not to be resumed.
+
+    Args:
+        out: folder of a run.
+        files: those of a run that it holds.
+        resume: whether the run in it is to be resumed.
 
     Raises:
-        ValueError: as said.
+        ValueError: the folder is refused.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a run needs a folder of its own")
-    if taken and not resume:
+    if files and not resume:
         raise ValueError(
-            f"{out} already holds a run ({', '.join(taken)}); go on with it by resume=True (--resume), or choose another folder"
+            f"{out} already holds a run ({', '.join(files)}); "
+            "continue it with resume=True (--resume), or choose another folder"
         )
 
 
 def claim_folder(
     out: Path, settings: dict[str, Any], resume: bool, processes: Processes
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Makes `out` the folder of a run with these settings; the tensors and the state to go on from, None for a new run.
+    """Makes `out` the folder of a run with these settings.
+
+    Returns:
+        The tensors and the state to continue from; None for a new run.
 
     Raises:
-        ValueError: there is a run in the folder and it is not to be resumed, or it is another one; `out` is a file.
+        ValueError: the folder holds a run that is not to be resumed or whose settings differ; `out`
+            is a file.
     """
     checkpoint = out / "checkpoint.safetensors"
-    taken = processes.from_main(held(out))
-    refuse_folder(out, taken, resume)
-    found = None
-    if checkpoint.name in taken:
-        tensors, content = read_checkpoint(checkpoint)
-        if changed := [
-            d
-            for d in differences(_complete(content["settings"], settings), settings)
-            if d.split(":")[0] not in FREE
-        ]:
-            suggestion = (
-                "resume with the settings and data of the run, or start a new one in another folder"
-            )
-            keep = f"with pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) it keeps what this one has learnt"
-            raise ValueError(
-                f"{out} was trained otherwise: {'; '.join(changed)}; {suggestion}; {keep}"
-            )
-        found = tensors, content["state"]
+    files = processes.from_main(files_of_run(out))
+    refuse_folder(out, files, resume)
+    content = None
+    if checkpoint.name in files:
+        tensors, stored = read_checkpoint(checkpoint)
+        _refuse_other_settings(out, stored["settings"], settings)
+        content = tensors, stored["state"]
+
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
-        for torn in (
-            *out.glob(".*.safetensors*"),
-            *out.glob(".tmp??????"),
-        ):  # what a killed process was writing, safetensors' own file too
-            torn.unlink()
+        # What a killed process was writing, also safetensors' own temporary file.
+        for partial in (*out.glob(".*.safetensors*"), *out.glob(".tmp??????")):
+            partial.unlink()
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
-    return found
+    return content
+
+
+def _refuse_other_settings(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = differences(_complete(then, now), now)
+    changed = [line for line in changed if line.split(":")[0] not in FREE]
+    if changed:
+        raise ValueError(
+            f"cannot resume {out}: these settings differ: {'; '.join(changed)}. "
+            "Resume with the run's own settings and data, or start a new run in another folder; "
+            f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) "
+            "starts it from this run's weights"
+        )
 
 
 def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run with the defaults of those that the package did not have yet when it began: they do what was done then.
+    """The settings of a run under today's names, with defaults for those added since it began.
 
-    What a run started from was not always recorded; where it was not, what is said now is believed.
+    A default does what the package did before the setting existed. The initial weights were not
+    always recorded; where they were not, those of `now` are assumed.
     """
-    kinds = {"model": ModelConfig, "train": TrainConfig}
-    start = {"pretrained": now["pretrained"]} if "pretrained" in now else {}
-    return {
-        **start,
-        **settings,
-        **{
-            name: to_dict(from_dict(kind, with_current_names(settings[name])))
-            for name, kind in kinds.items()
-            if name in settings
-        },
-    }
+    complete = with_current_names(settings)
+    if "pretrained" in now:
+        complete.setdefault("pretrained", now["pretrained"])
+    for name, kind in (("model", ModelConfig), ("train", TrainConfig)):
+        if name in complete:
+            complete[name] = to_dict(from_dict(kind, complete[name]))
+    return complete
 
 
-def fingerprint(data: Any) -> dict[str, Any]:
-    """What tells one data set from another: its counts and a hash over its annotations and the choice of its images."""
+def fingerprint(data: CocoDataset) -> dict[str, Any]:
+    """Identifies a data set by its counts and a hash of its annotations and choice of images."""
     records = [data[i] for i in range(len(data))]
-    digest = hashlib.sha256(json.dumps([(r.image_id, str(r.file_name)) for r in records]).encode())
+    images = [(r.image_id, str(r.file_name)) for r in records]
+    digest = hashlib.sha256(json.dumps(images).encode())
     path = data.annotations_path
     if path is not None and Path(path).is_file():
         with Path(path).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     else:
         digest.update(json.dumps(data.truth(), sort_keys=True).encode())
+
     return {
         "images": len(records),
         "annotations": sum(len(r.annotations) for r in records),
@@ -174,8 +185,11 @@ def fingerprint(data: Any) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each setting that differs, by its dotted name, in plain data such as two configurations."""
-    old, new = dict(_flat(then)), dict(_flat(now))
+    """One line for each value that differs between two configurations as plain data, by dotted
+    name.
+    """
+    old = dict(_flat(then))
+    new = dict(_flat(now))
     return [
         f"{name}: was {old.get(name)!r}, now {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -1,4 +1,4 @@
-"""The curves of a run as an image: loss terms, learning rate, validation losses and APs over the steps.
+"""The curves of a run as an image: losses, learning rate and validation APs over the steps.
 
 In: the rows of metrics.csv. Out: a PNG. Drawn with Pillow, so that no plotting package is needed.
 """
@@ -19,7 +19,12 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Writes a PNG with a panel for each kind of number that the rows hold."""
+    """Writes a PNG with a panel for each kind of number in the rows.
+
+    Args:
+        rows: rows of metrics.csv.
+        path: the PNG.
+    """
 
     def curves(prefix: str) -> dict[str, Curve]:
         names = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
@@ -34,6 +39,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     panels = {
         title: named for title, named in panels.items() if any(len(x) for x, _ in named.values())
     }
+
     columns = min(2, len(panels))
     sheet = Image.new("RGB", (WIDTH * columns, HEIGHT * -(-len(panels) // 2)), "white")
     for i, (title, named) in enumerate(panels.items()):
@@ -47,27 +53,34 @@ def _curve(rows: Sequence[Mapping[str, float]], name: str) -> Curve:
 
 
 def _smooth(curve: Curve) -> Curve:
-    """Means over about 200 stretches of the run: single steps are noise."""
+    """Means over about 200 parts of the run: single steps are noisy."""
+    parts = max(1, min(len(curve[0]), 200))
+
+    def means(numbers: np.ndarray) -> np.ndarray:
+        if not len(numbers):
+            return numbers
+        return np.array([part.mean() for part in np.array_split(numbers, parts)])
+
     steps, values = curve
-    parts = max(1, min(len(steps), 200))
-    return tuple(
-        np.array([p.mean() for p in np.array_split(a, parts)]) if len(a) else a
-        for a in (steps, values)
-    )  # ty: ignore[invalid-explicit-return]
+    return means(steps), means(values)
 
 
 def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    xs, ys = (np.concatenate([curve[axis] for curve in named.values()]) for axis in (0, 1))
-    # Below zero there is nothing; the top leaves out the few highest points of the first steps.
-    x0, x1, y0, y1 = (
-        xs.min(),
-        max(xs.max(), xs.min() + 1),
-        0.0,
-        float(np.quantile(ys, 0.995)) * 1.08 or 1.0,
-    )
-    width, height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(13)
+    width = WIDTH - LEFT - RIGHT
+    height = HEIGHT - TOP - BOTTOM
+
+    # Values are not negative; the top leaves out the few highest points of the first steps.
+    xs = np.concatenate([steps for steps, _ in named.values()])
+    ys = np.concatenate([values for _, values in named.values()])
+    x0 = xs.min()
+    x1 = max(xs.max(), x0 + 1)
+    y0 = 0.0
+    y1 = float(np.quantile(ys, 0.995)) * 1.08 or 1.0
+
+    # Title, grid and labels of the axes.
     draw.text((LEFT, 8), title, fill="black", font=ImageFont.load_default(15))
     for part in np.linspace(0, 1, 5):
         y = TOP + height * (1 - part)
@@ -75,7 +88,7 @@ def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
         draw.text(
             (LEFT - 6, y), f"{y0 + part * (y1 - y0):.3g}", fill="#555555", font=font, anchor="rm"
         )
-    for step in sorted({int(x) for x in np.linspace(x0, xs.max(), 5)}):  # whole steps, each once
+    for step in sorted({int(x) for x in np.linspace(x0, xs.max(), 5)}):
         draw.text(
             (LEFT + width * (step - x0) / (x1 - x0), HEIGHT - BOTTOM + 6),
             f"{step}",
@@ -83,6 +96,8 @@ def _panel(title: str, named: Mapping[str, Curve]) -> Image.Image:
             font=font,
             anchor="mt",
         )
+
+    # Curves and their names.
     for i, (name, (steps, values)) in enumerate(named.items()):
         color = COLORS[i % len(COLORS)]
         points = [

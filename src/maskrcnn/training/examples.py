@@ -1,9 +1,12 @@
-"""What a training sees: `draw_examples(data, model, config)`, a sheet of its first images with the truth drawn on them.
+"""The first augmented training images with their truth drawn on them: `draw_examples(data, model,
+config)`.
 
-In: annotated images, a model's configuration, a `TrainConfig`. Out: a PIL image, also written as examples.png into every run folder.
+In: annotated images, a model's configuration, a `TrainConfig`. Out: a PIL image, which every run
+folder also has as examples.png.
 
-A look at it before the first hour of training finds what no check can: masks that are shifted, left and right exchanged, objects too small to be
-learnt, an augmentation that is too strong. Regions to ignore are crossed out in gray.
+Look at it before the first hour of training. It shows what no check can find: shifted masks, left
+and right exchanged, objects too small to learn, augmentation that is too strong. Ignore regions are
+crossed out in gray.
 """
 
 from __future__ import annotations
@@ -35,38 +38,51 @@ def draw_examples(
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     count: int = 8,
 ) -> Image.Image:
-    """The first images of a training as the model sees them, augmented, with boxes, masks and keypoints of the truth.
+    """Draws the first augmented training images with the boxes, masks and keypoints of their truth.
 
     Args:
-        data: images to learn from.
-        model: says how images are seen.
-        config: of the training; a training of one process with it begins with these very images.
-        count: images on the sheet, in rows of four.
+        data: annotated training images.
+        model: gives the resize rule and the heads.
+        config: of the training. A training of one process with it starts with these very images.
+        count: number of images, in rows of four.
+
+    Returns:
+        A sheet of tiles of at most 384 px.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
+        >>> mr.draw_examples(data, mr.maskrcnn_r18_small(data.categories), count=4).mode
+        'RGB'
     """
     from ..augmentation.training_set import TrainingSet
 
     images = TrainingSet(data, model, config.augment)
-    plan = training_plan(data, config)
-    seen = list(chain.from_iterable(plan.batches(stop=-(-count // config.batch_size))))[:count]
-    columns = min(4, len(seen))
-    rows = -(-len(seen) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (TILE + GAP) - GAP, rows * (TILE + GAP) - GAP), (255, 255, 255)
-    )
-    for place, (index, seed) in enumerate(seen):
+    batches = training_plan(data, config).batches(stop=-(-count // config.batch_size))
+    chosen = list(chain.from_iterable(batches))[:count]
+
+    columns = min(4, len(chosen))
+    rows = -(-len(chosen) // columns)
+    size = (columns * (TILE + GAP) - GAP, rows * (TILE + GAP) - GAP)
+    sheet = Image.new("RGB", size, (255, 255, 255))
+    for position, (index, seed) in enumerate(chosen):
         tile = draw_example(images.example(index, seed), model)
         tile.thumbnail((TILE, TILE))
-        row, column = divmod(place, columns)
+        row, column = divmod(position, columns)
         sheet.paste(tile, (column * (TILE + GAP), row * (TILE + GAP)))
     return sheet
 
 
 def draw_example(example: Example, model: ModelConfig) -> Image.Image:
-    """One image with its truth."""
+    """Draws one image with its truth."""
     truth = example.truth
-    pixels = np.ascontiguousarray(
-        example.image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
-    )
+    pixels = example.image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
+    pixels = np.ascontiguousarray(pixels)
+
+    keypoints = None
+    if model.keypoint is not None:
+        keypoints = _own_keypoints(truth.keypoints[0], truth.labels[0], model)
     objects = torch.nonzero(~truth.ignore[0]).flatten()
     instances = Instances(
         size=(pixels.shape[0], pixels.shape[1]),
@@ -75,23 +91,27 @@ def draw_example(example: Example, model: ModelConfig) -> Image.Image:
         labels=truth.labels[0],
         categories=model.categories,
         mask_grids=None if model.mask is None else truth.masks[0].float() / 255,
-        keypoints=None
-        if model.keypoint is None
-        else _own_keypoints(truth.keypoints[0], truth.labels[0], model),
+        keypoints=keypoints,
     )[objects]
     drawn = draw_instances(instances, pixels, names=False)
-    factor, pen = drawn.width / pixels.shape[1], ImageDraw.Draw(drawn)
+
+    # Ignore regions are crossed out.
+    factor = drawn.width / pixels.shape[1]
+    pen = ImageDraw.Draw(drawn)
     for x0, y0, x1, y1 in (truth.boxes[0][truth.ignore[0]] * factor).round().tolist():
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_GRAY)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), None, _GRAY)
         pen.line([(x0, y0), (x1 - 1, y1 - 1)], fill=_GRAY)
         pen.line([(x0, y1 - 1), (x1 - 1, y0)], fill=_GRAY)
     return drawn
 
 
 def _own_keypoints(channels: Tensor, labels: Tensor, model: ModelConfig) -> Tensor:
-    """[n, J, 3] at the heat-map channels as each object's own keypoints first, with 1 for those that are labeled."""
+    """Keypoints [n, J, 3] at their heat-map channels, moved so that each object's own come first.
+
+    The last number becomes 1 for labeled keypoints, else 0.
+    """
     keypoints = torch.zeros_like(channels)
-    for row, (seen, label) in enumerate(zip(channels, labels.tolist(), strict=True)):
+    for row, (points, label) in enumerate(zip(channels, labels.tolist(), strict=True)):
         start, count = model.keypoint_slices[label]
-        keypoints[row, :count] = seen[start : start + count]
+        keypoints[row, :count] = points[start : start + count]
     return torch.cat([keypoints[..., :2], (keypoints[..., 2:] > 0).to(keypoints.dtype)], dim=-1)

@@ -1,10 +1,13 @@
-"""The network and all that changes its weights: optimizer, averaged weights, precision, and one step of them.
+"""The network and all that changes its weights: optimizer, averaged weights, precision, and one
+step of them.
 
-In: a network, annotated images (and, with a teacher, others), a `TrainConfig`. Out: `step(number, total)`, the numbers of an optimizer step by
-column; `tensors()`, all that a step depends on besides its number.
+In: a network, annotated images (and unlabeled ones, where there is a teacher), a `TrainConfig`.
+Out: `step(number, total)`, the numbers of an optimizer step by column; `tensors()`, the state for a
+checkpoint.
 
-What a step does depends on the weights, the optimizer's state and the step's number alone. Images and their augmentation come from a stateless
-plan, anchors and RoIs are drawn from the images' seeds, and torch's generator is seeded anew at every step.
+A step depends on the weights, the optimizer's state and the step's number alone. Images and their
+augmentation come from a stateless plan, anchors and RoIs are sampled with the images' seeds, and
+torch's generator is seeded at every step.
 """
 
 from __future__ import annotations
@@ -40,11 +43,14 @@ if TYPE_CHECKING:
     from ..structures import Batch, Truth
     from .teacher import Teacher
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NonFiniteLossError(ValueError):
-    """A loss or gradient that is infinite or not a number; `image_ids` are the images of its batch in all processes."""
+    """A loss or gradient is infinite or not a number.
+
+    `image_ids` are the images of its batch in all processes.
+    """
 
     def __init__(self, message: str, image_ids: list[int]) -> None:
         super().__init__(message)
@@ -52,7 +58,7 @@ class NonFiniteLossError(ValueError):
 
 
 class TrainStep(nn.Module):
-    """`losses` as a forward call, which is what DistributedDataParallel watches."""
+    """`losses` as a forward call, which is what DistributedDataParallel hooks into."""
 
     def __init__(self, model: MaskRCNN) -> None:
         super().__init__()
@@ -64,15 +70,15 @@ class TrainStep(nn.Module):
 
 
 class Learner:
-    """A network that learns.
+    """A network and the state of its training.
 
     Args:
         network: its weights are changed.
         data: annotated images.
-        config: of the training.
+        config: settings of the training.
         processes: share the images and average the gradients.
         unlabeled: images without annotations, if any.
-        clock: what measures time, in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -84,23 +90,26 @@ class Learner:
         unlabeled: CocoDataset | None,
         clock: Callable[[], float],
     ) -> None:
-        self.data, self.config, self.processes, self.clock = data, config, processes, clock
-        # On a CPU the features are channels last but not the weights, for the optimizer would copy their gradients.
+        self.data = data
+        self.config = config
+        self.processes = processes
+        self.clock = clock
+
+        # On a CPU the features are channels last but not the weights: the optimizer would copy
+        # their gradients.
         layout = torch.contiguous_format if processes.device.type == "cpu" else torch.channels_last
         self.model = network.to(processes.device).to(memory_format=layout).train()
         self.model.layout = torch.channels_last
+
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema) if config.ema else None
-        self.scaler = torch.amp.GradScaler(
-            processes.device.type, enabled=config.precision == "fp16"
-        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.dtype == "float16")
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.terms = loss_terms(self.model.config)
         self.teacher = self._teacher(unlabeled) if unlabeled is not None else None
-        self.images_per_step, self.rate = (
-            images_per_step(config, processes.world),
-            scaled_rate(config, processes.world),
-        )
+
+        self.images_per_step = images_per_step(config, processes.world)
+        self.rate = scaled_rate(config, processes.world)
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
         self._forward: nn.Module | None = None
 
@@ -111,26 +120,23 @@ class Learner:
 
     @property
     def columns(self) -> list[str]:
-        """What `step` gives."""
-        names = [
-            "learning_rate",
-            "loss",
-            *(f"loss/{term}" for term in self.terms),
-            "gradient_norm",
-            "data_wait",
-        ]
+        """The columns that `step` returns."""
+        losses = ("loss", *(f"loss/{term}" for term in self.terms))
+        names = ["learning_rate", *losses, "gradient_norm", "data_wait"]
         return names + list(self.teacher.columns if self.teacher else ())
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """For a checkpoint."""
+        """The state for a checkpoint, by group."""
         tensors = {
             "model": self.model.state_dict(),
             "optimizer": optimizer_tensors(self.model, self.optimizer),
         }
-        return tensors | ({"ema": self.ema.model.state_dict()} if self.ema else {})
+        if self.ema:
+            tensors["ema"] = self.ema.model.state_dict()
+        return tensors
 
     def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], scaler: dict[str, Any]) -> None:
-        """Goes back to a checkpoint."""
+        """Restores the state of a checkpoint."""
         load_model_tensors(self.model, tensors["model"])
         load_optimizer_tensors(self.model, self.optimizer, dict(tensors.get("optimizer", {})))
         if self.ema:
@@ -138,94 +144,107 @@ class Learner:
         self.scaler.load_state_dict(scaler)
 
     def step(self, number: int, total: int | None) -> dict[str, float]:
-        """Optimizer step `number` (from 0) of `total`; its numbers by column."""
+        """Runs optimizer step `number` (from 0) of `total`; returns its numbers by column."""
         config = self.config
         rate = self.rate * rate_factor(number, total, config)
         set_rate(self.optimizer, rate)
         torch.manual_seed(step_seed(config.seed, number, self.processes.rank))
 
-        weight = self.teacher.weight(number, total) if self.teacher else 0.0
-        losses, image_ids, waited = self._backward(number, weight)
+        unlabeled_weight = self.teacher.weight(number, total) if self.teacher else 0.0
+        losses, image_ids, waited = self._backward(number, unlabeled_weight)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_norm or math.inf)
-        *means, norm = self.processes.average(
-            torch.cat([losses, norm[None]])
-        ).tolist()  # the second wait for the device, after that of the losses
-        means, taught = means[: len(self.terms)], means[len(self.terms) :]
+
+        # The second host-device sync of a step, after that of the losses.
+        *numbers, norm = self.processes.average(torch.cat([losses, norm[None]])).tolist()
+        means = numbers[: len(self.terms)]
+        of_unlabeled = numbers[len(self.terms) :]
         self._stop_if_not_finite(number, means, norm, image_ids, rate)
+
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(number)
-        row = {"learning_rate": rate, "loss": sum(means)} | {
-            f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)
-        }
-        row |= {"gradient_norm": norm, "data_wait": waited}
-        return row | (self.teacher.row(weight, taught) if self.teacher and taught else {})
 
-    def lesson_seconds(self) -> float:
-        """How much longer a step with unlabeled images takes: two are made without a trace; the first is not counted, for memory is allocated."""
+        row = {"learning_rate": rate, "loss": sum(means)}
+        row |= {f"loss/{term}": value for term, value in zip(self.terms, means, strict=True)}
+        row |= {"gradient_norm": norm, "data_wait": waited}
+        if self.teacher and of_unlabeled:
+            row |= self.teacher.row(unlabeled_weight, of_unlabeled)
+        return row
+
+    def unlabeled_seconds(self) -> float:
+        """Extra seconds of a step that also trains on unlabeled images.
+
+        Runs two throwaway steps; the first is a warm-up, in which memory is allocated.
+        """
         assert self.teacher is not None
         seconds = 0.0
-        self.model.eval()  # the statistics stay
+        self.model.eval()  # the running statistics stay as they are
         for _ in range(2):
             start = self.clock()
             with self._precision():
-                lesson = self.teacher.sample()
-            self._learn(
-                lesson.batch, lesson.truth, self.teacher.taught, shared=True
-            ).tolist()  # waits for the device
+                labels = self.teacher.sample()
+            terms = self._learn(labels.batch, labels.truth, self.teacher.term_weights, shared=True)
+            terms.tolist()  # host-device sync
             seconds = self.clock() - start
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         return seconds * self.config.accumulate
 
     def close(self) -> None:
-        """Ends the loader's processes."""
+        """Stops the loader's processes."""
         self.batches = None
         if self.teacher:
             self.teacher.close()
 
     def _backward(self, number: int, unlabeled_weight: float) -> tuple[Tensor, list[int], float]:
-        """Gradients of all batches of a step: mean loss terms and, if they have a weight, the numbers of the unlabeled images; the annotated
-        images' ids; seconds spent waiting for data."""
+        """Computes the gradients of all batches of a step.
+
+        Returns:
+            The mean loss terms, followed by the teacher's numbers if `unlabeled_weight` is not 0;
+            the ids of the annotated images; the seconds spent waiting for data.
+        """
         count = self.config.accumulate
         teacher = self.teacher if unlabeled_weight else None
-        sums, numbers, image_ids, waited = (
-            torch.zeros(len(self.terms), device=self.processes.device),
-            [],
-            [],
-            0.0,
-        )
+        sums = torch.zeros(len(self.terms), device=self.processes.device)
+        numbers: list[Tensor] = []
+        image_ids: list[int] = []
+        waited = 0.0
+
         for micro_step in range(count):
             start = self.clock()
             batch, truth = self._next_batch(number)
             waited += self.clock() - start
             image_ids += batch.image_ids
-            # Gradients travel between the processes once a step, with the last pass.
+
+            # Processes exchange gradients once a step, with the last pass.
             last = micro_step == count - 1
             sums += self._learn(batch, truth, 1.0, last and teacher is None) / count
             if teacher:
                 with self._precision():
-                    lesson = teacher.lesson(number, micro_step)
-                terms = self._learn(
-                    lesson.batch, lesson.truth, teacher.taught * unlabeled_weight, last
-                )
-                numbers.append(teacher.numbers(lesson, terms))
-        return (
-            torch.cat([sums, *([torch.stack(numbers).sum(dim=0)] if numbers else [])]),
-            image_ids,
-            waited,
-        )
+                    labels = teacher.pseudo_labels(number, micro_step)
+                weights = teacher.term_weights * unlabeled_weight
+                terms = self._learn(labels.batch, labels.truth, weights, last)
+                numbers.append(teacher.numbers(labels, terms))
+
+        if numbers:
+            sums = torch.cat([sums, torch.stack(numbers).sum(dim=0)])
+        return sums, image_ids, waited
 
     def _learn(self, batch: Batch, truth: Truth, weights: Tensor | float, shared: bool) -> Tensor:
-        """Adds the gradients of one of a step's forward passes, its terms weighted; the terms. The processes share all gradients if `shared`."""
+        """Adds the gradients of one forward pass of a step, with weighted terms; returns the terms.
+
+        If `shared`, the processes average all gradients of the step.
+        """
         if self._forward is None:
             self._forward = self.processes.wrap(TrainStep(self.model))
-        forward, device = self._forward, self.processes.device
-        apart = isinstance(forward, nn.parallel.DistributedDataParallel) and not shared
-        with forward.no_sync() if apart else contextlib.nullcontext():
+        forward = self._forward
+        device = self.processes.device
+
+        alone = isinstance(forward, nn.parallel.DistributedDataParallel) and not shared
+        with forward.no_sync() if alone else contextlib.nullcontext():
             with self._precision():
                 losses = forward(
                     batch.to(device, non_blocking=True), truth.to(device, non_blocking=True)
@@ -237,8 +256,8 @@ class Learner:
     def _precision(self) -> torch.autocast:
         return torch.autocast(
             self.processes.device.type,
-            DTYPES[self.config.precision],
-            enabled=self.config.precision != "fp32",
+            DTYPES[self.config.dtype],
+            enabled=self.config.dtype != "float32",
         )
 
     def _teacher(self, unlabeled: CocoDataset) -> Teacher:
@@ -252,38 +271,39 @@ class Learner:
             from ..augmentation.loader import TrainingLoader
             from ..augmentation.training_set import TrainingSet
 
-            config, processes, model = self.config, self.processes, self.model.config
-            batches = training_plan(self.data, config, processes.rank, processes.world).batches(
-                start=number * config.accumulate
-            )
-            images, cuda = (
+            config = self.config
+            processes = self.processes
+            model = self.model.config
+            plan = training_plan(self.data, config, processes.rank, processes.world)
+            loader = TrainingLoader(
                 TrainingSet(self.data, model, config.augment),
-                processes.device.type == "cuda",
+                plan.batches(start=number * config.accumulate),
+                config.workers,
+                model.input.size_divisor,
+                pin_memory=processes.device.type == "cuda",
             )
-            self.batches = iter(
-                TrainingLoader(
-                    images, batches, config.workers, model.input.size_divisor, pin_memory=cuda
-                )
-            )
+            self.batches = iter(loader)
         return next(self.batches)
 
     def _stop_if_not_finite(
         self, number: int, means: list[float], norm: float, image_ids: list[int], rate: float
     ) -> None:
-        names = [
+        wrong = [
             f"{term} {value}"
             for term, value in zip(self.terms, means, strict=True)
             if not math.isfinite(value)
         ]
-        if (
-            not names and not math.isfinite(norm) and not self.scaler.is_enabled()
-        ):  # a scaler skips such steps and lowers its scale
-            names = [f"gradient norm {norm}"]
-        if names:
+        # A gradient scaler skips steps whose gradients overflow, and lowers its scale.
+        if not wrong and not math.isfinite(norm) and not self.scaler.is_enabled():
+            wrong = [f"gradient norm {norm}"]
+
+        if wrong:
             ids = [i for part in self.processes.gather(image_ids) for i in part]
+            shown = ", ".join(map(str, ids))
             raise NonFiniteLossError(
-                f"step {number + 1}: {', '.join(names)}, must be finite, for the images {', '.join(map(str, ids))}. Look at their "
-                f"annotations, or lower learning_rate (now {self.config.learning_rate:g}; {rate:.3g} at this step). "
-                "The run folder holds the checkpoint from before",
+                f"step {number + 1}: expected finite losses, got {', '.join(wrong)} for the images "
+                f"{shown}. Check their annotations, or lower learning_rate "
+                f"(now {self.config.learning_rate:g}; {rate:.3g} at this step). "
+                "The run folder holds the last checkpoint before this step",
                 ids,
             )

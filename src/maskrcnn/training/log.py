@@ -1,7 +1,9 @@
-"""What a run tells: metrics.csv, TensorBoard events, a progress bar on a terminal or a line now and then elsewhere.
+"""The log of a run: metrics.csv, TensorBoard events, and a progress bar or, without a terminal,
+lines.
 
-In: one row of numbers a step, by column. `metrics.csv` has a line a step; validation columns are filled where there was an evaluation. Its length in
-bytes goes into each checkpoint, and a resumed run cuts off the rows that it will write again.
+In: one row of numbers per step, by column. Out: `metrics.csv` with a line per step; validation
+columns are filled where there was an evaluation. Its size in bytes goes into each checkpoint, and a
+resumed run cuts off the rows that it will write again.
 """
 
 from __future__ import annotations
@@ -14,18 +16,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PLAIN_LINE_EVERY = 30.0  # seconds, where there is no terminal to draw a bar on
-REFRESH_EVERY = 0.2
+PLAIN_LINE_EVERY = 30.0  # seconds, without a terminal for a progress bar
+REFRESH_EVERY = 0.2  # seconds, of the progress bar
 
 
 class RunLog:
     """Writes the rows of one run and shows them.
 
     Args:
-        out: the run's folder; None, for the processes beside the main one, writes and shows nothing.
-        columns: of metrics.csv, in order; `step` is the first.
-        resume_at: length of metrics.csv at the checkpoint that the run continues from.
-        first_step: the step the run continues from.
+        out: the run's folder; None (all processes but the main one) writes and shows nothing.
+        columns: columns of metrics.csv, in order; `step` is the first.
+        progress: show progress and messages.
+        tensorboard: write TensorBoard events too.
+        resume_at: bytes of metrics.csv at the checkpoint that the run continues from; None = a new
+            run.
+        first_step: the step that the run continues from.
+        total: number of steps; None = not known yet.
     """
 
     def __init__(
@@ -50,9 +56,11 @@ class RunLog:
         )
 
         self.columns = list(columns)
-        self._file = self._events = None
+        self._file = None
+        self._events = None
+
         self._console = Console(quiet=not progress or out is None, highlight=False, soft_wrap=True)
-        # Refreshed by hand: a refreshing thread would be copied into the loader's forked workers.
+        # Refreshed explicitly: a refreshing thread would be copied into the forked workers.
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -66,8 +74,10 @@ class RunLog:
             disable=not self._console.is_terminal or self._console.quiet,
         )
         self._task = self._bar.add_task("training", total=total, completed=first_step, text="")
+
         self._recent: deque[Mapping[str, float]] = deque(maxlen=20)
-        self._shown = self._refreshed = time.monotonic()
+        self._shown = time.monotonic()
+        self._refreshed = self._shown
         if out is not None:
             self._file = _open_rows(out / "metrics.csv", self.columns, resume_at)
             if tensorboard:
@@ -80,11 +90,11 @@ class RunLog:
         self._bar.start()
 
     def say(self, text: str) -> None:
-        """A line for the reader, above the bar."""
+        """Prints a line above the progress bar."""
         self._console.print(text, markup=False)
 
     def row(self, values: Mapping[str, float], total: int | None) -> None:
-        """Writes a step's numbers and moves the bar."""
+        """Writes a step's numbers and advances the progress bar."""
         step = int(values["step"])
         if self._file is not None:
             csv.writer(self._file).writerow([_text(values.get(name)) for name in self.columns])
@@ -96,8 +106,8 @@ class RunLog:
         self._recent.append(values)
         self._show(step, total)
 
-    def length(self) -> int:
-        """Bytes of metrics.csv, all on the disk: what a checkpoint notes as `resume_at`."""
+    def num_bytes(self) -> int:
+        """Size of metrics.csv after writing it to the disk; checkpoints store it (`resume_at`)."""
         if self._file is None:
             return 0
         self._file.flush()
@@ -105,15 +115,15 @@ class RunLog:
         return self._file.tell()
 
     def pause(self) -> None:
-        """Takes the bar away while something else draws one."""
+        """Hides the progress bar while something else draws one."""
         self._bar.stop()
 
     def go_on(self) -> None:
-        """Puts the bar back."""
+        """Shows the progress bar again."""
         self._bar.start()
 
     def close(self) -> None:
-        """Closes files and bar."""
+        """Closes the files and the progress bar."""
         self._bar.stop()
         if self._file is not None:
             self._file.close()
@@ -139,11 +149,13 @@ class RunLog:
             name.removeprefix("loss/") for name in self._recent[-1] if name.startswith("loss/")
         ]
         losses = " ".join(f"{name} {mean(f'loss/{name}'):.3f}" for name in terms)
-        return f"loss {mean('loss'):.3f} ({losses}) lr {self._recent[-1]['learning_rate']:.2e} {mean('images_per_second'):.1f} img/s"
+        rate = self._recent[-1]["learning_rate"]
+        speed = mean("images_per_second")
+        return f"loss {mean('loss'):.3f} ({losses}) lr {rate:.2e} {speed:.1f} img/s"
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with the columns that it has."""
+    """Reads the rows of a metrics.csv; empty columns are left out."""
     with path.open(newline="") as file:
         return [
             {name: float(value) for name, value in row.items() if value}
@@ -158,6 +170,7 @@ def _open_rows(path: Path, columns: Sequence[str], resume_at: int | None) -> Any
         file.seek(0, os.SEEK_END)
     else:
         file = path.open("w", newline="")
+
     if file.tell() == 0:
         csv.writer(file).writerow(columns)
         file.flush()
@@ -165,7 +178,9 @@ def _open_rows(path: Path, columns: Sequence[str], resume_at: int | None) -> Any
 
 
 def _text(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _tag(name: str) -> str:

@@ -1,7 +1,9 @@
-"""How weights move: the optimizer and its parameter groups, the learning rate of every step, the averaged weights.
+"""How weights are updated: optimizer and parameter groups, learning rate of each step, averaged
+weights.
 
-In: a model and a `TrainConfig`. Out: a torch optimizer, a rate for each step as a pure function of the step, and an `Ema` of the model.
-What has a state gives it as flat named tensors and takes it back bit for bit.
+In: a model and a `TrainConfig`. Out: a torch optimizer, the learning rate as a pure function of the
+step, and an `EMA` of the model. The optimizer's state is saved as flat named tensors and restored
+bit for bit.
 """
 
 from __future__ import annotations
@@ -20,26 +22,29 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def images_per_step(config: TrainConfig, world: int = 1) -> int:
-    """Images that one optimizer step averages over, in all processes."""
+    """Images of one optimizer step, over all processes."""
     return config.batch_size * config.accumulate * world
 
 
 def scaled_rate(config: TrainConfig, world: int = 1) -> float:
     """The peak learning rate for the actual number of images per step.
 
-    Linear in it for SGD, whose noise is averaged away in proportion; by the square root for AdamW, whose steps are already normalized.
+    It scales linearly with that number for SGD, whose gradient noise averages out in proportion.
+    For AdamW, whose steps are already normalized, it scales with the square root.
 
-    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD"; Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms".
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD"; Malladi et al. 2022, "On the SDEs
+    and Scaling Rules for Adaptive Gradient Algorithms".
     """
     ratio = images_per_step(config, world) / config.reference_batch
     return config.learning_rate * (ratio if config.optimizer == "sgd" else math.sqrt(ratio))
 
 
 def rate_factor(step: int, total: int | None, config: TrainConfig) -> float:
-    """What the peak learning rate is multiplied by at optimizer step `step` (from 0) of `total`.
+    """The factor on the peak learning rate at optimizer step `step` (from 0) of `total`.
 
-    A linear warm-up of `config.warmup` steps, at most a tenth of the run, then a cosine to zero or steps by `gamma`. While the length of a
-    run is not yet known (`total` None, the measured start of a run with `max_time`) there is the warm-up alone.
+    A linear warm-up of `config.warmup` steps (at most a tenth of the run), then a cosine to zero or
+    steps by `gamma`. While `total` is None (a run with `max_time` before its number of steps is
+    decided) only the warm-up applies.
     """
     warmup = config.warmup if total is None else min(config.warmup, total // 10)
     if step < warmup:
@@ -52,7 +57,10 @@ def rate_factor(step: int, total: int | None, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over the weights that require a gradient; vectors (biases, norms) are not decayed."""
+    """SGD or AdamW over the weights that require a gradient.
+
+    Vectors (biases, norms) get no weight decay.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -68,13 +76,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group the same learning rate."""
+    """Sets the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors, "<weight's name>/<kind>": its momenta and step counts."""
+    """The optimizer's state (momenta, step counts) as flat tensors, "<weight's name>/<kind>"."""
     return {
         f"{name}/{kind}": value
         for name, parameter in model.named_parameters()
@@ -86,23 +94,23 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Takes back what `optimizer_tensors` gave, in the memory layout of the weights."""
+    """Restores what `optimizer_tensors` returned, in the memory layout of the weights."""
     parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, kind = key.rsplit("/", 1)
         parameter = parameters[name]
-        like = (
-            torch.empty_like(parameter)
-            if value.shape == parameter.shape
-            else torch.empty_like(value, device=parameter.device)
-        )
-        optimizer.state[parameter][kind] = like.copy_(value)
+        if value.shape == parameter.shape:
+            restored = torch.empty_like(parameter)
+        else:
+            restored = torch.empty_like(value, device=parameter.device)
+        optimizer.state[parameter][kind] = restored.copy_(value)
 
 
 class EMA(Generic[M]):
-    """A moving average of the weights and of the running statistics, which is what gets evaluated and saved.
+    """A moving average of the weights and of the running statistics, which is evaluated and saved.
 
-    The decay starts low, min(decay, (1 + t) / (10 + t)), so that the untrained start is forgotten and short runs work too.
+    The decay starts low, min(decay, (1 + t) / (10 + t)): the untrained weights are forgotten early,
+    so that short runs work too.
     """
 
     def __init__(self, model: M, decay: float) -> None:

@@ -1,6 +1,7 @@
-"""The processes that train together, one for each device: who am I, what do all have, what is their mean.
+"""The processes that train together, one per device: this one's rank, and values exchanged by all.
 
-In: the environment of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), absent for a single process. Why this is not Accelerate: docs/decisions/0011.
+In: the environment of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK), absent for a single process.
+docs/decisions/0011 explains why this does not use Accelerate.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all."""
+    """This process and the group it belongs to."""
 
     rank: int
     world: int
@@ -26,48 +27,53 @@ class Processes:
 
     @classmethod
     def start(cls, device: str | torch.device | None = None) -> Processes:
-        """Joins the group that torchrun describes; alone without one. The device is a GPU where there is one, unless named.
+        """Joins the process group that torchrun describes; without torchrun there is one process.
 
-        The group stays open until the process ends: a second one would read the addresses that the first left in torchrun's store, and now and
-        then wait for them for ever.
+        The group stays open until the process ends. A second group would read the addresses that
+        the first left in torchrun's store, and sometimes wait for them forever.
+
+        Args:
+            device: None = a GPU if there is one.
         """
-        world, rank, local = (
-            int(os.environ.get(name, default))
-            for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
-        )
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if place.type == "cuda":
-            place = torch.device("cuda", local if place.index is None else place.index)
-            torch.cuda.set_device(place)
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        rank = int(os.environ.get("RANK", 0))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
+            torch.cuda.set_device(chosen)
+
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
-        return cls(rank, world, place)
+        return cls(rank, world, chosen)
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the files and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module whose gradients are averaged over the processes."""
+        """Wraps a module so that its gradients are averaged over the processes."""
         if self.world == 1:
             return module
-        # A 1x1 convolution's weight has two names for one layout, and torch takes them for two.
+        # A 1x1 convolution's weight has two descriptions of one memory layout; torch warns that
+        # they differ.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(
             module, device_ids=[self.device.index] if self.device.type == "cuda" else None
         )
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean over the processes; not finite where one of them is not."""
+        """The mean over the processes; not finite where the value of any process is not."""
         if self.world > 1:
             dist.all_reduce(values)
             values /= self.world
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of the ranks."""
+        """The values of all processes, by rank."""
         values: list[Any] = [None] * self.world
         if self.world == 1:
             return [value]
@@ -75,5 +81,5 @@ class Processes:
         return values
 
     def from_main(self, value: Any) -> Any:
-        """The main process's value, in all."""
+        """The main process's value, in every process."""
         return self.gather(value)[0]

@@ -1,6 +1,6 @@
-"""Before the first step: what cannot work is refused, the network is made, the run is announced.
+"""Before the first step: checks settings, makes the network, announces the run.
 
-In: what `train` was given. Out: a network, the number of steps, a line for the reader.
+In: the arguments of `train`. Out: a network, the number of steps, a line for the reader.
 """
 
 from __future__ import annotations
@@ -28,103 +28,92 @@ if TYPE_CHECKING:
 def check_settings(
     config: TrainConfig, data: CocoDataset, unlabeled: CocoDataset | None = None
 ) -> None:
-    """Refuses settings that cannot work, all at once."""
-    whole, positive = (
-        ("batch_size", "accumulate", "reference_batch"),
-        ("epochs", "steps", "max_time", "learning_rate", "evaluate_every"),
-    )
-    wrong = [
-        f"{name} is {value}, must be at least 1"
-        for name in whole
-        if (value := getattr(config, name)) < 1
-    ]
-    wrong += [
-        f"{name} is {value}, must be above 0"
-        for name in positive
-        if (value := getattr(config, name)) is not None and value <= 0
-    ]
-    wrong += [] if 0 <= config.ema < 1 else [f"ema is {config.ema}, must be at least 0 and below 1"]
-    wrong += (
-        []
-        if 0 <= config.repeat_threshold <= 1
-        else [f"repeat_threshold is {config.repeat_threshold}, must be from 0 to 1"]
-    )
-    chances = {
-        name: getattr(config.augment, name)
-        for name in ("flip_horizontal", "flip_vertical", "copy_paste")
-    }
-    wrong += [
-        f"augment.{name} is {value}, must be from 0 to 1"
-        for name, value in chances.items()
-        if not 0 <= value <= 1
-    ]
-    wrong += [] if len(data) else ["the data set has no images"]
-    wrong += _wrong_for_unlabeled(config) if unlabeled is not None else []
+    """Raises an error that lists all settings that are out of range.
+
+    Raises:
+        ValueError: a setting is out of range, or the data set has no images.
+    """
+    wrong: list[str] = []
+    for name in ("batch_size", "accumulate", "reference_batch"):
+        if (value := getattr(config, name)) < 1:
+            wrong.append(f"{name} is {value}, must be at least 1")
+    for name in ("epochs", "steps", "max_time", "learning_rate", "evaluate_every"):
+        if (value := getattr(config, name)) is not None and value <= 0:
+            wrong.append(f"{name} is {value}, must be above 0")
+    if not 0 <= config.ema < 1:
+        wrong.append(f"ema is {config.ema}, must be at least 0 and below 1")
+    if not 0 <= config.repeat_threshold <= 1:
+        wrong.append(f"repeat_threshold is {config.repeat_threshold}, must be from 0 to 1")
+    for name in ("flip_horizontal", "flip_vertical", "copy_paste"):
+        if not 0 <= (value := getattr(config.augment, name)) <= 1:
+            wrong.append(f"augment.{name} is {value}, must be from 0 to 1")
+
+    if not len(data):
+        wrong.append("the data set has no images")
+    if unlabeled is not None:
+        wrong += _wrong_for_unlabeled(config)
     if wrong:
         raise ValueError("training cannot start: " + "; ".join(wrong))
 
 
 def _wrong_for_unlabeled(config: TrainConfig) -> list[str]:
     own = config.unlabeled
-    wrong = (
-        []
-        if config.ema
-        else [
-            "ema is 0, must be above 0 with unlabeled images: the averaged model is their teacher"
-        ]
-    )
-    wrong += [
-        f"unlabeled.{name} is {value}, must be above 0"
-        for name in ("ratio", "weight")
-        if (value := getattr(own, name)) <= 0
-    ]
-    parts = (
-        "burn_in",
-        "ramp",
-        "threshold",
-        "ignore_threshold",
-        "mask_threshold",
-        "keypoint_threshold",
-    )
-    wrong += [
-        f"unlabeled.{name} is {value}, must be from 0 to 1"
-        for name in parts
-        if not 0 <= (value := getattr(own, name)) <= 1
-    ]
-    return wrong + (
-        [
-            f"unlabeled.ignore_threshold is {own.ignore_threshold}, must not be above threshold, {own.threshold}"
-        ]
-        if own.ignore_threshold > own.threshold
-        else []
-    )
+    wrong: list[str] = []
+    if not config.ema:
+        wrong.append(
+            "ema is 0, must be above 0 with unlabeled images: the averaged model labels them"
+        )
+    for name in ("ratio", "weight"):
+        if (value := getattr(own, name)) <= 0:
+            wrong.append(f"unlabeled.{name} is {value}, must be above 0")
+    shares = ("burn_in", "ramp")
+    thresholds = ("threshold", "ignore_threshold", "mask_threshold", "keypoint_threshold")
+    for name in (*shares, *thresholds):
+        if not 0 <= (value := getattr(own, name)) <= 1:
+            wrong.append(f"unlabeled.{name} is {value}, must be from 0 to 1")
+    if own.ignore_threshold > own.threshold:
+        wrong.append(
+            f"unlabeled.ignore_threshold is {own.ignore_threshold}, "
+            f"must not be above unlabeled.threshold, {own.threshold}"
+        )
+    return wrong
 
 
 def make_network(
     model: ModelConfig | MaskRCNN,
     data: CocoDataset,
-    validation: CocoDataset | None,
+    val: CocoDataset | None,
     config: TrainConfig,
     pretrained: str | Path | None,
 ) -> Start:
-    """A network of its own, with the categories of the data and the intensity range fitted on it, and where its weights come from."""
+    """A new network and where its weights come from.
+
+    A model that is given is copied. The intensity range of its input is fitted to the data where it
+    has none.
+
+    Raises:
+        ValueError: the categories of the data are not the model's; both a model and `pretrained`
+            are given.
+    """
     from ..weights.pretrained import Start, start
 
     description = model if isinstance(model, ModelConfig) else model.config
     wanted = [c.name for c in description.categories]
-    for name, part in (("training", data), ("validation", validation)):
+    for name, part in (("training", data), ("validation", val)):
         if part is not None and (got := [c.name for c in part.categories]) != wanted:
             raise ValueError(
-                f"the {name} data has the categories {', '.join(got)}, the model {', '.join(wanted)}. Make the model with those of the data "
-                "(data.categories), and open all data with the same ones (CocoDataset(.., categories=..))"
+                f"the {name} data has the categories {', '.join(got)}, "
+                f"the model {', '.join(wanted)}. "
+                "Make the model with data.categories, and open all data with the same ones "
+                "(CocoDataset(..., categories=...))"
             )
-    if (
-        description.input.intensity_range is None
-        and (intensities := data.intensity_range()) is not None
-    ):
-        description = replace(
-            description, input=replace(description.input, intensity_range=intensities)
-        )
+
+    if description.input.intensity_range is None:
+        intensities = data.intensity_range()
+        if intensities is not None:
+            fitted = replace(description.input, intensity_range=intensities)
+            description = replace(description, input=fitted)
+
     torch.manual_seed(config.seed)
     if isinstance(model, ModelConfig):
         made = start(description, pretrained)
@@ -132,8 +121,10 @@ def make_network(
         made = Start(copy.deepcopy(model), "given", "a network")
     else:
         raise ValueError(
-            f"pretrained={pretrained} and a network with weights of its own: which are meant? Give the network's configuration instead"
+            f"got both a model with its own weights and pretrained={pretrained}; "
+            "leave pretrained out, or give the model's configuration (model.config)"
         )
+
     made.network.config = description
     if config.activation_checkpointing:
         checkpoint_activations(made.network)
@@ -141,53 +132,58 @@ def make_network(
 
 
 def checkpoint_activations(network: MaskRCNN) -> None:
-    """From now on training keeps only what the trunk's stages give, and computes their inside again on the way back.
+    """From now on training keeps only the outputs of the trunk's stages and recomputes the rest for
+    the gradients.
 
     Raises:
         ValueError: a timm trunk.
     """
     if not isinstance(network.trunk, ResNet):
         raise ValueError(
-            f'activation_checkpointing needs the ResNet trunk, got trunk.timm = "{network.config.trunk.timm}"; '
-            "set activation_checkpointing=false, and a smaller batch_size with more accumulate where memory is short"
+            "activation_checkpointing needs the ResNet trunk, "
+            f'got trunk.timm = "{network.config.trunk.timm}"; set activation_checkpointing=false. '
+            "To save memory, use a smaller batch_size and more accumulate"
         )
     network.trunk.activation_checkpointing = True
 
 
-def run_length(config: TrainConfig, num_images: int, images: int) -> int | None:
-    """Steps of a run of `images` images each; None where `max_time` decides later."""
+def number_of_steps(config: TrainConfig, num_images: int, images_per_step: int) -> int | None:
+    """Steps of the run; None in a run with `max_time`, where it is decided later."""
     if config.max_time is not None:
         return None
-    return config.steps or math.ceil(config.epochs * num_images / images)
+    return config.steps or math.ceil(config.epochs * num_images / images_per_step)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """The seed of torch's generator at a step."""
-    return int(
-        np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    return int(state >> np.uint64(1))
 
 
 def first_line(
     total: int | None, data: CocoDataset, config: TrainConfig, processes: Processes, out: Path
 ) -> str:
-    """What is going to happen."""
-    names, images, threads = (
-        [c.name for c in data.categories],
-        images_per_step(config, processes.world),
-        torch.get_num_threads(),
-    )
-    shown = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
-    length = (
-        f"{total} steps ({total * images / len(data):.3g} epochs)"
-        if total
-        else duration(config.max_time or 0)
-    )
-    rate = f"{scaled_rate(config, processes.world):.3g} ({config.learning_rate:g} at {config.reference_batch} images)"
-    machine = f"{processes.device}, {f'{processes.world} processes, ' if processes.world > 1 else ''}{threads} thread{'s' * (threads != 1)}"
+    """The run in one line: data, length, batch, learning rate, machine, folder."""
+    names = [c.name for c in data.categories]
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    categories = f"{len(names)} categor{'y' if len(names) == 1 else 'ies'} ({shown})"
+
+    images = images_per_step(config, processes.world)
+    length = duration(config.max_time or 0)
+    if total:
+        length = f"{total} steps ({total * images / len(data):.3g} epochs)"
+
+    rate = f"{scaled_rate(config, processes.world):.3g}"
+    reference = f"{config.learning_rate:g} at {config.reference_batch} images"
+
+    threads = torch.get_num_threads()
+    machine = [str(processes.device)]
+    if processes.world > 1:
+        machine.append(f"{processes.world} processes")
+    machine += [f"{threads} thread{'s' * (threads != 1)}", config.dtype]
     return (
-        f"{len(data)} images, {len(names)} categor{'y' if len(names) == 1 else 'ies'} ({shown}); {length}, {images} images a step; "
-        f"{config.optimizer}, learning rate {rate}; {machine}, {config.precision}; {out}"
+        f"{len(data)} images, {categories}; {length}, {images} images per step; "
+        f"{config.optimizer}, learning rate {rate} ({reference}); {', '.join(machine)}; {out}"
     )
 
 

@@ -1,100 +1,107 @@
-"""Images without annotations as a data set: `open_unlabeled("photos/", like=data)`.
+"""Images without annotations as a data set: `open_unlabeled("photos/", data)`.
 
-In: a folder or files. Out: a `CocoDataset` whose images have no annotations, which means unknown here, not empty: see teacher.py.
+In: a folder or files. Out: a `CocoDataset` without annotations. Here that means unknown, not empty:
+see teacher.py.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import CocoContent, CocoImage
 from ..annotations.problems import DataError, DataWarning
 from ..images.files import image_files
 from ..images.read import ImageError, image_size
 
-_SHOWN = 20
+_SHOWN = 20  # unreadable images listed in the warning
 
 
 def open_unlabeled(
     source: str | Path | Iterable[str | Path] | CocoDataset,
     data: CocoDataset,
-    validation: CocoDataset | None = None,
+    val: CocoDataset | None = None,
 ) -> CocoDataset:
-    """Images as a data set without annotations.
+    """Opens images as a data set without annotations.
+
+    Warns about images that cannot be read, and skips them.
 
     Args:
-        source: a folder (all images under it, sorted), or files; a data set stays as it is.
-        data: the annotated images, whose categories it gets. Those that lie in the folder as well are left out, for more is known of them.
-        validation: images to judge by, likewise left out.
+        source: a folder (all images under it, sorted), or files; a data set is returned as it is.
+        data: the annotated images. The result has their categories and skips their files.
+        val: images to validate on; their files are skipped too.
 
     Raises:
-        DataError: no folder or file of that name, or no image is left. An image that cannot be read is left out with a warning.
+        DataError: no folder or file of that name, or no image remains.
     """
     if isinstance(source, CocoDataset):
         return source
     folder, files = _files(source)
-    known = {
-        part[i].path.resolve()
-        for part in (data, validation)
-        if part is not None
-        for i in range(len(part))
-    }
-    images, unreadable = [], []
+
+    annotated = {path for part in (data, val) if part is not None for path in _paths(part)}
+    images: list[CocoImage] = []
+    unreadable: list[str] = []
     for path in files:
-        if path.resolve() in known:
+        if path.resolve() in annotated:
             continue
         try:
             height, width = image_size(path)
         except ImageError as error:
             unreadable.append(str(error))
             continue
-        images.append(
-            {
-                "id": len(images) + 1,
-                "file_name": path.relative_to(folder).as_posix(),
-                "height": height,
-                "width": width,
-            }
-        )
+        name = path.relative_to(folder).as_posix()
+        images.append({"id": len(images) + 1, "file_name": name, "height": height, "width": width})
+
     if unreadable:
-        more = [f"  .. and {len(unreadable) - _SHOWN} more"] if len(unreadable) > _SHOWN else []
-        lines = [
-            f"{folder}: {len(unreadable)} unlabeled images are left out:",
-            *(f"  {line}" for line in unreadable[:_SHOWN]),
-            *more,
-        ]
-        warnings.warn("\n".join(lines), DataWarning, stacklevel=2)
+        warnings.warn(_warning(folder, unreadable), DataWarning, stacklevel=2)
     if not images:
         raise DataError(
-            f"{folder}: none of its {len(files)} images can be learnt from without annotations: all are annotated already, or unreadable"
+            f"{folder}: all {len(files)} images are unreadable or already annotated; "
+            "unlabeled= (--unlabeled) needs at least one other image"
         )
-    content = {
+
+    content: CocoContent = {
         "images": images,
         "annotations": [],
         "categories": data.subset([]).truth()["categories"],
     }
-    opened = CocoDataset(content, folder, categories=data.categories)
-    opened.name = f"{folder.name or folder}, unlabeled"
-    return opened
+    dataset = CocoDataset(content, folder, categories=data.categories)
+    dataset.name = f"{folder.name or folder}, unlabeled"
+    return dataset
+
+
+def _paths(data: CocoDataset) -> Iterator[Path]:
+    return (data[i].path.resolve() for i in range(len(data)))
+
+
+def _warning(folder: Path, unreadable: list[str]) -> str:
+    lines = [f"{folder}: skipped {len(unreadable)} unreadable images:"]
+    lines += [f"  {line}" for line in unreadable[:_SHOWN]]
+    if len(unreadable) > _SHOWN:
+        lines.append(f"  ... and {len(unreadable) - _SHOWN} more")
+    return "\n".join(lines)
 
 
 def _files(source: str | Path | Iterable[str | Path]) -> tuple[Path, list[Path]]:
-    """A folder, and the files in or under it that are meant."""
+    """A folder, and the image files in it or under it."""
     if isinstance(source, str | Path):
         folder = Path(source)
         if not folder.is_dir():
             raise DataError(
-                f"{folder}: there is no such folder; unlabeled= (--unlabeled) must name a folder of images"
+                f"{folder}: folder not found; unlabeled= (--unlabeled) expects a folder of images"
             )
         files = image_files(folder)
     else:
         files = sorted({Path(p).absolute() for p in source})
         if missing := [p for p in files if not p.is_file()]:
-            raise DataError(f"{missing[0]}: there is no such file; unlabeled= must list images")
+            raise DataError(f"{missing[0]}: file not found; unlabeled= expects image files")
         folder = Path(os.path.commonpath([p.parent for p in files])) if files else Path()
+
     if not files:
-        raise DataError("unlabeled=: the list holds no images; give files, or a folder")
+        raise DataError(
+            f"{folder}: no images found; unlabeled= (--unlabeled) expects a folder or files"
+        )
     return folder, files

@@ -1,7 +1,8 @@
-"""How good the model is in the middle of its training, on images it does not learn from.
+"""Loss and average precision during training, on images that the model is not trained on.
 
-In: a model and a validation set, shared out over the processes. Out: numbers by the column of metrics.csv: `val_loss` and its terms; `val/AP`, the
-mean of the APs of boxes, masks and keypoints as far as there are truth and a head for them, which says what "better" means; and these APs themselves.
+In: a model and a validation set, divided among the processes. Out: numbers by column of
+metrics.csv: `val_loss` and its terms; the APs of boxes, masks and keypoints, as far as there are
+truth and a head for them; and `val/AP`, the mean of these APs, which decides which model is best.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def loss_terms(config: ModelConfig) -> tuple[str, ...]:
 
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
-    """What a model with these heads can be judged by."""
+    """The tasks that a model with these heads can be evaluated on."""
     heads: dict[Task, Any] = {"bbox": config.box, "segm": config.mask, "keypoints": config.keypoint}
     return [task for task, head in heads.items() if head is not None]
 
@@ -53,12 +54,14 @@ def validation_columns(config: ModelConfig) -> list[str]:
 def validate(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
-    """Loss and average precision of `model` in evaluation mode; all processes take part and get the same numbers."""
+    """Loss and average precision of `model` in evaluation mode.
+
+    All processes take part and get the same numbers.
+    """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes) | _precision(
-        model, validation, config, processes
-    )
+    numbers = _losses(model, validation, config, processes)
+    numbers |= _precision(model, validation, config, processes)
     model.train(was_training)
     return numbers
 
@@ -67,7 +70,7 @@ def validate(
 def _losses(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
-    """Mean terms over the images, unaugmented, with the same sampling of anchors and RoIs every time."""
+    """Mean loss terms of unaugmented images; anchors and RoIs are sampled the same every time."""
     from ..augmentation.loader import TrainingLoader
     from ..augmentation.training_set import TrainingSet
 
@@ -79,7 +82,9 @@ def _losses(
         world=processes.world,
         shuffle=False,
     )
-    # Every process needs as many batches, because the losses' normalisers are averaged over them; the last ones may begin the set again.
+
+    # The losses' normalizers are averaged over the processes, so each needs the same number of
+    # batches. The last ones may start the set again.
     steps = math.ceil(len(validation) / plan.global_batch)
     terms = loss_terms(model.config)
     sums = torch.zeros(len(terms), device=processes.device)
@@ -88,6 +93,7 @@ def _losses(
     ):
         losses = model.losses(batch.to(processes.device), truth.to(processes.device))
         sums += torch.stack([losses[term].float() for term in terms])
+
     means = dict(zip(terms, (processes.average(sums) / steps).tolist(), strict=True))
     return {"val_loss": sum(means.values())} | {
         f"val_loss/{term}": value for term, value in means.items()
@@ -97,26 +103,36 @@ def _losses(
 def _precision(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
-    """AP from the results of all processes, each for its share of the images."""
+    """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.evaluate import evaluate_results
     from ..evaluation.predictions import results_on
 
-    share = (
-        validation.subset(range(processes.rank, len(validation), processes.world))
-        if processes.world > 1
-        else validation
-    )
-    together = config.batch_size if is_async(processes.device) else 1  # one image fills a processor
-    given = (model, share, share.truth(), validation.categories)
-    found = (
-        results_on(*given, batch_size=together, device=str(processes.device)) if len(share) else []
-    )
-    results = list(chain.from_iterable(processes.gather(found)))
+    share = validation
+    if processes.world > 1:
+        share = validation.subset(range(processes.rank, len(validation), processes.world))
+
+    own_results = []
+    if len(share):
+        own_results = results_on(
+            model,
+            share,
+            share.truth(),
+            validation.categories,
+            # On a CPU one image at a time is enough to keep it busy.
+            batch_size=config.batch_size if is_async(processes.device) else 1,
+            device=str(processes.device),
+        )
+    results = list(chain.from_iterable(processes.gather(own_results)))
+
     numbers: dict[str, float] = {}
     if processes.main:
-        most = max(100, model.config.box.max_detections)
+        max_detections = max(100, model.config.box.max_detections)
         tasks = evaluate_results(
-            results, validation.truth(), validation.categories, evaluated_tasks(model.config), most
+            results,
+            validation.truth(),
+            validation.categories,
+            evaluated_tasks(model.config),
+            max_detections,
         ).tasks
         numbers = {
             f"val/{task}_{name}": values[name] for task, values in tasks.items() for name in NUMBERS
@@ -127,5 +143,5 @@ def _precision(
 
 
 def evaluation_rows(rows: list[dict[str, float]]) -> Iterator[dict[str, float]]:
-    """The rows that an evaluation filled."""
+    """The rows that hold an evaluation."""
     return (row for row in rows if "val_loss" in row)

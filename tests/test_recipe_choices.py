@@ -38,7 +38,7 @@ def measured(**changes: Any) -> Statistics:
         keypoints=False,
         colored=False,
         varied=False,
-        upright={"shape": 0.5, "place": 0.5, "perspective": 0.0, "light": 0.0},
+        upright={"shape": 0.5, "position": 0.5, "perspective": 0.0, "light": 0.0},
     )
     return replace(facts, **changes)
 
@@ -109,7 +109,7 @@ def test_what_is_given_is_kept_whether_it_would_be_chosen_or_not(made: Recipe) -
         made.model.mask and made.model.mask.max_positives,
         made.training.warmup,
     ) == (48, 5, 7)
-    assert {r.setting: r.why for r in made.reasons}["warmup"] == "as given"
+    assert {r.setting: r.why for r in made.reasons}["warmup"] == "given"
 
 
 def test_printed_it_is_a_table_that_loses_no_word(made: Recipe) -> None:
@@ -170,7 +170,7 @@ def test_photographs_keep_their_up_and_down(shared: Path) -> None:
     facts = statistics_of(mr.CocoDataset(folder / "annotations" / "train.json", folder / "images"))
     assert facts.has_up
     assert facts.colored
-    assert all(facts.upright[name] > 0 for name in ("shape", "place", "perspective", "light"))
+    assert all(facts.upright[name] > 0 for name in ("shape", "position", "perspective", "light"))
 
 
 def test_small_objects_are_magnified_and_large_ones_shrunk() -> None:
@@ -204,7 +204,7 @@ def test_a_crowd_raises_the_cap_and_the_proposals() -> None:
 
 
 def test_turns_need_evidence() -> None:
-    alike = {"shape": 0.01, "place": 0.02, "perspective": 0.03, "light": 0.04}
+    alike = {"shape": 0.01, "position": 0.02, "perspective": 0.03, "light": 0.04}
     assert chosen(measured(upright=alike)).training.augment.right_angles
     for name in alike:
         assert not chosen(measured(upright=alike | {name: 0.3})).training.augment.right_angles

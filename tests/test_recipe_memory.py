@@ -79,7 +79,9 @@ def test_training_ends_at_the_same_weights_with_checkpointing(
         ("plain", config),
         ("saving", replace(config, activation_checkpointing=True)),
     ):
-        train(tiny_model(data), data, None, given, tmp_path / name, progress=False, device="cpu")
+        train(
+            tiny_model(data), data, config=given, out=tmp_path / name, progress=False, device="cpu"
+        )
     assert training_run.weights_of(tmp_path / "plain/last.safetensors") == training_run.weights_of(
         tmp_path / "saving/last.safetensors"
     )
@@ -94,9 +96,8 @@ def test_a_timm_trunk_says_that_it_cannot(data: CocoDataset, tmp_path: Path) -> 
         train(
             model,
             data,
-            None,
-            tiny_config(activation_checkpointing=True),
-            tmp_path / "run",
+            config=tiny_config(activation_checkpointing=True),
+            out=tmp_path / "run",
             progress=False,
             device="cpu",
         )

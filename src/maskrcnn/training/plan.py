@@ -1,0 +1,330 @@
+"""The plan of a run, from data to settings, before the first step: `plan_training`. `maskrcnn
+train` is one call of it.
+
+In: annotations, and what the user wants to decide. Out: a `TrainingPlan`: print it, then `run()`
+it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..annotations.split import split_dataset
+from ..config import ModelConfig, TrainConfig
+from ..settings import from_dict, override_config, with_current_names
+from .checkpoint import files_of_run, refuse_folder
+from .processes import Processes
+from .setup import duration
+
+if TYPE_CHECKING:
+    from ..annotations.coco_dataset import CocoDataset
+    from ..recipe.recipe import Recipe
+    from .fit import Run
+
+VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
+_SHOWN_CATEGORIES = 8
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that has not begun. `print` shows it, with the reason of each setting."""
+
+    recipe: Recipe
+    """Configurations of model and training, with reasons, and the initial weights."""
+    data: CocoDataset
+    val: CocoDataset | None
+    val_source: str
+    """Where the validation data comes from, for the reader."""
+    out: Path
+    resume: bool
+    unlabeled: str | Path | None
+    device: str | None
+    progress: bool
+    processes: Processes
+
+    def run(self) -> Run:
+        """Trains. See `maskrcnn.train` for the result and the errors."""
+        from .fit import train
+
+        return train(
+            self.recipe.model,
+            self.data,
+            val=self.val,
+            config=self.recipe.training,
+            out=self.out,
+            resume=self.resume,
+            progress=self.progress,
+            device=self.device,
+            unlabeled=self.unlabeled,
+            pretrained=self.recipe.pretrained,
+        )
+
+    def __str__(self) -> str:
+        model = self.recipe.model
+        config = self.recipe.training
+        heads = ["boxes"]
+        if model.mask:
+            heads.append("masks")
+        if model.keypoint:
+            heads.append("keypoints")
+
+        names = [c.name for c in self.data.categories]
+        categories = ", ".join(names[:_SHOWN_CATEGORIES])
+        if len(names) > _SHOWN_CATEGORIES:
+            categories += f" and {len(names) - _SHOWN_CATEGORIES} more"
+
+        start = self.recipe.pretrained or "random weights"
+        length = f"{config.epochs:g} epochs"
+        if config.steps:
+            length = f"{config.steps} steps"
+        elif config.max_time:
+            length = duration(config.max_time)
+        training = (
+            length,
+            f"{config.batch_size * config.accumulate} images per step and process",
+            f"{config.optimizer} with learning rate {config.learning_rate:g} "
+            f"at {config.reference_batch} images per step",
+            config.schedule,
+            config.dtype,
+        )
+        lines = (
+            f"data        {self.data}",
+            f"categories  {categories}",
+            f"validation  {self.val_source}",
+            f"model       {', '.join(heads)}; starts from {start}",
+            f"training    {', '.join(training)}",
+            f"run folder  {self.out}",
+            "",
+            str(self.recipe),
+            "",
+        )
+        return "\n".join(lines)
+
+
+def plan_training(
+    data: str | Path | CocoDataset,
+    *,
+    images: str | Path | None = None,
+    val: str | Path | CocoDataset | Literal[False] | None = None,
+    val_images: str | Path | None = None,
+    pretrained: str | Path | None = None,
+    model: str = "auto",
+    recipe: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    memory: float | None = None,
+    unlabeled: str | Path | None = None,
+    out: str | Path = "runs/train",
+    resume: bool = False,
+    on_error: Literal["raise", "drop"] = "raise",
+    device: str | None = None,
+    progress: bool = True,
+) -> TrainingPlan:
+    """Plans a training: opens the data, splits off validation images, chooses settings.
+
+    Args:
+        data: annotations in any known format (a file or a folder; "data.yaml:train" names one of
+            several splits), or an open data set.
+        images: folder of the images; None = where the format keeps them.
+        val: annotations to validate on, like `data`. None = the split "val" that `data` itself has;
+            if there is none, 15 % of the images are split off, at most 500. False trains on all
+            images without validation.
+        val_images: folder of the validation images; None = `images`.
+        pretrained: initial weights: the name of an ImageNet trunk, or the name, file or run folder
+            of a detector. None = random weights.
+        model: name of a preset. "auto" takes the architecture of a pretrained detector, or else one
+            that fits data and machine.
+        recipe: choose settings from the data and the machine (`choose_recipe`). False takes the
+            preset and the default settings.
+        settings: values to use, by dotted name: fields of TrainConfig ("batch_size",
+            "augment.crop") and, with "model.", of ModelConfig. The recipe does not change them.
+        memory: GiB that training may take; None = what is free.
+        unlabeled: folder of images without annotations to train on as well.
+        out: folder of the run.
+        resume: continue the run in `out` with its settings; `settings` must not contradict them.
+        on_error: unusable annotations: "raise" an error that lists them, or "drop" them with a
+            warning.
+        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        progress: show progress and messages, here and in `run`.
+
+    Returns:
+        The plan. `print(plan)` shows it, `plan.run()` trains.
+
+    Raises:
+        ValueError: an unknown setting, preset or pretrained source; `out` holds a run and `resume`
+            is False.
+        DataError: unusable annotations, or too few images to split.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> from maskrcnn.training.plan import plan_training
+        >>> path = write_scenes("scenes", 4, size=64)
+        >>> settings = {"steps": 2, "batch_size": 2, "tensorboard": False}
+        >>> plan = plan_training(path, settings=settings, out="run", device="cpu", progress=False)
+        >>> len(plan.data), len(plan.val)
+        (3, 1)
+        >>> run = plan.run()
+        >>> run.out.name
+        'run'
+    """
+    from ..formats.load_dataset import load_dataset
+
+    # What cannot work is refused before the data is read.
+    out = Path(out)
+    settings = dict(settings or {})
+    check_setting_names(settings)
+    refuse_folder(out, files_of_run(out), resume)
+
+    if not isinstance(data, str | Path):
+        source, dataset = None, data
+    else:
+        source, dataset = data, load_dataset(data, images, on_error=on_error)
+    processes = Processes.start(device)
+    seed = int(settings.get("seed", 0))
+    dataset, validation, val_source = _validation(
+        dataset, source, images, val, val_images or images, on_error, seed, progress
+    )
+
+    if resume and (out / "config.json").is_file():
+        chosen = _recorded(out / "config.json", settings, pretrained)
+    elif not recipe:
+        chosen = _preset(dataset, model, settings, pretrained)
+    else:
+        chosen = _chosen(dataset, model, settings, pretrained, memory, device, processes)
+    return TrainingPlan(
+        recipe=chosen,
+        data=dataset,
+        val=validation,
+        val_source=val_source,
+        out=out,
+        resume=resume,
+        unlabeled=unlabeled,
+        device=device,
+        progress=progress,
+        processes=processes,
+    )
+
+
+def check_setting_names(settings: Mapping[str, Any]) -> None:
+    """Checks the names and values of training settings, which needs no data.
+
+    Raises:
+        ValueError: an unknown setting, or a value of the wrong type.
+    """
+    override_config(TrainConfig(), _of_training(settings))
+
+
+def _validation(
+    data: CocoDataset,
+    source: str | Path | None,
+    images: str | Path | None,
+    val: str | Path | CocoDataset | Literal[False] | None,
+    val_images: str | Path | None,
+    on_error: Literal["raise", "drop"],
+    seed: int,
+    progress: bool,
+) -> tuple[CocoDataset, CocoDataset | None, str]:
+    """The images to train on, those to validate on, and where the latter come from."""
+    from ..formats.load_dataset import load_dataset, validation_split
+
+    if val is False:
+        return data, None, "none: the last model will be the result"
+    if val is None and source is not None:
+        val = validation_split(source, images)
+
+    if val is None:
+        data, validation = split_dataset(data, VAL_SHARE, seed, progress=progress)
+        text = (
+            f"{len(validation)} images split off, {VAL_SHARE:.0%} by seed {seed}, similar images "
+            "kept together; --no-val trains on all"
+        )
+        return data, validation, text
+    if isinstance(val, str | Path):
+        val = load_dataset(val, val_images, categories=data.categories, on_error=on_error)
+    return data, val, str(val)
+
+
+def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | None) -> Recipe:
+    """The settings of the run to resume, changed by `settings`; `train` refuses changes that
+    matter.
+    """
+    from ..recipe.recipe import Reason, Recipe
+
+    run = with_current_names(json.loads(path.read_text()))
+    model = from_dict(ModelConfig, run["model"])
+    training = from_dict(TrainConfig, run["train"])
+    return Recipe(
+        override_config(model, _of_model(settings), "model."),
+        override_config(training, _of_training(settings)),
+        (Reason("settings", path.name, "settings of the run to resume"),),
+        pretrained,
+    )
+
+
+def _preset(
+    data: CocoDataset, name: str, settings: Mapping[str, Any], pretrained: str | Path | None
+) -> Recipe:
+    """A preset and the default settings, without a look at the data."""
+    from .. import presets
+    from ..recipe.recipe import Reason, Recipe
+    from ..weights.pretrained import config_of, kind_of
+
+    if name == "auto" and pretrained is not None and kind_of(pretrained) == "detector":
+        name = str(pretrained)
+        model = config_of(pretrained, data.categories)
+    elif name == "auto":
+        raise ValueError(
+            "recipe=False (--no-recipe) needs a model (--model), such as maskrcnn_r18_small"
+        )
+    else:
+        model = getattr(presets, name)(data.categories)
+
+    # The intensity range of 16-bit images is fitted in any case.
+    changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
+    return Recipe(
+        override_config(model, changes, "model."),
+        override_config(TrainConfig(), _of_training(settings)),
+        (Reason("model", name, "given; nothing is chosen from the data"),),
+        pretrained,
+    )
+
+
+def _chosen(
+    data: CocoDataset,
+    model: str,
+    settings: Mapping[str, Any],
+    pretrained: str | Path | None,
+    memory: float | None,
+    device: str | None,
+    processes: Processes,
+) -> Recipe:
+    """The recipe of the main process: the free memory of others may differ."""
+    from ..recipe.recipe import choose_recipe
+
+    chosen = None
+    if processes.main:
+        chosen = choose_recipe(
+            data,
+            model=model,
+            pretrained=pretrained,
+            memory=memory,
+            device=device,
+            settings=settings,
+        )
+    return processes.from_main(chosen)
+
+
+def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith("model.")}
+
+
+def _of_model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name.removeprefix("model."): value
+        for name, value in settings.items()
+        if name.startswith("model.")
+    }
