@@ -94,7 +94,7 @@ def _measure(how: str, what: str, preset: str, side: int, precision: str) -> Non
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        if how == "kept" and not mr.keep_memory():
+        if how == "kept" and not keep_memory():
             raise SystemExit("memory cannot be kept here")
         work = (
             prediction(preset, side, precision)

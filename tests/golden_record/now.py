@@ -435,7 +435,7 @@ def predictions(record: Record, folder: Path) -> None:
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
     record.add("nuclei/overlay", draw_instances(found))
-    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], form="reference"))
+    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], exact=True))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
     add_answer(
         record, "nuclei/half", mr.predict(mr.optimize_for_inference(nuclei, "bfloat16"), images[1])

@@ -99,7 +99,8 @@ def _precision(
 ) -> dict[str, float]:
     """AP from the results of all processes, each for its share of the images."""
     from ..evaluation.evaluate import evaluate_results
-    from ..evaluation.predictions import results_on
+    from ..evaluation.coco_results import coco_results
+    from ..prediction.predictor import Predictor
 
     share = (
         validation.subset(range(processes.rank, len(validation), processes.world))
@@ -107,10 +108,9 @@ def _precision(
         else validation
     )
     together = config.batch_size if is_async(processes.device) else 1  # one image fills a processor
-    given = (model, share, share.truth(), validation.categories)
-    found = (
-        results_on(*given, batch_size=together, device=str(processes.device)) if len(share) else []
-    )
+    predictor = Predictor(model, device=processes.device)
+    given = (predictor, share, share.truth(), validation.categories)
+    found = coco_results(*given, batch_size=together) if len(share) else []
     results = list(chain.from_iterable(processes.gather(found)))
     numbers: dict[str, float] = {}
     if processes.main:
