@@ -90,7 +90,7 @@ def _measure(how: str, what: str, preset: str, side: int, precision: str) -> Non
     """Prints the median time of repetitions, and the peak memory of all of them."""
     import torch
 
-    import maskrcnn as mr
+    from maskrcnn.runtime.keep_memory import keep_memory
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

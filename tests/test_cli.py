@@ -107,7 +107,7 @@ def test_help_needs_half_a_second_and_no_torch():
         ("train --data {json} --images absent --out x", "absent"),
         ("predict absent.safetensors {json} --out x", "absent.safetensors"),
         ("predict maskrcnn_r50_fpn_koko {images} --out x", "maskrcnn_r50_fpn_coco"),
-        ("predict x {images} --out x --min-score 50", "from 0 to 1"),
+        ("predict x {images} --out x --min-score 50", "expected 0 to 1"),
         ("predict {model} absent.jpg --out x", "absent.jpg"),
         ("predict {model} {images} --out x --device cuda:77", "cuda:77"),
         ("evaluate {model} --data {images}/00001.png", "no annotations of a known format"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from maskrcnn.evaluation.coco_results import match_categories
 from maskrcnn.images.files import image_files
 from maskrcnn.images.read import ImageError, image_size
 from maskrcnn.instances import Instances
+from maskrcnn.model import roi_align
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.optimize import optimize_for_inference
 from maskrcnn.prediction.predict_files import predict_files
@@ -482,3 +484,28 @@ def test_a_model_without_heads_predicts_boxes_only() -> None:
     assert found.mask_grids is None
     assert found.keypoints is None
     assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_few_calls_are_between_predict_and_the_work_of_roi_align(
+    model: MaskRCNN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who steps from `predict` to the first tensor operation of RoIAlign passes at most ten functions of ours."""
+    package = Path(roi_align.__file__).parents[1]
+    depths: list[list[str]] = []
+
+    class Watched:
+        """The module `torch` for RoIAlign; notes the callers of the first operation that is used."""
+
+        def __getattr__(self, name: str) -> object:
+            frames = [f for f in inspect.stack() if Path(f.filename).is_relative_to(package)]
+            depths.append([f.function for f in frames])
+            return getattr(torch, name)
+
+    predictor = Predictor(model)
+    predict(model, make_image(64, 64))
+    monkeypatch.setattr(roi_align, "torch", Watched())
+    predict(model, make_image(64, 64))
+    assert predictor.network is Predictor(model).network
+    assert depths
+    assert "predict" in depths[0]
+    assert len(depths[0]) <= 10, depths[0]

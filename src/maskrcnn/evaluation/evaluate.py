@@ -399,8 +399,8 @@ def _entry_problem(entry: Mapping[str, Any], images: set[Any], keypoints: Mappin
     count = len(entry.get("keypoints") or ())
     if count and category in keypoints and count != 3 * keypoints[category]:
         return (
-            f"expected x, y and score of the {keypoints[category]} keypoints of category "
-            f"{category}, got {count} keypoint numbers"
+            f"expected {3 * keypoints[category]} keypoint numbers (x, y and score each) for "
+            f"category {category}, got {count}"
         )
     return ""
 
