@@ -341,7 +341,10 @@ def test_evaluation_prints_a_table_and_becomes_json() -> None:
         ({"image_id": 99}, r"entry 0: image_id 99 is not among the 6 annotated"),
         ({"image_id": [1]}, r"entry 0: expected an object with image_id.*, got \{"),
         ({"score": None}, r"entry 0: score missing"),
-        ({"keypoints": [1, 2, 3]}, r"entry 0: expected 0 keypoint numbers .* for category \d, got 3"),
+        (
+            {"keypoints": [1, 2, 3]},
+            r"entry 0: expected 0 keypoint numbers .* for category \d, got 3",
+        ),
     ],
 )
 def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
@@ -355,7 +358,9 @@ def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
 
 def test_what_is_no_result_is_named() -> None:
     truth, results = random_data(3)
-    with pytest.raises(ValueError, match=r"results, entry 1: expected an object with image_id.*, got 3"):
+    with pytest.raises(
+        ValueError, match=r"results, entry 1: expected an object with image_id.*, got 3"
+    ):
         evaluate([results[0], 3], truth)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import inspect
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,19 @@ import torch
 from models import tiny_config
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.overrides import TorchFunctionMode
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.annotations.rle import area
 from maskrcnn.config import Category, ModelConfig
-from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.evaluation.coco_results import match_categories
+from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.images.files import image_files
 from maskrcnn.images.read import ImageError, image_size
 from maskrcnn.instances import Instances
-from maskrcnn.model import roi_align
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.optimize import optimize_for_inference
+from maskrcnn.prediction import predictor as predictor_module
 from maskrcnn.prediction.predict_files import predict_files
 from maskrcnn.prediction.predictor import ImageSource, Predictor, predict, to_instances
 from maskrcnn.structures import Batch, Detections
@@ -172,7 +173,9 @@ def test_an_array_a_pil_image_and_a_file_give_the_same(model: MaskRCNN, tmp_path
     assert np.array_equal(one.image, image)
 
 
-def test_the_images_of_a_folder_are_sorted_with_its_subfolders(model: MaskRCNN, tmp_path: Path) -> None:
+def test_the_images_of_a_folder_are_sorted_with_its_subfolders(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
     for n, name in enumerate(("b.png", "a/z.jpg", ".hidden/x.png", "a.txt", "c.PNG")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(make_image(48, 64, n)).save(tmp_path / name, format="PNG")
@@ -486,26 +489,26 @@ def test_a_model_without_heads_predicts_boxes_only() -> None:
     assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
-def test_few_calls_are_between_predict_and_the_work_of_roi_align(
-    model: MaskRCNN, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_calls_are_between_predict_and_the_work_of_roi_align(model: MaskRCNN) -> None:
     """A reader who steps from `predict` to the first tensor operation of RoIAlign passes at most ten functions of ours."""
-    package = Path(roi_align.__file__).parents[1]
-    depths: list[list[str]] = []
+    package = Path(predictor_module.__file__).parents[1]
+    first: list[str] = []
 
-    class Watched:
-        """The module `torch` for RoIAlign; notes the callers of the first operation that is used."""
+    class FirstOperation(TorchFunctionMode):
+        """Notes our functions on the stack of the first tensor operation in roi_align.py."""
 
-        def __getattr__(self, name: str) -> object:
-            frames = [f for f in inspect.stack() if Path(f.filename).is_relative_to(package)]
-            depths.append([f.function for f in frames])
-            return getattr(torch, name)
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            frame, ours = sys._getframe(1), []
+            while frame is not None and not first:
+                if Path(frame.f_code.co_filename).is_relative_to(package):
+                    ours.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+                frame = frame.f_back
+            if ours and ours[0].startswith("roi_align.py:"):
+                first.extend(ours)
+            return func(*args, **(kwargs or {}))
 
-    predictor = Predictor(model)
     predict(model, make_image(64, 64))
-    monkeypatch.setattr(roi_align, "torch", Watched())
-    predict(model, make_image(64, 64))
-    assert predictor.network is Predictor(model).network
-    assert depths
-    assert "predict" in depths[0]
-    assert len(depths[0]) <= 10, depths[0]
+    with FirstOperation():
+        predict(model, make_image(64, 64))
+    assert first[-1] == "predictor.py:predict"
+    assert len(first) <= 10, first

@@ -110,7 +110,9 @@ def test_uncertainty_disagreement_and_contour_are_counted_in_objects(eyes: MaskR
 def test_what_is_seen_in_the_mirror_only_is_shown_where_it_is(eyes: MaskRCNN) -> None:
     given_ = make_image(3, SURE, 0)
     red = np.asarray(given_)[:, :, 0] > 150
-    (x0, y0, x1, y1) = measure_uncertainty(Predictor(eyes), ImageSource(given_)).uncertain.boxes[0].tolist()
+    (x0, y0, x1, y1) = (
+        measure_uncertainty(Predictor(eyes), ImageSource(given_)).uncertain.boxes[0].tolist()
+    )
     seen = np.zeros_like(red)
     seen[int(y0) : int(y1), int(x0) : int(x1)] = True
     assert np.array_equal(seen, red)

@@ -260,7 +260,8 @@ def test_a_images_answer_does_not_depend_on_its_neighbors(model: MaskRCNN) -> No
 def test_a_view_of_bytes_is_not_rounded_to_them() -> None:
     pixels = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
     by_bytes, by_numbers = (
-        view_of_batch(Batch.collate([p]), TTAView(0.8), 32)[0].images for p in (pixels, pixels.float())
+        view_of_batch(Batch.collate([p]), TTAView(0.8), 32)[0].images
+        for p in (pixels, pixels.float())
     )
     assert torch.equal(by_bytes, by_numbers)
 

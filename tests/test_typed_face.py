@@ -79,7 +79,7 @@ def test_a_type_checker_knows_the_results_and_reports_typos(tmp_path: Path) -> N
     )
     messages = {}
     for line in done.stdout.splitlines():
-        if line.startswith(str(script)) or line.startswith("script.py"):
+        if line.startswith((str(script), "script.py")):
             position, _, message = line.partition(" ")
             messages[SCRIPT.splitlines()[int(position.split(":")[1]) - 1]] = message
 
