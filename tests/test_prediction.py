@@ -60,7 +60,7 @@ def model() -> MaskRCNN:
     return make_model()
 
 
-def test_answers_are_in_the_original_pixels() -> None:
+def test_predictions_are_in_the_original_pixels() -> None:
     config = tiny_config(CATEGORIES)
     boxes = torch.tensor(
         [
@@ -88,7 +88,7 @@ def test_answers_are_in_the_original_pixels() -> None:
     assert found.keypoints[0].tolist() == [[12.0, 4.0, 0.5]] * 2
 
 
-def test_answers_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
+def test_predictions_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
     resized = replace(model.config, input=replace(model.config.input, min_size=96, max_size=150))
     other = make_model()
     other.config = resized
@@ -118,7 +118,7 @@ def test_several_together_equal_each_alone(model: MaskRCNN) -> None:
 
 
 class Shapes:
-    """Notes the batches that a network sees."""
+    """Records the shapes of the batches that reach a network."""
 
     def __init__(self, model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, ...]] = []
@@ -453,7 +453,7 @@ def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset
     return CocoDataset(folder / "truth.json", folder)
 
 
-def test_a_model_evaluated_on_its_own_answers_finds_them_all(
+def test_a_model_evaluated_on_its_own_predictions_finds_them_all(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     data = data_from(model, tmp_path, {"stone": 9, "fly": 0})

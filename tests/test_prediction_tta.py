@@ -1,4 +1,4 @@
-"""Test-time augmentation: views are undone exactly, and answers are joined object by object."""
+"""Test-time augmentation: views are undone exactly, and detections are merged object by object."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Literally:
         maps = torch.zeros(len(boxes), 3, 8, 8)
         for heatmap, dots in zip(maps, self._crop(levels, boxes, image, 2), strict=True):
             for keypoint, (y, x) in enumerate(
-                sorted(dots.nonzero().tolist(), key=lambda place: place[1])
+                sorted(dots.nonzero().tolist(), key=lambda point: point[1])
             ):
                 heatmap[keypoint, y, x] = 1
         return maps
@@ -211,7 +211,7 @@ def test_the_plain_view_alone_is_the_network(model: MaskRCNN) -> None:
         ("turns", TTAView(turns=3)),
     ],
 )
-def test_a_image_seen_in_all_views_is_answered_alike_in_each(
+def test_an_image_predicted_in_all_views_has_the_same_objects_in_each(
     model: MaskRCNN, words: str, view: TTAView
 ) -> None:
     """What is found in a mirrored or turned image is the mirror image of what is found in the image."""
@@ -242,11 +242,11 @@ def test_a_image_seen_in_all_views_is_answered_alike_in_each(
         atol=1e-3,
         rtol=0,
     )
-    places = swapped[..., :2] @ matrix[:2, :2].T + matrix[:2, 2]
-    torch.testing.assert_close(b.keypoints[flies][..., :2], places, atol=0.1, rtol=0)
+    points = swapped[..., :2] @ matrix[:2, :2].T + matrix[:2, 2]
+    torch.testing.assert_close(b.keypoints[flies][..., :2], points, atol=0.1, rtol=0)
 
 
-def test_a_images_answer_does_not_depend_on_its_neighbors(model: MaskRCNN) -> None:
+def test_the_predictions_for_an_image_do_not_depend_on_its_neighbors(model: MaskRCNN) -> None:
     images = [
         make_image(64, 64, 2),
         make_image(33, 50, 3),
@@ -310,7 +310,7 @@ def test_the_best_view_of_each_object_stays() -> None:
     assert one_for_all.labels[0, 0] == 2
 
 
-def test_images_without_objects_and_models_without_heads_are_answered(model: MaskRCNN) -> None:
+def test_images_without_objects_and_models_without_heads_are_predicted(model: MaskRCNN) -> None:
     boxes_only = MaskRCNN.from_config(replace(model.config, mask=None, keypoint=None)).eval()
     result = predict(boxes_only, make_image(64, 64), tta="flip,scales")
     assert result.mask_grids is None

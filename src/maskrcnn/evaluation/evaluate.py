@@ -126,7 +126,7 @@ def evaluate(
         ... }
         >>> results = [{"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [5, 5, 20, 9]}]
         >>> evaluation = mr.evaluate(results, truth)
-        >>> round(evaluation.bbox["AP"], 3), evaluation.bbox["AP50"]
+        >>> round(evaluation.bbox["AP"], 3), round(evaluation.bbox["AP50"], 3)
         (0.9, 1.0)
     """
     from ..prediction.predictor import Predictor

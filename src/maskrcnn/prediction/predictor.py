@@ -108,7 +108,7 @@ class Predictor:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> predictor = mr.Predictor(mr.load("nuclei"), min_score=0.5)
-        >>> image = draw_micrograph(seed=0)
+        >>> image, _ = draw_micrograph(seed=0)
         >>> result = predictor(image)
         >>> result.size == image.shape[:2]
         True
@@ -350,10 +350,10 @@ def predict(
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> model = mr.load("nuclei")
-        >>> result = mr.predict(model, draw_micrograph(seed=0), min_score=0.5)
+        >>> result = mr.predict(model, draw_micrograph(seed=0)[0], min_score=0.5)
         >>> len(result) > 10
         True
-        >>> images = [draw_micrograph(seed) for seed in (0, 1)]
+        >>> images = [draw_micrograph(seed)[0] for seed in (0, 1)]
         >>> [instances.image_id for instances in mr.predict(model, images, batch_size=2)]
         [1, 2]
     """
