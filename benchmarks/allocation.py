@@ -1,4 +1,4 @@
-"""What keeping memory is worth (`mr.keep_memory`, as the commands do): predictions and training
+"""What keeping memory is worth (`runtime.keep_memory`, as the commands do): predictions and training
 steps as they are, and with memory kept.
 
 It changes a whole process, so each measurement is a process of its own, in turns; a round is one of

@@ -98,8 +98,8 @@ def _precision(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
     """AP from the results of all processes, each for its share of the images."""
-    from ..evaluation.evaluate import evaluate_results
     from ..evaluation.coco_results import coco_results
+    from ..evaluation.evaluate import evaluate_results
     from ..prediction.predictor import Predictor
 
     share = (
