@@ -1,4 +1,4 @@
-"""What keeping memory is worth (`mr.keep_memory`, as the commands do): predictions and training
+"""What keeping memory is worth (`runtime.keep_memory`, as the commands do): predictions and training
 steps as they are, and with memory kept.
 
 It changes a whole process, so each measurement is a process of its own, in turns; a round is one of
@@ -90,11 +90,11 @@ def _measure(how: str, what: str, preset: str, side: int, precision: str) -> Non
     """Prints the median time of repetitions, and the peak memory of all of them."""
     import torch
 
-    import maskrcnn as mr
+    from maskrcnn.runtime.keep_memory import keep_memory
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        if how == "kept" and not mr.keep_memory():
+        if how == "kept" and not keep_memory():
             raise SystemExit("memory cannot be kept here")
         work = (
             prediction(preset, side, precision)

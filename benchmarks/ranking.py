@@ -48,7 +48,7 @@ def main() -> None:
         )
         model = train(tiny(data), data, config=config, out=folder / "run", device="cpu").model
         places = sorted(
-            one.place
+            one.rank
             for one in rank_images(model, folder / "pool")
             if one.file_name.startswith("strange")
         )

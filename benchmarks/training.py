@@ -37,6 +37,7 @@ from maskrcnn.annotations import rle
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
 from maskrcnn.model.optimize import computes_bfloat16
+from maskrcnn.runtime.keep_memory import keep_memory
 from maskrcnn.synthetic.scenes import draw_scene
 from maskrcnn.synthetic.shapes import CATEGORIES
 from maskrcnn.training.fit import Trainer
@@ -72,7 +73,7 @@ class Case:
 
 def run(quick: bool) -> dict[str, Any]:
     """Times of a step, then of the waiting for data."""
-    mr.keep_memory()
+    keep_memory()
     rows, seconds = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(quick):

@@ -9,7 +9,7 @@ import pytest
 # Runs in a process of its own, because it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
 SCRIPT = """
 import resource, sys, torch
-import maskrcnn as mr
+from maskrcnn.runtime import keep_memory
 
 def new_pages() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -17,7 +17,7 @@ def new_pages() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if "keep" in sys.argv:
-    assert mr.keep_memory()
+    assert keep_memory.keep_memory()
 print(*(new_pages() for _ in range(10)))
 """
 

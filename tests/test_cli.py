@@ -93,7 +93,7 @@ def test_help_needs_half_a_second_and_no_torch():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ("trian", 'Did you mean "train"'),
         ("train --out x", "--data"),
@@ -107,7 +107,7 @@ def test_help_needs_half_a_second_and_no_torch():
         ("train --data {json} --images absent --out x", "absent"),
         ("predict absent.safetensors {json} --out x", "absent.safetensors"),
         ("predict maskrcnn_r50_fpn_koko {images} --out x", "maskrcnn_r50_fpn_coco"),
-        ("predict x {images} --out x --min-score 50", "from 0 to 1"),
+        ("predict x {images} --out x --min-score 50", "expected 0 to 1"),
         ("predict {model} absent.jpg --out x", "absent.jpg"),
         ("predict {model} {images} --out x --device cuda:77", "cuda:77"),
         ("evaluate {model} --data {images}/00001.png", "no annotations of a known format"),
@@ -117,7 +117,7 @@ def test_help_needs_half_a_second_and_no_torch():
 )
 def test_a_users_error_is_one_message_and_status_2(
     words: str,
-    told: str,
+    expected: str,
     scenes: Path,
     tiny_model: Path,
     tmp_path: Path,
@@ -130,7 +130,7 @@ def test_a_users_error_is_one_message_and_status_2(
     ).split()
     assert run(given) == 2
     message = re.sub(r"[│╭╮╰╯─\s]+", " ", capsys.readouterr().err)
-    assert told in message
+    assert expected in message
     assert "Traceback" not in message
 
 
@@ -195,7 +195,7 @@ def test_train_passes_every_setting_on(
     )
     assert [c.name for c in given["model"].categories] == [c.name for c in CATEGORIES]
     assert len(given["validation"]) == len(given["data"]) == 4
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for part in (
         "4 images",
         "ball, star, ring, figure",
@@ -203,7 +203,7 @@ def test_train_passes_every_setting_on(
         "boxes, keypoints",
         "maskrcnn_r18_small",
     ):
-        assert part in told
+        assert part in printed
 
 
 def test_settings_that_must_agree_can_be_changed_together(scenes: Path, fit: list):
@@ -265,15 +265,15 @@ def test_without_validation_data_a_part_is_split_off_and_said(
     assert "1 images split off, 15% by seed 0" in capsys.readouterr().out
 
 
-def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(
+def test_training_validates_on_the_split_val_of_the_data(
     scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture
 ):
     content = json.loads((scenes / "annotations.json").read_text())
-    judged = {image["id"] for image in content["images"][:1]}
+    validation_ids = {image["id"] for image in content["images"][:1]}
     for name, wanted in (
-        ("train", {image["id"] for image in content["images"]} - judged),
-        ("val", judged),
-        ("test", judged),
+        ("train", {image["id"] for image in content["images"]} - validation_ids),
+        ("val", validation_ids),
+        ("test", validation_ids),
     ):
         images = [i for i in content["images"] if i["id"] in wanted]
         annotations = [a for a in content["annotations"] if a["image_id"] in wanted]
@@ -283,7 +283,10 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(
     words = ["--images", str(scenes / "images"), "--out", "x"]
     for data in (str(tmp_path), f"{tmp_path}:instances_train"):
         assert run(["train", "--data", data, *words]) == 0
-        assert (len(fit[-1]["data"]), {r.image_id for r in fit[-1]["validation"]}) == (3, judged)
+        assert (len(fit[-1]["data"]), {r.image_id for r in fit[-1]["validation"]}) == (
+            3,
+            validation_ids,
+        )
         assert "instances_val" in capsys.readouterr().out
     assert run(["train", "--data", str(tmp_path), "--no-val", *words]) == 0
     assert (len(fit[-1]["data"]), fit[-1]["validation"]) == (3, None)
@@ -306,7 +309,7 @@ def test_the_split_val_of_the_data_themselves_is_what_is_judged_by(
         (["val"], "", None),
     ],
 )
-def test_the_split_to_judge_by_is_the_twin_of_the_one_read(
+def test_the_validation_split_is_the_twin_of_the_one_read(
     tmp_path: Path, names: list[str], read: str, judged_by: str | None
 ):
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
@@ -410,7 +413,7 @@ def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(
 ):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    for name, told in (
+    for name, expected in (
         ("run", "already holds a run (config.json)"),
         ("run/config.json", "is a file"),
     ):
@@ -418,10 +421,10 @@ def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(
             run(["train", "--data", str(tmp_path / "absent.json"), "--out", str(tmp_path / name)])
             == 2
         )
-        assert told in capsys.readouterr().err
+        assert expected in capsys.readouterr().err
 
 
-def test_an_interrupted_training_says_how_to_go_on(
+def test_an_interrupted_training_says_how_to_resume(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     def interrupted(*_: Any, **__: Any) -> None:
@@ -498,9 +501,9 @@ def test_evaluate_writes_metrics_and_results_that_evaluate_to_the_same(
 
 def test_weights_lists_the_catalog(capsys: pytest.CaptureFixture):
     assert run(["weights"]) == 0
-    told = capsys.readouterr().out
-    assert "maskrcnn_r50_fpn_v2_coco" in told
-    assert "BSD-3-Clause" in told
+    printed = capsys.readouterr().out
+    assert "maskrcnn_r50_fpn_v2_coco" in printed
+    assert "BSD-3-Clause" in printed
 
 
 def test_every_preset_that_takes_categories_can_be_trained():
@@ -540,7 +543,7 @@ def test_a_command_needs_no_output():
     )
 
 
-def test_a_pipe_that_breaks_elsewhere_is_told(
+def test_a_pipe_that_breaks_elsewhere_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     def broken(*_: Any, **__: Any) -> None:

@@ -15,20 +15,20 @@ from maskrcnn.prediction import predictor
 
 @pytest.fixture
 def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """The precision of every network that answered."""
+    """The precision of every network that predicts."""
     seen: list[torch.dtype] = []
-    answer = predictor.Answering.__call__
+    detections = predictor.Predictor.detections
 
-    def watched(self: predictor.Answering, batch: mr.Batch) -> mr.Detections:
+    def watched(self: predictor.Predictor, batch: mr.Batch) -> mr.Detections:
         seen.append(next(self.network.parameters()).dtype)
-        return answer(self, batch)
+        return detections(self, batch)
 
-    monkeypatch.setattr(predictor.Answering, "__call__", watched)
+    monkeypatch.setattr(predictor.Predictor, "detections", watched)
     return seen
 
 
 @pytest.mark.parametrize(
-    ("words", "has_bfloat16", "dtype", "told"),
+    ("words", "has_bfloat16", "dtype", "message"),
     [
         ([], True, torch.float32, ""),
         (["--dtype", "auto"], True, torch.bfloat16, "AP"),
@@ -36,17 +36,18 @@ def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
         (["--dtype", "bfloat16"], False, torch.bfloat16, "emulates"),
     ],
 )
-def test_predict_computes_in_the_precision_asked_for_and_says_what_bfloat16_costs(
+def test_predict_computes_in_the_given_precision_and_reports_the_cost_of_bfloat16(
     words: list[str],
     has_bfloat16: bool,
     dtype: torch.dtype,
-    told: str,
+    message: str,
     dtypes: list[torch.dtype],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr("maskrcnn.model.optimize.computes_bfloat16", lambda device: has_bfloat16)
+    for module in ("model.optimize", "prediction.predictor"):
+        monkeypatch.setattr(f"maskrcnn.{module}.computes_bfloat16", lambda device: has_bfloat16)
     model = mr.save(
         mr.MaskRCNN.from_config(mr.maskrcnn_r18_small()), tmp_path / "model.safetensors"
     )
@@ -67,7 +68,7 @@ def test_predict_computes_in_the_precision_asked_for_and_says_what_bfloat16_cost
         == 0
     )
     assert dtypes == [dtype]
-    message = capsys.readouterr().err
-    assert told in message
-    assert bool(message) == bool(told)
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert bool(printed) == bool(message)
     assert isinstance(json.loads((tmp_path / "found" / "results.json").read_text()), list)

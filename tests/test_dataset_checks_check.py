@@ -257,4 +257,6 @@ def test_a_training_summarizes_warnings_once(tmp_path: Path, capsys: pytest.Capt
     ).close()
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("annotation given twice") == 1
-    assert "annotations: 1 warning: annotation given twice (1); maskrcnn check lists them" in printed
+    assert (
+        "annotations: 1 warning: annotation given twice (1); maskrcnn check lists them" in printed
+    )

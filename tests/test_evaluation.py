@@ -211,16 +211,16 @@ def skeleton_data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             "iscrowd": 0,
         }
         if category in keypoints:
-            places = random.uniform(0, 40, (keypoints[category], 2)) + box[:2]
+            points = random.uniform(0, 40, (keypoints[category], 2)) + box[:2]
             visible = (
                 random.integers(0, 3, keypoints[category])
                 if n % 5
                 else np.zeros(keypoints[category], int)
             )
-            annotation["keypoints"] = np.column_stack([places, visible]).ravel().tolist()
+            annotation["keypoints"] = np.column_stack([points, visible]).ravel().tolist()
             annotation["num_keypoints"] = int((visible > 0).sum())
             found = np.column_stack(
-                [places + random.normal(0, 2, places.shape), np.ones(len(places))]
+                [points + random.normal(0, 2, points.shape), np.ones(len(points))]
             )
             results.append(
                 {
@@ -234,7 +234,7 @@ def skeleton_data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return truth, results
 
 
-def test_each_skeleton_is_judged_with_its_own_sigmas_and_the_mean_taken() -> None:
+def test_each_skeleton_is_evaluated_with_its_own_sigmas_and_the_mean_taken() -> None:
     truth, results = skeleton_data()
     evaluation = evaluate(results, truth)
     assert list(evaluation.tasks) == ["keypoints"]
@@ -264,7 +264,7 @@ def test_each_skeleton_is_judged_with_its_own_sigmas_and_the_mean_taken() -> Non
     assert evaluation.per_category["stone"] == {}
 
 
-def test_ignored_objects_and_objects_without_the_part_are_not_judged() -> None:
+def test_ignored_objects_and_objects_without_the_part_are_ignored() -> None:
     def annotation(n: int, x: int, **more: Any) -> dict[str, Any]:
         return {"id": n, "image_id": 1, "category_id": 1, "bbox": [x, 0, 40, 40], **more}
 
@@ -339,9 +339,12 @@ def test_evaluation_prints_a_table_and_becomes_json() -> None:
     ("change", "message"),
     [
         ({"image_id": 99}, r"entry 0: image_id 99 is not among the 6 annotated"),
-        ({"image_id": [1]}, r"entry 0: \{.* is no result; each is an object with image_id"),
+        ({"image_id": [1]}, r"entry 0: expected an object with image_id.*, got \{"),
         ({"score": None}, r"entry 0: score missing"),
-        ({"keypoints": [1, 2, 3]}, r"entry 0: 3 keypoint numbers, but category \d has 0 keypoints"),
+        (
+            {"keypoints": [1, 2, 3]},
+            r"entry 0: expected 0 keypoint numbers .* for category \d, got 3",
+        ),
     ],
 )
 def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
@@ -355,7 +358,9 @@ def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
 
 def test_what_is_no_result_is_named() -> None:
     truth, results = random_data(3)
-    with pytest.raises(ValueError, match=r"results, entry 1: 3 is no result"):
+    with pytest.raises(
+        ValueError, match=r"results, entry 1: expected an object with image_id.*, got 3"
+    ):
         evaluate([results[0], 3], truth)
 
 
@@ -392,7 +397,7 @@ def test_results_with_file_names_belong_to_the_images_of_these_names() -> None:
         evaluate([{**counted[0], "file_name": "other.png"}], truth)
 
 
-def test_images_of_one_name_in_two_folders_are_told_apart() -> None:
+def test_images_of_one_name_in_two_folders_are_distinguished() -> None:
     truth, results = random_data(3)
     folders = {
         **truth,

@@ -126,7 +126,7 @@ def test_supervision_gets_everything_or_the_error_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match="pip install supervision"):
+    with pytest.raises(ImportError, match=r"pip install maskrcnn\[supervision\]"):
         make_instances().to_supervision()
     monkeypatch.setitem(
         sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields)

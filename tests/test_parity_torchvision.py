@@ -159,7 +159,7 @@ def test_single_images_are_predicted_as_torchvision_does(pair, size):
     with torch.no_grad():
         (theirs,) = pair.theirs.eval()([as_input(image)])
     compare(
-        mr.predict(pair.ours, image, form="reference"),
+        mr.predict(pair.ours, image, exact=True),
         theirs,
         boxes=1e-3,
         scores=1e-4,
@@ -167,7 +167,7 @@ def test_single_images_are_predicted_as_torchvision_does(pair, size):
         keypoints=1e-2,
     )
     compare(
-        mr.predict(pair.ours, image, form="fast"),
+        mr.predict(pair.ours, image, exact=False),
         theirs,
         boxes=0.05,
         scores=1e-3,
@@ -181,7 +181,7 @@ def test_batches_are_predicted_as_torchvision_does(pair):
     with torch.no_grad():
         theirs = pair.theirs.eval()([as_input(image) for image in images])
     for ours, one in zip(
-        mr.predict(pair.ours, images, batch_size=2, form="reference"), theirs, strict=True
+        mr.predict(pair.ours, images, batch_size=2, exact=True), theirs, strict=True
     ):
         compare(ours, one, boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,21 @@ import torch
 from models import tiny_config
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.overrides import TorchFunctionMode
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.annotations.rle import area
 from maskrcnn.config import Category, ModelConfig
+from maskrcnn.evaluation.coco_results import match_categories
 from maskrcnn.evaluation.evaluate import evaluate
-from maskrcnn.evaluation.predictions import match_categories
+from maskrcnn.images.files import image_files
 from maskrcnn.images.read import ImageError, image_size
 from maskrcnn.instances import Instances
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.optimize import optimize_for_inference
+from maskrcnn.prediction import predictor as predictor_module
 from maskrcnn.prediction.predict_files import predict_files
-from maskrcnn.prediction.predictor import Form, Source, answering, predict, stream, to_instances
+from maskrcnn.prediction.predictor import ImageSource, Predictor, predict, to_instances
 from maskrcnn.structures import Batch, Detections
 
 CATEGORIES = (
@@ -56,7 +60,7 @@ def model() -> MaskRCNN:
     return make_model()
 
 
-def test_answers_are_in_the_original_pixels() -> None:
+def test_predictions_are_in_the_original_pixels() -> None:
     config = tiny_config(CATEGORIES)
     boxes = torch.tensor(
         [
@@ -84,7 +88,7 @@ def test_answers_are_in_the_original_pixels() -> None:
     assert found.keypoints[0].tolist() == [[12.0, 4.0, 0.5]] * 2
 
 
-def test_answers_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
+def test_predictions_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
     resized = replace(model.config, input=replace(model.config.input, min_size=96, max_size=150))
     other = make_model()
     other.config = resized
@@ -94,7 +98,7 @@ def test_answers_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None:
     ).permute(2, 0, 1)
     with torch.inference_mode():
         detections = other(Batch.collate([shown], seeds=[0]))
-    found = predict(other, image, form="reference")
+    found = predict(other, image, exact=True)
     want = detections.boxes[0][detections.valid[0]] * 80 / 128
     torch.testing.assert_close(found.boxes, want.clone(), atol=1e-4, rtol=1e-4)
 
@@ -114,14 +118,14 @@ def test_several_together_equal_each_alone(model: MaskRCNN) -> None:
 
 
 class Shapes:
-    """Notes the batches that a network sees."""
+    """Records the shapes of the batches that reach a network."""
 
     def __init__(self, model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, ...]] = []
-        self.answer = answering(model)
-        forward = self.answer.network.forward
+        self.predictor = Predictor(model)
+        forward = self.predictor.network.forward
         monkeypatch.setattr(
-            self.answer.network,
+            self.predictor.network,
             "forward",
             lambda batch: (self.seen.append(tuple(batch.images.shape)), forward(batch))[1],
         )
@@ -132,11 +136,8 @@ def test_images_of_one_padded_shape_share_a_batch(
 ) -> None:
     shapes = Shapes(model, monkeypatch)
     sizes = [(60, 60), (60, 90), (64, 64), (64, 96), (33, 40)]
-    found = list(
-        stream(
-            shapes.answer, [Source(make_image(*s), n) for n, s in enumerate(sizes)], batch_size=2
-        )
-    )
+    sources = [ImageSource(make_image(*s), n) for n, s in enumerate(sizes)]
+    found = list(shapes.predictor.stream(sources, batch_size=2))
     assert [r.size for r in found] == sizes
     assert shapes.seen == [(2, 3, 64, 64), (2, 3, 64, 96), (1, 3, 64, 64)]
 
@@ -172,14 +173,31 @@ def test_an_array_a_pil_image_and_a_file_give_the_same(model: MaskRCNN, tmp_path
     assert np.array_equal(one.image, image)
 
 
-def test_a_folder_is_read_sorted_with_its_sub_folders(model: MaskRCNN, tmp_path: Path) -> None:
+def test_the_images_of_a_folder_are_sorted_with_its_subfolders(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
     for n, name in enumerate(("b.png", "a/z.jpg", ".hidden/x.png", "a.txt", "c.PNG")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(make_image(48, 64, n)).save(tmp_path / name, format="PNG")
-    assert [r.file_name for r in predict(model, tmp_path)] == ["a/z.jpg", "b.png", "c.PNG"]
+    found = predict(model, image_files(tmp_path))
+    assert [r.file_name for r in found] == ["z.jpg", "b.png", "c.PNG"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in this folder"):
-        list(predict(model, tmp_path / "empty"))
+        image_files(tmp_path / "empty")
+
+
+def test_a_folder_is_an_error_that_says_how_to_predict_its_images(
+    model: MaskRCNN, tmp_path: Path
+) -> None:
+    for call in (predict, lambda m, folder: Predictor(m)(folder)):
+        with pytest.raises(ValueError, match=r"is a folder.*mr\.image_files.*mr\.predict_files"):
+            call(model, tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder.*mr\.image_files"):
+        Predictor(model).stream(tmp_path)  # ty: ignore[invalid-argument-type]
+    with pytest.raises(ValueError, match="expected several images, got one path"):
+        Predictor(model).stream("a.png")
+    with pytest.raises(ImageError):
+        predict(model, np.zeros((2, 8, 8, 3), np.uint8))
 
 
 def test_a_higher_minimum_score_leaves_out_the_lower_objects(model: MaskRCNN) -> None:
@@ -191,50 +209,64 @@ def test_a_higher_minimum_score_leaves_out_the_lower_objects(model: MaskRCNN) ->
     assert len(predict(model, make_image(64, 64), min_score=1.0)) == 0
 
 
-def test_wrong_arguments_are_errors_with_a_cure(model: MaskRCNN, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"below its own box\.score_threshold of 0\.05"):
+def test_wrong_arguments_are_errors_that_name_the_fix(model: MaskRCNN, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least 0\.05, the model's own box\.score_threshold"):
         predict(model, make_image(48, 64), min_score=0.01)
-    with pytest.raises(ValueError, match='choose "fast" or "reference"'):
-        predict(model, make_image(48, 64), form="quick")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(ValueError, match='expected "float32", "bfloat16" or "auto"'):
+        predict(model, make_image(48, 64), dtype="float16")  # ty: ignore
+    with pytest.raises(ValueError, match="exact=True computes in float32"):
+        predict(model, make_image(48, 64), exact=True, dtype="bfloat16")
     with pytest.raises(ImageError, match="no such file"):
         predict(model, tmp_path / "absent.png")
     with pytest.raises(TypeError, match="permute"):
         predict(model, torch.zeros(3, 32, 32))  # ty: ignore[invalid-argument-type]
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="expected at least 1, got 0"):
         list(predict(model, [make_image(48, 64)], batch_size=0))
 
 
-@pytest.mark.parametrize("form", ["fast", "reference"])
-def test_a_model_is_brought_to_another_place_once(form: Form) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_model_is_copied_to_another_device_once(exact: bool) -> None:
     model = make_model()
-    there = answering(model, form=form, device="meta").network
-    assert next(there.parameters()).device.type == "meta"
-    assert answering(model, form=form, device="meta").network is there
-    assert next(answering(model, form=form).network.parameters()).device.type == "cpu"
-    assert answering(optimize_for_inference(model), device="cpu").network.optimized
+    copied = Predictor(model, exact=exact, device="meta").network
+    assert next(copied.parameters()).device.type == "meta"
+    assert Predictor(model, exact=exact, device="meta").network is copied
+    assert next(Predictor(model, exact=exact).network.parameters()).device.type == "cpu"
+    assert Predictor(optimize_for_inference(model), device="cpu").network.optimized
     with torch.no_grad():
         next(model.parameters()).mul_(2)
-    assert answering(model, form=form, device="meta").network is not there
+    assert Predictor(model, exact=exact, device="meta").network is not copied
 
 
-def test_the_fast_form_follows_a_model_that_is_still_trained() -> None:
+def test_the_dtype_is_that_of_optimize_for_inference() -> None:
+    model, image = make_model(), make_image(64, 64)
+    half = optimize_for_inference(model, "bfloat16")
+    weight = next(Predictor(model, dtype="bfloat16").network.parameters())
+    assert weight.dtype == torch.bfloat16
+    wanted = predict(half, image)
+    assert torch.equal(predict(model, image, dtype="bfloat16").scores, wanted.scores)
+    assert Predictor(half).network is half, "an optimized model keeps its precision"
+    assert Predictor(model).network is Predictor(model, dtype="float32").network
+    assert Predictor(model).network is not Predictor(model, dtype="bfloat16").network
+
+
+def test_prediction_follows_a_model_that_is_still_trained() -> None:
     model, image = make_model(), make_image(64, 64)
     before = predict(model, image)
-    assert answering(model).network is answering(model).network
+    assert Predictor(model).network is Predictor(model).network
     with torch.no_grad():
         for parameter in model.box_head.parameters():
             parameter.mul_(0.5)
-    assert_equal(predict(model, image), predict(model, image, form="reference"), tolerance=1e-3)
+    assert_equal(predict(model, image), predict(model, image, exact=True), tolerance=1e-3)
     assert not torch.equal(before.scores[:3], predict(model, image).scores[:3])
     for parameter in model.trunk.parameters():
         parameter.data.mul_(1.1)  # changes no version counter
-    assert_equal(predict(model, image), predict(model, image, form="reference"), tolerance=1e-3)
+    assert_equal(predict(model, image), predict(model, image, exact=True), tolerance=1e-3)
 
 
 def test_prediction_leaves_the_model_in_training_mode() -> None:
     model = make_model().train()
     predict(model, make_image(48, 64))
-    predict(model, make_image(48, 64), form="reference")
+    predict(model, make_image(48, 64), exact=True)
     assert model.training
     assert all(p.requires_grad for p in model.box_head.parameters())
 
@@ -258,7 +290,11 @@ def test_a_job_writes_valid_results_and_an_overlay_for_each_image(
     good = folder_of_images(tmp_path / "in")
     out = tmp_path / "out"
     summary = predict_files(
-        model, [tmp_path / "in"], out, min_score=0.1, batch_size=batch_size, progress=False
+        Predictor(model, min_score=0.1),
+        [tmp_path / "in"],
+        out,
+        batch_size=batch_size,
+        progress=False,
     )
     assert [Path(path).name for path, _ in summary.failed] == ["broken.png", "torn.png"]
     assert all(reason for _, reason in summary.failed)
@@ -293,7 +329,11 @@ def test_results_of_a_job_load_in_pycocotools(
 ) -> None:
     folder_of_images(tmp_path / "in")
     predict_files(
-        model, [tmp_path / "in"], tmp_path / "out", min_score=0.1, overlays=False, progress=False
+        Predictor(model, min_score=0.1),
+        [tmp_path / "in"],
+        tmp_path / "out",
+        overlays=False,
+        progress=False,
     )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     coco = COCO()
@@ -312,7 +352,7 @@ def test_a_job_without_objects_writes_an_empty_list_and_says_so(
 ) -> None:
     Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
     summary = predict_files(
-        model, [tmp_path / "a.png"], tmp_path / "out", min_score=1.0, progress=False
+        Predictor(model, min_score=1.0), [tmp_path / "a.png"], tmp_path / "out", progress=False
     )
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
     assert (tmp_path / "out" / "a.png").exists()
@@ -327,10 +367,9 @@ def test_equal_names_from_two_folders_stay_apart_and_repeated_inputs_count_once(
         Image.fromarray(make_image(48, 64)).save(tmp_path / name)
     out = tmp_path / "out"
     predict_files(
-        model,
+        Predictor(model, min_score=0.1),
         [tmp_path / "p", tmp_path / "q", tmp_path / "p" / "x.png"],
         out,
-        min_score=0.1,
         progress=False,
     )
     assert {e["file_name"] for e in json.loads((out / "results.json").read_text())} == {
@@ -348,11 +387,11 @@ def test_a_second_job_does_not_read_the_first_ones_overlays_nor_replace_inputs(
     Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
     for _ in range(2):
         assert predict_files(model, [tmp_path], tmp_path / "out", progress=False).images == 1
-    with pytest.raises(ValueError, match="is a file; the results need a folder"):
+    with pytest.raises(ValueError, match="is a file, expected a folder for the results"):
         predict_files(model, [tmp_path], tmp_path / "a.png", progress=False)
     with pytest.raises(ValueError, match="would replace the image"):
         predict_files(model, [tmp_path / "a.png"], tmp_path, progress=False)
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="file or folder not found"):
         predict_files(model, [tmp_path / "b.png"], tmp_path / "out", progress=False)
 
 
@@ -361,7 +400,13 @@ def test_an_interrupted_job_leaves_the_old_results(
 ) -> None:
     Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
     out = tmp_path / "out"
-    predict_files(model, [tmp_path / "a.png"], out, min_score=0.1, overlays=False, progress=False)
+    predict_files(
+        Predictor(model, min_score=0.1),
+        [tmp_path / "a.png"],
+        out,
+        overlays=False,
+        progress=False,
+    )
     before = (out / "results.json").read_text()
     monkeypatch.setattr(Instances, "to_coco", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -408,7 +453,7 @@ def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset
     return CocoDataset(folder / "truth.json", folder)
 
 
-def test_a_model_evaluated_on_its_own_answers_finds_them_all(
+def test_a_model_evaluated_on_its_own_predictions_finds_them_all(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     data = data_from(model, tmp_path, {"stone": 9, "fly": 0})
@@ -429,7 +474,7 @@ def test_categories_are_matched_by_name_and_keypoints_too() -> None:
     assert match_categories(unnamed, theirs) == [(1, []), (2, [])]
     with pytest.raises(
         ValueError,
-        match="the model knows stone, fly, the data annotates moss: no category in common",
+        match="no category in common: the model detects stone, fly, the data annotates moss",
     ):
         match_categories(CATEGORIES, theirs[1:])
     with pytest.raises(ValueError, match='"fly": the model has 2 keypoints, the data 3'):
@@ -442,3 +487,28 @@ def test_a_model_without_heads_predicts_boxes_only() -> None:
     assert found.mask_grids is None
     assert found.keypoints is None
     assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}
+
+
+def test_few_calls_are_between_predict_and_the_work_of_roi_align(model: MaskRCNN) -> None:
+    """A reader who steps from `predict` to the first tensor operation of RoIAlign passes at most ten functions of ours."""
+    package = Path(predictor_module.__file__).parents[1]
+    first: list[str] = []
+
+    class FirstOperation(TorchFunctionMode):
+        """Notes our functions on the stack of the first tensor operation in roi_align.py."""
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            frame, ours = sys._getframe(1), []
+            while frame is not None and not first:
+                if Path(frame.f_code.co_filename).is_relative_to(package):
+                    ours.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_name}")
+                frame = frame.f_back
+            if ours and ours[0].startswith("roi_align.py:"):
+                first.extend(ours)
+            return func(*args, **(kwargs or {}))
+
+    predict(model, make_image(64, 64))
+    with FirstOperation():
+        predict(model, make_image(64, 64))
+    assert first[-1] == "predictor.py:predict"
+    assert len(first) <= 10, first

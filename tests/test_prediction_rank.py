@@ -17,14 +17,14 @@ from PIL import Image, ImageDraw
 
 import maskrcnn as mr
 from maskrcnn.active_learning.rank import order, rank_images
-from maskrcnn.active_learning.rank_page import write_sheet
-from maskrcnn.active_learning.uncertainty import look, partners
+from maskrcnn.active_learning.rank_page import write_rank_page
+from maskrcnn.active_learning.uncertainty import measure_uncertainty, partners
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.cli import run
 from maskrcnn.config import Category, ModelConfig
 from maskrcnn.instances import Instances
 from maskrcnn.model.maskrcnn import MaskRCNN
-from maskrcnn.prediction.predictor import Source, answering
+from maskrcnn.prediction.predictor import ImageSource, Predictor
 from maskrcnn.structures import Batch, Detections
 
 SIDE = 64
@@ -82,10 +82,10 @@ def make_image(
     return image
 
 
-def test_doubt_disagreement_and_polygon_are_counted_in_objects(eyes: MaskRCNN) -> None:
-    answer = answering(eyes)
+def test_uncertainty_disagreement_and_contour_are_counted_in_objects(eyes: MaskRCNN) -> None:
+    predictor = Predictor(eyes)
     sure, unsure, edge, empty = (
-        look(answer, Source(p))
+        measure_uncertainty(predictor, ImageSource(p))
         for p in (make_image(1), make_image(2, UNSURE), make_image(3, SURE, 0), make_image(4, None))
     )
     assert (sure.uncertainty, sure.disagreement) == (
@@ -110,7 +110,9 @@ def test_doubt_disagreement_and_polygon_are_counted_in_objects(eyes: MaskRCNN) -
 def test_what_is_seen_in_the_mirror_only_is_shown_where_it_is(eyes: MaskRCNN) -> None:
     given_ = make_image(3, SURE, 0)
     red = np.asarray(given_)[:, :, 0] > 150
-    (x0, y0, x1, y1) = look(answering(eyes), Source(given_)).uncertain.boxes[0].tolist()
+    (x0, y0, x1, y1) = (
+        measure_uncertainty(Predictor(eyes), ImageSource(given_)).uncertain.boxes[0].tolist()
+    )
     seen = np.zeros_like(red)
     seen[int(y0) : int(y1), int(x0) : int(x1)] = True
     assert np.array_equal(seen, red)
@@ -165,7 +167,7 @@ def test_what_the_model_has_not_seen_comes_before_what_it_knows_and_chance_would
         make_image(n, UNSURE if n in strange else SURE).save(tmp_path / f"{n:02}.png")
     ranking = rank_images(eyes, tmp_path)
     assert {int(one.file_name[:2]) for one in ranking[: len(strange)]} == strange
-    assert [one.place for one in ranking] == list(range(1, 21))
+    assert [one.rank for one in ranking] == list(range(1, 21))
     assert all("uncertain" in one.reason for one in ranking[: len(strange)])
 
 
@@ -209,12 +211,12 @@ def test_every_image_has_one_place_and_each_choice_is_the_best_of_a_slow_obvious
     count: int, known: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    questions, features = (
+    errors, features = (
         random.uniform(0, 5, count),
         random.normal(size=(count + known, 4)).astype(np.float32),
     )
     hashes = np.eye(count + known, dtype=np.float32)
-    chosen = order(questions, features, hashes)
+    chosen = order(errors, features, hashes)
     assert sorted(index for index, _, _ in chosen) == list(range(count))
     scaled = (features - features.mean(0)) / np.where(features.std(0) > 0, features.std(0), np.inf)
     apart = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
@@ -223,7 +225,7 @@ def test_every_image_has_one_place_and_each_choice_is_the_best_of_a_slow_obvious
 
     def worth(i: int) -> float:
         nearest = min((apart[i, j] / middle for j in before), default=np.inf)
-        return (questions[i] + 0.1) * (1.0 if np.isinf(nearest) else nearest / (nearest + 0.1))
+        return (errors[i] + 0.1) * (1.0 if np.isinf(nearest) else nearest / (nearest + 0.1))
 
     for index, _, _ in chosen:
         left = [i for i in range(count) if i not in before]
@@ -234,10 +236,10 @@ def test_every_image_has_one_place_and_each_choice_is_the_best_of_a_slow_obvious
 def test_beyond_those_chosen_one_by_one_the_rest_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.active_learning.rank.CHOSEN_ONE_BY_ONE", 2)
     random = np.random.default_rng(0)
-    questions = np.array([0.1, 3.0, 2.0, 1.0, 0.5])
-    chosen = order(questions, random.normal(size=(5, 3)), np.eye(5, dtype=np.float32))
+    errors = np.array([0.1, 3.0, 2.0, 1.0, 0.5])
+    chosen = order(errors, random.normal(size=(5, 3)), np.eye(5, dtype=np.float32))
     assert sorted(index for index, _, _ in chosen) == [0, 1, 2, 3, 4]
-    worth = [(questions[index] + 0.1) * novelty for index, novelty, _ in chosen[2:]]
+    worth = [(errors[index] + 0.1) * novelty for index, novelty, _ in chosen[2:]]
     assert worth == sorted(worth, reverse=True)
 
 
@@ -246,7 +248,7 @@ def test_images_without_any_difference_are_ranked_too(eyes: MaskRCNN, tmp_path: 
         Image.new("RGB", (SIDE, SIDE), (90, 90, 90)).save(tmp_path / f"{n}.png")
     ranking = rank_images(eyes, tmp_path)
     assert [one.file_name for one in ranking] == ["0.png", "1.png", "2.png"]
-    assert all(one.question == 0 for one in ranking)
+    assert all(one.expected_errors == 0 for one in ranking)
 
 
 def test_the_csv_holds_every_image_with_its_reasons(eyes: MaskRCNN, tmp_path: Path) -> None:
@@ -260,20 +262,20 @@ def test_the_csv_holds_every_image_with_its_reasons(eyes: MaskRCNN, tmp_path: Pa
     assert [row["file_name"] for row in rows] == [one.file_name for one in ranking]
     assert rows[0]["file_name"] == "1.png"
     for row, one in zip(rows, ranking, strict=True):
-        assert float(row["question"]) == pytest.approx(
+        assert float(row["expected_errors"]) == pytest.approx(
             float(row["uncertainty"]) + float(row["disagreement"]) + float(row["contour"]), rel=1e-2
         )
         assert row["reason"] == one.reason
 
 
-def test_the_sheet_is_one_file_with_every_image_and_escapes_names(
+def test_the_page_is_one_file_with_every_image_and_escapes_names(
     eyes: MaskRCNN, tmp_path: Path
 ) -> None:
     make_image(1, UNSURE).save(tmp_path / "a<b>.png")
     make_image(2, SURE).save(tmp_path / "c.png")
     ranking = rank_images(eyes, tmp_path)
-    write_sheet(tmp_path / "sheet.html", ranking, eyes)
-    html = (tmp_path / "sheet.html").read_text()
+    write_rank_page(tmp_path / "page.html", ranking, eyes)
+    html = (tmp_path / "page.html").read_text()
     assert len(re.findall(r'<img src="data:image/jpeg;base64,[A-Za-z0-9+/=]+"', html)) == 2
     assert "a&lt;b&gt;.png" in html
     assert "<b>.png" not in html
@@ -297,21 +299,21 @@ def test_the_command_ranks_writes_and_names_what_it_cannot_read(
         "cpu",
     ]
     assert (
-        run([*words, "--out", str(tmp_path / "rank.csv"), "--html", str(tmp_path / "sheet.html")])
+        run([*words, "--out", str(tmp_path / "rank.csv"), "--html", str(tmp_path / "page.html")])
         == 0
     )
     assert "of 4 images" in capsys.readouterr().out
     assert len((tmp_path / "rank.csv").read_text().splitlines()) == 5
-    assert (tmp_path / "sheet.html").read_text().count("<figure>") == 2
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 2
     (tmp_path / "pool/broken.png").write_bytes(b"no image")
     assert run(words) == 1
     assert "broken.png" in capsys.readouterr().err
-    for wrong, told in (
+    for wrong, message in (
         (["--top", "0"], "--top"),
-        (["--out", str(tmp_path / "absent/x.csv")], "--out: there is no folder"),
+        (["--out", str(tmp_path / "absent/x.csv")], "not found; create it first"),
     ):
         assert run([*words, *wrong]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     (tmp_path / "pool/broken.png").unlink()
     for where in (
         ["--labeled-images", str(tmp_path / "pool")],

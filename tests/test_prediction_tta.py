@@ -1,4 +1,4 @@
-"""Test-time augmentation: views are undone exactly, and answers are joined object by object."""
+"""Test-time augmentation: views are undone exactly, and detections are merged object by object."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.instances import Instances
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.prediction.predict_files import predict_files
-from maskrcnn.prediction.predictor import Answering, Source, predict, stream
-from maskrcnn.prediction.tta import View, _move, answer_from_views, merge, see, views_of
+from maskrcnn.prediction.predictor import Predictor, predict
+from maskrcnn.prediction.tta import (
+    TTAView,
+    _move,
+    merge_views,
+    parse_tta,
+    predict_views,
+    view_of_batch,
+)
 from maskrcnn.structures import Batch, Detections
 
-ALL = [View(1.0, mirrored, turns) for mirrored, turns in product((False, True), range(4))]
+ALL = [TTAView(1.0, mirrored, turns) for mirrored, turns in product((False, True), range(4))]
 CATEGORIES = (
     Category("stone", 4),
     Category("fly", 2, keypoints=("left", "right", "tail"), flip=(1, 0, 2)),
@@ -48,7 +55,7 @@ def assert_equal(a: Instances, b: Instances) -> None:
 
 
 @pytest.mark.parametrize("view", ALL)
-def test_the_matrix_of_a_view_says_where_its_pixels_went(view: View) -> None:
+def test_the_matrix_of_a_view_says_where_its_pixels_went(view: TTAView) -> None:
     image = torch.arange(7 * 5.0).reshape(1, 7, 5)
     seen, matrix = view.pixels(image)[0].numpy(), view.matrix((7, 5)).double().numpy()
     for y, x in product(range(7), range(5)):
@@ -57,7 +64,7 @@ def test_the_matrix_of_a_view_says_where_its_pixels_went(view: View) -> None:
 
 
 @pytest.mark.parametrize("view", [replace(v, scale=s) for v, s in product(ALL, (1.0, 0.8, 1.25))])
-def test_what_a_view_does_can_be_undone(view: View) -> None:
+def test_what_a_view_does_can_be_undone(view: TTAView) -> None:
     grid = torch.rand(6, 6)
     assert torch.equal(
         replace(view, scale=1.0).undo(replace(view, scale=1.0).pixels(grid[None])), grid[None]
@@ -81,7 +88,7 @@ def test_a_shrunk_or_enlarged_view_shows_the_same_places() -> None:
     image = torch.zeros(1, 60, 80)
     image[0, 20:30, 50:70] = 1
     for scale in (0.8, 1.25):
-        view = View(scale, mirrored=True, turns=1)
+        view = TTAView(scale, mirrored=True, turns=1)
         seen = view.pixels(image)[0]
         ys, xs = (seen > 0.5).nonzero(as_tuple=True)
         wanted = _move(view.matrix((60, 80))[None], torch.tensor([[[50.0, 20, 70, 30]]]))[0, 0]
@@ -137,7 +144,7 @@ class Literally:
         maps = torch.zeros(len(boxes), 3, 8, 8)
         for heatmap, dots in zip(maps, self._crop(levels, boxes, image, 2), strict=True):
             for keypoint, (y, x) in enumerate(
-                sorted(dots.nonzero().tolist(), key=lambda place: place[1])
+                sorted(dots.nonzero().tolist(), key=lambda point: point[1])
             ):
                 heatmap[keypoint, y, x] = 1
         return maps
@@ -167,7 +174,7 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
     batch = Batch.collate(images)
     network = Literally(tiny_config(CATEGORIES))
     alone = network.detect(network.pyramid(batch), batch)
-    found = answer_from_views(network, batch, views_of(words))  # ty: ignore[invalid-argument-type]
+    found = predict_views(network, batch, parse_tta(words))  # ty: ignore[invalid-argument-type]
     slot = found.valid.nonzero(as_tuple=True)
     assert found.valid.sum(dim=1).tolist() == [1, 1]
     torch.testing.assert_close(found.boxes[slot], alone.boxes[:, 0])
@@ -186,26 +193,25 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
 
 
 def test_the_plain_view_alone_is_the_network(model: MaskRCNN) -> None:
-    plain, seen = (predict_with(Answering(model, 0.05, views)) for views in ((), (View(),)))
+    predictor = Predictor(model, min_score=0.05)
+    plain = predictor(make_image(64, 96))
+    predictor.views = (TTAView(),)
+    seen = predictor(make_image(64, 96))
     assert len(plain) > 3
     for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits"):
         torch.testing.assert_close(getattr(seen, name), getattr(plain, name), atol=1e-4, rtol=1e-4)
 
 
-def predict_with(answer: Answering) -> Instances:
-    return next(stream(answer, [Source(make_image(64, 96))]))
-
-
 @pytest.mark.parametrize(
     ("words", "view"),
     [
-        ("flip", View(mirrored=True)),
-        ("flip,turns", View(mirrored=True, turns=1)),
-        ("turns", View(turns=3)),
+        ("flip", TTAView(mirrored=True)),
+        ("flip,turns", TTAView(mirrored=True, turns=1)),
+        ("turns", TTAView(turns=3)),
     ],
 )
-def test_a_image_seen_in_all_views_is_answered_alike_in_each(
-    model: MaskRCNN, words: str, view: View
+def test_an_image_predicted_in_all_views_has_the_same_objects_in_each(
+    model: MaskRCNN, words: str, view: TTAView
 ) -> None:
     """What is found in a mirrored or turned image is the mirror image of what is found in the image."""
     upright = make_image(64, 64, seed=2)
@@ -235,11 +241,11 @@ def test_a_image_seen_in_all_views_is_answered_alike_in_each(
         atol=1e-3,
         rtol=0,
     )
-    places = swapped[..., :2] @ matrix[:2, :2].T + matrix[:2, 2]
-    torch.testing.assert_close(b.keypoints[flies][..., :2], places, atol=0.1, rtol=0)
+    points = swapped[..., :2] @ matrix[:2, :2].T + matrix[:2, 2]
+    torch.testing.assert_close(b.keypoints[flies][..., :2], points, atol=0.1, rtol=0)
 
 
-def test_a_images_answer_does_not_depend_on_its_neighbors(model: MaskRCNN) -> None:
+def test_the_predictions_for_an_image_do_not_depend_on_its_neighbors(model: MaskRCNN) -> None:
     images = [
         make_image(64, 64, 2),
         make_image(33, 50, 3),
@@ -253,14 +259,15 @@ def test_a_images_answer_does_not_depend_on_its_neighbors(model: MaskRCNN) -> No
 def test_a_view_of_bytes_is_not_rounded_to_them() -> None:
     pixels = torch.randint(256, (3, 40, 60), dtype=torch.uint8)
     by_bytes, by_numbers = (
-        see(Batch.collate([p]), View(0.8), 32)[0].images for p in (pixels, pixels.float())
+        view_of_batch(Batch.collate([p]), TTAView(0.8), 32)[0].images
+        for p in (pixels, pixels.float())
     )
     assert torch.equal(by_bytes, by_numbers)
 
 
 def test_views_of_a_batch_are_padded_by_its_shape() -> None:
     batch = Batch.collate([torch.ones(3, 40, 60), torch.ones(3, 33, 64)])
-    seen, matrices = see(batch, View(0.8, turns=1), 32)
+    seen, matrices = view_of_batch(batch, TTAView(0.8, turns=1), 32)
     assert seen.images.shape == (2, 3, 64, 64)  # 64 x 64 at 0.8 is 51.2
     assert seen.sizes.tolist() == [[48, 32], [51, 26]]
     assert [int(image.count_nonzero()) for image in seen.images] == [3 * 48 * 32, 3 * 51 * 26]
@@ -282,7 +289,7 @@ def test_the_best_view_of_each_object_stays() -> None:
         )
 
     batch = Batch.collate([torch.zeros(3, 20, 64)])
-    merged = merge(
+    merged = merge_views(
         [
             found((0.0, 0.9, 0), (30.0, 0.3, 1)),
             found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0)),
@@ -293,7 +300,7 @@ def test_the_best_view_of_each_object_stays() -> None:
     assert merged.boxes[0, :, 0].tolist() == [1, 30, 30]
     assert merged.labels[0].tolist() == [0, 2, 1]
     assert merged.num_valid == 3
-    one_for_all = merge(
+    one_for_all = merge_views(
         [found((30.0, 0.3, 1)), found((30.0, 0.5, 2))],
         batch,
         replace(config, box=replace(config.box, nms="all")),
@@ -302,7 +309,7 @@ def test_the_best_view_of_each_object_stays() -> None:
     assert one_for_all.labels[0, 0] == 2
 
 
-def test_images_without_objects_and_models_without_heads_are_answered(model: MaskRCNN) -> None:
+def test_images_without_objects_and_models_without_heads_are_predicted(model: MaskRCNN) -> None:
     boxes_only = MaskRCNN.from_config(replace(model.config, mask=None, keypoint=None)).eval()
     result = predict(boxes_only, make_image(64, 64), tta="flip,scales")
     assert result.mask_grids is None
@@ -316,21 +323,21 @@ def test_images_without_objects_and_models_without_heads_are_answered(model: Mas
 
 
 def test_words_for_views() -> None:
-    assert views_of(None) == ()
-    assert views_of("flip") == (View(), View(mirrored=True))
-    assert len(views_of("flip, turns,scales")) == 24
-    assert views_of("scales")[0] == View()
+    assert parse_tta(None) == ()
+    assert parse_tta("flip") == (TTAView(), TTAView(mirrored=True))
+    assert len(parse_tta("flip, turns,scales")) == 24
+    assert parse_tta("scales")[0] == TTAView()
     with pytest.raises(
         ValueError,
-        match='"rotate" is unknown; give one or more of these, with commas: flip = the mirror image',
+        match='unknown value "rotate"; choose one or more of these, joined by commas: flip = also mir',
     ):
-        views_of("flip,rotate")
+        parse_tta("flip,rotate")
 
 
 def test_files_and_evaluations_take_the_views(model: MaskRCNN, tmp_path: Path) -> None:
     Image.fromarray(make_image(64, 64)).save(tmp_path / "a.png")
     summary = predict_files(
-        model, [tmp_path / "a.png"], tmp_path / "out", min_score=0.05, tta="flip", progress=False
+        Predictor(model, tta="flip"), [tmp_path / "a.png"], tmp_path / "out", progress=False
     )
     assert summary.objects.total() == len(predict(model, make_image(64, 64), tta="flip"))
     truth = {
@@ -347,11 +354,9 @@ def test_files_and_evaluations_take_the_views(model: MaskRCNN, tmp_path: Path) -
             }
         ],
     }
-    evaluate(model, truth, tmp_path, out=tmp_path / "evaluation", tta="flip")
+    evaluate(Predictor(model, tta="flip"), truth, tmp_path, out=tmp_path / "evaluation")
     scores = [
         entry["score"] for entry in json.loads((tmp_path / "evaluation/results.json").read_text())
     ]
     seen = predict(model, make_image(64, 64), tta="flip")
     assert scores == pytest.approx(seen.scores[seen.labels == 0].tolist(), abs=1e-4)
-    with pytest.raises(ValueError, match="these are results, not a model"):
-        evaluate([], truth, tta="flip")

@@ -35,11 +35,11 @@ def configurations(run: Path) -> tuple[ModelConfig, TrainConfig]:
     return model, from_dict(TrainConfig, with_current_names(settings["train"]))
 
 
-@pytest.mark.parametrize("form", ["reference", "fast"])
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", SOURCES)
-def test_models_predict_as_before(name: str, form: Any) -> None:
+def test_models_predict_as_before(name: str, exact: bool) -> None:
     expected = np.load(SAVED / "expected.npz")
-    detections = mr.predict(mr.load(SAVED / SOURCES[name]), expected["image"], form=form)
+    detections = mr.predict(mr.load(SAVED / SOURCES[name]), expected["image"], exact=exact)
     assert len(detections) == 8
     assert detections.labels.tolist() == expected[f"{name}/labels"].tolist()
     parts = {

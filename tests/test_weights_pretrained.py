@@ -124,12 +124,22 @@ def test_the_record_says_source_and_what_did_not_fit(
 def test_random_and_given_weights_are_recorded_too(data: CocoDataset, tmp_path: Path) -> None:
     config = tiny_model(data)
     train(
-        config, data, config=tiny_config(steps=1), out=tmp_path / "random", progress=False, device="cpu"
+        config,
+        data,
+        config=tiny_config(steps=1),
+        out=tmp_path / "random",
+        progress=False,
+        device="cpu",
     )
     assert recorded(tmp_path / "random")["kind"] == "none"
     network = MaskRCNN.from_config(config)
     train(
-        network, data, config=tiny_config(steps=1), out=tmp_path / "given", progress=False, device="cpu"
+        network,
+        data,
+        config=tiny_config(steps=1),
+        out=tmp_path / "given",
+        progress=False,
+        device="cpu",
     )
     assert recorded(tmp_path / "given")["kind"] == "given"
     with pytest.raises(ValueError, match="which are meant"):
@@ -196,7 +206,14 @@ def test_a_run_of_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: 
     from maskrcnn.training.checkpoint import read_checkpoint, write_checkpoint
 
     path, config = tmp_path / "run/checkpoint.safetensors", tiny_model(data)
-    train(config, data, config=tiny_config(steps=2), out=tmp_path / "run", progress=False, device="cpu")
+    train(
+        config,
+        data,
+        config=tiny_config(steps=2),
+        out=tmp_path / "run",
+        progress=False,
+        device="cpu",
+    )
     tensors, state = read_checkpoint(path)
     del state["settings"]["pretrained"], state["settings"]["train"]["activation_checkpointing"]
     write_checkpoint(path, tensors, state)

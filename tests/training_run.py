@@ -151,7 +151,7 @@ def serve() -> None:
         "model.maskrcnn",
         "augmentation.loader",
         "training.fit",
-        "evaluation.predictions",
+        "evaluation.coco_results",
         "evaluation.evaluate",
         "weights.load",
     ):

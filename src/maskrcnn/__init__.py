@@ -1,17 +1,161 @@
-"""Mask R-CNN: boxes, categories, pixel masks and keypoints of every object, from one jointly trained model.
+"""Mask R-CNN: boxes, categories, pixel masks and keypoints of every object, from one joint model.
 
-The public names are loaded on first use, so that `import maskrcnn` costs nothing.
+    import maskrcnn as mr
+
+    model = mr.load("nuclei")
+    result = mr.predict(model, "cells.png")
+
+The names below are the public interface. They are imported on first use, so that `import maskrcnn`
+is fast. What is not listed may be imported from its module, and may change without notice.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .version import __version__
 
-_HOMES = {
-    "config": ("Category", "ModelConfig", "TrainConfig", "AugmentConfig"),
+if TYPE_CHECKING:
+    from .active_learning.rank import Ranking, rank_images
+    from .annotations.annotation import Annotation
+    from .annotations.coco_dataset import CocoDataset, Record
+    from .annotations.merge import merge_datasets
+    from .annotations.problems import DataError, DataWarning
+    from .annotations.split import split_dataset
+    from .config import (
+        AugmentConfig,
+        BoxHeadConfig,
+        Category,
+        InputConfig,
+        KeypointHeadConfig,
+        MaskHeadConfig,
+        ModelConfig,
+        NeckConfig,
+        RoIConfig,
+        RPNConfig,
+        TrainConfig,
+        TrunkConfig,
+        UnlabeledConfig,
+    )
+    from .dataset_checks.check_dataset import CheckReport, check_dataset
+    from .draw import draw_instances
+    from .evaluation.evaluate import Evaluation, evaluate
+    from .formats.convert import convert_annotations
+    from .formats.load_dataset import load_dataset
+    from .images.files import image_files
+    from .images.read import ImageError
+    from .instances import Instances
+    from .model.maskrcnn import MaskRCNN
+    from .model.optimize import optimize_for_inference
+    from .prediction.predict_files import predict_files
+    from .prediction.predictor import Predictor, predict
+    from .presets import (
+        joint_r50_fpn,
+        keypointrcnn_r50_fpn,
+        maskrcnn_r18_small,
+        maskrcnn_r50_c4,
+        maskrcnn_r50_fpn,
+        maskrcnn_r50_fpn_torchvision,
+        maskrcnn_r50_fpn_v2_torchvision,
+        maskrcnn_r101_fpn,
+    )
+    from .recipe.recipe import Recipe, choose_recipe
+    from .settings import override_config
+    from .structures import Batch, Detections, Proposals, Truth
+    from .training.examples import draw_examples
+    from .training.fit import Run, train
+    from .training.learner import NonFiniteLossError
+    from .training.plan import TrainingPlan, plan_training
+    from .weights.download import DownloadError
+    from .weights.load import load, save
+    from .weights.pickles import WeightsError
+
+__all__ = [
+    "Annotation",
+    "AugmentConfig",
+    "Batch",
+    "BoxHeadConfig",
+    "Category",
+    "CheckReport",
+    "CocoDataset",
+    "DataError",
+    "DataWarning",
+    "Detections",
+    "DownloadError",
+    "Evaluation",
+    "ImageError",
+    "InputConfig",
+    "Instances",
+    "KeypointHeadConfig",
+    "MaskHeadConfig",
+    "MaskRCNN",
+    "ModelConfig",
+    "NeckConfig",
+    "NonFiniteLossError",
+    "Predictor",
+    "Proposals",
+    "RPNConfig",
+    "Ranking",
+    "Recipe",
+    "Record",
+    "RoIConfig",
+    "Run",
+    "TrainConfig",
+    "TrainingPlan",
+    "TrunkConfig",
+    "Truth",
+    "UnlabeledConfig",
+    "WeightsError",
+    "__version__",
+    "check_dataset",
+    "choose_recipe",
+    "convert_annotations",
+    "draw_examples",
+    "draw_instances",
+    "evaluate",
+    "image_files",
+    "joint_r50_fpn",
+    "keypointrcnn_r50_fpn",
+    "load",
+    "load_dataset",
+    "maskrcnn_r18_small",
+    "maskrcnn_r50_c4",
+    "maskrcnn_r50_fpn",
+    "maskrcnn_r50_fpn_torchvision",
+    "maskrcnn_r50_fpn_v2_torchvision",
+    "maskrcnn_r101_fpn",
+    "merge_datasets",
+    "optimize_for_inference",
+    "override_config",
+    "plan_training",
+    "predict",
+    "predict_files",
+    "rank_images",
+    "save",
+    "split_dataset",
+    "train",
+]
+
+# Where each public name is at run time. tests/test_typed_face.py compares this table with the
+# imports above, which are what a type checker reads.
+_NAMES = {
+    "config": (
+        "AugmentConfig",
+        "BoxHeadConfig",
+        "Category",
+        "InputConfig",
+        "KeypointHeadConfig",
+        "MaskHeadConfig",
+        "ModelConfig",
+        "NeckConfig",
+        "RPNConfig",
+        "RoIConfig",
+        "TrainConfig",
+        "TrunkConfig",
+        "UnlabeledConfig",
+    ),
+    "settings": ("override_config",),
     "presets": (
         "maskrcnn_r50_fpn",
         "maskrcnn_r101_fpn",
@@ -22,34 +166,45 @@ _HOMES = {
         "maskrcnn_r50_fpn_v2_torchvision",
         "maskrcnn_r18_small",
     ),
-    "structures": ("Batch", "Truth", "Proposals", "Detections"),
+    "structures": ("Batch", "Detections", "Proposals", "Truth"),
     "instances": ("Instances",),
+    "draw": ("draw_instances",),
+    "images.files": ("image_files",),
+    "images.read": ("ImageError",),
     "model.maskrcnn": ("MaskRCNN",),
     "model.optimize": ("optimize_for_inference",),
-    "annotations.coco_dataset": ("CocoDataset",),
+    "annotations.annotation": ("Annotation",),
+    "annotations.coco_dataset": ("CocoDataset", "Record"),
     "annotations.merge": ("merge_datasets",),
-    "dataset_checks.check_dataset": ("check_dataset",),
-    "formats.load_dataset": ("load_dataset",),
+    "annotations.problems": ("DataError", "DataWarning"),
+    "annotations.split": ("split_dataset",),
+    "dataset_checks.check_dataset": ("check_dataset", "CheckReport"),
     "formats.convert": ("convert_annotations",),
-    "weights.load": ("load", "load_trunk", "save"),
-    "prediction.predictor": ("predict",),
-    "active_learning.rank": ("rank_images",),
-    "evaluation.evaluate": ("evaluate",),
-    "training.fit": ("train",),
-    "recipe.recipe": ("choose_recipe",),
+    "formats.load_dataset": ("load_dataset",),
+    "weights.download": ("DownloadError",),
+    "weights.load": ("load", "save"),
+    "weights.pickles": ("WeightsError",),
+    "prediction.predict_files": ("predict_files",),
+    "prediction.predictor": ("Predictor", "predict"),
+    "active_learning.rank": ("Ranking", "rank_images"),
+    "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "recipe.recipe": ("Recipe", "choose_recipe"),
     "training.examples": ("draw_examples",),
-    "runtime.keep_memory": ("keep_memory",),
+    "training.fit": ("Run", "train"),
+    "training.plan": ("TrainingPlan", "plan_training"),
+    "training.learner": ("NonFiniteLossError",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *_HOME]
+_MODULE = {name: module for module, names in _NAMES.items() for name in names}
 
+if not TYPE_CHECKING:  # a type checker knows the imports above, and reports any other name
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'maskrcnn' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
-        )
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE:
+            raise AttributeError(
+                f"module 'maskrcnn' has no attribute {name!r}; it has {', '.join(sorted(_MODULE))}"
+            )
+        module = import_module(f"{__name__}.{_MODULE[name]}")
+        return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -269,7 +269,7 @@ class Instances:
             supervision = import_module("supervision")
         except ImportError as error:
             raise ImportError(
-                "to_supervision() needs the package supervision: pip install supervision"
+                "to_supervision() needs the package supervision: pip install maskrcnn[supervision]"
             ) from error
 
         data: dict[str, Any] = {"class_name": np.array(self.names, dtype=str)}

@@ -436,7 +436,7 @@ def predictions(record: Record, folder: Path) -> None:
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
     record.add("nuclei/overlay", draw_instances(found))
-    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], form="reference"))
+    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], exact=True))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
     add_answer(
         record, "nuclei/half", mr.predict(mr.optimize_for_inference(nuclei, "bfloat16"), images[1])
@@ -588,10 +588,21 @@ def trained(record: Record, folder: Path) -> None:
         if stop:
             try:
                 clock = Clock(out / "metrics.csv", stop)
-                train(network, data, val=judged, config=config, out=out, progress=False, clock=clock)
+                train(
+                    network, data, val=judged, config=config, out=out, progress=False, clock=clock
+                )
             except InterruptedError:
                 record.plain(f"trained/{key}/stopped", len(read_rows(out / "metrics.csv")))
-        train(network, data, val=judged, config=config, out=out, resume=True, progress=False, clock=Clock())
+        train(
+            network,
+            data,
+            val=judged,
+            config=config,
+            out=out,
+            resume=True,
+            progress=False,
+            clock=Clock(),
+        )
         add_run(record, f"trained/{key}", out)
     record.plain("trained/evaluation", judge(folder / "whole", judged))
     eager = UnlabeledConfig(

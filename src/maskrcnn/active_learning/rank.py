@@ -1,27 +1,32 @@
-"""Which images to annotate next: `rank(model, "photos/")`, the most instructive first.
+"""Which images to annotate next: `rank_images(model, "photos/")`, the most instructive first.
 
-In:  a model and many images, of which perhaps some are annotated already.
-Out: a `Ranked` for each image, with the reasons for its place.
+In:  a model and many images; some may be annotated already.
+Out: a `RankedImage` for each image, with the reasons for its rank.
 
 Images are chosen one after the other. The next is the one with the largest
 
-    (objects in question + 0.1) x novelty
+    (expected errors + 0.1) x novelty
 
-Objects in question are what the model uncertainties (uncertainties.py). Novelty, 0 to 1, says how unlike an image is to all that are chosen or annotated already:
-0 for a near-duplicate of one (images/similarity.py), else d / (d + 0.1 m), where d is the distance to the nearest in the model's own features and m the
-median distance of two images. So of two alike the second comes late, whatever it shows, copies come last, and an image in which the model finds
-nothing is ranked by its novelty alone. Nothing else of an image is kept: 100,000 take some 300 MB.
+Expected errors are objects that the model may have wrong (uncertainty.py). Novelty, 0 to 1, is how
+unlike an image is to all that are chosen or annotated: 0 for a near-duplicate of one
+(images/similarity.py), else d / (d + 0.1 m). d is the distance to the nearest of them in the
+model's own features, and m the median distance of two images.
 
-Source: Sener & Savarese 2018, "Active Learning for Convolutional Neural Networks: A Core-Set Approach" (greedy k-center on features).
+So the second of two similar images ranks low whatever it shows, and copies rank last. An image
+without detections is ranked by its novelty alone. Only numbers are kept of each image: 100,000
+images take some 300 MB.
+
+Source: Sener & Savarese 2018, "Active Learning for Convolutional Neural Networks: A Core-Set
+Approach" (greedy k-center on features).
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from jaxtyping import Float
@@ -32,85 +37,92 @@ from ..images.files import image_files
 from ..images.read import ImageError
 from ..images.similarity import DISTANCE
 from ..model.maskrcnn import MaskRCNN
-from ..prediction.predictor import Answering, Form, Source, answering
-from .uncertainty import look
+from ..prediction.predictor import ImageSource, Predictor
+from .uncertainty import measure_uncertainty
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
 
-BASE = 0.1  # objects in question in any image: the model may see nothing of what it shows
-CHOSEN_ONE_BY_ONE = 2000  # images; those after them, which nobody annotates next, are sorted by the novelty that they then have
-NEAR = 0.1  # of the median distance: so far from its nearest an image has half the novelty
-_LAST = 1e-9  # by which copies, which are last, are sorted by what is in question
+BASE = 0.1  # expected errors in any image: the model may miss all of its objects
+CHOSEN_ONE_BY_ONE = 2000  # later images, which nobody annotates next, are sorted by their novelty
+NEAR = 0.1  # in median distances: an image this far from its nearest has half the novelty
+_LAST = 1e-9  # weight of the expected errors in the order of copies, which are last
 _PAIRED = 500  # images whose distances are measured for the median
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """An image's place, and why."""
+class RankedImage:
+    """An image's rank, and the reasons for it."""
 
     file: Path
     file_name: str
-    """Below the folder that was given."""
-    place: int
+    """Relative to the given folder."""
+    rank: int
     """From 1: the image to annotate first."""
-    question: float
-    """Objects in question: `uncertainty` + `disagreement` + `contour`."""
+    expected_errors: float
+    """Objects that the model may have wrong: `uncertainty` + `disagreement` + `contour`."""
     uncertainty: float
     """Expected wrong decisions about which objects exist."""
     disagreement: float
-    """Objects that the model finds in the image or in its mirror image, not in both."""
+    """Objects detected in either the image or its mirror image, not in both."""
     contour: float
-    """Objects' areas that are expected to be on the wrong side of a polygon."""
+    """Area expected to be on the wrong side of contours, in objects."""
     novelty: float
-    """0 (a copy of one ranked before, or annotated already) to 1."""
+    """0 (a copy of an image that is ranked before it, or annotated) to 1."""
     objects: int
-    """Found with at least even odds."""
+    """Detections with a score of at least 0.5."""
     uncertain: int
-    """Of both views, those in question by a quarter or more."""
+    """Objects of both views with expected errors of at least 0.25."""
     nearest: str
-    """What was ranked before or annotated already and looks most alike; empty for the first."""
+    """The most similar image among those ranked before or annotated; empty for the first."""
 
     @property
     def reason(self) -> str:
-        """In words."""
+        """The reasons in words."""
         parts = {
             "objects that may not exist": self.uncertainty,
-            "seen in one view only": self.disagreement,
+            "detected in one view only": self.disagreement,
             "uncertain contours": self.contour,
         }
-        most = max(parts, key=lambda name: parts[name])
-        alike = f"; nearly the same as {self.nearest}" if self.nearest and self.novelty == 0 else ""
-        return (
-            f"{self.uncertain} uncertain, mostly {most}"
-            if self.uncertain
-            else "little in uncertainty"
-            if self.objects
-            else "nothing found"
-        ) + alike
+        if self.uncertain:
+            most = max(parts, key=lambda name: parts[name])
+            reason = f"{self.uncertain} uncertain, mostly {most}"
+        elif self.objects:
+            reason = "little uncertainty"
+        else:
+            reason = "no detections"
+
+        if self.nearest and self.novelty == 0:
+            reason += f"; nearly the same as {self.nearest}"
+        return reason
 
 
 @dataclass(frozen=True)
-class Ranking(Sequence[Ranked]):
+class Ranking(Sequence[RankedImage]):
     """Images in the order in which to annotate them."""
 
-    images: tuple[Ranked, ...]
+    images: tuple[RankedImage, ...]
     failed: tuple[tuple[str, str], ...] = ()
-    """Files that cannot be read, and why."""
+    """Files that cannot be read, each with the reason."""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> RankedImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RankedImage, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> RankedImage | tuple[RankedImage, ...]:
         return self.images[index]
 
     def write(self, path: str | Path) -> None:
-        """A CSV file: one line an image, in order."""
+        """Writes a CSV file with one line per image, in order."""
         names = (
-            "place",
+            "rank",
             "file_name",
-            "question",
+            "expected_errors",
             "uncertainty",
             "disagreement",
             "contour",
@@ -123,47 +135,54 @@ class Ranking(Sequence[Ranked]):
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
             rows.writerow(names)
-            for one in self.images:
-                values = (getattr(one, name) for name in names)
-                rows.writerow(
-                    [f"{value:.4g}" if isinstance(value, float) else value for value in values]
-                )
+            for image in self.images:
+                values = (getattr(image, name) for name in names)
+                rows.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
 
 
 def rank_images(
-    model: MaskRCNN | str | Path,
+    model: MaskRCNN | str | Path | Predictor,
     images: str | Path | Iterable[str | Path],
     *,
     labeled: CocoDataset | str | Path | Iterable[str | Path] | None = None,
-    form: Form = "fast",
-    device: torch.device | str | None = None,
     progress: bool = False,
     console: Console | None = None,
 ) -> Ranking:
     """The images in the order in which annotating them should help the model most.
 
     Args:
-        model: a model, or what `load` reads.
+        model: a model, or what `load` reads; or a `Predictor`, for other settings than the default
+            ones (device, precision).
         images: a folder (all images under it), or files.
-        labeled: images that are annotated already (a data set, a folder, files): they are left out, and what looks like them comes late.
-        form: see `predict`.
-        device: where to run; by default where the model is.
+        labeled: images that are annotated already: a dataset, a folder, or files. They are not
+            ranked, and images that look like them rank low.
         progress: show a progress bar.
-        console: where the bar is shown.
+        console: where to show the bar.
 
     Returns:
-        All images, and in `failed` those that cannot be read.
+        All images, with those that cannot be read in `failed`.
 
     Raises:
-        ValueError: no images, or all are annotated already.
+        ValueError: there are no images, none can be read, or all are annotated already.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> from PIL import Image
+        >>> for seed in (0, 1):
+        ...     Image.fromarray(draw_micrograph(seed)[0]).save(f"{seed}.png")
+        >>> ranking = mr.rank_images(mr.load("nuclei"), ["0.png", "1.png"])
+        >>> [image.rank for image in ranking]
+        [1, 2]
+        >>> ranking.write("next.csv")
     """
-    known = (
-        {} if labeled is None else {path.resolve(): source for path, source in _sources(labeled)}
-    )
+    known = {} if labeled is None else {path.resolve(): s for path, s in _sources(labeled)}
     sources = [source for path, source in _sources(images) if path.resolve() not in known]
     if not sources:
-        raise ValueError(f"{images}: all images are annotated already; there is none left to rank")
-    answer, failed = answering(model, form=form, device=device), []
+        raise ValueError(f"{images}: all images are annotated already; there is none to rank")
+
+    predictor = model if isinstance(model, Predictor) else Predictor(model)
+    failed: list[tuple[str, str]] = []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -171,148 +190,159 @@ def rank_images(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not progress) as bar:
-        looks = _looks(answer, bar.track(sources, description="Looking"), failed)
-        seen = (
-            _looks(answer, bar.track([*known.values()], description="Comparing"), failed)
-            if known
-            else []
-        )
-    if not looks:
+        measured = _measured(predictor, bar.track(sources, description="Predicting"), failed)
+        compared: list[_Measured] = []
+        if known:
+            track = bar.track([*known.values()], description="Comparing")
+            compared = _measured(predictor, track, failed)
+
+    if not measured:
         raise ValueError(f"no image can be read; the first: {failed[0][1]}")
-    return Ranking(tuple(_ranked(looks, seen)), tuple(failed))
+    return Ranking(tuple(_ranked(measured, compared)), tuple(failed))
 
 
-_Seen = tuple[Source, np.ndarray, np.ndarray, tuple[float, float, float, int, int]]
+@dataclass(frozen=True)
+class _Measured:
+    """What is kept of each image: numbers, not its objects."""
+
+    source: ImageSource
+    features: Float[np.ndarray, "C"]
+    hash: Float[np.ndarray, "D"]
+    uncertainty: float
+    disagreement: float
+    contour: float
+    objects: int
+    uncertain: int
 
 
-def _looks(
-    answer: Answering, sources: Iterable[Source], failed: list[tuple[str, str]]
-) -> list[_Seen]:
-    """What is kept of a look at each image: features, hash and numbers, not its objects."""
-    kept: list[_Seen] = []
+def _measured(
+    predictor: Predictor, sources: Iterable[ImageSource], failed: list[tuple[str, str]]
+) -> list[_Measured]:
+    kept: list[_Measured] = []
     for source in sources:
         try:
-            seen = look(answer, source)
+            result = measure_uncertainty(predictor, source)
         except ImageError as error:
             failed.append((str(source.image), str(error)))
             continue
         kept.append(
-            (
-                source,
-                seen.features,
-                seen.hash,
-                (
-                    seen.uncertainty,
-                    seen.disagreement,
-                    seen.contour,
-                    seen.objects,
-                    len(seen.uncertain),
-                ),
+            _Measured(
+                source=source,
+                features=result.features,
+                hash=result.hash,
+                uncertainty=result.uncertainty,
+                disagreement=result.disagreement,
+                contour=result.contour,
+                objects=result.objects,
+                uncertain=len(result.uncertain),
             )
         )
     return kept
 
 
-def _ranked(looks: Sequence[_Seen], known: Sequence[_Seen]) -> Iterable[Ranked]:
-    seen = (*looks, *known)
-    names = [one[0].file_name or "" for one in seen]
-    questions = np.array([sum(one[3][:3]) for one in looks])
-    chosen = order(
-        questions, np.stack([one[1] for one in seen]), np.stack([one[2] for one in seen])
-    )
-    for place, (index, novelty, nearest) in enumerate(chosen, start=1):
-        source, _, _, (uncertainty, disagreement, contour, objects, uncertain) = looks[index]
-        yield Ranked(
-            file=Path(str(source.image)),
+def _ranked(measured: Sequence[_Measured], known: Sequence[_Measured]) -> Iterator[RankedImage]:
+    every = (*measured, *known)
+    names = [image.source.file_name or "" for image in every]
+    errors = np.array([sum((m.uncertainty, m.disagreement, m.contour)) for m in measured])
+    features = np.stack([image.features for image in every])
+    hashes = np.stack([image.hash for image in every])
+
+    chosen = order(errors, features, hashes)
+    for rank, (index, novelty, nearest) in enumerate(chosen, start=1):
+        image = measured[index]
+        yield RankedImage(
+            file=Path(str(image.source.image)),
             file_name=names[index],
-            place=place,
-            question=float(questions[index]),
-            uncertainty=uncertainty,
-            disagreement=disagreement,
-            contour=contour,
+            rank=rank,
+            expected_errors=float(errors[index]),
+            uncertainty=image.uncertainty,
+            disagreement=image.disagreement,
+            contour=image.contour,
             novelty=novelty,
-            objects=objects,
-            uncertain=uncertain,
+            objects=image.objects,
+            uncertain=image.uncertain,
             nearest=names[nearest] if nearest >= 0 else "",
         )
 
 
 def order(
-    questions: Float[np.ndarray, "N"],
+    errors: Float[np.ndarray, "N"],
     features: Float[np.ndarray, "M C"],
     hashes: Float[np.ndarray, "M D"],
 ) -> list[tuple[int, float, int]]:
     """The order in which to choose N images.
 
     Args:
-        questions: objects in question in each.
-        features: of these N, then of images that are annotated already.
-        hashes: of the same, by which near-duplicates are known.
+        errors: expected errors in each.
+        features: of these N, then of the images that are annotated already.
+        hashes: of the same images; near-duplicates have similar ones.
 
     Returns:
-        For each choice its index, its novelty, and the index of the nearest of those chosen before or annotated, -1 for none.
+        For each choice its index, its novelty, and the index of the nearest of those chosen before
+        or annotated, -1 for none.
     """
-    count, places = len(questions), _places(features)
-    distance, nearest, left = np.full(count, np.inf), np.full(count, -1), np.ones(count, bool)
+    count = len(errors)
+    points = _scaled(features)
+    distance = np.full(count, np.inf)
+    nearest = np.full(count, -1)
+    left = np.ones(count, bool)
 
     def compare(index: int) -> None:
-        apart = np.linalg.norm(places[:count] - places[index], axis=1)
+        apart = np.linalg.norm(points[:count] - points[index], axis=1)
         apart[hashes[:count] @ hashes[index] >= 1 - DISTANCE] = 0.0
         closer = apart < distance
-        distance[closer], nearest[closer] = apart[closer], index
+        distance[closer] = apart[closer]
+        nearest[closer] = index
 
     def novelty() -> Float[np.ndarray, "N"]:
-        return np.where(
-            np.isinf(distance),
-            1.0,
-            distance / np.where(np.isinf(distance), 1.0, distance + NEAR + 1e-12),
-        )
+        total = np.where(np.isinf(distance), 1.0, distance + NEAR + 1e-12)
+        return np.where(np.isinf(distance), 1.0, distance / total)
 
     for index in range(count, len(features)):
         compare(index)
+
     chosen: list[tuple[int, float, int]] = []
     for _ in range(min(count, CHOSEN_ONE_BY_ONE)):
         new = novelty()
-        best = int(np.where(left, (questions + BASE) * new + _LAST * questions, -1.0).argmax())
+        best = int(np.where(left, (errors + BASE) * new + _LAST * errors, -1.0).argmax())
         chosen.append((best, float(new[best]), int(nearest[best])))
         left[best] = False
         compare(best)
-    new, rest = novelty(), np.flatnonzero(left)
-    rest = rest[np.argsort(-((questions + BASE) * new)[rest], kind="stable")]
+
+    new = novelty()
+    rest = np.flatnonzero(left)
+    rest = rest[np.argsort(-((errors + BASE) * new)[rest], kind="stable")]
     return chosen + [(int(i), float(new[i]), int(nearest[i])) for i in rest]
 
 
-def _places(features: Float[np.ndarray, "M C"]) -> Float[np.ndarray, "M C"]:
-    """Features in which every channel has the same weight and two images have a median distance of 1."""
+def _scaled(features: Float[np.ndarray, "M C"]) -> Float[np.ndarray, "M C"]:
+    """Features with equal weight of all channels, and a median distance of 1 between images."""
     centered = features.astype(np.float64) - features.mean(axis=0)
     spread = centered.std(axis=0)
-    scaled = np.divide(
-        centered,
-        spread,
-        out=np.zeros_like(centered),
-        where=spread > 1e-6 * (np.abs(features).max() + 1e-12),
-    )
+    varies = spread > 1e-6 * (np.abs(features).max() + 1e-12)
+    scaled = np.divide(centered, spread, out=np.zeros_like(centered), where=varies)
+
     some = scaled[np.linspace(0, len(scaled) - 1, min(len(scaled), _PAIRED)).astype(int)]
-    pairs = np.sqrt(
-        np.maximum((some**2).sum(1)[:, None] + (some**2).sum(1) - 2 * some @ some.T, 0)
-    )[np.triu_indices(len(some), 1)]
-    middle = float(np.median(pairs)) if len(pairs) else 0.0
-    return (scaled / (middle or 1.0)).astype(np.float32)
+    squares = (some**2).sum(1)
+    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * some @ some.T, 0))
+    pairs = distances[np.triu_indices(len(some), 1)]
+    median = float(np.median(pairs)) if len(pairs) else 0.0
+    return (scaled / (median or 1.0)).astype(np.float32)
 
 
-def _sources(images: CocoDataset | str | Path | Iterable[str | Path]) -> list[tuple[Path, Source]]:
-    """Files and what they are called."""
+def _sources(
+    images: CocoDataset | str | Path | Iterable[str | Path],
+) -> list[tuple[Path, ImageSource]]:
+    """Image files, each with its source."""
     if isinstance(images, CocoDataset):
-        found = [
-            (record.path, record.file_name) for record in (images[i] for i in range(len(images)))
-        ]
+        records = (images[i] for i in range(len(images)))
+        files = [(record.path, record.file_name) for record in records]
     elif isinstance(images, str | Path) and Path(images).is_dir():
-        found = [(path, path.relative_to(images).as_posix()) for path in image_files(images)]
+        files = [(path, path.relative_to(images).as_posix()) for path in image_files(images)]
     else:
-        found = [
-            (Path(path), str(path))
-            for path in ([images] if isinstance(images, str | Path) else images)
-        ]
-    if not found:
-        raise ValueError("no images are given; give a folder, or a list of files")
-    return [(path, Source(path, n, name)) for n, (path, name) in enumerate(found, start=1)]
+        given = [images] if isinstance(images, str | Path) else images
+        files = [(Path(path), str(path)) for path in given]
+
+    if not files:
+        raise ValueError("no images given; pass a folder or a list of files")
+    return [(path, ImageSource(path, n, name)) for n, (path, name) in enumerate(files, start=1)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -363,7 +363,7 @@ def _read_rle(
 
     x0, y0, x1, y1 = coco_rle.bounds(runs, size[0])
     return _AnnotatedMask(
-        rle=cast(RLE, {"size": list(size), "counts": encoded["counts"]}),
+        rle={"size": list(size), "counts": encoded["counts"]},
         bounds=(float(x0), float(y0), float(x1), float(y1)),
         area=area,
     )

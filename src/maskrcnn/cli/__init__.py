@@ -1,7 +1,11 @@
-"""The command line: each command is one small file that parses words and calls one public function.
+"""The command line: one small file per command, which parses arguments and calls a public function.
 
-In: words. Out: an exit status: 0 done, 1 done in part (a file could not be read), 2 wrong input, 130 interrupted, 141 nobody reads on.
-Heavy imports stand inside the commands, so that `maskrcnn --help` answers at once.
+In:  arguments.
+Out: an exit status: 0 success, 1 partial success (a file could not be read), 2 wrong input,
+     130 interrupted, 141 broken pipe.
+
+Here belong arguments, help texts and what a command prints. What a command does belongs in the
+package that it calls. Heavy imports are inside the commands, so that `maskrcnn --help` is fast.
 """
 
 from __future__ import annotations
@@ -25,11 +29,13 @@ from .rank import rank
 from .train import train
 from .weights import weights
 
-UNREAD = 141
-HELP = """Mask R-CNN: boxes, categories, pixel masks and keypoints of every object, from one jointly trained model.
-
-Begin with `maskrcnn demo`. With `--debug`, or MASKRCNN_DEBUG=1, an error shows where it arose.
-"""
+BROKEN_PIPE = 141
+HELP = (
+    "Mask R-CNN: boxes, categories, pixel masks and keypoints of every object, "
+    "from one jointly trained model.\n\n"
+    "Start with `maskrcnn demo`. "
+    "Pass `--debug`, or set MASKRCNN_DEBUG=1, to show the traceback of an error.\n"
+)
 
 
 def make_app() -> App:
@@ -42,10 +48,9 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for place, command in enumerate(
-        (demo, predict, train, evaluate, check, convert, rank, weights)
-    ):
-        app.command(command, sort_key=place)
+    commands = (demo, predict, train, evaluate, check, convert, rank, weights)
+    for position, command in enumerate(commands):
+        app.command(command, sort_key=position)
     return app
 
 
@@ -53,13 +58,14 @@ def run(words: Sequence[str]) -> int:
     """Runs one command line.
 
     Args:
-        words: the arguments after the program's name.
+        words: the arguments after the program's name; `--debug` may be anywhere among them.
 
     Returns:
         The exit status.
     """
     debug = "--debug" in words or os.environ.get("MASKRCNN_DEBUG", "") not in ("", "0")
     words = [w for w in words if w != "--debug"]
+
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
@@ -67,20 +73,19 @@ def run(words: Sequence[str]) -> int:
             if sys.stdout:
                 sys.stdout.flush()
             return status
-    except CycloptsError:  # already told
+    except CycloptsError:  # already printed
         return 2
     except KeyboardInterrupt:
         return _interrupted(words)
-    except SystemExit as end:  # rich's end where nobody reads on
+    except SystemExit as end:  # rich exits on a broken pipe
         if isinstance(end.__context__, BrokenPipeError):
-            return UNREAD
+            return BROKEN_PIPE
         raise
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # for what Python writes at its end
-            return UNREAD
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # Python flushes stdout when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
         if debug:
             raise
         print(f"Error: {error}", file=sys.stderr)
@@ -91,8 +96,8 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"Warning: {message}", file=sys.stderr)
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of what we print (`| head`) has gone."""
+def _reader_is_gone() -> bool:
+    """Whether the process that reads our output (`| head`) has closed the pipe."""
     if not sys.stdout or not hasattr(select, "poll"):
         return False
     output = select.poll()
@@ -104,7 +109,6 @@ def _interrupted(words: Sequence[str]) -> int:
     print("\nInterrupted.", file=sys.stderr)
     if words and words[0] == "train":
         again = [*words, *(["--resume"] if "--resume" not in words else [])]
-        print(
-            f"Go on from the last checkpoint with:\n  maskrcnn {shlex.join(again)}", file=sys.stderr
-        )
+        command = f"maskrcnn {shlex.join(again)}"
+        print(f"Resume from the last checkpoint with:\n  {command}", file=sys.stderr)
     return 130

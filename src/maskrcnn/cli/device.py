@@ -1,13 +1,13 @@
-"""Where a command computes."""
+"""The device on which a command computes."""
 
 from __future__ import annotations
 
 
 def chosen(name: str | None) -> str:
-    """The device that `--device` names, or a GPU where there is one.
+    """The device that `--device` names; by default a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: a device that this machine does not have.
+        ValueError: this machine does not have the device.
     """
     import torch
 
@@ -18,6 +18,6 @@ def chosen(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"--device: {name} cannot be used here ({first}); try cpu, or leave it out"
+            f"--device: cannot use {name} on this machine ({first}); try cpu, or omit the option"
         ) from None
     return name

@@ -1,4 +1,4 @@
-"""`maskrcnn evaluate`: how good a model is on annotated images."""
+"""`maskrcnn evaluate`: the accuracy of a model on annotated images."""
 
 from __future__ import annotations
 
@@ -19,35 +19,42 @@ def evaluate(
     device: str | None = None,
     tta: str | None = None,
 ) -> None:
-    """Print COCO's average precision for boxes, masks and keypoints, over all categories and for each.
+    """Print COCO's average precision for boxes, masks and keypoints, overall and per category.
 
     Args:
         model: Name of published weights, run folder, checkpoint, or a results.json.
-        data: Annotation file or folder, in any format that `maskrcnn convert` reads; a split is named behind a colon, as data.yaml:val.
-        images: Folder of its images; by default where the format has them.
-        out: Folder for metrics.json and results.json; nothing is written without it.
-        max_detections: Detections per image and category that count; by default what the model may give, at least COCO's 100.
-        batch_size: Images of equal shape that go through the model together.
-        on_error: Unusable annotations: list them and stop, or drop them with a warning.
-        device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
-        tta: See each image several times and join the answers: flip, turns (by right angles), scales (0.8, 1.25), or several with commas.
+        data: Annotation file or folder, in any format that `maskrcnn convert` reads. Name a split
+            after a colon, as in data.yaml:val.
+        images: Folder of the images; by default where the format has them.
+        out: Folder for metrics.json and results.json; by default nothing is written.
+        max_detections: Number of detections per image and category that count; by default the
+            model's own limit, at least COCO's 100.
+        batch_size: Number of images of equal padded shape per forward pass.
+        on_error: What to do with unusable annotations: list them and stop, or drop them with a
+            warning.
+        device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
+        tta: Average several augmented views of each image (more accurate, slower): flip, turns (by
+            right angles), scales (0.8, 1.25), or several joined by commas.
     """
     from ..evaluation.evaluate import evaluate as run
     from ..formats.load_dataset import load_dataset
+    from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
     from .device import chosen
 
     keep_memory()
     dataset = load_dataset(data, images, on_error=on_error)
-    print(
-        run(
-            model,
-            dataset,
-            out=out,
-            max_detections=max_detections,
-            batch_size=batch_size,
-            device=chosen(device),
-            tta=tta,
-            progress=True,
-        )
+    run_on = chosen(device)
+
+    is_results = Path(model).suffix.lower() == ".json"
+    if is_results and tta is not None:
+        raise ValueError(f"--tta: expected a model, got results ({model}); remove --tta {tta}")
+    evaluation = run(
+        model if is_results else Predictor(model, device=run_on, tta=tta),
+        dataset,
+        out=out,
+        max_detections=max_detections,
+        batch_size=batch_size,
+        progress=True,
     )
+    print(evaluation)

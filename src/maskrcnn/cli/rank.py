@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,66 +23,74 @@ def rank(
     html: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Say which images to annotate next: those that the model uncertainties most and that are unlike each other.
+    """List the images to annotate next, by the uncertainty of the model and by novelty.
 
-    An image that cannot be read is named and left out; the exit status is then 1.
+    Images that cannot be read are skipped and listed; the exit status is then 1.
 
     Args:
         model: Name of published weights, run folder, or checkpoint.
         images: Folder of images.
-        labeled: Annotations, in any known format, of images that are annotated already: they are left out, and what looks like them comes late.
-        labeled_images: Folder of these images; by default where the format has them, else the folder of images.
-        top: Images to list and to show on the sheet.
+        labeled: Annotations, in any known format, of images that are annotated already. These
+            images are left out, and images that look like them rank low.
+        labeled_images: Folder of these images; by default where the format has them, else the
+            folder of images.
+        top: Number of images to list and to show on the HTML page.
         out: CSV file for all images, with the reasons.
-        html: HTML file for a sheet of the first images, their uncertain objects outlined.
-        device: cpu, cuda, cuda:1, ..; by default a GPU where there is one.
+        html: HTML file for a page of the first images with their uncertain objects drawn.
+        device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
     """
     from rich.console import Console
 
     from ..active_learning.rank import rank_images as run
-    from ..active_learning.rank_page import write_sheet
+    from ..active_learning.rank_page import write_rank_page
     from ..formats.load_dataset import load_dataset
+    from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
-    from ..weights.load import load
     from .device import chosen
+    from .predict import report_skipped
 
     if top < 1:
-        raise ValueError(f"--top: got {top}, must be 1 or more")
+        raise ValueError(f"--top: expected at least 1, got {top}")
     if not images.is_dir():
-        raise ValueError(f"{images}: there is no such folder; give a folder of images")
+        raise ValueError(f"{images}: folder not found; pass a folder of images")
     for name, path in (("--out", out), ("--html", html)):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{name}: there is no folder {path.parent} to write {path.name} to")
+            raise ValueError(f"{name}: folder {path.parent} not found; create it first")
+
     known = load_dataset(labeled, labeled_images, on_error="drop") if labeled else None
     if known is not None and known.image_folder is None:  # a COCO file apart from its images
         known = load_dataset(str(labeled), images, on_error="drop")
+
     keep_memory()
-    network, place = load(model), chosen(device)
-    ranking = run(network, images, labeled=known, device=place, progress=True)
+    predictor = Predictor(model, device=chosen(device))
+    ranking = run(predictor, images, labeled=known, progress=True)
+
     Console().print(table(ranking, top))
     if out is not None:
         ranking.write(out)
     if html is not None:
-        write_sheet(html, ranking[:top], network, device=place)
-    for file, reason in ranking.failed:
-        print(f"Not done: {reason if file in reason else f'{file}: {reason}'}", file=sys.stderr)
+        write_rank_page(html, ranking[:top], predictor)
+    report_skipped(ranking.failed)
     return 1 if ranking.failed else 0
 
 
 def table(ranking: Ranking, top: int) -> Table:
-    """The first images and why, for a terminal."""
+    """The first images and the reasons for their rank, for a terminal."""
     from rich.table import Table
 
     shown = Table(
         title=f"What to annotate next, of {len(ranking)} images",
-        caption="in question: objects that the model may have wrong",
+        caption="expected errors: objects that the model may have wrong",
     )
-    for name in ("place", "image", "in question", "novelty", "why"):
-        shown.add_column(
-            name, justify="left" if name in ("image", "why") else "right", overflow="fold"
-        )
-    for one in ranking[:top]:
+    for name in ("rank", "image", "expected errors", "novelty", "reason"):
+        is_text = name in ("image", "reason")
+        shown.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for image in ranking[:top]:
         shown.add_row(
-            str(one.place), one.file_name, f"{one.question:.1f}", f"{one.novelty:.2f}", one.reason
+            str(image.rank),
+            image.file_name,
+            f"{image.expected_errors:.1f}",
+            f"{image.novelty:.2f}",
+            image.reason,
         )
     return shown

@@ -1,7 +1,8 @@
-"""How good a model's answers are: COCO's average precision for boxes, masks and keypoints.
+"""The accuracy of a model: COCO's average precision for boxes, masks and keypoints.
 
-In:  a model (or results that it gave) and annotated images.
-Out: `Evaluation`: the standard numbers of each task, over all categories and of each one; `print` shows them as a table.
+In:  a model, or results of one, and annotated images.
+Out: `Evaluation`: the standard numbers of each task, over all categories and for each of them;
+     `print` shows them as a table.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Category
-from .exhaustive_only import to_judge
 from .metric import FIELD, Task, tables
+from .partial_annotation import ignore_unannotated
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..model.maskrcnn import MaskRCNN
+    from ..prediction.predictor import Predictor
 
 Results = Sequence[Mapping[str, Any]]
 Numbers = dict[str, float]
@@ -28,10 +30,13 @@ Numbers = dict[str, float]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Average precision (AP) and recall (AR), 0..1; -1 where there is nothing to find. None for a task without truth or without a head.
+    """Average precision (AP) and average recall (AR), 0 to 1, of each task.
 
-    AP is the mean over IoU (for keypoints OKS) 0.50, 0.55 .. 0.95, AP50 and AP75 are at one threshold, s m l are objects below 32^2, below 96^2
-    and above. AR1 and AR10 allow one and ten detections an image and category, all others `max_detections`. The order is COCO's.
+    A task is None if the data has no truth for it or the model no head. A number is -1 if there is
+    no annotated object to detect. AP is the mean over IoU thresholds (OKS for keypoints) 0.50, 0.55
+    ... 0.95; AP50 and AP75 are at one threshold. s, m and l are objects below 32^2, below 96^2, and
+    larger. AR1 and AR10 allow one and ten detections per image and category, all others
+    `max_detections`. The order of the numbers is COCO's.
     """
 
     bbox: Numbers | None
@@ -45,113 +50,107 @@ class Evaluation:
 
     @property
     def tasks(self) -> dict[str, Numbers]:
-        """The tasks that were evaluated, with their numbers."""
+        """The evaluated tasks with their numbers."""
         return {task: numbers for task in FIELD if (numbers := getattr(self, task)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, for JSON."""
+        """All fields as plain dicts, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_images} images, {self.num_objects} objects, at most {self.max_detections} detections of a category in an image"
+            f"{self.num_images} images, {self.num_objects} objects, "
+            f"at most {self.max_detections} detections per image and category"
         ]
+
+        # one table for the tasks that have the same columns
         for columns in {tuple(numbers): None for numbers in self.tasks.values()}:
             rows = {
-                task: numbers for task, numbers in self.tasks.items() if tuple(numbers) == columns
+                task: [numbers[c] for c in columns]
+                for task, numbers in self.tasks.items()
+                if tuple(numbers) == columns
             }
-            lines += [
-                "",
-                *_table(
-                    {task: [numbers[c] for c in columns] for task, numbers in rows.items()}, columns
-                ),
-            ]
+            lines += ["", *_table(rows, columns)]
+
         if len(self.per_category) > 1:
-            columns = [(task, name) for task in self.tasks for name in ("AP", "AP50")]
+            cells = [(task, name) for task in self.tasks for name in ("AP", "AP50")]
             rows = {
-                name: [tasks.get(task, {}).get(key, -1.0) for task, key in columns]
+                name: [tasks.get(task, {}).get(key, -1.0) for task, key in cells]
                 for name, tasks in self.per_category.items()
             }
             rows = {name: values for name, values in rows.items() if max(values, default=-1) >= 0}
-            lines += ["", *_table(rows, [f"{task} {key}" for task, key in columns])]
+            lines += ["", *_table(rows, [f"{task} {key}" for task, key in cells])]
         return "\n".join(lines)
 
 
 def evaluate(
-    model: MaskRCNN | str | Path | Results,
+    model: MaskRCNN | str | Path | Predictor | Results,
     data: CocoDataset | str | Path | Mapping[str, Any],
     images: str | Path | None = None,
     *,
     out: str | Path | None = None,
     max_detections: int | None = None,
     batch_size: int = 1,
-    device: str | None = None,
-    tta: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """The average precision of a model, or of results, on annotated images.
 
     Args:
-        model: a model, whatever `load` reads, a COCO results.json, or its entries; those with a `file_name`, as `maskrcnn predict` writes them,
-            belong to the annotated image of that name.
-        data: annotated images, what `load_dataset` reads, or COCO's dict; for results COCO's file or dict.
-        images: the folder of the images where `data` is a file; not needed for results.
-        out: folder for metrics.json (the numbers) and results.json (what was found); made if absent. Nothing is written without it.
-        max_detections: detections per image and category at which AP is taken, where above COCO's 100 (keypoints 20); by default what the model
-            may give, or 100.
-        batch_size: images that go through the model together.
-        device: where the model runs; by default where it is.
-        tta: test-time augmentation, see `predict`.
+        model: a model, or what `load` reads; a `Predictor`, for other settings than the default
+            ones (device, precision, test-time augmentation); a COCO results.json; or its entries.
+            Entries with a `file_name`, as `maskrcnn predict` writes them, belong to the annotated
+            image of that name.
+        data: annotated images, what `load_dataset` reads, or a COCO dict; for results a COCO file
+            or dict.
+        images: the folder of the images if `data` is a file; not needed for results.
+        out: folder for metrics.json (the numbers) and results.json (the detections); created if it
+            does not exist. By default nothing is written.
+        max_detections: detections per image and category at which AP is computed, if above COCO's
+            100 (keypoints 20); by default the model's own limit, or 100.
+        batch_size: up to this many images of equal padded shape share one forward pass.
         progress: show a progress bar.
 
     Raises:
-        ValueError: results of images or categories that the annotations do not have, or that lack a field.
+        ValueError: results for images or categories that the annotations do not have, or results
+            that lack a field.
 
-    Source: the COCO detection and keypoint evaluation, cocodataset.org; the numbers equal pycocotools'.
+    Source: the COCO detection and keypoint evaluation, cocodataset.org; the numbers equal those of
+    pycocotools.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> truth = {
+        ...     "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        ...     "categories": [{"id": 1, "name": "nucleus"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 10]}],
+        ... }
+        >>> results = [{"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [5, 5, 20, 9]}]
+        >>> evaluation = mr.evaluate(results, truth)
+        >>> round(evaluation.bbox["AP"], 3), round(evaluation.bbox["AP50"], 3)
+        (0.9, 1.0)
     """
-    found = _results(model)
-    if found is not None:
-        if tta is not None:
-            raise ValueError(f'tta is "{tta}", but these are results, not a model; leave it out')
-        truth, categories = _truth(data)
-        where = str(model) if isinstance(model, str | Path) else "results"
-        found = _by_name(found, truth, where)
-        _check_results(found, truth, categories, where)
-        tasks: list[Task] = [
-            task
-            for task, name in FIELD.items()
-            if not found or any(r.get(name) is not None for r in found)
-        ]
-        return _written(
-            evaluate_results(found, truth, categories, tasks, max_detections or 100), found, out
-        )
-    from .predictions import results_on
+    from ..prediction.predictor import Predictor
 
-    network, dataset = _model(model), _dataset(data, images)
+    given_results = None if isinstance(model, Predictor) else _results(model)
+    if given_results is not None:
+        return _evaluate_given(model, given_results, data, max_detections, out)
+    from .coco_results import coco_results
+
+    predictor = model if isinstance(model, Predictor) else Predictor(model)  # ty: ignore[invalid-argument-type]
+    dataset = _dataset(data, images)
     truth, categories = _truth(dataset)
-    found = results_on(
-        network,
-        dataset,
-        truth,
-        categories,
-        batch_size=batch_size,
-        device=device,
-        tta=tta,
-        progress=progress,
+    results = coco_results(
+        predictor, dataset, truth, categories, batch_size=batch_size, progress=progress
     )
-    heads: dict[Task, Any] = {
-        "bbox": True,
-        "segm": network.config.mask,
-        "keypoints": network.config.keypoint,
-    }
-    cap = max_detections or max(100, network.config.box.max_detections)
-    return _written(
-        evaluate_results(
-            found, truth, categories, [task for task, head in heads.items() if head], cap
-        ),
-        found,
-        out,
-    )
+
+    config = predictor.network.config
+    tasks: list[Task] = ["bbox"]
+    if config.mask:
+        tasks.append("segm")
+    if config.keypoint:
+        tasks.append("keypoints")
+    limit = max_detections or max(100, config.box.max_detections)
+    return _written(evaluate_results(results, truth, categories, tasks, limit), results, out)
 
 
 def evaluate_results(
@@ -161,23 +160,35 @@ def evaluate_results(
     tasks: Sequence[Task],
     max_detections: int = 100,
 ) -> Evaluation:
-    """The numbers of those `tasks` for which `truth` has objects; without any results they are 0. See partial.py on images annotated in part."""
+    """The numbers of COCO results, for those tasks for which the truth has objects.
+
+    Without any results they are 0. On images annotated in part, see `partial_annotation`.
+
+    Args:
+        results: COCO results.
+        truth: COCO annotations.
+        categories: those of `truth`, in the order of their ids.
+        tasks: what to evaluate.
+        max_detections: detections per image and category.
+    """
     names = _distinct_names(categories)
     overall: dict[str, Numbers] = {}
     per_category: dict[str, dict[str, Numbers]] = {name: {} for name in names}
-    results, seen = to_judge(results, truth, categories)
+    results, compared = ignore_unannotated(results, truth, categories)
+
     for task in tasks:
         if not _has_truth(task, truth, categories):
             continue
-        table = tables(task, seen, results, categories, max_detections)
+        table = tables(task, compared, results, categories, max_detections)
         overall[task] = table.numbers()
-        judged = [
+        evaluated = [
             name
             for name, c in zip(names, categories, strict=True)
             if task != "keypoints" or c.keypoints
         ]
-        for k, name in enumerate(judged):
+        for k, name in enumerate(evaluated):
             per_category[name][task] = table.numbers(k)
+
     return Evaluation(
         **{task: overall.get(task) for task in FIELD},
         per_category=per_category,
@@ -187,32 +198,47 @@ def evaluate_results(
     )
 
 
-def _written(evaluation: Evaluation, found: Results, out: str | Path | None) -> Evaluation:
+def _evaluate_given(
+    model: Any,
+    results: Results,
+    data: Any,
+    max_detections: int | None,
+    out: str | Path | None,
+) -> Evaluation:
+    """Checks and evaluates results; their fields decide which tasks."""
+    truth, categories = _truth(data)
+    where = str(model) if isinstance(model, str | Path) else "results"
+    results = _matched_by_name(results, truth, where)
+    _check_results(results, truth, categories, where)
+
+    tasks: list[Task] = [
+        task
+        for task, name in FIELD.items()
+        if not results or any(r.get(name) is not None for r in results)
+    ]
+    evaluation = evaluate_results(results, truth, categories, tasks, max_detections or 100)
+    return _written(evaluation, results, out)
+
+
+def _written(evaluation: Evaluation, results: Results, out: str | Path | None) -> Evaluation:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
-        (Path(out) / "results.json").write_text(json.dumps(list(found)))
+        (Path(out) / "results.json").write_text(json.dumps(list(results)))
     return evaluation
 
 
 def _results(model: Any) -> list[Mapping[str, Any]] | None:
-    """The result entries, where results and not a model were given."""
+    """The result entries if results were given, None for a model."""
     if isinstance(model, str | Path) and Path(model).suffix.lower() == ".json":
         entries = json.loads(Path(model).read_text())
         if not isinstance(entries, list):
             raise ValueError(
-                f"{model}: a COCO results file is a list of detections, this is a {type(entries).__name__}"
+                f"{model}: expected a list of detections, as in a COCO results file, "
+                f"got a {type(entries).__name__}"
             )
         return entries
     return list(model) if isinstance(model, list | tuple) else None
-
-
-def _model(model: Any) -> MaskRCNN:
-    if not isinstance(model, str | Path):
-        return model
-    from ..weights.load import load
-
-    return load(model)
 
 
 def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
@@ -235,13 +261,17 @@ def _truth(data: Any) -> tuple[Mapping[str, Any], tuple[Category, ...]]:
     truth = {"annotations": [], **truth}
     if not {"images", "categories"} <= set(truth):
         raise ValueError(
-            f'the annotations need "images" and "categories", got {", ".join(map(str, truth))}'
+            'annotations: expected the keys "images" and "categories", '
+            f"got {', '.join(map(str, truth))}"
         )
+
+    # files without keypoint names: the longest annotation of a category says how many it has
     keypoints: dict[Any, int] = {}
     for annotation in truth["annotations"]:
         count = len(annotation.get("keypoints") or ()) // 3
         if keypoints.setdefault(annotation["category_id"], count) < count:
             keypoints[annotation["category_id"]] = count
+
     given = {} if isinstance(data, Mapping) else {c.id: c for c in data.categories}
     entries = sorted(truth["categories"], key=lambda c: c["id"])
     return truth, tuple(
@@ -249,8 +279,8 @@ def _truth(data: Any) -> tuple[Mapping[str, Any], tuple[Category, ...]]:
     )
 
 
-def _category(entry: Mapping[str, Any], keypoints: int) -> Category:
-    names = tuple(entry.get("keypoints") or (f"keypoint {j}" for j in range(keypoints)))
+def _category(entry: Mapping[str, Any], num_keypoints: int) -> Category:
+    names = tuple(entry.get("keypoints") or (f"keypoint {j}" for j in range(num_keypoints)))
     return Category(
         entry["name"], entry["id"], keypoints=names, sigmas=tuple(entry.get("sigmas") or ())
     )
@@ -266,43 +296,58 @@ def _has_truth(task: Task, truth: Mapping[str, Any], categories: Sequence[Catego
     )
 
 
-def _by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
-    """The results with the ids of the annotation file. Those of `maskrcnn predict` count its files from 1, and would be taken for other images.
+def _matched_by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
+    """The results with the image ids of the annotation file.
 
-    An entry belongs to the image of its name, else to the one whose name ends with it or with which it ends (folders before it are missing on one
-    side), else to the one of the same file in another folder.
+    The ids that `maskrcnn predict` writes count its files from 1, and would mean other images. So
+    an entry with a file name belongs to the image of that name.
 
     Raises:
-        ValueError: none or several are such.
+        ValueError: an entry is no result, or its name fits no image or several.
     """
     names = {i["id"]: _slashed(i["file_name"]) for i in truth["images"] if i.get("file_name")}
-    ids: dict[str, list[Any]] = {}
+    ids_by_last: dict[str, list[Any]] = {}
     for id_, name in names.items():
-        ids.setdefault(_last(name), []).append(id_)
+        ids_by_last.setdefault(_last(name), []).append(id_)
+
     matched = []
     for n, entry in enumerate(results):
         if not isinstance(entry, Mapping) or not isinstance(
             entry.get("image_id"), int | str | None
         ):
             raise ValueError(
-                f"{where}, entry {n}: {entry!r:.60} is no result; each is an object with image_id, category_id and score"
+                f"{where}, entry {n}: expected an object with image_id, category_id and score, "
+                f"got {entry!r:.60}"
             )
-        name, own = _slashed(entry.get("file_name") or ""), names.get(entry.get("image_id"), "")
-        if name and names and own != name:
-            alike = ids.get(_last(name), [])
-            within = [
-                i
-                for i in alike
-                if f"/{names[i]}".endswith(f"/{name}") or f"/{name}".endswith(f"/{names[i]}")
-            ]
-            if len(fitting := [i for i in alike if names[i] == name] or within or alike) != 1:
-                problem = f'"{name}" is the name of {len(fitting) or "none"} of the {len(truth["images"])} annotated images'
+        name = _slashed(entry.get("file_name") or "")
+        if name and names and names.get(entry.get("image_id"), "") != name:
+            fitting = _images_named(name, names, ids_by_last.get(_last(name), []))
+            if len(fitting) != 1:
                 raise ValueError(
-                    f"{where}, entry {n}: {problem}; give the model instead of its results, or, where image_id is right, results without file_name"
+                    f'{where}, entry {n}: "{name}" is the name of {len(fitting) or "none"} of the '
+                    f"{len(truth['images'])} annotated images. Evaluate the model instead of its "
+                    "results, or, if image_id is right, remove file_name from the results"
                 )
             entry = {**entry, "image_id": fitting[0]}
         matched.append(entry)
     return matched
+
+
+def _images_named(name: str, names: Mapping[Any, str], same_last: Sequence[Any]) -> Sequence[Any]:
+    """The ids of the images that a name means, among those with the same last part.
+
+    Images of exactly this name; else those whose name ends with it, or with which it ends (one side
+    lacks leading folders); else those of the same file name in other folders.
+    """
+    exact = [i for i in same_last if names[i] == name]
+    if exact:
+        return exact
+    ending = [
+        i
+        for i in same_last
+        if f"/{names[i]}".endswith(f"/{name}") or f"/{name}".endswith(f"/{names[i]}")
+    ]
+    return ending or same_last
 
 
 def _slashed(name: Any) -> str:
@@ -316,36 +361,47 @@ def _last(name: str) -> str:
 def _check_results(
     results: Results, truth: Mapping[str, Any], categories: Sequence[Category], where: str
 ) -> None:
-    images, keypoints = (
-        {i["id"] for i in truth["images"]},
-        {c.id: len(c.keypoints) for c in categories},
-    )
+    images = {i["id"] for i in truth["images"]}
+    keypoints = {c.id: len(c.keypoints) for c in categories}
     for n, entry in enumerate(results):
         problem = _entry_problem(entry, images, keypoints)
         if problem:
             raise ValueError(f"{where}, entry {n}: {problem}")
-    found = Counter(entry["category_id"] for entry in results)
-    unknown = sorted(set(found) - set(keypoints))
-    if unknown and len(unknown) == len(found):
+
+    counts = Counter(entry["category_id"] for entry in results)
+    unknown = sorted(set(counts) - set(keypoints))
+    if unknown and len(unknown) == len(counts):
         raise ValueError(
-            f"{where}: none of its category ids {unknown[:10]} is annotated; the annotations have {sorted(keypoints)[:10]}"
+            f"{where}: none of its category ids {unknown[:10]} is annotated; "
+            f"the annotations have {sorted(keypoints)[:10]}"
         )
     if unknown:
-        count = sum(found[c] for c in unknown)
+        count = sum(counts[c] for c in unknown)
         warnings.warn(
-            f"{where}: {count} detections of the categories {unknown[:10]}, which are not annotated, are not judged",
+            f"{where}: ignored {count} detections of the categories {unknown[:10]}, "
+            "which are not annotated",
             stacklevel=3,
         )
 
 
 def _entry_problem(entry: Mapping[str, Any], images: set[Any], keypoints: Mapping[Any, int]) -> str:
     if missing := [key for key in ("image_id", "category_id", "score") if key not in entry]:
-        return f"{', '.join(missing)} missing; each needs image_id, category_id, score and a bbox, segmentation or keypoints"
+        return (
+            f"{', '.join(missing)} missing; each entry needs image_id, category_id, score, "
+            "and a bbox, segmentation or keypoints"
+        )
     if entry["image_id"] not in images:
-        return f"image_id {entry['image_id']} is not among the {len(images)} annotated images; use the ids of the annotation file"
-    category, count = entry["category_id"], len(entry.get("keypoints") or ())
+        return (
+            f"image_id {entry['image_id']} is not among the {len(images)} annotated images; "
+            "use the ids of the annotation file"
+        )
+    category = entry["category_id"]
+    count = len(entry.get("keypoints") or ())
     if count and category in keypoints and count != 3 * keypoints[category]:
-        return f"{count} keypoint numbers, but category {category} has {keypoints[category]} keypoints with x, y and score each"
+        return (
+            f"expected {3 * keypoints[category]} keypoint numbers (x, y and score each) for "
+            f"category {category}, got {count}"
+        )
     return ""
 
 
@@ -355,7 +411,7 @@ def _distinct_names(categories: Sequence[Category]) -> list[str]:
 
 
 def _table(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> list[str]:
-    """Right-aligned lines under a head; what is not defined is a dash."""
+    """Right-aligned lines under a header; undefined numbers are a dash."""
     first = max((len(name) for name in rows), default=0)
     widths = [max(len(c), 5) for c in columns]
     lines = [" ".join([" " * first, *(c.rjust(w) for c, w in zip(columns, widths, strict=True))])]

@@ -1,12 +1,14 @@
 """COCO's average precision and recall of a list of results, computed by hotcoco.
 
 In:  truth, a COCO annotation dict; results, COCO result dicts; a task: bbox, segm or keypoints.
-Out: hotcoco's precision [T, R, K, A, M] and recall [T, K, A, M] over IoU thresholds, recall levels, categories, areas and detection caps, and the
-     standard numbers as means over them (-1 where there is nothing to find, as in pycocotools).
+Out: hotcoco's precision [T, R, K, A, M] and recall [T, K, A, M] over IoU thresholds, recall levels,
+     categories, areas and detection caps, and the standard numbers as means over them. A number is
+     -1 if no object is annotated, as in pycocotools.
 
-What the truth does not say is not judged: an object without the part that a task asks for (a box-only object in segm, a person without labeled
-keypoints in keypoints) is an ignore region there, like a crowd. Each task reads its own field of a result, so a file with boxes, masks and keypoints
-in one entry gives the numbers of three separate files (the size of a detected mask is the mask's, not its box's).
+An object that lacks the truth for a task (a box-only object in segm, a person without labeled
+keypoints in keypoints) is an ignore region for that task, like a crowd. Each task reads its own
+field of a result, so a file with boxes, masks and keypoints in one entry gives the numbers of three
+separate files: the area of a detected mask is that of the mask, not of its box.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from ..config import Category
 
 Task = Literal["bbox", "segm", "keypoints"]
 FIELD: dict[Task, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-# COCO's caps on detections per image and category; the last one, at which AP is taken, may be raised.
+# COCO's caps on detections per image and category, at which AP is computed; they may be raised.
 STANDARD_CAP: dict[Task, int] = {"bbox": 100, "segm": 100, "keypoints": 20}
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Everything that hotcoco found for one task; every number is a mean over a part of it."""
+    """hotcoco's result for one task; every standard number is a mean over a part of it."""
 
     precision: Float[np.ndarray, "T R K A M"]
     recall: Float[np.ndarray, "T K A M"]
@@ -37,19 +39,21 @@ class Tables:
     thresholds: tuple[float, ...]
 
     def numbers(self, category: int | None = None) -> dict[str, float]:
-        """The standard numbers in COCO's order, over all categories or of one: 12 for boxes and masks, 10 for keypoints."""
+        """The standard numbers in COCO's order: 12 for boxes and masks, 10 for keypoints.
+
+        Args:
+            category: an index into K; by default the numbers are over all categories.
+        """
         chosen = slice(None) if category is None else slice(category, category + 1)
-        precision, recall = self.precision[:, :, chosen], self.recall[:, chosen]
+        precision = self.precision[:, :, chosen]
+        recall = self.recall[:, chosen]
 
         def mean(
             table: np.ndarray, iou: float | None = None, area: str = "all", cap: int = -1
         ) -> float:
             values = table[..., self.areas.index(area), cap]
-            values = (
-                values
-                if iou is None
-                else values[int(np.argmin(np.abs(np.array(self.thresholds) - iou)))]
-            )
+            if iou is not None:
+                values = values[int(np.argmin(np.abs(np.array(self.thresholds) - iou)))]
             values = values[values > -1]
             return float(values.mean()) if values.size else -1.0
 
@@ -60,6 +64,8 @@ class Tables:
             "AP75": mean(precision, 0.75),
         }
         result |= {f"AP{letter}": mean(precision, area=area) for letter, area in sizes}
+
+        # keypoints have one cap on detections, and recall at two thresholds instead
         if precision.shape[-1] == 3:
             result |= {"AR1": mean(recall, cap=0), "AR10": mean(recall, cap=1), "AR": mean(recall)}
         else:
@@ -79,13 +85,17 @@ def tables(
     Args:
         task: which part of the objects is compared.
         truth: COCO annotations with all images, also those without objects.
-        results: COCO results; entries without the task's field take no part.
-        categories: those of `truth`, in the order of K. For keypoints those without a skeleton are left out of K.
-        cap: detections per image and category at which AP is taken, where above COCO's own (100, keypoints 20).
+        results: COCO results; entries without the task's field are ignored.
+        categories: those of `truth`, in the order of K. For keypoints, K has only those with
+            keypoints.
+        cap: detections per image and category at which AP is computed, if above COCO's own (100,
+            keypoints 20).
     """
     cap = cap if cap > 100 else min(cap, STANDARD_CAP[task])
     if task != "keypoints":
         return _run(task, truth, results, categories, [1, min(10, cap), cap], ())
+
+    # one run per category, as each has its own sigmas
     parts = [
         _run(task, truth, results, [c], [cap], c.oks_sigmas) for c in categories if c.keypoints
     ]
@@ -107,19 +117,21 @@ def _run(
     from hotcoco import COCO, COCOeval  # 0.1 s
 
     index = {c.id: k + 1 for k, c in enumerate(categories)}
-    # Ids are counted from 1 here: pycocotools takes an annotation id of 0 for "not matched", and files repeat ids.
+    # Ids count from 1 here: pycocotools reads an annotation id of 0 as "not matched", and some
+    # files repeat ids.
     objects = [a for a in truth["annotations"] if a["category_id"] in index]
     annotations = [
-        {**_judged(a, task, len(sigmas)), "id": n, "category_id": index[a["category_id"]]}
+        {**_for_task(a, task, len(sigmas)), "id": n, "category_id": index[a["category_id"]]}
         for n, a in enumerate(objects, start=1)
     ]
     images = [
         {key: image[key] for key in ("id", "height", "width") if key in image}
         for image in truth["images"]
     ]
-    kinds = [{"id": k, "name": str(k)} for k in index.values()]
+    numbered = [{"id": k, "name": str(k)} for k in index.values()]
+
     field = FIELD[task]
-    found = [
+    detections = [
         {
             "image_id": r["image_id"],
             "category_id": index[r["category_id"]],
@@ -129,13 +141,15 @@ def _run(
         for r in results
         if r["category_id"] in index and r.get(field) is not None
     ]
-    coco = COCO({"images": images, "annotations": annotations, "categories": kinds})
-    run = COCOeval(coco, coco.load_res(found), task)
+
+    coco = COCO({"images": images, "annotations": annotations, "categories": numbered})
+    run = COCOeval(coco, coco.load_res(detections), task)
     run.params.max_dets = caps
     if sigmas:
         run.params.kpt_oks_sigmas = list(sigmas)
     run.evaluate()
     run.accumulate()
+
     table = run.eval or {}
     return Tables(
         np.asarray(table["precision"]),
@@ -145,16 +159,15 @@ def _run(
     )
 
 
-def _judged(annotation: Mapping[str, Any], task: Task, num_keypoints: int) -> dict[str, Any]:
-    """An annotation with all that a task needs, or as an ignore region where the truth lacks it."""
-    segmentation, keypoints = (
-        annotation.get("segmentation") or None,
-        annotation.get("keypoints") or None,
-    )
+def _for_task(annotation: Mapping[str, Any], task: Task, num_keypoints: int) -> dict[str, Any]:
+    """An annotation with what a task needs, or as an ignore region if it lacks that."""
+    segmentation = annotation.get("segmentation") or None
+    keypoints = annotation.get("keypoints") or None
     box = annotation.get("bbox") or _hull(segmentation, keypoints)
     crowd = bool(annotation.get("iscrowd")) or bool(annotation.get("ignore"))
     if segmentation is None and (task == "segm" or (task == "bbox" and not annotation.get("bbox"))):
         crowd = True
+
     result = {
         "image_id": annotation["image_id"],
         "bbox": box,
@@ -189,7 +202,7 @@ def _hull(segmentation: Any, keypoints: Sequence[float] | None) -> list[float]:
 
 
 def _area(annotation: Mapping[str, Any], segmentation: Any, box: Sequence[float]) -> float:
-    """The file's own area, else the mask's, else the box's."""
+    """The area in the file, else the mask's, else the box's."""
     if annotation.get("area") is not None:
         return float(annotation["area"])
     if isinstance(segmentation, dict):

@@ -1,8 +1,10 @@
-"""Predictions as annotations, to be corrected by hand in an annotation tool instead of drawn anew.
+"""Predictions as draft annotations, to be corrected in an annotation tool.
 
-In:  the answer for each image. Out: OUT/FORMAT, in any format of `maskrcnn.formats`, with scores where it can hold them.
+In:  the predictions for each image. Out: OUT/FORMAT, in any format of `maskrcnn.formats`, with
+     scores where the format can hold them.
 
-An object's polygon is simplified, so that it has few points to move. Keypoints that the model is unsure of are left to the annotator.
+Polygons are simplified, so that they have few points to move. Keypoints with a low score are left
+unlabeled for the annotator.
 """
 
 from __future__ import annotations
@@ -12,69 +14,96 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..annotations import rle
+from ..annotations.coco_types import CocoResult
+from ..config import Category
 from ..draw import KEYPOINT_SCORE
 from ..formats.convert import check_new, write_all
 from ..formats.reading import Annotated
 from ..instances import Instances
 
 
-class Drafts:
+class AnnotationDrafts:
     """Collects predictions and writes them as annotations.
 
     Args:
-        format: see `maskrcnn.formats.convert.convert`.
+        format: see `maskrcnn.convert_annotations`.
         out: the folder of the results; the annotations go to OUT/FORMAT.
-        simplify: pixels by which polygons may be off.
+        simplify: how many pixels a simplified polygon may be off.
 
     Raises:
-        FileExistsError: OUT/FORMAT is there already.
+        FileExistsError: OUT/FORMAT exists already.
         ValueError: an unknown format.
     """
 
     def __init__(self, format: str, out: Path, simplify: float) -> None:
         check_new(out / format, format)
-        self.format, self.path, self.simplify = format, out / format, simplify
+        self.format = format
+        self.path = out / format
+        self.simplify = simplify
         self._content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
 
-    def add(self, path: Path, instances: Instances, entries: Sequence[Any]) -> None:
-        """Adds the objects of one image: its file, the answer, and that as COCO results."""
-        size = {"height": instances.size[0], "width": instances.size[1]}
+    def add(self, path: Path, instances: Instances, results: Sequence[CocoResult]) -> None:
+        """Adds the objects of one image.
+
+        Args:
+            path: the image file.
+            instances: its predictions.
+            results: the same as COCO results.
+        """
+        height, width = instances.size
         self._content["images"].append(
-            {"id": instances.image_id, "file_name": str(path.absolute()), **size}
-        )
-        self._content["categories"] = [
             {
-                "id": c.id,
-                "name": c.name,
-                "keypoints": list(c.keypoints),
-                "skeleton": [[a + 1, b + 1] for a, b in c.skeleton],
-                "flip": list(c.flip),
+                "id": instances.image_id,
+                "file_name": str(path.absolute()),
+                "height": height,
+                "width": width,
             }
-            for c in instances.categories
-        ]
-        for entry in entries:
-            raw = {key: entry[key] for key in ("image_id", "category_id", "score")}
-            if "segmentation" in entry and rle.area(entry["segmentation"]):
-                raw["segmentation"] = entry["segmentation"]  # and the box is that of the mask
-            else:
-                raw["bbox"] = entry["bbox"]
-            values = entry.get("keypoints", [])
-            sure = (
-                (x, y, 2) if score >= KEYPOINT_SCORE else (0, 0, 0)
-                for x, y, score in zip(values[0::3], values[1::3], values[2::3], strict=True)
-            )
-            raw["keypoints"] = [v for keypoint in sure for v in keypoint]
-            self._content["annotations"].append(
-                {"id": len(self._content["annotations"]) + 1, "iscrowd": 0, **raw}
-            )
+        )
+        self._content["categories"] = [_coco_category(c) for c in instances.categories]
+        for result in results:
+            number = len(self._content["annotations"]) + 1
+            self._content["annotations"].append({"id": number, **_annotation(result)})
 
     def write(self, progress: bool = False) -> str:
-        """Writes all; what the format could not hold, as text."""
+        """Writes all annotations.
+
+        Returns:
+            What the format cannot represent, as text.
+        """
         if not self._content["images"]:
             return ""
         annotated = Annotated(cast(Any, self._content), Path(Path.cwd().anchor), "predictions")
-        return str(
-            write_all(
-                {"": annotated}, self.path, self.format, simplify=self.simplify, progress=progress
-            )
+        losses = write_all(
+            {"": annotated}, self.path, self.format, simplify=self.simplify, progress=progress
         )
+        return str(losses)
+
+
+def _coco_category(category: Category) -> dict[str, Any]:
+    return {
+        "id": category.id,
+        "name": category.name,
+        "keypoints": list(category.keypoints),
+        "skeleton": [[a + 1, b + 1] for a, b in category.skeleton],
+        "flip": list(category.flip),
+    }
+
+
+def _annotation(result: CocoResult) -> dict[str, Any]:
+    """A COCO result as a COCO annotation without an id."""
+    raw: dict[str, Any] = {
+        "image_id": result["image_id"],
+        "category_id": result["category_id"],
+        "score": result["score"],
+    }
+    mask = result.get("segmentation")
+    if isinstance(mask, dict) and rle.area(mask):
+        raw["segmentation"] = mask  # the box is then that of the mask
+    else:
+        raw["bbox"] = result["bbox"]
+
+    values = result.get("keypoints", [])
+    raw["keypoints"] = []
+    for x, y, score in zip(values[0::3], values[1::3], values[2::3], strict=True):
+        raw["keypoints"] += (x, y, 2) if score >= KEYPOINT_SCORE else (0, 0, 0)
+    return {"iscrowd": 0, **raw}

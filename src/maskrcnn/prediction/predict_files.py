@@ -1,9 +1,11 @@
-"""The job behind `maskrcnn predict`: many files in, one results file and an overlay for each image out.
+"""The job behind `maskrcnn predict`: many files in, one results file and an overlay per image out.
 
 In:  a model, files and folders.
-Out: OUT/results.json, COCO results with `image_id` (the sorted file's number, from 1) and `file_name`; OUT/<file name>, the overlays, in the
-     folders' own structure; OUT/FORMAT, annotations to correct, where they are asked for. A file that cannot be read is named in the summary and
-     left out; the rest is done.
+Out: OUT/results.json, COCO results with `image_id` (the number of the sorted file, from 1) and
+     `file_name`; OUT/<file name>, the overlays, in the structure of the input folders;
+     OUT/FORMAT, draft annotations, if requested.
+
+Files that cannot be read are skipped and listed in the summary.
 """
 
 from __future__ import annotations
@@ -25,44 +27,46 @@ from ..images.files import image_files
 from ..images.read import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
-from .annotation_drafts import Drafts
-from .predictor import Form, Source, answering, stream
+from ..runtime.files import replacing
+from .annotation_drafts import AnnotationDrafts
+from .predictor import ImageSource, Predictor
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
     from rich.table import Table
 
 RESULTS = "results.json"
+MIN_SCORE = 0.5
+"""Detections with a lower score are left out, unless a Predictor sets another limit."""
 
 
 @dataclass
 class Summary:
-    """What a job did."""
+    """What `predict_files` did."""
 
     out: Path
     images: int = 0
-    """Images that were answered."""
+    """How many images were predicted."""
     objects: Counter[str] = field(default_factory=Counter)
-    """How many of each category."""
+    """How many objects of each category were detected."""
     images_with: Counter[str] = field(default_factory=Counter)
-    """In how many images each category is."""
+    """In how many images each category was detected."""
     seconds: float = 0.0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    """File and reason."""
+    """Skipped files, each with the reason."""
     lost: str = ""
-    """What the annotation format could not hold."""
+    """What the annotation format cannot represent."""
 
     def table(self) -> Table:
-        """Objects of each category, for a terminal."""
+        """Objects per category, for a terminal."""
         from rich.table import Table
 
-        pace = f", {self.seconds / self.images:.2f} s each" if self.images else ""
-        table = Table(
-            title=f"{self.images} image{'s' * (self.images != 1)} in {self.seconds:.1f} s{pace}"
-        )
+        each = f", {self.seconds / self.images:.2f} s each" if self.images else ""
+        plural = "s" if self.images != 1 else ""
+        table = Table(title=f"{self.images} image{plural} in {self.seconds:.1f} s{each}")
         for name in ("category", "objects", "in images"):
             table.add_column(name, justify="left" if name == "category" else "right")
+
         for name, count in self.objects.most_common():
             table.add_row(name, str(count), str(self.images_with[name]))
         if len(self.objects) != 1:
@@ -71,55 +75,66 @@ class Summary:
 
 
 def predict_files(
-    model: MaskRCNN | str | Path,
+    model: MaskRCNN | str | Path | Predictor,
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
-    min_score: float = 0.5,
     batch_size: int = 1,
-    form: Form = "fast",
-    device: torch.device | str | None = None,
-    tta: str | None = None,
     overlays: bool = True,
     annotations: str | None = None,
     simplify: float = 0.5,
     progress: bool = True,
     console: Console | None = None,
 ) -> Summary:
-    """Finds the objects in all files and writes results and overlays; tells what was done and what could not be read.
+    """Detects the objects in files and folders, and writes results and overlays.
 
     Args:
-        model: a model, or what `load` reads.
-        inputs: files and folders; of a folder all images under it.
-        out: the folder to write to; made if absent. Images under it are not read.
-        min_score: objects scored lower are left out.
-        batch_size: images of equal padded shape that go through the model together.
-        form: see `predict`.
-        device: where to run; by default where the model is.
-        tta: see `predict`.
-        overlays: draw one for each image.
-        annotations: also write annotations of this format (see `convert`) to OUT/FORMAT, to be corrected by hand.
-        simplify: pixels by which their polygons may be off, to have few points; 0 = exact.
+        model: a model, or what `load` reads, for detections scored 0.5 or higher; or a
+            `Predictor`, which has its own settings.
+        inputs: files and folders; of a folder, all images under it.
+        out: the folder to write to; created if it does not exist. Images under it are not read.
+        batch_size: up to this many images of equal padded shape share one forward pass.
+        overlays: draw the objects of each image on a copy of it.
+        annotations: also write annotations of this format to OUT/FORMAT, to be corrected in an
+            annotation tool. See `convert_annotations` for the formats.
+        simplify: how many pixels their polygons may be off, to have few points; 0 = exact.
         progress: show a progress bar.
-        console: where the bar is shown.
+        console: where to show the bar.
+
+    Returns:
+        What was detected, and which files were skipped.
 
     Raises:
-        FileNotFoundError: an input that does not exist.
-        FileExistsError: OUT/FORMAT exists.
-        ValueError: a folder without images, an `out` that is a file, or an overlay that would replace an input.
+        FileNotFoundError: an input does not exist.
+        FileExistsError: OUT/FORMAT exists already.
+        ValueError: an input folder has no images, `out` is a file, or an overlay would replace an
+            input.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> from PIL import Image
+        >>> Image.fromarray(draw_micrograph(seed=0)[0]).save("micrograph.png")
+        >>> predictor = mr.Predictor(mr.load("nuclei"), min_score=0.7)
+        >>> summary = mr.predict_files(predictor, ["micrograph.png"], "out", progress=False)
+        >>> summary.images, list(summary.objects)
+        (1, ['nucleus'])
+        >>> sorted(path.name for path in summary.out.iterdir())
+        ['micrograph.png', 'results.json']
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the results need a folder of their own")
-    files = _named(inputs, out)
+        raise ValueError(f"{out} is a file, expected a folder for the results")
+    files = _named_files(inputs, out)
     targets = _overlay_paths(files, out) if overlays else {}
-    answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
-    drafts, paths = (
-        Drafts(annotations, out, simplify) if annotations else None,
-        {name: path for path, name in files},
-    )
+    predictor = model if isinstance(model, Predictor) else Predictor(model, min_score=MIN_SCORE)
+    drafts = AnnotationDrafts(annotations, out, simplify) if annotations else None
+
     out.mkdir(parents=True, exist_ok=True)
-    summary, start = Summary(out), time.perf_counter()
+    paths = {name: path for path, name in files}
+    sources = [ImageSource(path, n, name) for n, (path, name) in enumerate(files, start=1)]
+    summary = Summary(out)
+    start = time.perf_counter()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,50 +143,54 @@ def predict_files(
     )
     with (
         Progress(*columns, console=console, disable=not progress) as bar,
-        _json_list(out / RESULTS) as write,
+        _json_list(out / RESULTS) as append,
     ):
         task = bar.add_task("Predicting", total=len(files))
 
-        def failed(source: Source, error: ImageError) -> None:
+        def skip(source: ImageSource, error: ImageError) -> None:
             summary.failed.append((str(source.image), str(error)))
             if progress:
                 bar.console.print(f"skipped: {error}", style="red", markup=False, highlight=False)
             bar.advance(task)
 
-        sources = (Source(path, n, name) for n, (path, name) in enumerate(files, start=1))
-        for instances in stream(
-            answer, sources, batch_size=batch_size, keep_images=overlays, on_error=failed
-        ):
-            write(entries := instances.to_coco())
+        for instances in predictor.stream(sources, batch_size, keep_images=overlays, on_error=skip):
+            name = instances.file_name or ""
+            results = instances.to_coco()
+            append(results)
             if drafts:
-                drafts.add(paths[instances.file_name or ""], instances, entries)
+                drafts.add(paths[name], instances, results)
             if overlays:
-                _save_overlay(instances, targets[instances.file_name or ""])
+                _save_overlay(instances, targets[name])
+
             summary.images += 1
             summary.objects.update(instances.names)
             summary.images_with.update(set(instances.names))
             bar.advance(task)
+
         summary.lost = drafts.write(progress=False) if drafts else ""
     summary.seconds = time.perf_counter() - start
     return summary
 
 
-def _named(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
-    """All files, sorted, each with a name of its own: relative to the folder it was found in, or to what all have in common."""
-    found: dict[Path, str] = {}
+def _named_files(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
+    """All files, sorted, each with a unique name.
+
+    The name is relative to the input folder of the file, or, where such names collide, to the
+    folder that all files have in common.
+    """
+    names: dict[Path, str] = {}
     for given in map(Path, inputs):
         if given.is_dir():
-            own = _inside(out, given)
-            found |= {
-                p: p.relative_to(given).as_posix()
-                for p in image_files(given)
-                if not (own and _inside(p, out))
-            }
+            skip_results = _inside(out, given)
+            for path in image_files(given):
+                if not (skip_results and _inside(path, out)):
+                    names[path] = path.relative_to(given).as_posix()
         elif given.exists():
-            found[given] = given.name
+            names[given] = given.name
         else:
-            raise FileNotFoundError(f"{given}: there is no such file or folder")
-    unique = {path.resolve(): (path, name) for path, name in found.items()}
+            raise FileNotFoundError(f"{given}: file or folder not found")
+
+    unique = {path.resolve(): (path, name) for path, name in names.items()}
     files = sorted(unique.values())
     if not files:
         raise ValueError(
@@ -184,25 +203,29 @@ def _named(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    """Strictly below a folder."""
+    """Whether a path is strictly below a folder."""
     return folder.resolve() in path.resolve().parents
 
 
 def _overlay_paths(files: Sequence[tuple[Path, str]], out: Path) -> dict[str, Path]:
-    """Where each overlay goes: JPEG stays JPEG, all else becomes PNG; a.tif and a.png give a.tif.png and a.png.png."""
-    plain = {
-        name: Path(name).with_suffix(
-            ".jpg" if Path(name).suffix.lower() in (".jpg", ".jpeg") else ".png"
-        )
-        for _, name in files
-    }
-    times = Counter(plain.values())
+    """The path of each overlay, by the image's name.
+
+    JPEG stays JPEG, all else becomes PNG. Where two paths collide, the suffix is added to the whole
+    name: a.tif and a.png become a.tif.png and a.png.png.
+    """
+    plain: dict[str, Path] = {}
+    for _, name in files:
+        is_jpeg = Path(name).suffix.lower() in (".jpg", ".jpeg")
+        plain[name] = Path(name).with_suffix(".jpg" if is_jpeg else ".png")
+
+    counts = Counter(plain.values())
     paths = {
-        name: out / (path if times[path] == 1 else Path(name + path.suffix))
+        name: out / (path if counts[path] == 1 else Path(name + path.suffix))
         for name, path in plain.items()
     }
-    originals = {path.resolve() for path, _ in files}
-    if clash := [path for path in paths.values() if path.resolve() in originals]:
+
+    inputs = {path.resolve() for path, _ in files}
+    if clash := [path for path in paths.values() if path.resolve() in inputs]:
         raise ValueError(
             f"the overlay would replace the image {clash[0]}; choose another folder for the results"
         )
@@ -213,22 +236,20 @@ def _save_overlay(instances: Instances, path: Path) -> None:
     from ..draw import draw_instances
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_instances(instances).save(
-        path, quality=90, compress_level=3
-    )  # of JPEG; of PNG, a third of the default's time
+    # quality is for JPEG; the compression level for PNG takes a third of the default's time
+    draw_instances(instances).save(path, quality=90, compress_level=3)
 
 
 @contextmanager
 def _json_list(path: Path) -> Generator[Callable[[Sequence[CocoResult]], None]]:
-    """Gives a function that adds entries to a JSON list in a file; the file appears when all is written, and not at all after an error."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield _Appender(file)
-            file.write("\n]\n" if file.tell() > 1 else "[]\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Yields a function that appends entries to a JSON list in a file.
+
+    The file appears when the block succeeds; an exception leaves the old file.
+    """
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        append = _Appender(file)
+        yield append
+        file.write("\n]\n" if append.count else "[]\n")
 
 
 class _Appender:

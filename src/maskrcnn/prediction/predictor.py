@@ -1,10 +1,10 @@
-"""From images to their objects: `predict(model, "street.jpg")`.
+"""From images to their objects: `predict(model, "street.jpg")`, or a `Predictor` for many calls.
 
-In:  a model; one image (a file, an array [H, W, 3], a PIL image) or several (a folder, a list, an iterator).
-Out: Instances in each image's own pixels; one for one image, an iterator in the order of the input for several.
+In:  a model; one image (a file, an array [H, W, 3], a PIL image) or several (a list, an iterator).
+Out: Instances in each image's own pixels; an iterator in the order of the input for several images.
 
-Images whose inputs pad to the same shape go through the model together, so an image's answer does not depend on its neighbors. No more than
-a few batches are held at once: a folder of any size can be read through.
+Only images whose inputs pad to the same shape share a batch, so the predictions for an image do
+not depend on its neighbors. At most a few batches are held at once, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,24 +23,23 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..images.files import image_files
 from ..images.read import ImageError, read_image
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
-from ..model.optimize import optimize_for_inference, reference
+from ..model.optimize import computes_bfloat16, optimize_for_inference, reference
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
-from .tta import View, answer_from_views, views_of
+from .tta import parse_tta, predict_views
 
-Form = Literal["fast", "reference"]
 ImageInput = str | Path | np.ndarray | Image.Image
+Dtype = Literal["float32", "bfloat16", "auto"]
 LOOKAHEAD = 4
-"""Batches' worth of images that may wait for others of their shape."""
+"""How many batches' worth of images may wait for others of their padded shape."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image that is to be read, and what it is called."""
+class ImageSource:
+    """An image to be read, with the id and the name that its predictions carry."""
 
     image: ImageInput
     image_id: int | None = None
@@ -48,149 +47,326 @@ class Source:
 
 
 @dataclass
-class _Waiting:
-    """An image at the model's input size, and its answer once there is one."""
+class PreparedImage:
+    """An image as it was read, and as the model takes it."""
 
-    source: Source
     image: UInt8[np.ndarray, "H W 3"]
-    pixels: Tensor | None
+    pixels: Float[Tensor, "3 h w"] | UInt8[Tensor, "3 h w"]
+    """At the model's input size, not padded."""
     to_model: Float[Tensor, "3 3"]
-    shape: tuple[int, ...]
-    answer: Instances | None = None
+    """From the image's pixels to the model's."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image as it was read."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Original pixels per model-input pixel, in x and y."""
+        height, width = self.size
+        input_height, input_width = self.pixels.shape[1:]
+        return width / input_width, height / input_height
+
+
+@dataclass
+class _Pending:
+    """An image that waits for its batch; `result` is set once it was predicted."""
+
+    source: ImageSource
+    prepared: PreparedImage | None
+    padded_shape: tuple[int, ...]
+    result: Instances | None = None
+
+
+class Predictor:
+    """Runs a model on images: a model prepared for prediction, with all settings of prediction.
+
+    A Predictor holds the model as it was when the Predictor was made. After further training, make
+    a new one. The prepared copies are cached with the model, so that this costs little when the
+    model has not changed.
+
+    Args:
+        model: a model, or what `load` reads: a catalog name, a run folder, a file.
+        device: where to run, such as "cpu" or "cuda:1"; by default where the model is.
+        dtype: precision of the convolutions and linear layers: "float32" (the default), "bfloat16",
+            or "auto": bfloat16 where the device computes in it, else float32. A model that went
+            through `optimize_for_inference` keeps its precision by default.
+        exact: use the plain network with torchvision's RoIAlign instead of the optimized one, which
+            differs from it by at most 0.05 px and is faster. Runs in float32.
+        tta: test-time augmentation, more accurate and slower: "flip" (mirrored), "turns" (rotated
+            by right angles), "scales" (0.8 and 1.25 times as large), or several joined by commas.
+            Detections of all views are merged.
+        min_score: drop detections with a lower score, 0 to 1; by default the model's own
+            `box.score_threshold`, below which it reports none.
+
+    Raises:
+        ValueError: `min_score` is below the model's threshold, an unknown `dtype` or `tta`, or
+            `exact` with another precision than float32.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> predictor = mr.Predictor(mr.load("nuclei"), min_score=0.5)
+        >>> image, _ = draw_micrograph(seed=0)
+        >>> result = predictor(image)
+        >>> result.size == image.shape[:2]
+        True
+        >>> [len(instances) for instances in predictor.stream([image, image])] == [len(result)] * 2
+        True
+    """
+
+    def __init__(
+        self,
+        model: MaskRCNN | str | Path,
+        *,
+        device: torch.device | str | None = None,
+        dtype: Dtype | None = None,
+        exact: bool = False,
+        tta: str | None = None,
+        min_score: float | None = None,
+    ) -> None:
+        if isinstance(model, str | Path):
+            from ..weights.load import load
+
+            model = load(model)
+        if dtype not in (None, "float32", "bfloat16", "auto"):
+            raise ValueError(f'dtype: expected "float32", "bfloat16" or "auto", got {dtype!r}')
+        if exact and dtype not in (None, "float32"):
+            raise ValueError(f'exact=True computes in float32, got dtype="{dtype}"')
+        lowest = model.config.box.score_threshold
+        if min_score is not None and min_score < lowest:
+            raise ValueError(
+                f"min_score: expected at least {lowest}, the model's own box.score_threshold, "
+                f"got {min_score}"
+            )
+        self.views = parse_tta(tta)
+        """Augmented views of each image; empty without test-time augmentation."""
+        self.min_score = lowest if min_score is None else min_score
+        self.network = _prepared(model, exact, dtype, _resolved(device, model))
+        """The prepared network."""
+
+    def __call__(self, image: ImageInput | ImageSource) -> Instances:
+        """The objects in one image, in its own pixels.
+
+        Args:
+            image: a file, a PIL image, or an array [H, W, 3] RGB (also gray, and 16-bit).
+
+        Raises:
+            ImageError: the image cannot be read.
+            ValueError: the path is a folder.
+        """
+        source = _one_source(image)
+        pending = self._read(source, keep_image=True)
+        self._predict_batch([pending])
+        return cast(Instances, pending.result)
+
+    def stream(
+        self,
+        images: Iterable[ImageInput | ImageSource],
+        batch_size: int = 1,
+        *,
+        keep_images: bool = False,
+        on_error: Callable[[ImageSource, ImageError], None] | None = None,
+    ) -> Iterator[Instances]:
+        """The objects in each of several images, in the order of the images.
+
+        Args:
+            images: files, arrays or PIL images; read a few batches ahead at most. Their ids count
+                from 1.
+            batch_size: up to this many images of equal padded shape share one forward pass.
+            keep_images: keep the pixels of files in the results, not only their paths.
+            on_error: called with an image that cannot be read, which is then skipped; by default
+                the error is raised.
+
+        Raises:
+            ImageError: an image cannot be read and there is no `on_error`.
+            ValueError: `images` is a path, or `batch_size` is below 1.
+        """
+        if isinstance(images, str | Path):
+            raise ValueError(_several_expected(images))
+        return self._stream(_sources(images), batch_size, keep_images, on_error)
+
+    def detections(self, batch: Batch) -> Detections:
+        """The network's detections for a batch, on the CPU, in model-input pixels."""
+        with torch.inference_mode():
+            device = next(self.network.parameters()).device
+            # CUDA has read unpinned memory when the call returns; other devices may not have
+            batch = batch.to(device, non_blocking=device.type == "cuda")
+            if self.views:
+                return predict_views(self.network, batch, self.views).to("cpu")
+            return self.network(batch).to("cpu")
+
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """Reads an image and resizes it as the model takes it.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        config = self.network.config.input
+        pixels = read_image(image, config.intensity_range)
+        resize = prepare_as_torchvision if self.normalizes_first else prepare
+        return PreparedImage(pixels, *resize(pixels, config))
+
+    def collate(self, images: Iterable[Tensor], to_model: Iterable[Tensor]) -> Batch:
+        """A batch of prepared pixels, padded to the largest, with fixed seeds."""
+        pixels = list(images)
+        return Batch.collate(
+            pixels,
+            self.network.config.input.size_divisor,
+            list(to_model),
+            [0] * len(pixels),
+            normalized=self.normalizes_first,
+        )
+
+    @property
+    def normalizes_first(self) -> bool:
+        """Whether images are normalized before they are resized.
+
+        This is torchvision's order; with it the results equal torchvision's to the last bit.
+        """
+        return self.network.config.input.resize == "torch"
+
+    def _stream(
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int,
+        keep_images: bool,
+        on_error: Callable[[ImageSource, ImageError], None] | None,
+    ) -> Iterator[Instances]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        queue: list[_Pending] = []
+        for source in sources:
+            try:
+                queue.append(self._read(source, keep_images))
+            except ImageError as error:
+                if on_error is None:
+                    raise
+                on_error(source, error)
+                continue
+
+            # a full batch runs at once; the oldest image does not wait forever for a full one
+            group = _same_shape(queue, queue[-1])
+            if len(group) == batch_size:
+                self._predict_batch(group)
+            elif len(queue) >= LOOKAHEAD * batch_size:
+                self._predict_batch(_same_shape(queue, queue[0]))
+            yield from _pop_finished(queue)
+
+        while queue:
+            self._predict_batch(_same_shape(queue, queue[0]))
+            yield from _pop_finished(queue)
+
+    def _read(self, source: ImageSource, keep_image: bool) -> _Pending:
+        prepared = self.prepare(source.image)
+        divisor = self.network.config.input.size_divisor
+        shape = tuple(-(-side // divisor) * divisor for side in prepared.pixels.shape[1:])
+
+        image: ImageInput = prepared.image
+        if isinstance(source.image, str | Path) and not keep_image:
+            image = Path(source.image)
+        return _Pending(replace(source, image=image), prepared, shape)
+
+    def _predict_batch(self, group: list[_Pending]) -> None:
+        """Sets `result` of images that share a padded shape, and frees their pixels."""
+        prepared = [pending.prepared for pending in group if pending.prepared is not None]
+        batch = self.collate([p.pixels for p in prepared], [p.to_model for p in prepared])
+        detections = self.detections(batch)
+
+        for row, (pending, image) in enumerate(zip(group, prepared, strict=True)):
+            instances = to_instances(
+                detections, row, image.scale, image.size, self.network.config, self.min_score
+            )
+            pending.result = replace(
+                instances,
+                image_id=pending.source.image_id,
+                file_name=pending.source.file_name,
+                source=pending.source.image,
+            )
+            pending.prepared = None
+
+
+@overload
+def predict(
+    model: MaskRCNN | str | Path,
+    images: ImageInput,
+    *,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: Dtype | None = None,
+    exact: bool = False,
+    tta: str | None = None,
+    min_score: float | None = None,
+) -> Instances: ...
+
+
+@overload
+def predict(
+    model: MaskRCNN | str | Path,
+    images: Iterable[ImageInput],
+    *,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: Dtype | None = None,
+    exact: bool = False,
+    tta: str | None = None,
+    min_score: float | None = None,
+) -> Iterator[Instances]: ...
 
 
 def predict(
     model: MaskRCNN | str | Path,
     images: ImageInput | Iterable[ImageInput],
     *,
-    min_score: float | None = None,
     batch_size: int = 1,
-    form: Form = "fast",
     device: torch.device | str | None = None,
+    dtype: Dtype | None = None,
+    exact: bool = False,
     tta: str | None = None,
-) -> Any:
-    """The objects in one image (Instances), or in each of several (an iterator of Instances, in their order).
+    min_score: float | None = None,
+) -> Instances | Iterator[Instances]:
+    """The objects in one image (Instances), or in several (an iterator of Instances, in order).
+
+    A call of `Predictor`, which documents `device`, `dtype`, `exact`, `tta` and `min_score`.
 
     Args:
         model: a model, or what `load` reads.
-        images: a file, an array [H, W, 3] RGB (also gray, 16-bit), a PIL image; or a folder (all images under it, sorted), a list, an iterator.
-        min_score: objects scored lower are left out; by default the model's own threshold, below which it gives none.
-        batch_size: images of equal padded shape that go through the model together.
-        form: "fast" (folded BatchNorm, channels last; equal to 0.05 px) or "reference" (the plain network).
-        device: where to run; by default where the model is. A copy elsewhere is kept there while the model lives as it is.
-        tta: see each image several times and join the answers, slower and better: "flip" (mirrored), "turns" (by right angles), "scales" (0.8 and
-            1.25 times as large), or several of them with commas.
+        images: one image: a file, a PIL image, or an array [H, W, 3] RGB (also gray, and 16-bit).
+            Several: a list or an iterator of these; for a folder, `image_files(folder)`.
+        batch_size: of several images, up to this many of equal padded shape share a forward pass.
+        device: see `Predictor`.
+        dtype: see `Predictor`.
+        exact: see `Predictor`.
+        tta: see `Predictor`.
+        min_score: see `Predictor`.
 
     Raises:
         ImageError: an image cannot be read.
-        ValueError: `min_score` below the model's own threshold, an unknown form or kind of tta, a folder without images.
+        ValueError: `images` is a folder, or a setting is wrong.
+        TypeError: an image is a tensor.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.micrograph import draw_micrograph
+        >>> model = mr.load("nuclei")
+        >>> result = mr.predict(model, draw_micrograph(seed=0)[0], min_score=0.5)
+        >>> len(result) > 10
+        True
+        >>> images = [draw_micrograph(seed)[0] for seed in (0, 1)]
+        >>> [instances.image_id for instances in mr.predict(model, images, batch_size=2)]
+        [1, 2]
     """
-    if isinstance(images, Tensor):
-        raise TypeError(
-            "images are uint8 arrays [H, W, 3]; for a tensor [3, H, W] give tensor.permute(1, 2, 0).numpy()"
-        )
-    answer = answering(model, form=form, device=device, min_score=min_score, tta=tta)
-    if isinstance(images, str | Path) and not Path(images).is_dir():
-        return next(stream(answer, [Source(images, 1, Path(images).name)], keep_images=True))
-    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim <= 3):
-        return next(stream(answer, [Source(images)], keep_images=True))
-    return stream(answer, _sources(images), batch_size=batch_size)
-
-
-@dataclass(frozen=True)
-class Answering:
-    """A model made ready to answer, and how much of its answers is wanted."""
-
-    network: MaskRCNN
-    min_score: float
-    views: tuple[View, ...] = ()
-    """In which each image is seen; none = as it is."""
-
-    def __call__(self, batch: Batch) -> Detections:
-        """What the network finds, on the CPU."""
-        with torch.inference_mode():
-            place = next(self.network.parameters()).device
-            batch = batch.to(
-                place, non_blocking=place.type == "cuda"
-            )  # which has read unpinned memory when the call returns
-            found = (
-                answer_from_views(self.network, batch, self.views)
-                if self.views
-                else self.network(batch)
-            )
-            return found.to("cpu")
-
-    @property
-    def normalizes_first(self) -> bool:
-        """Images are normalized before they are resized: torchvision's order, equal to it to the last bit."""
-        return self.network.config.input.resize == "torch"
-
-
-def answering(
-    model: MaskRCNN | str | Path,
-    *,
-    form: Form = "fast",
-    device: torch.device | str | None = None,
-    min_score: float | None = None,
-    tta: str | None = None,
-) -> Answering:
-    """The model in the form in which it shall answer."""
-    if isinstance(model, str | Path):
-        from ..weights.load import load
-
-        model = load(model)
-    if form not in ("fast", "reference"):
-        raise ValueError(f'form "{form}" is unknown; choose "fast" or "reference"')
-    lowest = model.config.box.score_threshold
-    if min_score is not None and min_score < lowest:
-        raise ValueError(
-            f"min_score is {min_score}, but the model gives no objects below its own box.score_threshold of {lowest}"
-        )
-    place = (
-        next(model.parameters()).device if device is None else torch.empty(0, device=device).device
-    )  # "cuda" with its number
-    return Answering(
-        _in_form(model, form, place), lowest if min_score is None else min_score, views_of(tta)
+    if isinstance(images, ImageInput):
+        _one_source(images)  # reports a folder before the model is loaded
+    elif isinstance(images, Tensor):
+        raise TypeError(_TENSOR)
+    predictor = Predictor(
+        model, device=device, dtype=dtype, exact=exact, tta=tta, min_score=min_score
     )
-
-
-def stream(
-    answer: Answering,
-    sources: Iterable[Source],
-    *,
-    batch_size: int = 1,
-    keep_images: bool = False,
-    on_error: Callable[[Source, ImageError], None] | None = None,
-) -> Iterator[Instances]:
-    """The answers in the order of the sources.
-
-    Args:
-        answer: the model.
-        sources: what to read; read a few batches ahead at most.
-        batch_size: images of equal padded shape that go together.
-        keep_images: let the answers carry the pixels of files, else their path.
-        on_error: told of an image that cannot be read, which is then left out; by default that is an error.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, must be at least 1")
-    waiting: list[_Waiting] = []
-    for source in sources:
-        try:
-            waiting.append(_read(source, answer, keep_images))
-        except ImageError as error:
-            if on_error is None:
-                raise
-            on_error(source, error)
-            continue
-        peers = _peers(waiting, waiting[-1])
-        if len(peers) == batch_size:
-            _answer_together(answer, peers)
-        elif len(waiting) >= LOOKAHEAD * batch_size:
-            _answer_together(answer, _peers(waiting, waiting[0]))
-        yield from _ready(waiting)
-    while waiting:
-        _answer_together(answer, _peers(waiting, waiting[0]))
-        yield from _ready(waiting)
+    if isinstance(images, ImageInput):
+        return predictor(images)
+    return predictor.stream(images, batch_size)
 
 
 def to_instances(
@@ -201,40 +377,46 @@ def to_instances(
     config: ModelConfig,
     min_score: float,
 ) -> Instances:
-    """The objects of one image of a batch in that image's own pixels; boxes clipped to it, those without area dropped.
+    """The objects of one image of a batch, in that image's own pixels.
+
+    Boxes are clipped to the image; those without area are dropped.
 
     Args:
         detections: of the batch, in model-input pixels.
-        row: which image.
-        scale: original pixels per input pixel, in x and y.
-        size: the original height and width.
+        row: which image of the batch.
+        scale: original pixels per model-input pixel, in x and y.
+        size: height and width of the original image.
         config: the model's.
-        min_score: objects scored lower are left out.
+        min_score: drop detections with a lower score.
     """
     factor = torch.tensor(scale, dtype=torch.float32)
-    boxes = detections.boxes[row].float() * factor.repeat(2)
     limit = torch.tensor([size[1], size[0], size[1], size[0]], dtype=torch.float32)
+    boxes = detections.boxes[row].float() * factor.repeat(2)
     boxes = boxes.clamp(min=0).minimum(limit)
+
     keep = (
         detections.valid[row]
         & (detections.scores[row] >= min_score)
         & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     )
+
     keypoints = None
     if detections.keypoints is not None:
         keypoints = detections.keypoints[row][keep].float()
         keypoints = torch.cat([keypoints[..., :2] * factor, keypoints[..., 2:]], dim=-1)
+
+    def kept(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[row][keep].float()
+
     return Instances(
         size=size,
         boxes=boxes[keep],
         scores=detections.scores[row][keep].float(),
         labels=detections.labels[row][keep],
         categories=config.categories,
-        mask_grids=None if detections.masks is None else detections.masks[row][keep].float(),
+        mask_grids=kept(detections.masks),
         keypoints=keypoints,
-        keypoint_logits=None
-        if detections.keypoint_logits is None
-        else detections.keypoint_logits[row][keep].float(),
+        keypoint_logits=kept(detections.keypoint_logits),
         paste=config.mask.paste if config.mask else "border",
         mask_threshold=config.mask.threshold if config.mask else 0.5,
         coco_offset=config.keypoint.coco_offset if config.keypoint else 0.5,
@@ -242,107 +424,104 @@ def to_instances(
     )
 
 
-def _sources(images: Any) -> Iterator[Source]:
-    if isinstance(images, str | Path):
-        return (
-            Source(path, n, path.relative_to(images).as_posix())
-            for n, path in enumerate(image_files(images), start=1)
-        )
-    return (
-        Source(p, n, Path(p).name if isinstance(p, str | Path) else None)
-        for n, p in enumerate(images, start=1)
-    )
-
-
-def _read(source: Source, answer: Answering, keep_image: bool) -> _Waiting:
-    config = answer.network.config
-    image = read_image(source.image, config.input.intensity_range)
-    pixels, to_model = (prepare_as_torchvision if answer.normalizes_first else prepare)(
-        image, config.input
-    )
-    divisor = config.input.size_divisor
-    shape = tuple(-(-side // divisor) * divisor for side in pixels.shape[1:])
-    kept = Path(source.image) if isinstance(source.image, str | Path) and not keep_image else image
-    return _Waiting(replace(source, image=kept), image, pixels, to_model, shape)
-
-
-def _peers(waiting: list[_Waiting], one: _Waiting) -> list[_Waiting]:
-    return [w for w in waiting if w.answer is None and w.shape == one.shape]
-
-
-def _answer_together(answer: Answering, group: list[_Waiting]) -> None:
-    config = answer.network.config
-    images, matrices = (
-        [w.pixels for w in group if w.pixels is not None],
-        [w.to_model for w in group],
-    )
-    batch = Batch.collate(
-        images,
-        config.input.size_divisor,
-        matrices,
-        [0] * len(group),
-        normalized=answer.normalizes_first,
-    )
-    detections = answer(batch)
-    for row, one in enumerate(group):
-        assert one.pixels is not None
-        (height, width), (input_height, input_width) = one.image.shape[:2], one.pixels.shape[1:]
-        instances = to_instances(
-            detections,
-            row,
-            (width / input_width, height / input_height),
-            (height, width),
-            config,
-            answer.min_score,
-        )
-        named = replace(
-            instances,
-            image_id=one.source.image_id,
-            file_name=one.source.file_name,
-            source=one.source.image,
-        )
-        one.answer, one.pixels = named, None
-
-
-def _ready(waiting: list[_Waiting]) -> Iterator[Instances]:
-    """Takes the answered images from the front."""
-    while waiting and waiting[0].answer is not None:
-        yield waiting.pop(0).answer  # ty: ignore[invalid-yield]
-
-
-# The forms of each model that were made, by kind and place, and what the model was when they were made.
-_FORMS: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[tuple[Form, torch.device], MaskRCNN]]] = (
-    WeakKeyDictionary()
+_TENSOR = (
+    "expected uint8 arrays [H, W, 3], got a tensor; "
+    "for a tensor [3, H, W], pass tensor.permute(1, 2, 0).numpy()"
 )
 
 
-def _in_form(model: MaskRCNN, form: Form, place: torch.device) -> MaskRCNN:
-    """The model in a form and a place, made anew when its weights or settings have changed since (it may be in training)."""
-    stays = place == next(model.parameters()).device
-    if stays and form == "reference":
+def _one_source(image: Any) -> ImageSource:
+    """The source of one image; a file gets the id 1 and its own name."""
+    if isinstance(image, ImageSource):
+        return image
+    if isinstance(image, Tensor):
+        raise TypeError(_TENSOR)
+    if not isinstance(image, str | Path):
+        return ImageSource(image)
+    if Path(image).is_dir():
+        raise ValueError(_several_expected(image))
+    return ImageSource(image, 1, Path(image).name)
+
+
+def _several_expected(path: str | Path) -> str:
+    if not Path(path).is_dir():
+        return f"{path}: expected several images, got one path; pass a list"
+    return (
+        f"{path} is a folder, expected images. "
+        f'Pass the list mr.image_files("{path}"), or write result files with mr.predict_files.'
+    )
+
+
+def _sources(images: Iterable[ImageInput | ImageSource]) -> Iterator[ImageSource]:
+    for number, image in enumerate(images, start=1):
+        if isinstance(image, ImageSource):
+            yield image
+        else:
+            name = Path(image).name if isinstance(image, str | Path) else None
+            yield ImageSource(image, number, name)
+
+
+def _same_shape(queue: list[_Pending], one: _Pending) -> list[_Pending]:
+    return [p for p in queue if p.result is None and p.padded_shape == one.padded_shape]
+
+
+def _pop_finished(queue: list[_Pending]) -> Iterator[Instances]:
+    """Takes predicted images from the front of the queue."""
+    while queue and (result := queue[0].result) is not None:
+        queue.pop(0)
+        yield result
+
+
+_Key = tuple[bool, str | None, torch.device]
+# The prepared copies of each model, and its fingerprint when they were made.
+_PREPARED: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[_Key, MaskRCNN]]] = WeakKeyDictionary()
+
+
+def _resolved(device: torch.device | str | None, model: MaskRCNN) -> torch.device:
+    """A device with its index: "cuda" becomes "cuda:0"."""
+    if device is None:
+        return next(model.parameters()).device
+    return torch.empty(0, device=device).device
+
+
+def _prepared(model: MaskRCNN, exact: bool, dtype: Dtype | None, device: torch.device) -> MaskRCNN:
+    """The model prepared for prediction on a device.
+
+    Prepared copies are reused until the model's weights or settings change (it may be in training).
+    """
+    if dtype == "auto":
+        dtype = "bfloat16" if computes_bfloat16(device) else "float32"
+    if exact or (dtype is None and not model.optimized):
+        dtype = "float32"
+
+    on_device = device == next(model.parameters()).device
+    if on_device and exact:
         return reference(model)
-    if stays and model.optimized:
+    if on_device and dtype is None:
         return model
-    state = _fingerprint(model)
-    if model not in _FORMS or _FORMS[model][0] != state:
-        _FORMS[model] = (state, {})
-    forms = _FORMS[model][1]
-    if (form, place) not in forms:
-        made = (
-            reference(model)
-            if form == "reference"
-            else model
-            if model.optimized
-            else optimize_for_inference(model)
-        )
-        forms[form, place] = made if stays else copy.deepcopy(made).to(place)
-    return forms[form, place]
+
+    fingerprint = _fingerprint(model)
+    if model not in _PREPARED or _PREPARED[model][0] != fingerprint:
+        _PREPARED[model] = (fingerprint, {})
+    copies = _PREPARED[model][1]
+
+    key = (exact, dtype, device)
+    if key not in copies:
+        if exact:
+            made = reference(model)
+        elif dtype is None:
+            made = model
+        else:
+            made = optimize_for_inference(model, dtype)
+        copies[key] = made if on_device else copy.deepcopy(made).to(device)
+    return copies[key]
 
 
 def _fingerprint(model: MaskRCNN) -> Any:
-    """What changes with the model: its settings, its tensors' places and version counters, and a few values of each tensor.
+    """What changes with the model: settings, storage, version counters, and a few values.
 
-    The values are for edits through `.data`, which count no version. Reading all weights instead would take a tenth of a small image's prediction.
+    A few values of each tensor show edits through `.data`, which bypass the version counter.
+    Reading all weights would take a tenth of the time of predicting a small image.
     """
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
     few = [t.as_strided((min(t.numel(), 4),), (max(t.numel() // 4, 1),)) for t in tensors]

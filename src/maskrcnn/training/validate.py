@@ -104,8 +104,9 @@ def _precision(
     model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
+    from ..evaluation.coco_results import coco_results
     from ..evaluation.evaluate import evaluate_results
-    from ..evaluation.predictions import results_on
+    from ..prediction.predictor import Predictor
 
     share = validation
     if processes.world > 1:
@@ -113,14 +114,13 @@ def _precision(
 
     own_results = []
     if len(share):
-        own_results = results_on(
-            model,
+        own_results = coco_results(
+            Predictor(model, device=processes.device),
             share,
             share.truth(),
             validation.categories,
             # On a CPU one image at a time is enough to keep it busy.
             batch_size=config.batch_size if is_async(processes.device) else 1,
-            device=str(processes.device),
         )
     results = list(chain.from_iterable(processes.gather(own_results)))
 

@@ -1,0 +1,122 @@
+"""A model's predictions on a dataset as COCO results, with the dataset's own ids.
+
+The model's categories are matched to the data's by name, and the keypoints of a category likewise.
+Detections of categories that the data does not annotate are left out: they cannot be evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import track
+
+from ..annotations.coco_types import CocoResult
+from ..config import Category
+from ..prediction.predictor import ImageSource, Predictor
+
+if TYPE_CHECKING:
+    from ..annotations.coco_dataset import CocoDataset
+
+
+def coco_results(
+    predictor: Predictor,
+    data: CocoDataset,
+    truth: Mapping[str, Any],
+    categories: Sequence[Category],
+    *,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> list[CocoResult]:
+    """COCO results for every image of a dataset, down to the Predictor's `min_score`.
+
+    Args:
+        predictor: runs the model.
+        data: the images.
+        truth: its annotations, with the images in the same order.
+        categories: those of `truth`.
+        batch_size: up to this many images of equal padded shape share one forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the model and the data have no category in common, or their keypoints differ.
+    """
+    config = predictor.network.config
+    matches = match_categories(config.categories, categories)
+    sources = _sources(data, truth, config.input.intensity_range)
+    stream = predictor.stream(sources, batch_size)
+
+    results: list[CocoResult] = []
+    for instances in track(
+        stream, "Evaluating", total=len(data), disable=not progress, transient=True
+    ):
+        for entry, label in zip(instances.to_coco(), instances.labels.tolist(), strict=True):
+            match = matches[label]
+            if match is None:
+                continue
+            entry["category_id"], keypoint_order = match
+            if "keypoints" in entry:
+                values = entry["keypoints"]
+                entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
+            results.append(entry)
+    return results
+
+
+def match_categories(
+    ours: Sequence[Category], theirs: Sequence[Category]
+) -> list[tuple[int, list[int]] | None]:
+    """The data's category for each label of the model.
+
+    Args:
+        ours: the model's categories.
+        theirs: the data's categories.
+
+    Returns:
+        For each label the data's category id and, for each of the data's keypoints, the model's
+        keypoint; None if the data does not annotate the category.
+
+    Raises:
+        ValueError: no category in common, or different numbers of keypoints.
+    """
+    by_name = {c.name: c for c in theirs}
+    if any(c.name in by_name for c in ours):
+        return [_match(c, by_name.get(c.name)) for c in ours]
+
+    # a model without names has numbers instead; it is matched by its ids
+    by_id = {c.id: c for c in theirs}
+    if all(c.name.isdigit() for c in ours) and any(c.id in by_id for c in ours):
+        return [_match(c, by_id.get(c.id)) for c in ours]
+    raise ValueError(
+        f"no category in common: the model detects {_listed(ours)}, the data annotates "
+        f"{_listed(theirs)}. Rename the categories of the annotation file, or load the model with "
+        "categories=[...]"
+    )
+
+
+def _match(ours: Category, theirs: Category | None) -> tuple[int, list[int]] | None:
+    return None if theirs is None else (theirs.id, _keypoint_order(ours, theirs))
+
+
+def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
+    if not ours.keypoints or not theirs.keypoints:
+        return list(range(len(ours.keypoints)))
+    if set(ours.keypoints) == set(theirs.keypoints):
+        return [ours.keypoints.index(name) for name in theirs.keypoints]
+    if len(ours.keypoints) == len(theirs.keypoints):
+        return list(range(len(ours.keypoints)))
+    raise ValueError(
+        f'category "{ours.name}": the model has {len(ours.keypoints)} keypoints, the data '
+        f"{len(theirs.keypoints)}; they cannot be compared"
+    )
+
+
+def _sources(
+    data: CocoDataset, truth: Mapping[str, Any], intensity_range: tuple[float, float] | None
+) -> Iterator[ImageSource]:
+    for n, image in enumerate(truth["images"]):
+        yield ImageSource(data.image(n, intensity_range), image["id"], image["file_name"])
+
+
+def _listed(categories: Sequence[Category]) -> str:
+    names = [c.name for c in categories]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,101 @@
+"""The examples in the docstrings of the public names run, each in an empty folder."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+
+import maskrcnn as mr
+
+# Plain records, exceptions and tables of settings, which speak for themselves.
+RECORDS = (
+    "__version__",
+    "Annotation",
+    "AugmentConfig",
+    "Batch",
+    "BoxHeadConfig",
+    "Category",
+    "CheckReport",
+    "DataError",
+    "DataWarning",
+    "Detections",
+    "DownloadError",
+    "Evaluation",
+    "ImageError",
+    "InputConfig",
+    "KeypointHeadConfig",
+    "MaskHeadConfig",
+    "ModelConfig",
+    "NeckConfig",
+    "NonFiniteLossError",
+    "Proposals",
+    "RPNConfig",
+    "Ranking",
+    "Recipe",
+    "Record",
+    "RoIConfig",
+    "Run",
+    "TrainConfig",
+    "TrunkConfig",
+    "Truth",
+    "UnlabeledConfig",
+    "WeightsError",
+)
+# Names that still lack an example.
+MISSING: tuple[str, ...] = (
+    "CocoDataset",
+    "Instances",
+    "MaskRCNN",
+    "check_dataset",
+    "choose_recipe",
+    "convert_annotations",
+    "draw_examples",
+    "draw_instances",
+    "image_files",
+    "joint_r50_fpn",
+    "keypointrcnn_r50_fpn",
+    "load",
+    "load_dataset",
+    "maskrcnn_r101_fpn",
+    "maskrcnn_r18_small",
+    "maskrcnn_r50_c4",
+    "maskrcnn_r50_fpn",
+    "maskrcnn_r50_fpn_torchvision",
+    "maskrcnn_r50_fpn_v2_torchvision",
+    "merge_datasets",
+    "optimize_for_inference",
+    "override_config",
+    "save",
+    "split_dataset",
+    "train",
+)
+
+
+def examples(name: str) -> list[doctest.Example]:
+    return doctest.DocTestParser().get_examples(inspect.getdoc(getattr(mr, name)) or "")
+
+
+WITH_EXAMPLES = [name for name in mr.__all__ if name != "__version__" and examples(name)]
+
+
+def test_every_public_function_and_class_has_an_example() -> None:
+    without = set(mr.__all__) - set(WITH_EXAMPLES)
+    assert without == (set(RECORDS) & without) | set(MISSING), "MISSING lists exactly these"
+    assert set(RECORDS) <= set(mr.__all__)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_example_of_a_public_name_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTest(examples(name), {}, name, None, None, inspect.getdoc(getattr(mr, name)))
+    printed: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    result = runner.run(test, out=printed.append)
+    assert result.attempted
+    assert not result.failed, "".join(printed)
