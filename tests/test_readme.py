@@ -68,7 +68,7 @@ COMMANDS = lines("maskrcnn")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README names."""
     place = tmp_path_factory.mktemp("readme")
-    content = json.loads(write_scenes(place, 8, size=128).read_text())
+    content = json.loads(write_scenes(place, 8, size=96).read_text())
     (place / "images").rename(place / "photos")
     for name, ids in (("train", range(1, 7)), ("val", range(7, 9))):
         part = {
@@ -99,7 +99,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def machine(
-    folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> Iterator[None]:
     """The folder as working directory, an empty cache, and a server of our own."""
     monkeypatch.chdir(folder)
