@@ -1,6 +1,6 @@
 """Builds the API reference, one HTML page, from the docstrings: `python docs/build_api.py OUT`.
 
-In: the public names of the package (`maskrcnn.__all__`). Out: a folder of HTML to open in a browser.
+In: the public names of the package (`maskrcnn.__all__`). Out: a folder of HTML pages.
 A warning of the builder, such as an annotation that does not resolve, is an error.
 """
 

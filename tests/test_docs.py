@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, old words stay out, and the API reference builds."""
+"""The documents: links lead somewhere, the map is that of the code, and the API reference builds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 ALL_PAGES = sorted([*PAGES, *(ROOT / "docs" / "decisions").glob("*.md")])
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
-
-# Words that house style replaces, and the pages that may still explain or quote them.
-OLD_WORDS = re.compile(
-    r"\b(pictures?|joints|outlines?|outlined|colou?red outlines?|colours?|run lengths|runs_ahead"
-    r"|doubts?|doubtful|mend(s|ed|ing)?|taught|lessons?|sitting|magnif\w+|doctor)\b",
-    re.IGNORECASE,
-)
-MAY_USE_OLD_WORDS = {"glossary.md", "journal.md"}
 
 
 def without_code(text: str) -> str:
@@ -50,24 +42,14 @@ def test_links_lead_to_files_and_headings(page: Path):
     assert not wrong, f"{page.name} has links that lead nowhere: {wrong}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_pages_use_the_words_of_the_glossary(page: Path):
-    if page.name in MAY_USE_OLD_WORDS:
-        pytest.skip("explains the old words, or is history")
-    # Names of files may keep old words: decisions are linked by the name they were given.
-    text = re.sub(r"\]\([^)]*\)", "]", page.read_text())
-    # Tables of measurements are written by the benchmarks; quoted words are explained beside them.
-    text = re.sub(r"<!-- results.*?<!-- end -->", "", text, flags=re.DOTALL)
-    text = re.sub(r'"[\w -]+"', "", text)
-    assert not sorted({match[0] for match in OLD_WORDS.finditer(text)})
-
-
 def test_the_index_names_every_page():
     index = (ROOT / "docs" / "index.md").read_text()
     missing = [
         page.name
         for page in PAGES
-        if page.parent == ROOT / "docs" and page.name != "index.md" and f"({page.name})" not in index
+        if page.parent == ROOT / "docs"
+        and page.name != "index.md"
+        and f"({page.name})" not in index
     ]
     assert not missing
 
@@ -78,7 +60,8 @@ def test_the_map_shows_the_rows_of_the_layer_test():
     text = (ROOT / "docs" / "architecture.md").read_text()
     block = text.split("The same as text, top row first:", 1)[1].split("```")[1]
     drawn = [
-        frozenset(re.split(r"\s{3,}", line.strip())[0].split()) for line in block.strip().split("\n")
+        frozenset(re.split(r"\s{3,}", line.strip())[0].split())
+        for line in block.strip().split("\n")
     ]
     assert drawn == [frozenset(row) for row in reversed(LAYERS)]
 

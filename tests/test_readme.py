@@ -46,7 +46,10 @@ TINY = {
 IN_PYTHON = {"mr.choose_recipe(data)": f"mr.choose_recipe(data, settings={TINY})"}
 """Replaced in the Python blocks, so that a training is short."""
 
-APPENDED = {"train": [f"{name}={value}" for name, value in TINY.items()], "predict": ["--device=cpu"]}
+APPENDED = {
+    "train": [f"{name}={value}" for name, value in TINY.items()],
+    "predict": ["--device=cpu"],
+}
 """Appended to the commands."""
 
 
@@ -154,7 +157,9 @@ def test_commands_name_options_that_exist(capsys: pytest.CaptureFixture):
 
 def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
-    every = re.findall(r"\bmake ([a-z]+)", "\n".join([*blocks(""), *re.findall(r"`[^`\n]+`", README)]))
+    every = re.findall(
+        r"\bmake ([a-z]+)", "\n".join([*blocks(""), *re.findall(r"`[^`\n]+`", README)])
+    )
     assert every
     assert not [target for target in every if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
 
