@@ -1,9 +1,10 @@
-# Each target makes .venv when it is missing or pyproject.toml has changed. To choose the interpreter: make test PYTHON=/path/to/python3.12
+# Each target creates .venv if it is missing or pyproject.toml has changed.
+# To choose the interpreter: make test PYTHON=/path/to/python3.12
 
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(READY)
 	.venv/bin/maskrcnn demo
@@ -11,27 +12,32 @@ demo: $(READY)
 test: $(READY)
 	.venv/bin/python -m pytest
 
-# Writes benchmarks/results/ and the tables of docs/performance.md. Give it a quiet machine.
+# Writes benchmarks/results/ and the tables of docs/performance.md. Run it on a quiet machine.
 bench: $(READY)
 	.venv/bin/python -m benchmarks
+
+# The API reference, from the docstrings. A warning is an error.
+docs: $(READY)
+	.venv/bin/python docs/build_api.py build/api
 
 lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/ty check
 
-# The interpreter must be able to make an environment: some systems ship Python without ensurepip, and version managers leave names that do not run.
+# The interpreter must be able to create an environment: some systems ship Python without
+# ensurepip, and version managers leave names that do not run.
 $(READY): pyproject.toml
 	@if [ ! -x .venv/bin/python ]; then \
 	  for python in $(PYTHONS); do \
 	    $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; python=; \
 	  done; \
-	  if [ -z "$$python" ]; then echo "No Python >= 3.11 with pip found; install one or say which: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
-	  echo "Making .venv with $$($$python --version)"; \
+	  if [ -z "$$python" ]; then echo "No Python >= 3.11 with pip found; install one or name it: make PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	  echo "Creating .venv with $$($$python --version)"; \
 	  $$python -m venv .venv; \
 	fi
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo build

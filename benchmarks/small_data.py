@@ -38,7 +38,7 @@ NUMBERS = ("AP", "AP50", "AP75")
 WITHOUT: dict[str, dict[str, Any]] = {
     "copy-paste": {"augment.copy_paste": 0.0},
     "scale jitter": {"augment.scale": (1.0, 1.0)},
-    "magnification": {"model.input.scale": 1.0},
+    "image scale": {"model.input.scale": 1.0},
     "fitted anchors": {
         "model.rpn.sizes": ((16.0,), (32.0,), (64.0,), (128.0,), (256.0,)),
         "model.rpn.ratios": (0.5, 1.0, 2.0),

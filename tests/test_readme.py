@@ -1,0 +1,178 @@
+"""The README does what it says: its Python and its commands run here, on small drawn data.
+
+Every fenced block of the README is read from the file. What differs from a reader's machine is in
+the tables below and nowhere else: the folder has the files that the README names, the published
+weights come from a local server, and trainings are cut to two steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import importlib.util
+import json
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.mask_rcnn import MaskRCNN
+
+import maskrcnn
+from maskrcnn.cli import run
+from maskrcnn.synthetic.micrograph import draw_micrograph
+from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.weights import catalog
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+TINY = {
+    "steps": "1",
+    "batch_size": "1",
+    "workers": "0",
+    "augment.crop": "64",
+    "model.input.scale": "0.5",
+}
+"""Added to every training."""
+
+IN_PYTHON = {"mr.choose_recipe(data)": f"mr.choose_recipe(data, settings={TINY})"}
+"""Replaced in the Python blocks, so that a training is short."""
+
+APPENDED = {
+    "train": [f"{name}={value}" for name, value in TINY.items()],
+    "predict": ["--device=cpu"],
+}
+"""Appended to the commands."""
+
+
+def blocks(language: str) -> list[str]:
+    every = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in every if name == language]
+
+
+def lines(program: str) -> list[str]:
+    """The README's command lines of one program, without comments."""
+    every = [line.strip() for block in blocks("") for line in block.split("\n")]
+    return [line for line in every if line.split(" ", 1)[0] == program]
+
+
+COMMANDS = lines("maskrcnn")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the README names."""
+    place = tmp_path_factory.mktemp("readme")
+    content = json.loads(write_scenes(place, 8, size=96).read_text())
+    (place / "images").rename(place / "photos")
+    for name, ids in (("train", range(1, 7)), ("val", range(7, 9))):
+        part = {
+            "images": [image for image in content["images"] if image["id"] in ids],
+            "annotations": [one for one in content["annotations"] if one["image_id"] in ids],
+            "categories": content["categories"],
+        }
+        (place / f"{name}.json").write_text(json.dumps(part))
+    Image.open(place / "photos" / "00001.png").save(place / "street.jpg")
+    Image.fromarray(draw_micrograph(0)[0]).save(place / "image.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in torchvision's form: a ResNet-18, which its names and shapes tell."""
+    torch.manual_seed(0)
+    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    path = tmp_path_factory.mktemp("server") / catalog.find("maskrcnn_r50_fpn_v2_coco").file
+    torch.save(MaskRCNN(trunk, num_classes=91).state_dict(), path)
+    return path
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def machine(
+    folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> Iterator[None]:
+    """The folder as working directory, an empty cache, and a server of our own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "cache"))
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    known = [
+        replace(one, sha256=digest) if one.file == published.name else one for one in catalog._ALL
+    ]
+    monkeypatch.setattr(catalog, "_ALL", tuple(known))
+    handler = partial(Handler, directory=str(published.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(catalog, "_TORCHVISION", f"http://127.0.0.1:{server.server_port}/")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield
+        server.shutdown()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_of_the_readme_runs(block: str, folder: Path):
+    for readable, short in IN_PYTHON.items():
+        assert readable in block, f"the README no longer has {readable}: adapt this test's table"
+        block = block.replace(readable, short)
+    exec(compile(block, "README.md", "exec"), {})
+    assert (folder / "overlay.png").is_file()
+    assert (folder / "runs" / "python" / "last.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run_in_their_order(folder: Path, capsys: pytest.CaptureFixture):
+    assert {line.split()[1] for line in COMMANDS} >= {"predict", "train", "check", "evaluate"}
+    # `check` ends with 1 where it finds a problem in the drawn data, which is not its failure.
+    allowed = {"check": (0, 1)}
+    for line in COMMANDS:
+        words = shlex.split(line, comments=True)[1:]
+        status = run([*words, *APPENDED.get(words[0], [])])
+        text = capsys.readouterr()
+        assert status in allowed.get(words[0], (0,)), f"{line}\n{text.out}{text.err}"
+    for name in ("report.html", "next.csv", "predictions/results.json", "labels/data.yaml"):
+        assert (folder / name).is_file(), name
+
+
+def test_commands_name_options_that_exist(capsys: pytest.CaptureFixture):
+    for page in ("README.md", "docs/training.md", "docs/data.md", "docs/prediction.md"):
+        text = (ROOT / page).read_text()
+        for line in re.findall(r"^maskrcnn (\w+ .*)$", text, flags=re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            run([words[0], "--help"])
+            known = capsys.readouterr().out
+            wrong = [w for w in words[1:] if w.startswith("--") and w not in known]
+            assert not wrong, f"{page}: maskrcnn {line}"
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    every = re.findall(
+        r"\bmake ([a-z]+)", "\n".join([*blocks(""), *re.findall(r"`[^`\n]+`", README)])
+    )
+    assert every
+    assert not [target for target in every if not re.search(rf"^{target}:", makefile, re.MULTILINE)]
+
+
+def test_modules_of_torchrun_lines_exist():
+    for page in (ROOT / "docs").glob("*.md"):
+        for line in re.findall(r"^torchrun .*$", page.read_text(), flags=re.MULTILINE):
+            module = shlex.split(line, comments=True)
+            assert importlib.util.find_spec(module[module.index("-m") + 1])
+
+
+def test_public_names_of_the_documents_exist():
+    for page in ("README.md", "docs/training.md", "docs/data.md", "docs/prediction.md"):
+        used = set(re.findall(r"\bmr\.(\w+)", (ROOT / page).read_text()))
+        missing = sorted(used - set(maskrcnn.__all__))
+        assert not missing, f"{page} uses names that the package does not export: {missing}"
