@@ -79,9 +79,7 @@ def training_step(preset: str, side: int, precision: str, folder: Path) -> Calla
     )
     images = TrainingSet(data, model.config, None)
     batch = collate([images.example(i, seed=i) for i in range(4)], model.config.input.size_divisor)
-    training = trainer(
-        model, data, replace(RATES, batch_size=4, dtype=precision), folder / "run"
-    )  # ty: ignore[invalid-argument-type]
+    training = trainer(model, data, replace(RATES, batch_size=4, dtype=precision), folder / "run")  # ty: ignore[invalid-argument-type]
     training.learner.batches = itertools.repeat(batch)
     return training.step
 

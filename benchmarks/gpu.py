@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import roi_align
 
 import maskrcnn as mr
-from maskrcnn.kernels.roi_align import bag_of_pixels
+from maskrcnn.kernels.roi_align_kernels import bag_of_pixels
 from maskrcnn.model.maskrcnn import total
 from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.structures import Batch, Truth

@@ -1,11 +1,11 @@
-"""What the recipe is worth with few images: `python -m benchmarks.small_data [--core K] [--runs
-N]`, then `--report`.
+"""Measures the recipe on small data sets: `python -m benchmarks.small_data [--core K] [--runs N]`,
+then `--report`.
 
-Trains on 10, 25 and 100 % of the nuclei, by the plain recipe and by ours, and at 10 % by ours
-without each of its parts, with several seeds; every training has the same CPU time (of its process,
-not of the clock on the wall, so that a busy machine is fair). Each finished run is a line of
-results/small_data.jsonl; a call goes on with what is missing, and where a killed one was. Two
-processes on two cores may work at once.
+Trains on 10, 25 and 100 % of the nuclei with the plain recipe and with ours, and at 10 % with ours
+minus each of its parts, with several seeds. Every training gets the same CPU time of its process
+(not wall time, so a busy machine does not distort the comparison). Each finished run is a line of
+results/small_data.jsonl. A call runs the missing trainings and resumes interrupted ones. Two
+processes on two cores may run at once.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .charts import save_charts
 HERE = Path(__file__).resolve().parent
 NUCLEI = HERE.parents[1] / "shared" / "data" / "nuclei"
 RESULTS, PAGE = HERE / "results" / "small_data.jsonl", HERE.parent / "docs" / "small_data.md"
-SHARES = (10, 25, 100)  # per cent of the images
+SHARES = (10, 25, 100)  # percent of the images
 SEEDS = 3
-CAP = 500  # detections an image at which AP is taken, for all
-NAMES = {"plain": "plain", "ours": "ours", "taught": "ours, the others unlabeled"}
+CAP = 500  # detections per image counted in AP, for every recipe
+NAMES = {"plain": "plain", "ours": "ours", "unlabeled": "ours, the others unlabeled"}
 NUMBERS = ("AP", "AP50", "AP75")
 
-# Ours, less one part: what the plain recipe has in its place.
+# Ours without one part: the settings of the plain recipe for that part.
 WITHOUT: dict[str, dict[str, Any]] = {
     "copy-paste": {"augment.copy_paste": 0.0},
     "scale jitter": {"augment.scale": (1.0, 1.0)},
@@ -61,7 +61,7 @@ class Task:
     """One training."""
 
     recipe: str
-    """plain, ours, or taught: ours, with the images left out as images without annotations."""
+    """plain, ours, or unlabeled: ours, with all other training images as unlabeled images."""
     share: int
     seed: int
     without: str = ""
@@ -91,12 +91,12 @@ class Task:
 
 
 def tasks(seeds: int = SEEDS) -> Iterator[Task]:
-    """All trainings, those of the first seed first."""
+    """All trainings, ordered by seed."""
     for seed in range(seeds):
         for share in SHARES:
             yield from (Task(recipe, share, seed) for recipe in ("plain", "ours"))
         yield from (Task("ours", SHARES[0], seed, part) for part in WITHOUT)
-        yield Task("taught", SHARES[0], seed)
+        yield Task("unlabeled", SHARES[0], seed)
 
 
 def main() -> None:
@@ -105,17 +105,17 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, help="stop after so many")
-    parser.add_argument("--core", type=int, help="stay on this core of the processor")
+    parser.add_argument("--runs", type=int, help="stop after this many trainings")
+    parser.add_argument("--core", type=int, help="pin the process to this CPU core")
     parser.add_argument(
         "--minutes",
         type=float,
         default=8.0,
-        help="CPU time of each training; others are kept apart",
+        help="CPU minutes of each training; results with other values are kept separate",
     )
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument(
-        "--only", default="", help="of the runs, those whose name has this regular expression"
+        "--only", default="", help="select runs whose name matches this regular expression"
     )
     parser.add_argument(
         "--data",
@@ -124,16 +124,17 @@ def main() -> None:
         help="folder with images/ and annotations/{train,val}.json",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/small_data"), help="folder of the runs"
+        "--out", type=Path, default=Path("runs/small_data"), help="folder for the runs"
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--list", action="store_true", help="what is done, what is missing")
+    parser.add_argument("--list", action="store_true", help="list finished and missing runs")
     parser.add_argument(
         "--report",
         action="store_true",
         help="print the tables and write them into docs/small_data.md",
     )
     given = parser.parse_args()
+
     chosen = [task for task in tasks(given.seeds) if re.search(given.only, task.name)]
     if given.list:
         for task in chosen:
@@ -149,11 +150,12 @@ def main() -> None:
 
 
 def work(chosen: Sequence[Task], given: argparse.Namespace) -> None:
-    """Runs what is missing and what no other process is at."""
+    """Runs the missing trainings that no other process is running."""
     import torch
 
     torch.set_num_threads(1)
     left = given.runs
+
     for task in chosen:
         if left == 0:
             break
@@ -161,8 +163,9 @@ def work(chosen: Sequence[Task], given: argparse.Namespace) -> None:
         with locked(out.with_suffix(".lock")) as mine:
             if not mine or finished(task, given.minutes, given.results):
                 continue
+
             print(
-                f"{task.name}: {sum(finished(t, given.minutes, given.results) for t in chosen)} of {len(chosen)} are done",
+                f"{task.name}: {sum(finished(t, given.minutes, given.results) for t in chosen)} of {len(chosen)} done",
                 flush=True,
             )
             append(
@@ -178,8 +181,8 @@ def work(chosen: Sequence[Task], given: argparse.Namespace) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock; the system opens it when the process ends, however it
-    ends.
+    """Yields whether this process got the lock; the operating system releases it when the process
+    ends, even by a crash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -192,7 +195,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]:
-    """One training and what it reaches on the validation images."""
+    """Runs one training and returns its metrics on the validation images."""
     import maskrcnn as mr
 
     data, validation = (
@@ -202,10 +205,11 @@ def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]
     chosen = chosen_images(len(data), task.share, task.seed)
     unlabeled = (
         linked(data, set(range(len(data))) - set(chosen), out.with_name(f"{out.name} unlabeled"))
-        if task.recipe == "taught"
+        if task.recipe == "unlabeled"
         else None
     )
     data = data.subset(chosen)
+
     model, config = (
         plain(data, task.seed)
         if task.recipe == "plain"
@@ -214,17 +218,20 @@ def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]
     config = replace(
         config, max_time=minutes * 60, evaluate_every=1e6, tensorboard=False, seed=task.seed
     )
+
     start = time.monotonic()
     fixed: dict[str, Any] = {"progress": False, "device": "cpu", "clock": time.process_time}
     run = mr.train(
         model, data, config=config, out=out, resume=out.exists(), unlabeled=unlabeled, **fixed
     )
-    taken = time.monotonic() - start
+    wall_seconds = time.monotonic() - start
+
     state = json.loads(last_line(out / "metrics.csv"))
-    found = mr.evaluate(run.model, validation, max_detections=CAP, device="cpu")
-    print(f"{task.name}: {found}", flush=True)
+    evaluation = mr.evaluate(run.model, validation, max_detections=CAP, device="cpu")
+    print(f"{task.name}: {evaluation}", flush=True)
+
     numbers = {
-        f"{name} {kind}": round(found.to_dict()[task_][kind], 4)
+        f"{name} {kind}": round(evaluation.to_dict()[task_][kind], 4)
         for name, task_ in (("mask", "segm"), ("box", "bbox"))
         for kind in NUMBERS
     }
@@ -232,14 +239,14 @@ def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]
         **numbers,
         "images": len(data),
         **state,
-        "wall seconds": round(taken),
+        "wall seconds": round(wall_seconds),
         "commit": commit(),
     }
 
 
 def chosen_images(count: int, share: int, seed: int) -> list[int]:
-    """The first part of a random order that depends on the seed alone: smaller shares lie in larger
-    ones.
+    """The first images of a random order that depends on the seed only, so that smaller shares are
+    subsets of larger ones.
     """
     import numpy as np
 
@@ -247,22 +254,21 @@ def chosen_images(count: int, share: int, seed: int) -> list[int]:
     return sorted(order[: max(1, round(count * share / 100))].tolist())
 
 
-def linked(data: Any, which: Iterable[int], folder: Path) -> Path:
-    """A folder of some of the images, without their annotations."""
+def linked(data: Any, indices: Iterable[int], folder: Path) -> Path:
+    """A folder with links to the given images, without their annotations."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (data[i].path for i in which):
+    for path in (data[i].path for i in indices):
         if not (folder / path.name).exists():
             (folder / path.name).symlink_to(path.resolve())
     return folder
 
 
 def plain(data: Any, seed: int) -> tuple[Any, Any]:
-    """What somebody gets who takes the small preset as it is and trains as torchvision's reference
-    script does.
+    """The small preset with default settings, trained like torchvision's reference script.
 
-    The same network, optimizer, batch and precision as ours; whole images at their own scale,
-    mirrored half of the time and otherwise as they are; the preset's anchors and 300 detections;
-    AdamW with 5e-4 and a cosine; the last weights.
+    Same network, optimizer, batch and precision as ours. Uncropped images at their original scale,
+    with random horizontal flips as the only augmentation; the preset's anchors and 300 detections;
+    AdamW with 5e-4 and cosine decay; the last weights.
     """
     import maskrcnn as mr
 
@@ -273,7 +279,7 @@ def plain(data: Any, seed: int) -> tuple[Any, Any]:
 
 
 def ours(data: Any, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What `maskrcnn train` chooses by itself, less a part."""
+    """The recipe that `maskrcnn train` chooses, with `settings` overriding one part."""
     import maskrcnn as mr
 
     fixed = {"seed": seed, "dtype": precision(), **settings}
@@ -317,11 +323,11 @@ def commit() -> str:
     ).stdout.strip()
 
 
-# The lines
+# The results file
 
 
 def lines(path: Path, minutes: float) -> list[dict[str, Any]]:
-    """The finished runs of so many minutes."""
+    """The finished runs with this time budget."""
     texts = path.read_text().splitlines() if path.exists() else []
     return [line for line in map(json.loads, filter(None, texts)) if line["minutes"] == minutes]
 
@@ -331,7 +337,7 @@ def finished(task: Task, minutes: float, path: Path) -> bool:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, whole, whoever else writes."""
+    """Appends a line under a lock, so that lines of concurrent writers do not mix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -341,22 +347,25 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 # The report
 
 
-def report(found: Sequence[Mapping[str, Any]], write: bool) -> None:
-    """Prints the tables; into the page between its marks, with the chart beside it."""
-    if not found:
+def report(runs: Sequence[Mapping[str, Any]], write: bool) -> None:
+    """Prints the tables; with `write`, also updates the tables and the chart of the page."""
+    if not runs:
         raise SystemExit("no finished runs")
+
     text = "\n\n".join((table_of_shares(found), table_of_parts(found)))
     print(text)
+
     if write:
         chart = PAGE.parent / "images" / "small_data.svg"
         panels = {
             f"mask {kind}, mean of the seeds": (
-                "per cent of the images",
-                curves(found, f"mask {kind}"),
+                "percent of the images",
+                curves(runs, f"mask {kind}"),
             )
             for kind in ("AP", "AP50")
         }
         save_charts(chart, panels)
+
         page = PAGE.read_text()
         PAGE.write_text(
             re.sub(
@@ -368,78 +377,79 @@ def report(found: Sequence[Mapping[str, Any]], write: bool) -> None:
         )
 
 
-def groups(found: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
-    return [line for line in found if wanted.items() <= line.items()]
+def groups(runs: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
+    return [line for line in runs if wanted.items() <= line.items()]
 
 
-def curves(found: Sequence[Mapping[str, Any]], number: str) -> dict[str, list[tuple[float, float]]]:
+def curves(runs: Sequence[Mapping[str, Any]], number: str) -> dict[str, list[tuple[float, float]]]:
     def points(recipe: str) -> list[tuple[float, float]]:
-        shares = [
-            (share, groups(found, recipe=recipe, share=share, without="")) for share in SHARES
-        ]
+        shares = [(share, groups(runs, recipe=recipe, share=share, without="")) for share in SHARES]
         return [
-            (share, statistics.mean(line[number] for line in some))
-            for share, some in shares
-            if some
+            (share, statistics.mean(line[number] for line in selected))
+            for share, selected in shares
+            if selected
         ]
 
     return {recipe: curve for recipe in ("plain", "ours") if (curve := points(recipe))}
 
 
-def table_of_shares(found: Sequence[Mapping[str, Any]]) -> str:
+def table_of_shares(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         "| images | recipe | seeds | mask AP | AP50 | AP75 | box AP | steps | CPU seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+
     for share in SHARES:
         for recipe in NAMES:
-            if some := groups(found, recipe=recipe, share=share, without=""):
+            if selected := groups(runs, recipe=recipe, share=share, without=""):
                 numbers = [
-                    spread(some, name) for name in ("mask AP", "mask AP50", "mask AP75", "box AP")
+                    spread(selected, name)
+                    for name in ("mask AP", "mask AP50", "mask AP75", "box AP")
                 ]
                 other = [
-                    f"{statistics.mean(line[name] for line in some):.0f}"
+                    f"{statistics.mean(line[name] for line in selected):.0f}"
                     for name in ("steps", "cpu seconds")
                 ]
                 rows.append(
-                    f"| {share} % ({some[0]['images']}) | {NAMES[recipe]} | {len(some)} | {' | '.join((*numbers, *other))} |"
+                    f"| {share} % ({selected[0]['images']}) | {NAMES[recipe]} | {len(selected)} | {' | '.join((*numbers, *other))} |"
                 )
     return "\n".join(rows)
 
 
-def table_of_parts(found: Sequence[Mapping[str, Any]]) -> str:
-    """Ours at the smallest share without each part; differences are between runs of the same
-    seed.
+def table_of_parts(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Ours at the smallest share without each part; changes are relative to the full recipe with
+    the same seed.
     """
     whole = {
-        line["seed"]: line for line in groups(found, recipe="ours", share=SHARES[0], without="")
+        line["seed"]: line for line in groups(runs, recipe="ours", share=SHARES[0], without="")
     }
     rows = [
         f"| ours at {SHARES[0]} % | seeds | mask AP | AP50 | change of AP | of AP50 |",
         "|---|---|---|---|---|---|",
     ]
+
     for part in ("", *WITHOUT):
-        some = [
+        selected = [
             line
-            for line in groups(found, recipe="ours", share=SHARES[0], without=part)
+            for line in groups(runs, recipe="ours", share=SHARES[0], without=part)
             if line["seed"] in whole
         ]
-        if some:
+        if selected:
             changes = [
-                statistics.mean(line[n] - whole[line["seed"]][n] for line in some)
+                statistics.mean(line[n] - whole[line["seed"]][n] for line in selected)
                 for n in ("mask AP", "mask AP50")
             ]
-            said = " | ".join(f"{change:+.3f}" if part else "" for change in changes)
+            cells = " | ".join(f"{change:+.3f}" if part else "" for change in changes)
             name = f"without {part}" if part else "**whole**"
             rows.append(
-                f"| {name} | {len(some)} | {spread(some, 'mask AP')} | {spread(some, 'mask AP50')} | {said} |"
+                f"| {name} | {len(selected)} | {spread(selected, 'mask AP')} | {spread(selected, 'mask AP50')} | {cells} |"
             )
     return "\n".join(rows)
 
 
-def spread(some: Sequence[Mapping[str, Any]], number: str) -> str:
-    """Mean, and the least and the most of several."""
-    values = [line[number] for line in some]
+def spread(runs: Sequence[Mapping[str, Any]], number: str) -> str:
+    """Mean; with several values also minimum and maximum."""
+    values = [line[number] for line in runs]
     return f"{statistics.mean(values):.3f}" + (
         f" ({min(values):.3f}..{max(values):.3f})" if len(values) > 1 else ""
     )

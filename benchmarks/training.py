@@ -79,7 +79,9 @@ def run(quick: bool) -> dict[str, Any]:
         for case in cases(quick):
             data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
             found, seconds[case.name] = steps(case, data, Path(folder))
-            precisions = ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
+            precisions = (
+                ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
+            )
             rows += found + [
                 waiting(case, data, Path(folder), precision, 2 if quick else case.loaded)
                 for precision in precisions
@@ -205,9 +207,7 @@ def waiting(
     """What part of its steps a training waits for its one loader process; the steps while the
     process starts are left out.
     """
-    config = replace(
-        RATES, batch_size=case.batch, dtype=precision, workers=1, augment=case.augment
-    )
+    config = replace(RATES, batch_size=case.batch, dtype=precision, workers=1, augment=case.augment)
     with contextlib.closing(
         trainer(
             mr.MaskRCNN.from_config(case.config),

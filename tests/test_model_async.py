@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn.config import RoIConfig
 from maskrcnn.kernels import onednn
-from maskrcnn.kernels.roi_align import bag_of_pixels
+from maskrcnn.kernels.roi_align_kernels import bag_of_pixels
 from maskrcnn.model import maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.optimize import optimize_for_inference

@@ -87,6 +87,7 @@ def test_every_public_function_and_class_has_a_docstring():
                     isinstance(part, ast.FunctionDef | ast.ClassDef)
                     and not part.name.startswith(("_", "forward"))
                     and not ast.get_docstring(part)
+                    and not any("overload" in ast.dump(d) for d in part.decorator_list)
                 ):
                     without.append(f"{path.relative_to(SOURCE)}: {part.name}")
     assert not without

@@ -142,7 +142,7 @@ def test_random_and_given_weights_are_recorded_too(data: CocoDataset, tmp_path: 
         device="cpu",
     )
     assert recorded(tmp_path / "given")["kind"] == "given"
-    with pytest.raises(ValueError, match="which are meant"):
+    with pytest.raises(ValueError, match="got both a model with its own weights and pretrained"):
         train(
             network,
             data,

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import Evaluation, evaluate
     from .formats.convert import convert_annotations
     from .formats.load_dataset import load_dataset
-    from .images.files import image_files
+    from .images.image_files import image_files
     from .images.read import ImageError
     from .instances import Instances
     from .model.maskrcnn import MaskRCNN
@@ -169,7 +169,7 @@ _NAMES = {
     "structures": ("Batch", "Detections", "Proposals", "Truth"),
     "instances": ("Instances",),
     "draw": ("draw_instances",),
-    "images.files": ("image_files",),
+    "images.image_files": ("image_files",),
     "images.read": ("ImageError",),
     "model.maskrcnn": ("MaskRCNN",),
     "model.optimize": ("optimize_for_inference",),

@@ -94,6 +94,12 @@ def maskrcnn_r101_fpn(
 ) -> ModelConfig:
     """Returns the paper's ResNet-101-FPN (see `maskrcnn_r50_fpn` for the arguments).
 
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r101_fpn(["cat", "dog"])
+        >>> config.trunk.depth
+        101
+
     Source: He et al. 2017, section 4.
     """
     config = maskrcnn_r50_fpn(num_classes, keypoints)
@@ -105,6 +111,12 @@ def maskrcnn_r50_c4(num_classes: int | Sequence[str | Category] = 80) -> ModelCo
 
     Args:
         num_classes: how many categories, or their names, or `Category` objects.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r50_c4(["cat", "dog"])
+        >>> config.neck.kind
+        'c4'
 
     Source: He et al. 2017, figure 4, left.
     """
@@ -134,6 +146,12 @@ def keypointrcnn_r50_fpn(
         num_classes: how many categories, or their names, or `Category` objects.
         keypoints: how many keypoints each category has, or their names.
 
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.keypointrcnn_r50_fpn()
+        >>> config.mask, len(config.categories[0].keypoints)
+        (None, 17)
+
     Source: He et al. 2017, section 5.
     """
     return replace(maskrcnn_r50_fpn(num_classes, keypoints), mask=None)
@@ -147,6 +165,12 @@ def joint_r50_fpn(
     Args:
         num_classes: how many categories, or their names, or `Category` objects.
         keypoints: how many keypoints each category has, or their names.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.joint_r50_fpn()
+        >>> config.mask is not None, config.keypoint is not None
+        (True, True)
 
     Source: He et al. 2017, table 5, last row.
     """
@@ -205,6 +229,12 @@ def maskrcnn_r50_fpn_torchvision(
             models count 90, because they keep COCO's unused ids.
         keypoints: how many keypoints each category has, or their names.
 
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r50_fpn_torchvision(90)
+        >>> config.num_classes, config.input.resize
+        (90, 'torch')
+
     Source: torchvision, models/detection/mask_rcnn.py and keypoint_rcnn.py.
     """
     return _torchvision(maskrcnn_r50_fpn(num_classes, keypoints))
@@ -217,6 +247,12 @@ def maskrcnn_r50_fpn_v2_torchvision(
 
     It has BatchNorm in trunk, pyramid and heads, a convolutional box head and two RPN convolutions.
     The arguments are those of `maskrcnn_r50_fpn_torchvision`.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r50_fpn_v2_torchvision(90)
+        >>> config.trunk.norm
+        'batch'
 
     Source: Li et al. 2021, "Benchmarking Detection Transfer Learning with Vision Transformers", as
     torchvision builds it.
@@ -243,6 +279,12 @@ def maskrcnn_r18_small(
     Args:
         num_classes: how many categories, or their names, or `Category` objects.
         keypoints: how many keypoints each category has, or their names.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> config = mr.maskrcnn_r18_small(["nucleus"])
+        >>> config.trunk.depth, config.keypoint
+        (18, None)
 
     Source: this package; its trunk and neck are narrower versions of He et al. 2017.
     """

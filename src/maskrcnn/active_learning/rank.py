@@ -33,7 +33,7 @@ from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_dataset import CocoDataset
-from ..images.files import image_files
+from ..images.image_files import image_files
 from ..images.read import ImageError
 from ..images.similarity import DISTANCE
 from ..model.maskrcnn import MaskRCNN

@@ -136,7 +136,9 @@ def evaluate(
         return _evaluate_given(model, given_results, data, max_detections, out)
     from .coco_results import coco_results
 
-    predictor = model if isinstance(model, Predictor) else Predictor(model)  # ty: ignore[invalid-argument-type]
+    predictor = model
+    if not isinstance(predictor, Predictor):
+        predictor = Predictor(predictor)  # ty: ignore[invalid-argument-type]
     dataset = _dataset(data, images)
     truth, categories = _truth(dataset)
     results = coco_results(

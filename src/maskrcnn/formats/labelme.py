@@ -32,7 +32,7 @@ from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
-from ..images.files import images_in
+from ..images.image_files import images_in
 from .annotation_source import AnnotationSource, read_json, read_text
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, relative, tracked

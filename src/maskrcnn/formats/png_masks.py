@@ -19,7 +19,7 @@ from typing import Any
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
-from ..images.files import images_in
+from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
 from .format import Format
 from .id_maps import black_and_white, objects_of, paint, png, read_ids, read_mask

@@ -25,7 +25,7 @@ from PIL import Image
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
 from ..annotations.rle import decode
-from ..images.files import IMAGE_SUFFIXES
+from ..images.image_files import IMAGE_SUFFIXES
 from .annotation_source import AnnotationSource, read_xml
 from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors

@@ -26,7 +26,7 @@ from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.categories import mirrored_keypoints, parse_categories
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
-from ..images.files import images_in
+from ..images.image_files import images_in
 from .annotation_source import AnnotationSource, with_slashes
 from .format import Format
 from .reading import (

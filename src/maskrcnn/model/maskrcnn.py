@@ -39,6 +39,16 @@ class MaskRCNN(nn.Module):
 
     `forward` always predicts and `losses` always computes losses, in training and in evaluation
     mode. The mode changes only what BatchNorm does. Create one with `from_config`.
+
+    Example:
+        >>> import torch
+        >>> import maskrcnn as mr
+        >>> model = mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(["nucleus"])).eval()
+        >>> batch = mr.Batch.collate([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+        >>> with torch.inference_mode():
+        ...     detections = model(batch)
+        >>> detections.boxes.shape[0], detections.boxes.shape[2]
+        (1, 4)
     """
 
     def __init__(

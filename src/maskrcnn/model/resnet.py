@@ -49,7 +49,9 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(channels_in, channels, stride, config)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        identity = x if self.downsample is None else convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
+        identity = x
+        if self.downsample is not None:
+            identity = convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
         x = convolve(x, self.conv1, self.bn1, relu=True)
         return convolve(x, self.conv2, self.bn2, add=identity, relu=True)
 
@@ -84,7 +86,9 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(channels_in, channels, stride, config)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        identity = x if self.downsample is None else convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
+        identity = x
+        if self.downsample is not None:
+            identity = convolve(x, *self.downsample)  # ty: ignore[invalid-argument-type]
         x = convolve(x, self.conv1, self.bn1, relu=True)
         x = convolve(x, self.conv2, self.bn2, relu=True)
         return convolve(x, self.conv3, self.bn3, add=identity, relu=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..config import RoIConfig
-from ..kernels.roi_align import roi_align
+from ..kernels.roi_align_kernels import roi_align
 from ..ops import boxes as box_ops
 from ..ops.pyramid import Pyramid
 

@@ -95,7 +95,9 @@ class RPN(nn.Module):
         per_cell = self.objectness.out_channels
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
         for conv in self.convs:  # the input of each is zero beyond its map
-            x = F.relu(F.conv2d(torch.where(inside, x, 0.0), conv.weight, conv.bias))  # ty: ignore[no-matching-overload]
+            x = torch.where(inside, x, 0.0)
+            x = F.conv2d(x, conv.weight, conv.bias)  # ty: ignore[no-matching-overload]
+            x = F.relu(x)
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_types import CocoResult
-from ..images.files import image_files
+from ..images.image_files import image_files
 from ..images.read import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
-from ..runtime.files import replacing
+from ..runtime.atomic_files import replacing
 from .annotation_drafts import AnnotationDrafts
 from .predictor import ImageSource, Predictor
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
-from ..runtime.files import replacing
+from ..runtime.atomic_files import replacing
 from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoContent, CocoImage
 from ..annotations.problems import DataError, DataWarning
-from ..images.files import image_files
+from ..images.image_files import image_files
 from ..images.read import ImageError, image_size
 
 _SHOWN = 20  # unreadable images listed in the warning

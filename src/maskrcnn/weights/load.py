@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..config import Category, ModelConfig
 from ..presets import make_categories
-from ..runtime.files import replacing
+from ..runtime.atomic_files import replacing
 from ..settings import from_dict, to_dict, with_current_names
 from . import detectron2_names, download, from_detectron2, from_torchvision
 from .catalog import Weights, find, recognize, weights

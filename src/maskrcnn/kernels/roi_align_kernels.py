@@ -145,7 +145,8 @@ def bag_of_pixels(
     else:
         pooled = table.new_empty(len(boxes), size * size, table.shape[1])
         for group, samples in groups:
-            pooled = pooled.index_copy_(0, group, read(group, samples))  # ty: ignore[invalid-argument-type]
+            values = read(group, samples)
+            pooled = pooled.index_copy_(0, group, values)  # ty: ignore[invalid-argument-type]
     return pooled.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
 
 

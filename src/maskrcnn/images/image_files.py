@@ -30,6 +30,15 @@ def image_files(folder: str | Path) -> list[Path]:
 
     Raises:
         ValueError: the folder contains no images.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import maskrcnn as mr
+        >>> Path("photos").mkdir()
+        >>> Image.new("RGB", (8, 8)).save("photos/a.png")
+        >>> [path.name for path in mr.image_files("photos")]
+        ['a.png']
     """
     folder = Path(folder)
     files = [path for path in images_in(folder) if not _hidden(path.relative_to(folder))]
