@@ -352,7 +352,7 @@ def report(runs: Sequence[Mapping[str, Any]], write: bool) -> None:
     if not runs:
         raise SystemExit("no finished runs")
 
-    text = "\n\n".join((table_of_shares(found), table_of_parts(found)))
+    text = "\n\n".join((table_of_shares(runs), table_of_parts(runs)))
     print(text)
 
     if write:

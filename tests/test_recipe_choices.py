@@ -173,7 +173,7 @@ def test_photographs_keep_their_up_and_down(shared: Path) -> None:
     assert all(facts.upright[name] > 0 for name in ("shape", "position", "perspective", "light"))
 
 
-def test_small_objects_are_magnified_and_large_ones_shrunk() -> None:
+def test_small_objects_are_enlarged_and_large_ones_shrunk() -> None:
     assert [
         chosen(measured(sides=np.full((1200, 2), side))).model.input.scale
         for side in (5.0, 20.0, 39.0, 100.0)
@@ -189,8 +189,8 @@ def test_small_objects_in_large_images_are_not_shrunk_away() -> None:
 
 def test_anchors_follow_a_scale_that_is_given() -> None:
     facts = measured(sides=np.full((1200, 2), 12.0) * np.array([1.0, 4.0]))
-    magnified, plain = chosen(facts).model.rpn, chosen(facts, model__input__scale=1.0).model.rpn
-    assert magnified.sizes[0] > plain.sizes[0]
+    enlarged, plain = chosen(facts).model.rpn, chosen(facts, model__input__scale=1.0).model.rpn
+    assert enlarged.sizes[0] > plain.sizes[0]
     assert plain.ratios[1] == pytest.approx(4.0)
 
 
