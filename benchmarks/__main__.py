@@ -1,5 +1,5 @@
-"""`python -m benchmarks [name ...] [--quick]`: runs benchmarks, prints their tables, keeps their
-results and writes them into docs/performance.md.
+"""`python -m benchmarks [name ...] [--quick]`: runs benchmarks, prints their tables, stores their
+results and updates docs/performance.md.
 """
 
 from __future__ import annotations
@@ -35,25 +35,28 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="fewer rounds and sizes, nothing is kept: to see that it works",
+        help="smoke test: fewer rounds and sizes, stores no results",
     )
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     given = parser.parse_args()
+
     if unknown := set(given.names) - {*NAMES, *MORE}:
         parser.error(
             f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join((*NAMES, *MORE))}"
         )
     if not given.quick and os.getloadavg()[0] > 0.5:
         print(
-            f"The load of this machine is {os.getloadavg()[0]:.2f}: ratios stay fair, seconds do not.",
+            f"warning: load average is {os.getloadavg()[0]:.2f}: ratios remain comparable, seconds do not.",
             file=sys.stderr,
         )
+
     for name in given.names or NAMES:
         before, start = machine(), time.time()
         result = import_module(f"{__package__}.{name}").run(given.quick)
         if "skipped" in result:
             print(f"{name}: skipped, {result['skipped']}")
             continue
+
         command = f"python -m benchmarks {name}{' --quick' if given.quick else ''}"
         result = {
             "command": command,
@@ -62,6 +65,7 @@ def main() -> None:
             "load after": machine()["load"],
             **result,
         }
+
         show(name, result)
         if given.out:
             given.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -72,7 +76,7 @@ def main() -> None:
 
 
 def show(name: str, result: dict[str, Any]) -> None:
-    """Prints a result: its tables, then its other numbers."""
+    """Prints the tables of a result, then its other numbers."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(
         f"[bold]{name}[/bold], {result['taken s']} s, {page.where(result['machine'])}",

@@ -1,8 +1,8 @@
-"""What keeping memory is worth (`runtime.keep_memory`, as the commands do): predictions and training
-steps as they are, and with memory kept.
+"""Speed-up from `runtime.keep_memory`, which the commands use: predictions and training steps with
+and without it.
 
-It changes a whole process, so each measurement is a process of its own, in turns; a round is one of
-each.
+The setting affects the whole process, so each measurement runs in a new process. A round runs one
+process of each kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from .timing import PeakMemory, Times, in_new_process, spread
 
-# What is computed: preset, side of the image or of the batch's four crops, precision.
+# Cases: preset, side of the image or of the four crops of a batch, precision.
 PREDICTIONS = (
     ("maskrcnn_r50_fpn", 800, "float32"),
     ("maskrcnn_r50_fpn", 800, "bfloat16"),
@@ -38,25 +38,28 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def compared(case: tuple[str, str, int, str], rounds: int) -> dict[str, Any]:
-    """A row: medians of a process's repetitions, as it is and with memory kept."""
-    found: dict[str, list[dict[str, float]]] = {"as it is": [], "kept": []}
+    """Table row: median times of each process, by default and with memory kept."""
+    measurements: dict[str, list[dict[str, float]]] = {"default": [], "kept": []}
     for _ in range(rounds):
-        for how, results in found.items():
-            results.append(json.loads(in_new_process("-m", __name__, how, *case)))
-    times = Times({how: [one["s"] for one in results] for how, results in found.items()})
-    peaks = {how: statistics.median(one["MB"] for one in results) for how, results in found.items()}
+        for mode, runs in measurements.items():
+            runs.append(json.loads(in_new_process("-m", __name__, mode, *case)))
+
+    times = Times({mode: [one["s"] for one in runs] for mode, runs in measurements.items()})
+    peaks = {
+        mode: statistics.median(one["MB"] for one in runs) for mode, runs in measurements.items()
+    }
     what, preset, side, precision = case
     return {
         "what": f"{what}, {preset}, {side} px, {precision}",
-        "as it is, s": spread(times.seconds["as it is"]),
+        "default, s": spread(times.seconds["default"]),
         "kept, s": spread(times.seconds["kept"]),
-        "times as fast": spread(times.ratios("as it is", "kept")),
-        "peak MB": f"{peaks['as it is']:.0f}, kept {peaks['kept']:.0f}",
+        "times as fast": spread(times.ratios("default", "kept")),
+        "peak MB": f"{peaks['default']:.0f}, kept {peaks['kept']:.0f}",
     }
 
 
 def prediction(preset: str, side: int, precision: str) -> Callable[[], object]:
-    """Predicts the same image with random weights."""
+    """Returns a function that predicts one image with random weights."""
     import maskrcnn as mr
 
     from .models import random_image
@@ -67,7 +70,7 @@ def prediction(preset: str, side: int, precision: str) -> Callable[[], object]:
 
 
 def training_step(preset: str, side: int, precision: str, folder: Path) -> Callable[[], object]:
-    """Learns from a batch of four images again and again."""
+    """Returns a function that trains one step on a fixed batch of four images."""
     import maskrcnn as mr
     from maskrcnn.augmentation.training_set import TrainingSet, collate
 
@@ -77,34 +80,38 @@ def training_step(preset: str, side: int, precision: str, folder: Path) -> Calla
         mosaics(folder / "images", side, 3, count=4),
         mr.MaskRCNN.from_config(getattr(mr, preset)(NAMES)),
     )
+
     images = TrainingSet(data, model.config, None)
     batch = collate([images.example(i, seed=i) for i in range(4)], model.config.input.size_divisor)
+
     training = trainer(model, data, replace(RATES, batch_size=4, dtype=precision), folder / "run")  # ty: ignore[invalid-argument-type]
     training.learner.batches = itertools.repeat(batch)
     return training.step
 
 
-def _measure(how: str, what: str, preset: str, side: int, precision: str) -> None:
-    """Prints the median time of repetitions, and the peak memory of all of them."""
+def _measure(mode: str, what: str, preset: str, side: int, precision: str) -> None:
+    """Prints the median time of the repetitions and the peak memory of all of them."""
     import torch
 
     from maskrcnn.runtime.keep_memory import keep_memory
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        if how == "kept" and not keep_memory():
-            raise SystemExit("memory cannot be kept here")
+        if mode == "kept" and not keep_memory():
+            raise SystemExit("keep_memory is not supported on this platform")
         work = (
             prediction(preset, side, precision)
             if what == "prediction"
             else training_step(preset, side, precision, Path(folder))
         )
+
         seconds = []
         with PeakMemory() as peak:
             for _ in range(10):
                 start = time.perf_counter()
                 work()
                 seconds.append(time.perf_counter() - start)
+
     print(json.dumps({"s": statistics.median(seconds[3:]), "MB": peak.bytes / 1e6}))
 
 

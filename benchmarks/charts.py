@@ -1,6 +1,6 @@
-"""Curves as an SVG file that needs nothing but a browser.
+"""Line charts as a self-contained SVG file.
 
-In: named curves, each a list of (x, y). Out: a file with one panel for each group of curves.
+In: named curves, each a list of (x, y). Out: a file with one panel per group of curves.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: int = 3) -> None:
-    """Writes panels in rows: title -> (what x counts, curves). A name has the same color in all of
-    them.
+    """Writes panels in rows, given as title -> (label of the x axis, curves). A curve name has the
+    same color in all panels.
     """
     names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
     colors = dict(zip(names, cycle(COLORS), strict=False))
@@ -29,11 +29,13 @@ def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: i
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="11">'
     ]
     parts.append('<rect width="100%" height="100%" fill="white"/>')
+
     for number, (title, (x_label, curves)) in enumerate(panels.items()):
         row, column = divmod(number, columns)
         parts.append(
             f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colors)}</g>'
         )
+
     path.write_text("\n".join([*parts, "</svg>\n"]))
 
 
@@ -41,7 +43,7 @@ def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) 
     points = [point for curve in curves.values() for point in curve]
     x_end, tick = max(x for x, _ in points), _tick(max(y for _, y in points))
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixel(x: float, y: float) -> tuple[float, float]:
         return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / (TICKS * tick) * (
             HEIGHT - TOP - BOTTOM
         )
@@ -49,31 +51,36 @@ def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) 
     parts = [
         f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(title)}</text>'
     ]
+
     for step in range(TICKS + 1):
-        left, y = place(0, step * tick)
+        left, y = to_pixel(0, step * tick)
         parts.append(
             f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
         )
         parts.append(
             f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{step * tick:g}</text>'
         )
+
     free = 0.0
     for x in sorted({x for x, _ in points}):
-        across = place(x, 0)[0]
-        if across >= free:  # else the label would stand on the one before
+        across = to_pixel(x, 0)[0]
+        if across >= free:  # skip labels that would overlap the previous one
             parts.append(
                 f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>'
             )
             free = across + 20
+
     parts.append(
         f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 30}" text-anchor="middle" fill="#444">{escape(x_label)}</text>'
     )
+
     for number, (name, curve) in enumerate(curves.items()):
-        color, placed = colors[name], [place(x, y) for x, y in sorted(curve)]
+        color = colors[name]
+        pixels = [to_pixel(x, y) for x, y in sorted(curve)]
         parts.append(
-            f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
+            f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)}"/>'
         )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in placed]
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in pixels]
         x = LEFT + (number % 3) * (WIDTH - LEFT) / 3
         parts.append(
             f'<text x="{x:.0f}" y="{HEIGHT - 18 + 14 * (number // 3)}" fill="{color}">{escape(name)}</text>'
@@ -82,7 +89,7 @@ def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) 
 
 
 def _tick(highest: float) -> float:
-    """The least round number of which the axis' ticks reach above the highest value."""
+    """The smallest round tick distance whose ticks reach the highest value."""
     power = 10.0 ** floor(log10(highest / TICKS))
     return next(
         power * factor for factor in (1, 2, 2.5, 5, 10) if TICKS * power * factor >= highest

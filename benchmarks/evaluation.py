@@ -1,9 +1,9 @@
 """Evaluation: boxes and masks of 5,000 images with 80 categories, ours against pycocotools,
-and whether the numbers are equal.
+and the largest difference of their numbers.
 
-Truth and detections are made up: ellipses, detected with noise, with wrong categories and false
-alarms, as dicts in memory. Each side goes from there to its 12 numbers; ours gives those of every
-category as well. pycocotools gets copies made beforehand, for it writes into its input.
+Truth and detections are synthetic dicts in memory: ellipses, detected with noise, wrong categories
+and false positives. Each side computes its 12 numbers from these; ours also computes them per
+category. pycocotools modifies its input, so it gets copies that were made before timing starts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIZE, CATEGORIES = (480, 640), 80
 
 def run(quick: bool) -> dict[str, Any]:
     images = 300 if quick else 5000
-    truth, results = made_up(images)
+    truth, results = synthetic_coco(images)
     rounds = 1 if quick else 2
     copies = [(copy.deepcopy(truth), copy.deepcopy(results)) for _ in range(rounds)]
     theirs: dict[str, list[float]] = {}
@@ -36,12 +36,14 @@ def run(quick: bool) -> dict[str, Any]:
         "pycocotools": lambda: theirs.update(by_pycocotools(*copies.pop())),
         "ours": lambda: ours.append(mr.evaluate(results, truth)),
     }
+
     times = in_turns(work, rounds, warm_up=0)
     difference = max(
         abs(a - b)
         for task, numbers in theirs.items()
         for a, b in zip(numbers, ours[-1].tasks[task].values(), strict=True)
     )
+
     counts = {"images": images, "objects": len(truth["annotations"]), "detections": len(results)}
     same = {"largest difference of the 24 numbers": difference}
     return {
@@ -54,12 +56,13 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The 12 numbers of boxes and of masks."""
+    """The 12 COCO metrics of boxes and of masks."""
     numbers = {}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
+
         for task in ("bbox", "segm"):
             fields = (
                 "image_id",
@@ -72,6 +75,7 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict
                 coco.loadRes([{name: entry[name] for name in fields} for entry in results]),
                 task,
             )
+
             evaluator.evaluate()
             evaluator.accumulate()
             evaluator.summarize()
@@ -79,8 +83,8 @@ def by_pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict
     return numbers
 
 
-def made_up(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """About 7 objects and 20 detections an image, as in COCO."""
+def synthetic_coco(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """About 7 objects and 20 detections per image, as in COCO."""
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -92,6 +96,7 @@ def made_up(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, 
             rle, box, area = ellipse(center, side)
             if area == 0:
                 continue
+
             crowd = int(rng.random() < 0.01)
             entry = {
                 "id": len(annotations) + 1,
@@ -100,6 +105,7 @@ def made_up(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, 
                 "iscrowd": crowd,
             }
             annotations.append({**entry, "segmentation": rle, "bbox": box, "area": area})
+
             for _ in range(rng.poisson(2)):
                 label = category if rng.random() < 0.8 else int(rng.integers(1, CATEGORIES + 1))
                 results.append(
@@ -112,17 +118,20 @@ def made_up(images: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, 
                         0.4,
                     )
                 )
+
         for _ in range(rng.poisson(6)):
-            place, side = rng.uniform([0, 0], [SIZE[1], SIZE[0]]), 2 ** rng.uniform(3.5, 8, 2)
+            center = rng.uniform([0, 0], [SIZE[1], SIZE[0]])
+            side = 2 ** rng.uniform(3.5, 8, 2)
             results.append(
-                detection(rng, image, int(rng.integers(1, CATEGORIES + 1)), place, side, 0.05)
+                detection(rng, image, int(rng.integers(1, CATEGORIES + 1)), center, side, 0.05)
             )
-    photos = [
+
+    image_entries = [
         {"id": n, "height": SIZE[0], "width": SIZE[1], "file_name": f"{n}.jpg"}
         for n in range(1, images + 1)
     ]
     categories = [{"id": n, "name": f"category {n}"} for n in range(1, CATEGORIES + 1)]
-    return {"images": photos, "annotations": annotations, "categories": categories}, results
+    return {"images": image_entries, "annotations": annotations, "categories": categories}, results
 
 
 def detection(
@@ -133,7 +142,7 @@ def detection(
     side: np.ndarray,
     floor: float,
 ) -> dict[str, Any]:
-    """A result with a random score from `floor` on."""
+    """A result with a random score between `floor` and 1."""
     rle, box, _ = ellipse(center, side)
     return {
         "image_id": image,

@@ -1,14 +1,13 @@
-"""Latency: one 800 x 1066 image, 1000 proposals, 100 detections, masks in the image; the
-same weights in torchvision's model and ours.
+"""Latency of one 800 x 1066 image with 1000 proposals, 100 detections and full-size masks; the same
+weights in torchvision's model and ours.
 
-torchvision is called as its users call it: `model([image])` without gradients, which pastes its
-masks. Ours is `mr.predict` and its dense masks, from the array of pixels; the RLE output is
-timed as well. "limit s" is what the operations of the whole network take at the machine's best
-rate.
+torchvision runs as its users call it: `model([image])` without gradients, which pastes the masks.
+Ours runs `mr.predict` on the pixel array and returns dense masks; RLE output is timed as well.
+"limit s" is the time that the operations of the network take at the machine's best rate.
 
-The bfloat16 predictions are not compared here: 1000 random proposals of a random network are ordered by
-differences smaller than bfloat16's rounding. What bfloat16 costs is measured on a trained model, as
-average precision (docs/performance.md).
+The bfloat16 predictions are not compared here: the scores of 1000 proposals of a random network
+differ by less than bfloat16's rounding. docs/performance.md gives the cost of bfloat16 as average
+precision of a trained model.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ def run(quick: bool) -> dict[str, Any]:
     forms = {"ours float32": mr.optimize_for_inference(model)}
     if computes_bfloat16(torch.device("cpu")):
         forms["ours bfloat16"] = mr.optimize_for_inference(model, dtype="bfloat16")
+
     work: dict[str, Callable[[], Any]] = {"torchvision": by_torchvision}
     work |= {
         name: lambda form=form: mr.predict(form, image).masks().dense()
@@ -64,13 +64,14 @@ def run(quick: bool) -> dict[str, Any]:
     times = in_turns(work | encoded, rounds=1 if quick else 9)
     limit = {name: max(rate, before[name]) for name, rate in rates().items()}
     by_part, operations = part_times(work, parts, limit, model, image, rounds=1 if quick else 5)
+
     rows = times.rows("torchvision")
     for row in rows:
         row["limit s"] = operations / limit[rate_of(row["what"])] / 1e9
     return {
         "rows": rows,
         "seconds by part": by_part,
-        "our float32 predictions beside torchvision's": [
+        "our float32 predictions compared with torchvision's": [
             agreement(mr.predict(forms["ours float32"], image), by_torchvision())
         ],
         "operations of the network, GFLOP": operations / 1e9,
@@ -91,8 +92,8 @@ def part_times(
     image: np.ndarray,
     rounds: int,
 ) -> tuple[list[dict[str, Any]], float]:
-    """A row for each part with its seconds on every side and the limit of ours; and the operations
-    of the whole.
+    """Returns one row per part (seconds of every model, limits of ours), and the operations of the
+    whole network.
     """
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in work}
     moved: dict[str, dict[str, int]] = {}
@@ -102,7 +103,8 @@ def part_times(
                 start = time.perf_counter()
                 function()
                 seconds[name].append({**spent, "whole": time.perf_counter() - start})
-    operations, whole = count_operations(model, image)
+
+    operations, total = count_operations(model, image)
     rows = []
     for part in (*parts["torchvision"], "whole"):
         row: dict[str, Any] = {"part": part}
@@ -118,12 +120,14 @@ def part_times(
                 )
                 row[f"its limit, {name.split()[-1]}"] = bound
         rows.append(row)
-    return rows, whole
+
+    return rows, total
 
 
 def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, float], float]:
-    """Floating-point operations of each part, and of all, by way of PyTorch's plain operations,
-    which its counter knows.
+    """Floating-point operations of each part and of the whole network.
+
+    Disables the oneDNN kernels, because PyTorch's counter supports standard operations only.
     """
     batch = mr.Batch.collate([torch.from_numpy(image).permute(2, 0, 1)])
     with (
@@ -137,28 +141,28 @@ def count_operations(model: mr.MaskRCNN, image: np.ndarray) -> tuple[dict[str, f
 
 
 def agreement(ours: mr.Instances, theirs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Each of their detections beside ours of the same class that covers it best: order counts for
-    nothing, for neighbors' scores may be equal.
+    """Compares each of their detections with our best-overlapping one of the same class.
 
-    torchvision rounds boxes to whole pixels before it draws masks: a thousandth of a pixel may move
-    a polygon by one.
+    The order is ignored, because scores may be equal. torchvision rounds boxes to whole pixels
+    before it pastes masks, so a difference of a thousandth of a pixel can move a mask by one pixel.
     """
     iou = box_iou(theirs["boxes"], ours.boxes) * (theirs["labels"][:, None] == ours.labels + 1)
     best, partner = iou.max(dim=1)
-    found = best > 0.9
-    partner = partner[found]
-    drawn = ours.masks().dense()[partner]
-    differing = drawn ^ (theirs["masks"][found, 0] > 0.5)
+    matched = best > 0.9
+    partner = partner[matched]
+    masks = ours.masks().dense()[partner]
+    differing = masks ^ (theirs["masks"][matched, 0] > 0.5)
+
     return {
         "detections": f"{len(ours)} and {len(iou)}",
-        "found again": int(found.sum()),
-        "largest box difference, px": (ours.boxes[partner] - theirs["boxes"][found])
+        "found again": int(matched.sum()),
+        "largest box difference, px": (ours.boxes[partner] - theirs["boxes"][matched])
         .abs()
         .max()
         .item(),
-        "largest score difference": (ours.scores[partner] - theirs["scores"][found])
+        "largest score difference": (ours.scores[partner] - theirs["scores"][matched])
         .abs()
         .max()
         .item(),
-        "mask pixels that differ, of a million": 1e6 * differing.sum().item() / drawn.sum().item(),
+        "mask pixels that differ, of a million": 1e6 * differing.sum().item() / masks.sum().item(),
     }

@@ -1,13 +1,14 @@
-"""What the machine could do: its best measured rate of arithmetic and of memory.
+"""Limits of the machine: its best measured rates of arithmetic and of memory copies.
 
-The rates are the best that PyTorch reaches here over several products and convolutions, so a bound
-that this program could meet, not a data sheet's.
+The rates are the best that PyTorch reaches on this machine in a matrix product and a convolution:
+a bound that a PyTorch program can reach, unlike the number in a data sheet.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ Rates = dict[str, float]
 
 def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
     """Best GFLOP/s in float32 and bfloat16, and GB/s of a copy (read and write counted)."""
-    found: Rates = {}
+    best_rates: Rates = {}
     size = 2048 if device == "cpu" else 8192
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.randn(size, size, device=device, dtype=dtype)
@@ -27,7 +28,8 @@ def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
         kernel = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(
             memory_format=torch.channels_last
         )
-        tries = [
+
+        candidates = [
             (2.0 * size**3, lambda square=square: square @ square),
             (
                 2.0 * table.numel() * 256 * 9,
@@ -35,18 +37,19 @@ def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
             ),
         ]
         with torch.inference_mode():
-            best = max(work / _best(function, seconds / 4, device) for work, function in tries)
-        found[f"{str(dtype).removeprefix('torch.')} GFLOP/s"] = best / 1e9
+            best = max(work / _best(function, seconds / 4, device) for work, function in candidates)
+        best_rates[f"{str(dtype).removeprefix('torch.')} GFLOP/s"] = best / 1e9
+
     source = torch.ones(64_000_000, device=device)
     target = torch.empty_like(source)
-    found["copy GB/s"] = (
+    best_rates["copy GB/s"] = (
         2 * source.nbytes / _best(lambda: target.copy_(source), seconds / 4, device) / 1e9
     )
-    return found
+    return best_rates
 
 
 def _best(function: Callable[[], Any], seconds: float, device: str) -> float:
-    """The shortest of the runs that fit into the time, and of three at least."""
+    """The shortest of the runs that fit into the time; at least three runs."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 4 or time.perf_counter() < end:

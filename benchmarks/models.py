@@ -1,8 +1,8 @@
-"""The same random Mask R-CNN twice, torchvision's and ours, and images for it.
+"""Torchvision's and our Mask R-CNN with the same random weights, and random images.
 
-Random weights alone find nothing. `calibrate` scales each layer as the data reach it, so that
-activations, scores and offsets spread as in a trained network, and all 1000 proposals and 100
-detections come out.
+A network with plain random weights detects nothing. `calibrate` scales each layer during a forward
+pass, so that activations, scores and offsets have the spread of a trained network and it returns
+1000 proposals and 100 detections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.models import detection
 
 import maskrcnn as mr
 
-# Spread (standard deviation) of what a layer gives, by a part of its name.
+# Standard deviation of a layer's outputs, by a part of the layer's name.
 SPREAD = {
     "fpn.layer_blocks": 1.0,
     "rpn.head.cls_logits": 2.0,
@@ -46,7 +46,7 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def as_theirs(image: np.ndarray) -> torch.Tensor:
-    """An image as torchvision takes it, float [3, H, W] of 0..1."""
+    """An image in torchvision's format: float [3, H, W] in 0..1."""
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
@@ -61,7 +61,7 @@ def torchvision_model(detections: int = 100, seed: int = 0) -> nn.Module:
 
 
 def ours_of(theirs: nn.Module) -> mr.MaskRCNN:
-    """Our model with torchvision's weights, read from their file."""
+    """Our model with torchvision's weights, loaded through a checkpoint file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pth"
         torch.save(theirs.state_dict(), path)
@@ -75,7 +75,7 @@ def ours_of(theirs: nn.Module) -> mr.MaskRCNN:
 
 
 def with_detections(model: mr.MaskRCNN, detections: int) -> mr.MaskRCNN:
-    """The same weights with another limit on the number of detections."""
+    """A copy of the model with another limit on the number of detections."""
     config = replace(model.config, box=replace(model.config.box, max_detections=detections))
     other = mr.MaskRCNN.from_config(config).eval()
     other.load_state_dict(model.state_dict())
@@ -84,7 +84,7 @@ def with_detections(model: mr.MaskRCNN, detections: int) -> mr.MaskRCNN:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, image: np.ndarray) -> None:
-    """Scales weights, and sets BatchNorm's statistics, during one forward pass."""
+    """Scales weights and sets the statistics of BatchNorm during one forward pass."""
     handles = []
 
     def before_norm(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
@@ -117,6 +117,7 @@ def calibrate(model: nn.Module, image: np.ndarray) -> None:
             None,
         ):
             handles.append(part.register_forward_hook(after_layer(spread)))
+
     model([as_theirs(image)])
     for handle in handles:
         handle.remove()

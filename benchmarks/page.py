@@ -1,7 +1,7 @@
-"""A result as tables: on the console, and in docs/performance.md.
+"""Formats results as tables, for the console and for docs/performance.md.
 
-In: results/<name>.json. Out: the text between `<!-- results: name -->` and `<!-- end -->` of the
-    page; all other text of it is written by hand.
+In: results/<name>.json. Out: the text between `<!-- results: name -->` and `<!-- end -->` in the
+    page; all other text of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-# What is kept for those who want to compute with it, too long to read.
+# Raw data, stored for further analysis but too long for the page.
 RAW = {"seconds", "numbers", "measured"}
 ABOUT = {"command", "machine", "load after", "taken s"}
 
@@ -22,17 +22,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def refresh() -> None:
-    """Writes the tables of the page anew from the kept results."""
+    """Rewrites the tables of the page from the stored results."""
     PAGE.write_text(filled(PAGE.read_text()))
 
 
 def filled(page: str) -> str:
-    """The page with the tables of the kept results; where there is no result, a line that says
-    so.
+    """The page with the tables of the stored results, or a "not measured yet" line where there is
+    none.
     """
 
-    def block(found: re.Match[str]) -> str:
-        name = found[1]
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
         path = RESULTS / f"{name}.json"
         text = (
             markdown(json.loads(path.read_text()))
@@ -45,7 +45,7 @@ def filled(page: str) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A result's tables, its other numbers, and where they come from."""
+    """The tables of a result, its other numbers, the command and the machine."""
     lines: list[str] = []
     for title, rows in tables(result):
         names = columns(rows)
@@ -53,6 +53,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
         lines += [f"| {' | '.join(cell(row.get(name, '')) for name in names)} |" for row in rows]
         lines.append("")
+
     lines += [f"- {name}: {cell(value)}" for name, value in facts(result)]
     machine = result["machine"]
     lines += [
@@ -63,7 +64,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def where(machine: Mapping[str, Any]) -> str:
-    """The machine in words."""
+    """One-line description of the machine."""
     gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
     versions = f"torch {machine['torch']}, torchvision {machine['torchvision']}, commit {machine['commit']}"
     return (
@@ -72,8 +73,8 @@ def where(machine: Mapping[str, Any]) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
-    """Titles and rows: `rows` first, which has no title, then every other list of rows under its
-    name.
+    """Yields titles and rows: first `rows`, without a title, then all other lists of rows with their
+    names as titles.
     """
     for name, value in sorted(result.items(), key=lambda item: item[0] != "rows"):
         if isinstance(value, list) and value and isinstance(value[0], dict) and name not in RAW:
@@ -81,7 +82,7 @@ def tables(result: Mapping[str, Any]) -> Iterator[tuple[str, Rows]]:
 
 
 def facts(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is neither a table nor about the run."""
+    """Values that are neither tables nor information about the run."""
     shown = {title or "rows" for title, _ in tables(result)}
     return (
         (name, value)
@@ -95,7 +96,7 @@ def columns(rows: Rows) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """A value in few characters; [median, least, most] as 2.9 (2.7 ... 3.1)."""
+    """A value in few characters; [median, minimum, maximum] as 2.9 (2.7 to 3.1)."""
     if isinstance(value, dict):
         return ", ".join(f"{k} {cell(v)}" for k, v in value.items())
     if isinstance(value, list) and len(value) == 3:

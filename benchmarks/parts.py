@@ -1,9 +1,9 @@
-"""Where the time of a prediction goes: seconds, operations and bytes of each part, in torchvision's
-model and in ours.
+"""Profile of a prediction: seconds, operations and bytes of each part of torchvision's model and of
+ours.
 
-A part is a few methods, watched while the whole runs. The limit of a part is the longer of two
-times: its operations at the machine's best rate, and the bytes of its weights, inputs and outputs,
-each moved once, at the rate of a copy.
+A part is a list of methods, which are timed while the whole model runs. The limit of a part is the
+longer of two times: its operations at the machine's best rate, and the bytes of its weights, inputs
+and outputs, each moved once, at the rate of a copy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def of_torchvision(model: nn.Module) -> Parts:
         "detections": [(heads, "postprocess_detections")],
         "RoIAlign, masks": [(heads.mask_roi_pool, "forward")],
         "mask head": [(heads.mask_head, "forward"), (heads.mask_predictor, "forward")],
-        "masks drawn": [(model.transform, "postprocess")],
+        "mask pasting": [(model.transform, "postprocess")],
     }
 
 
@@ -53,16 +53,16 @@ def of_ours(model: mr.MaskRCNN) -> Parts:
         "detections": [(model.box_head, "detect")],
         "RoIAlign, masks": [(model.mask_pool, "forward")],
         "mask head": [(model.mask_head, "forward")],
-        "masks drawn": [(Masks, "dense")],
+        "mask pasting": [(Masks, "dense")],
     }
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of some tensors; of those that share memory, the largest."""
+    """Total bytes of the tensors; of tensors that share memory, only the largest counts."""
     sizes: dict[int, int] = defaultdict(int)
     for tensor in tensors:
-        place = tensor.untyped_storage().data_ptr()
-        sizes[place] = max(sizes[place], tensor.nbytes)
+        address = tensor.untyped_storage().data_ptr()
+        sizes[address] = max(sizes[address], tensor.nbytes)
     return sum(sizes.values())
 
 
@@ -70,8 +70,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def watched(
     parts: Parts, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[tuple[dict[str, float], dict[str, int]]]:
-    """What the clock (seconds, or operations) goes on in each part while the body runs, and how
-    many bytes go in and out.
+    """Yields two counters: how far the clock (seconds or operations) advances in each part while
+    the body runs, and how many bytes each part reads and writes.
     """
     spent: dict[str, float] = defaultdict(float)
     moved: dict[str, int] = defaultdict(int)
@@ -99,6 +99,7 @@ def watched(
     names = [name for name, part in parts.items() for _ in part]
     for name, (owner, method, original, _) in zip(names, methods, strict=True):
         setattr(owner, method, watch(name, owner, original))
+
     try:
         yield spent, moved
     finally:

@@ -1,8 +1,8 @@
-"""Does `rank` find what a model has not seen? `python -m benchmarks.ranking` (half a minute).
+"""Does `rank` put unfamiliar objects first? `python -m benchmarks.ranking` (half a minute).
 
-A model of a few channels learns red rectangles. Then 30 images are ranked, of which every second
-shows an ellipse in another color instead. Prints the places of these; by chance half of the first
-15 would be ellipses.
+Trains a tiny model on red rectangles, then ranks 30 images, half of which show an ellipse in
+another color instead. Prints the ranks of these; with random ranks, half of the first 15 images
+would show ellipses.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = draw(folder / "data", 16, 3 * given.seed, strange=False)
@@ -47,18 +48,18 @@ def main() -> None:
             seed=given.seed,
         )
         model = train(tiny(data), data, config=config, out=folder / "run", device="cpu").model
-        places = sorted(
+        ranks = sorted(
             one.rank
             for one in rank_images(model, folder / "pool")
             if one.file_name.startswith("strange")
         )
     print(
-        f"unseen kind at the places {places}: {sum(place <= 15 for place in places)} of the first 15"
+        f"ranks of the unfamiliar kind: {ranks}; {sum(rank <= 15 for rank in ranks)} of the first 15"
     )
 
 
 def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
-    """Images of one thing each: a red rectangle, or an ellipse in another color."""
+    """Images of one object each: a red rectangle, or an ellipse in another color."""
     folder.mkdir(parents=True, exist_ok=True)
     random, images, annotations = np.random.default_rng(seed), [], []
     for i in range(count):
@@ -69,11 +70,12 @@ def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
             (int(v) for v in random.integers(14, 24, 2)),
             (int(v) for v in random.integers(2, 38, 2)),
         )
-        place = [x, y, x + w - 1, y + h - 1]
+        corners = [x, y, x + w - 1, y + h - 1]
         pen = ImageDraw.Draw(image)
-        pen.ellipse(place, fill=(200, 140, 130)) if strange else pen.rectangle(
-            place, fill=(220, 90, 60)
+        pen.ellipse(corners, fill=(200, 140, 130)) if strange else pen.rectangle(
+            corners, fill=(220, 90, 60)
         )
+
         name = f"{'strange' if strange else 'known'}{i}.png"
         image.save(folder / name)
         images.append({"id": i + 1, "file_name": name, "height": SIDE, "width": SIDE})
@@ -88,6 +90,7 @@ def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
                 "segmentation": [polygon],
             }
         )
+
     return CocoDataset(
         {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "card"}]},
         folder,
@@ -95,7 +98,7 @@ def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
 
 
 def tiny(data: CocoDataset) -> ModelConfig:
-    """A network of a few channels."""
+    """Config of a network with few channels."""
     config = maskrcnn_r18_small(data.categories)
     assert config.mask is not None
     few = {"pre_nms_train": 60, "post_nms_train": 30, "post_nms_test": 20, "samples": 32}

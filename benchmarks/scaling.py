@@ -1,9 +1,9 @@
-"""How time and memory grow: with the batch, with the image, with the number of objects.
+"""Scaling of time and memory with the batch size, the image size and the number of objects.
 
-Throughput is that of `mr.predict` on arrays of pixels, masks left as grids, 100 objects; of
-torchvision's model as its users call it. The better of the rounds counts. Memory is what the
-process held at most above what it held with the model loaded and the images read, nothing predicted
-yet, each case in a process of its own; masks are drawn, ours as RLE.
+Throughput of ours is that of `mr.predict` on pixel arrays with 100 objects, without pasting the
+masks; torchvision's model runs as its users call it. The fastest round counts. Memory is the peak
+of the process minus its memory after loading the model and the images, before any prediction; each
+case runs in its own process and includes the masks in full size, ours as RLE.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from .models import as_theirs, ours_of, random_image, torchvision_model, with_de
 from .timing import PeakMemory, in_new_process, in_turns
 
 BATCHES, OBJECTS = (1, 2, 4, 8), (1, 10, 100, 300)
-# The shorter side of a square image, and how often its batches are timed: large ones spread little
-# and take long.
+# Side of a square image -> number of timed rounds. Large images take long and vary little.
 SIDES = {256: 3, 512: 2, 800: 1, 1333: 1}
 SIZE, HUGE = (800, 1066), (4000, 6000)
 CHARTS = Path(__file__).parents[1] / "docs/images/scaling.svg"
@@ -45,6 +44,7 @@ def run(quick: bool) -> dict[str, Any]:
     batches, sides, objects = ((1,), {256: 1}, (10,)) if quick else (BATCHES, SIDES, OBJECTS)
     theirs = torchvision_model(detections=max(objects))
     model = ours_of(theirs)
+
     dtypes = ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.safetensors"
@@ -52,6 +52,7 @@ def run(quick: bool) -> dict[str, Any]:
         torch.save(theirs.state_dict(), saved.with_suffix(".pth"))
         speed = throughput(theirs, with_detections(model, 100), dtypes, batches, sides)
         many = against_objects(theirs, model, objects, rounds=1 if quick else 2)
+
         side = max(s for s in sides if s <= 800)
         space = [
             memory(saved, form, side, batch, 100)
@@ -60,13 +61,15 @@ def run(quick: bool) -> dict[str, Any]:
         ]
         for row in many:
             row["peak MB"] = memory(saved, row["what"], SIZE, 1, row["objects"])["peak MB"]
+
         huge = memory(saved, "float32", HUGE, 1, 300)
+
     if not quick:
         draw(speed, many, space)
     return {
-        "rows": pivot(speed, "images a second, by batch"),
+        "rows": pivot(speed, "images per second, by batch"),
         "peak memory above the model": space,
-        "by the number of objects, masks in the image, 800 x 1066": many,
+        "by the number of objects, full-size masks, 800 x 1066": many,
         f"300 objects on {HUGE[0]} x {HUGE[1]}, peak MB above the model": huge["peak MB"],
         "measured": speed,
     }
@@ -79,9 +82,12 @@ def throughput(
     batches: Sequence[int],
     sides: Mapping[int, int],
 ) -> Rows:
-    """Images a second by batch and side; torchvision's where that takes seconds, not minutes."""
+    """Images per second by batch and side; torchvision only in cases that take seconds, not
+    minutes.
+    """
     forms = {dtype: mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes}
     theirs.roi_heads.detections_per_img = 100
+
     rows = []
     for side, rounds in sides.items():
         theirs.transform.min_size, theirs.transform.max_size = (side,), 2 * side
@@ -89,9 +95,10 @@ def throughput(
         for batch in batches:
             images = [random_image(side, side, seed) for seed in range(batch)]
             for name, form in forms.items():
-                work[name, batch] = partial(answer_together, _with_side(form, side), images)
+                work[name, batch] = partial(predict_batch, _with_side(form, side), images)
             if batch == 1 or side <= 512:
                 work["torchvision", batch] = partial(by_torchvision, theirs, images)
+
         times = in_turns(
             {f"{name} {batch}": function for (name, batch), function in work.items()},
             rounds,
@@ -104,14 +111,14 @@ def throughput(
                     "what": name,
                     "side": side,
                     "batch": batch,
-                    "images a second": batch / seconds,
-                    "s an image": seconds / batch,
+                    "images per second": batch / seconds,
+                    "s per image": seconds / batch,
                 }
             )
     return rows
 
 
-def answer_together(model: mr.MaskRCNN, images: list[np.ndarray]) -> None:
+def predict_batch(model: mr.MaskRCNN, images: list[np.ndarray]) -> None:
     for _ in mr.predict(model, images, batch_size=len(images)):
         pass
 
@@ -124,16 +131,18 @@ def by_torchvision(model: nn.Module, images: list[np.ndarray]) -> Any:
 def against_objects(
     theirs: nn.Module, model: mr.MaskRCNN, objects: Sequence[int], rounds: int
 ) -> Rows:
-    """Seconds by the number of objects, masks drawn into the image: dense by torchvision, as RLE by
+    """Seconds by the number of objects, with masks in full size: dense from torchvision, RLE from
     ours.
     """
     image = random_image(*SIZE, seed=1)
     theirs.transform.min_size, theirs.transform.max_size = (SIZE[0],), 1333
+
     work: dict[tuple[str, int], Callable[[], object]] = {}
     for count in objects:
         ours = mr.optimize_for_inference(with_detections(model, count))
         work["torchvision", count] = partial(_limited, theirs, count, [image])
         work["float32", count] = partial(lambda form: mr.predict(form, image).masks().rle(), ours)
+
     times = in_turns(
         {f"{name} {count}": function for (name, count), function in work.items()}, rounds, warm_up=0
     )
@@ -149,27 +158,27 @@ def _limited(model: nn.Module, count: int, images: list[np.ndarray]) -> None:
 
 
 def pivot(rows: Rows, title: str) -> Rows:
-    """A row for each model and side, a column for each batch."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    """Table with a row per model and side, and a column per batch size."""
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
-        line = found.setdefault(
+        line = lines.setdefault(
             (row["what"], row["side"]), {title: row["what"], "side": row["side"]}
         )
-        line[str(row["batch"])] = row["images a second"]
-    return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
+        line[str(row["batch"])] = row["images per second"]
+    return [lines[key] for key in sorted(lines, key=lambda key: (key[1], key[0]))]
 
 
 def memory(
     saved: Path, form: str, size: int | tuple[int, int], batch: int, objects: int
 ) -> dict[str, Any]:
-    """Peak memory above the model of one call, in a process of its own."""
+    """Peak memory above the model of one call, measured in a new process."""
     height, width = (size, size) if isinstance(size, int) else size
     peak = json.loads(in_new_process("-m", __name__, saved, form, height, width, batch, objects))
     return {"what": form, "side": height, "batch": batch, "objects": objects, "peak MB": peak}
 
 
 def draw(speed: Rows, many: Rows, space: Rows) -> None:
-    """Draws the curves of the page on performance."""
+    """Draws the charts of docs/performance.md."""
 
     def curves(rows: Rows, x: str, y: str, **fixed: int) -> dict[str, list[tuple[float, float]]]:
         chosen = [row for row in rows if all(row[k] == v for k, v in fixed.items())]
@@ -179,24 +188,24 @@ def draw(speed: Rows, many: Rows, space: Rows) -> None:
         }
 
     panels = {
-        "images a second, by batch (256 x 256)": (
+        "images per second, by batch (256 x 256)": (
             "images in a batch",
-            curves(speed, "batch", "images a second", side=256),
+            curves(speed, "batch", "images per second", side=256),
         ),
-        "seconds an image, by side (batch 1)": (
-            "pixels of a side",
-            curves(speed, "side", "s an image", batch=1),
+        "seconds per image, by side (batch 1)": (
+            "side in pixels",
+            curves(speed, "side", "s per image", batch=1),
         ),
         "peak MB above the model, by batch (800 x 800)": (
             "images in a batch",
             curves(space, "batch", "peak MB"),
         ),
         "seconds, by objects (800 x 1066)": (
-            "objects found, masks drawn",
+            "objects, full-size masks",
             curves(many, "objects", "s"),
         ),
         "peak MB above the model, by objects (800 x 1066)": (
-            "objects found, masks drawn",
+            "objects, full-size masks",
             curves(many, "objects", "peak MB"),
         ),
     }
@@ -204,7 +213,7 @@ def draw(speed: Rows, many: Rows, space: Rows) -> None:
 
 
 def _with_side(model: mr.MaskRCNN, side: int) -> mr.MaskRCNN:
-    """The same network that scales an image's shorter side to `side`."""
+    """A copy of the model that resizes the shorter side of images to `side`."""
     other = copy.copy(model)
     other.config = replace(
         model.config, input=replace(model.config.input, min_size=side, max_size=2 * side)
@@ -213,7 +222,7 @@ def _with_side(model: mr.MaskRCNN, side: int) -> mr.MaskRCNN:
 
 
 def _measure(saved: str, form: str, height: int, width: int, batch: int, objects: int) -> float:
-    """Megabytes of one call in this process, masks drawn."""
+    """Peak megabytes of one call in this process, including masks in full size."""
     images = [random_image(height, width, seed) for seed in range(batch)]
     if form == "torchvision":
         theirs = detection.maskrcnn_resnet50_fpn(
@@ -225,8 +234,9 @@ def _measure(saved: str, form: str, height: int, width: int, batch: int, objects
     else:
         model = mr.optimize_for_inference(with_detections(mr.load(saved), objects), dtype=form)  # ty: ignore[invalid-argument-type]
         with PeakMemory() as peak:
-            for answer in mr.predict(model, images, batch_size=batch):
-                answer.masks().rle()
+            for instances in mr.predict(model, images, batch_size=batch):
+                instances.masks().rle()
+
     return round(peak.bytes / 1e6)
 
 

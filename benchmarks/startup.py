@@ -1,8 +1,8 @@
-"""Start-up: the help of the command line, the import, and the first prediction after loading
-beside the next ones.
+"""Startup time: `maskrcnn --help`, the import, and the first prediction after loading compared with
+the following ones.
 
-Everything is timed in fresh processes. The package is imported after torch and torchvision, so that
-its time is what it costs beyond them.
+Everything is timed in new processes. The package is imported after torch and torchvision, so its
+import time excludes theirs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def run(quick: bool) -> dict[str, Any]:
     times = in_turns(
         {name: partial(in_new_process, *words) for name, words in work.items()}, rounds
     )
+
     rows = times.rows() + imports(rounds)
     first = [first_prediction(preset, side, 2 if quick else 9) for preset, side in FIRST]
     return {
@@ -41,7 +42,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def imports(rounds: int) -> list[dict[str, Any]]:
-    """Seconds of importing torch with torchvision, then this package, then all its public names."""
+    """Import seconds of torch with torchvision, then of this package, then of all its public names."""
     parts = {
         "import torch, torchvision": "import torch, torchvision",
         "then import maskrcnn": "import maskrcnn",
@@ -51,9 +52,10 @@ def imports(rounds: int) -> list[dict[str, Any]]:
     code = "\n".join(
         ["import json, time; seconds = [time.perf_counter()]", *lines, "print(json.dumps(seconds))"]
     )
-    found = [json.loads(in_new_process("-c", code)) for _ in range(rounds)]
+
+    runs = [json.loads(in_new_process("-c", code)) for _ in range(rounds)]
     return [
-        {"what": name, "s": spread([seconds[i + 1] - seconds[i] for seconds in found])}
+        {"what": name, "s": spread([seconds[i + 1] - seconds[i] for seconds in runs])}
         for i, name in enumerate(parts)
     ]
 
@@ -62,12 +64,11 @@ def first_prediction(preset: str, side: int, rounds: int) -> dict[str, Any]:
     """Seconds of the first and the following predictions after loading, each round in a new
     process.
     """
-    found = [json.loads(in_new_process("-m", __name__, preset, side)) for _ in range(rounds)]
-    ratios = [seconds[0] / statistics.median(seconds[1:]) for seconds in found]
-    first, following = (
-        [seconds[0] for seconds in found],
-        [statistics.median(seconds[1:]) for seconds in found],
-    )
+    runs = [json.loads(in_new_process("-m", __name__, preset, side)) for _ in range(rounds)]
+    first = [seconds[0] for seconds in runs]
+    following = [statistics.median(seconds[1:]) for seconds in runs]
+    ratios = [a / b for a, b in zip(first, following, strict=True)]
+
     return {
         "model": f"{preset}, {side} px",
         "first, s": spread(first),
@@ -99,6 +100,7 @@ def _predict_after_loading(preset: str, side: int) -> None:
             mr.MaskRCNN.from_config(getattr(mr, preset)()), Path(folder) / "model.safetensors"
         )
         model = mr.load(path)
+
     seconds = []
     for _ in range(5):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Fair times: things that are compared run in turns, and the machine is written down beside them.
+"""Fair timing: runs compared functions in turns and records the machine.
 
-In: functions without arguments. Out: `Times`, the seconds of each round; medians, spread, and
-    ratios of the runs of the same round.
+In: functions without arguments. Out: `Times`, the seconds of each round, with medians, ranges and
+    ratios of runs of the same round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each thing in each round."""
+    """Seconds of each function in each round."""
 
     seconds: dict[str, list[float]]
 
@@ -31,12 +31,12 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def ratios(self, slow: str, fast: str) -> list[float]:
-        """How many times as long `slow` took as `fast`, round by round."""
+        """Time of `slow` divided by the time of `fast`, for each round."""
         return [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
 
     def rows(self, reference: str | None = None) -> list[dict[str, Any]]:
-        """A row for each thing: its seconds and, round by round, how many times as fast as the
-        reference it was; each as [median, least, most].
+        """A row per function: its seconds and its speed-up over the reference in the same round,
+        each as [median, minimum, maximum].
         """
         rows = []
         for name, seconds in self.seconds.items():
@@ -48,7 +48,7 @@ class Times:
 
 
 def spread(values: Sequence[float]) -> list[float]:
-    """Median, least and most."""
+    """Median, minimum and maximum."""
     return [statistics.median(values), min(values), max(values)]
 
 
@@ -58,7 +58,7 @@ def in_turns(
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Times:
-    """Runs A B C, A B C, ... and times each run; the rounds of the warm-up do not count."""
+    """Runs A B C, A B C, ... and times each run; warm-up rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for number in range(-warm_up, rounds):
         for name, function in work.items():
@@ -70,7 +70,7 @@ def in_turns(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions that the results were measured with."""
     import torch
     import torchvision
 
@@ -90,10 +90,10 @@ def machine() -> dict[str, Any]:
 
 
 def in_new_process(*words: object) -> str:
-    """The last line that `python words..` prints; for peak memory and first calls, which need a
-    fresh process.
+    """The last line printed by `python words...`, for peak memory and first calls, which need a new
+    process.
 
-    Python may keep what it compiles, as an installed package has it.
+    Python may write bytecode files, because an installed package has them too.
     """
     command = [sys.executable, *map(str, words)]
     environment = {
@@ -107,17 +107,18 @@ def in_new_process(*words: object) -> str:
         env=environment,
         check=False,
     )
+
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
 class PeakMemory:
-    """`with PeakMemory() as peak: ..`: then `peak.bytes` is the most memory that the process held
-    inside, above what it held before.
+    """After `with PeakMemory() as peak: ...`, `peak.bytes` is the peak memory of the process inside
+    the block minus its memory before.
 
-    Exact on Linux; elsewhere only what exceeds the highest level that the process has ever had.
-    Memory that was freed before and is used again does not count, so measure in a fresh process.
+    Exact on Linux. Elsewhere it is the increase of the highest peak since the process started.
+    Reused memory that was freed before does not count, so measure in a new process.
     """
 
     bytes = 0
@@ -125,9 +126,8 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         gc.collect()
         if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # the highest level becomes the present one
+            # Resets the peak to the current level.
+            Path("/proc/self/clear_refs").write_text("5")
         self._before = self._highest()
         return self
 

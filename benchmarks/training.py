@@ -1,12 +1,11 @@
-"""A training step, ours against torchvision's model of the same sizes and weights on the
-same images; and whether the loader keeps up.
+"""A training step of ours and of torchvision's model with the same sizes and weights on the same
+images; and whether the data loader keeps up.
 
-A step is forward, backward and optimizer. torchvision's model is called as its users call it: a
-list of float images and of targets with dense masks. Ours is the step of `mr.train`, which clips
-the gradients and averages the weights besides. Both have the same trained layers, anchors,
-proposals, sampled RoIs and fused AdamW; freed memory is kept for both, as `maskrcnn train` does.
-"box RoIs" and "mask RoIs" are what the heads saw in a step: about equal, or the times could not be
-compared.
+A step is forward, backward and optimizer. torchvision's model runs as its users call it, with
+lists of float images and of targets with dense masks. Ours is the step of `mr.train`, which also
+clips the gradients and averages the weights. Both have the same trained layers, anchors, proposals,
+sampled RoIs and fused AdamW; both keep freed memory, as `maskrcnn train` does. "box RoIs" and "mask
+RoIs" are the inputs of the heads in a step; times are comparable only if these are about equal.
 """
 
 from __future__ import annotations
@@ -48,15 +47,16 @@ from maskrcnn.weights.from_torchvision import convert
 from .models import calibrate, random_image
 from .timing import in_turns
 
+# The learning rate is so small that the weights hardly change.
 RATES = TrainConfig(
     learning_rate=1e-5, workers=0, tensorboard=False, checkpoint_every=1e9, steps=1000
-)  # the weights hardly move
+)
 NAMES = [c.name for c in CATEGORIES]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a batch for it, and how often its step is timed."""
+    """A model, its batch, and the number of timed rounds."""
 
     name: str
     config: ModelConfig
@@ -66,23 +66,23 @@ class Case:
     batch: int
     rounds: int
     loaded: int
-    """Steps with the loader."""
+    """Number of steps with the data loader."""
     augment: AugmentConfig
-    """What the loader does: more than the step's batch needs, as in training."""
+    """Augmentation in the loader, as in training; the timed steps run without it."""
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Times of a step, then of the waiting for data."""
+    """Measures the time of a step, then the share of it spent waiting for data."""
     keep_memory()
     rows, seconds = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(quick):
             data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
-            found, seconds[case.name] = steps(case, data, Path(folder))
+            step_rows, seconds[case.name] = steps(case, data, Path(folder))
             precisions = (
                 ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
             )
-            rows += found + [
+            rows += step_rows + [
                 waiting(case, data, Path(folder), precision, 2 if quick else case.loaded)
                 for precision in precisions
             ]
@@ -90,7 +90,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def cases(quick: bool) -> list[Case]:
-    """The small model on a batch of crops, the paper's on a photograph."""
+    """The small model on a batch of crops, and ResNet-50-FPN on one large image."""
     crops = AugmentConfig(
         crop=256,
         scale=(1.0, 1.25),
@@ -127,7 +127,7 @@ def cases(quick: bool) -> list[Case]:
 def steps(
     case: Case, data: mr.CocoDataset, folder: Path
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Times of a step of the same batch: torchvision's, ours in float32, ours in bfloat16."""
+    """Times of a step on the same batch: torchvision, ours in float32, ours in bfloat16."""
     theirs = case.theirs()
     state = convert(theirs.state_dict(), bn_eps=1e-5)[1]
     model = mr.MaskRCNN.from_config(case.config)
@@ -149,20 +149,22 @@ def steps(
             folder / case.name / name,
         )
         trainers[name].learner.batches = itertools.repeat((batch, truth))
+
     work = {"torchvision": torchvision_step(theirs, data, case.batch)} | {
         name: t.step for name, t in trainers.items()
     }
     heads = {"torchvision": theirs.roi_heads} | {
         name: t.learner.model for name, t in trainers.items()
     }
-    seen = {name: rois(heads[name], step) for name, step in work.items()}
+    roi_counts = {name: rois(heads[name], step) for name, step in work.items()}
+
     times = in_turns(work, case.rounds)
     rows = [{"what": f"{case.name}, {row.pop('what')}", **row} for row in times.rows("torchvision")]
-    return [row | seen[name] for row, name in zip(rows, work, strict=True)], times.seconds
+    return [row | roi_counts[name] for row, name in zip(rows, work, strict=True)], times.seconds
 
 
 def torchvision_step(model: nn.Module, data: mr.CocoDataset, count: int) -> Callable[[], None]:
-    """Forward, backward and optimizer as in torchvision's reference training."""
+    """Forward, backward and optimizer step, as in torchvision's reference training script."""
     optimizer = make_optimizer(model.train(), RATES)
     images = [torch.tensor(data.image(i)).permute(2, 0, 1).float() / 255 for i in range(count)]
     targets = [target(data, i) for i in range(count)]
@@ -177,7 +179,7 @@ def torchvision_step(model: nn.Module, data: mr.CocoDataset, count: int) -> Call
 
 
 def target(data: mr.CocoDataset, index: int) -> dict[str, Tensor]:
-    """What torchvision takes for truth: boxes, labels from 1, a dense mask for each object."""
+    """Truth in torchvision's format: boxes, labels from 1, a dense mask per object."""
     objects = data[index].annotations
     return {
         "boxes": torch.tensor([a.box for a in objects], dtype=torch.float32).reshape(-1, 4),
@@ -189,7 +191,7 @@ def target(data: mr.CocoDataset, index: int) -> dict[str, Tensor]:
 
 
 def rois(model: Any, step: Callable[[], Any]) -> dict[str, int]:
-    """How many RoIs the two heads see in a step."""
+    """Number of RoIs that each of the two heads gets in a step."""
     counts: dict[str, int] = {}
     handles = []
     for name in ("box", "mask"):
@@ -204,8 +206,8 @@ def rois(model: Any, step: Callable[[], Any]) -> dict[str, int]:
 def waiting(
     case: Case, data: mr.CocoDataset, folder: Path, precision: str, count: int
 ) -> dict[str, Any]:
-    """What part of its steps a training waits for its one loader process; the steps while the
-    process starts are left out.
+    """Share of the step time spent waiting for one loader process; excludes the steps during which
+    that process starts.
     """
     config = replace(RATES, batch_size=case.batch, dtype=precision, workers=1, augment=case.augment)
     with contextlib.closing(
@@ -232,14 +234,16 @@ def waiting(
 
 
 def trainer(model: mr.MaskRCNN, data: mr.CocoDataset, config: TrainConfig, out: Path) -> Trainer:
-    """A training that has not begun."""
+    """A trainer before its first step."""
     return Trainer(
         model, data, None, config, out, Processes.start("cpu"), resume=False, progress=False
     )
 
 
 def mosaics(folder: Path, side: int, tiles: int, count: int) -> mr.CocoDataset:
-    """Images of `side` pixels, each of `tiles` x `tiles` drawn scenes with about 3.5 objects."""
+    """Images of `side` pixels, each a grid of `tiles` x `tiles` synthetic scenes with about 3.5
+    objects each.
+    """
     categories = [{"id": c.id, "name": c.name} for c in CATEGORIES]
     content: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": categories}
     folder.mkdir(parents=True)
@@ -249,27 +253,30 @@ def mosaics(folder: Path, side: int, tiles: int, count: int) -> mr.CocoDataset:
         for tile in range(tiles**2):
             y, x = (part * n for n in divmod(tile, tiles))
             pixels[y : y + part, x : x + part], objects = draw_scene((i, tile), part)
-            for found in objects:
-                left, top, width, height = found["bbox"]
-                crop, x0, y0 = rle.decode_crop(found["segmentation"])
+
+            for entry in objects:
+                left, top, width, height = entry["bbox"]
+                crop, x0, y0 = rle.decode_crop(entry["segmentation"])
                 moved = {
                     "bbox": [left + x, top + y, width, height],
                     "segmentation": rle.encode_crop(crop, x0 + x, y0 + y, (side, side)),
                 }
                 number = {"id": len(content["annotations"]), "image_id": i}
                 content["annotations"].append(
-                    {**number, **moved, **{k: found[k] for k in ("category_id", "area", "iscrowd")}}
+                    {**number, **moved, **{k: entry[k] for k in ("category_id", "area", "iscrowd")}}
                 )
+
         Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
         content["images"].append({"id": i, "file_name": f"{i}.jpg", "width": side, "height": side})
     return mr.CocoDataset(content, folder)
 
 
 def small_torchvision() -> nn.Module:
-    """torchvision's parts in the sizes of `maskrcnn_r18_small`."""
+    """torchvision's modules with the sizes of `maskrcnn_r18_small`."""
     torch.manual_seed(0)
     config = mr.maskrcnn_r18_small()
     stages, widths = {f"layer{i + 1}": str(i) for i in range(4)}, [64, 128, 256, 512]
+
     return MaskRCNN(
         backbone_utils.BackboneWithFPN(resnet18(), stages, widths, 64, norm_layer=nn.BatchNorm2d),
         num_classes=None,
@@ -283,15 +290,15 @@ def small_torchvision() -> nn.Module:
         rpn_batch_size_per_image=config.rpn.samples,
         box_head=faster_rcnn.FastRCNNConvFCHead((64, 7, 7), [], [256]),
         box_predictor=faster_rcnn.FastRCNNPredictor(256, 5),
-        box_batch_size_per_image=config.box.samples,  # a quarter of them positive: the 32 that our mask loss is limited to
+        box_batch_size_per_image=config.box.samples,  # a quarter is positive: 32, the limit of our mask loss
         mask_head=mask_rcnn.MaskRCNNHeads(64, (64, 64, 64), 1, norm_layer=nn.BatchNorm2d),
         mask_predictor=mask_rcnn.MaskRCNNPredictor(64, 64, 5),
     )
 
 
 def large_torchvision() -> Any:
-    """torchvision's ResNet-50-FPN as it is fine-tuned: frozen BatchNorm, three trained stages;
-    random weights, calibrated.
+    """torchvision's ResNet-50-FPN in its fine-tuning setup: frozen BatchNorm, three trained stages;
+    calibrated random weights.
     """
     torch.manual_seed(0)
     trunk = backbone_utils.resnet_fpn_backbone(
@@ -299,7 +306,6 @@ def large_torchvision() -> Any:
     )
     model: Any = MaskRCNN(trunk, num_classes=5)
     calibrate(model.eval(), random_image(400, 533))
-    nn.init.normal_(
-        model.rpn.head.bbox_pred.weight, std=0.01
-    )  # as before calibration: proposals near their anchors, so that some fit an object
+    # As before calibration: proposals stay near their anchors, so that some match an object.
+    nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.01)
     return model

@@ -1,5 +1,4 @@
-"""Can the joint model learn a few images by heart? The first check of any new data set, and of the
-network itself.
+"""Overfits the joint model on a few images: a sanity check of a new dataset and of the network.
 
 python examples/overfit.py coco_mini_kp/annotations/train.json coco_mini_kp/images --images 20
 --minutes 30 --out runs/overfit
@@ -13,7 +12,7 @@ import maskrcnn as mr
 
 
 def main() -> None:
-    """Trains on the first images of a data set and evaluates on the same ones."""
+    """Trains on the first images of a dataset and evaluates on the same images."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,16 +22,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", default="runs/overfit")
     parser.add_argument("--resume", action="store_true")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
 
-    data = mr.CocoDataset(chosen.annotations, images=chosen.folder)
-    data = data.subset(range(min(chosen.images, len(data))))
+    data = mr.CocoDataset(args.annotations, images=args.folder)
+    data = data.subset(range(min(args.images, len(data))))
+
     config = mr.TrainConfig(
-        max_time=chosen.minutes * 60,
+        max_time=args.minutes * 60,
         batch_size=2,
         reference_batch=2,
         learning_rate=1e-3,
-        weight_decay=0.0,  # nothing here is to generalize
+        weight_decay=0.0,  # the model should memorize, not generalize
         evaluate_every=100_000,
         dtype="bfloat16",
         augment=mr.AugmentConfig(flip_horizontal=0.0, scale=(1.0, 1.0)),
@@ -42,8 +42,8 @@ def main() -> None:
         data,
         val=data,
         config=config,
-        out=chosen.out,
-        resume=chosen.resume,
+        out=args.out,
+        resume=args.resume,
     )
     print(mr.evaluate(run.model, data))
 
