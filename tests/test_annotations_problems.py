@@ -60,7 +60,7 @@ def test_all_problems_are_listed_at_once_grouped_and_counted(tmp_path):
     assert text.startswith("train.json: ")
     assert "box without area (26)" in text
     assert "... and 6 more" in text
-    assert "annotation 100 (1.png): bbox width is -3 and height 4, must be > 0" in text
+    assert "annotation 100 (1.png): bbox width is -3 and height 4, both must be > 0" in text
 
 
 def test_dropping_leaves_the_rest_and_warns_of_what_was_dropped():

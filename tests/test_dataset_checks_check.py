@@ -217,7 +217,7 @@ def test_the_command_reports_fixes_draws_and_exits_with_its_status(
         == 1
     )
     printed = capsys.readouterr().out
-    assert "annotation 9 (1.png): bbox width is 0 and height 4, must be > 0" in printed
+    assert "annotation 9 (1.png): bbox width is 0 and height 4, both must be > 0" in printed
     assert "fixed: 1 change" in printed
     assert "to fix by hand: 0 errors" in printed
     assert (tmp_path / "page.html").is_file()

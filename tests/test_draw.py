@@ -126,7 +126,7 @@ def test_no_objects_leave_the_image_as_it_is() -> None:
 
 def test_an_image_of_another_size_is_an_error() -> None:
     with pytest.raises(
-        ValueError, match="the image is 10x20, the instances belong to one of 700x800"
+        ValueError, match=r"expected .* of 700x800 pixels \(height x width\), got 10x20"
     ):
         draw_instances(scene((700, 800), []), np.zeros((10, 20, 3), np.uint8))
 

@@ -83,7 +83,7 @@ def test_two_sources_become_the_splits_of_one_folder(format_name: str, coco: Pat
     with pytest.raises(DataError, match=r'no split "vall"; it has train, val\. Did you mean "val"'):
         mr.load_dataset(f"{tmp_path / 'out'}:vall")
     with pytest.raises(
-        ValueError, match="has the splits train, val; beside a second source name one"
+        ValueError, match="has the splits train, val; to add a second source, name one of them"
     ):
         mr.convert_annotations(tmp_path / "out", tmp_path / "x", format_name, val=coco)
 

@@ -156,7 +156,7 @@ def test_left_and_right_that_names_do_not_show_are_reported(format_name: str, tm
             format_name,
         )
     )
-    assert "left and right of keypoints (flip), which their names do not show (1): cell" in message
+    assert "left and right keypoints (flip) that their names do not show (1): cell" in message
     assert "sigmas of keypoints (1): cell" in message
 
 

@@ -102,7 +102,7 @@ def test_indexing_takes_the_same_rows_of_everything(index: object, rows: list[in
 
 
 def test_an_index_beyond_the_objects_is_an_error_and_iteration_ends() -> None:
-    with pytest.raises(IndexError, match="object 4 of 4"):
+    with pytest.raises(IndexError, match="index 4 is out of range for 4 objects"):
         make_instances()[4]
     assert [len(one) for one in make_instances()] == [1, 1, 1, 1]
 

@@ -201,7 +201,7 @@ def test_images_that_are_annotated_are_left_out_and_their_copies_come_last(
     assert sorted(names) == ["0.png", "2.png", "3.png", "4.png", "5.png", "copy of 1.png"]
     assert names[-1] == "copy of 1.png"
     assert rank_images(eyes, tmp_path, labeled=[tmp_path / "1.png"])[-1].nearest.endswith("1.png")
-    with pytest.raises(ValueError, match="annotated already"):
+    with pytest.raises(ValueError, match="already annotated"):
         rank_images(eyes, [tmp_path / "1.png"], labeled=known)
 
 
@@ -320,4 +320,4 @@ def test_the_command_ranks_writes_and_names_what_it_cannot_read(
         [],
     ):  # apart from the annotations, they are looked for in the folder itself
         assert run([*words, "--labeled", str(annotations), *where]) == 2
-        assert "annotated already" in capsys.readouterr().err
+        assert "already annotated" in capsys.readouterr().err

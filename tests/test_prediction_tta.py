@@ -329,7 +329,7 @@ def test_words_for_views() -> None:
     assert parse_tta("scales")[0] == TTAView()
     with pytest.raises(
         ValueError,
-        match='unknown value "rotate"; choose one or more of these, joined by commas: flip = also mir',
+        match='unknown value "rotate"; choose one or more of these, separated by commas: flip = also mir',
     ):
         parse_tta("flip,rotate")
 

@@ -61,7 +61,7 @@ def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
         ("batch_size", "two", "batch_size: expected int, got 'two'"),
         ("optimizer", "adam", "optimizer: expected one of 'adamw', 'sgd', got 'adam'"),
         ("augment.scale", "[1, 2, 3]", "expected 2 values, got 3"),
-        ("seed.deeper", "1", "has no parts"),
+        ("seed.deeper", "1", "has no settings"),
         (
             "augment",
             "3",
@@ -85,7 +85,7 @@ def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
 
 def test_an_error_names_the_file_that_is_not_toml(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("epochs = \n")
-    with pytest.raises(ValueError, match=r"run\.toml: not TOML: .*line 1"):
+    with pytest.raises(ValueError, match=r"run\.toml: not valid TOML: .*line 1"):
         load_toml(tmp_path / "run.toml", TrainConfig)
 
 

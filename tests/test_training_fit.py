@@ -188,7 +188,9 @@ def test_other_categories_are_refused(data: CocoDataset, tmp_path: Path) -> None
 
 
 def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size is 0, .*; epochs is -1\.0, .*; ema is 1\.0"):
+    with pytest.raises(
+        ValueError, match=r"batch_size: .*got 0; epochs: .*got -1\.0; ema: .*got 1\.0"
+    ):
         run(data, tmp_path / "run", batch_size=0, epochs=-1.0, ema=1.0)
     assert not (tmp_path / "run").exists()
 
@@ -394,6 +396,6 @@ def test_two_processes_have_the_losses_of_one_with_the_double_batch(
 def test_a_probability_outside_0_to_1_is_refused_by_name(
     data: CocoDataset, tmp_path: Path, name: str
 ):
-    with pytest.raises(ValueError, match=rf"augment\.{name} is 2, must be from 0 to 1"):
+    with pytest.raises(ValueError, match=rf"augment\.{name}: expected 0 to 1, got 2"):
         run(data, tmp_path / "run", augment=AugmentConfig(**{name: 2}))
     assert not (tmp_path / "run").exists()

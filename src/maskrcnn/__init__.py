@@ -6,7 +6,7 @@
     result = mr.predict(model, "cells.png")
 
 The names below are the public interface. They are imported on first use, so that `import maskrcnn`
-is fast. What is not listed may be imported from its module, and may change without notice.
+is fast. Other names can be imported from their modules but may change without notice.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Literal
 Norm = Literal["none", "batch", "frozen", "group"]
 
 # OKS standard deviations of COCO's 17 person keypoints (cocodataset.org, keypoint evaluation),
-# used where a category has 17 keypoints and none of its own.
+# used where a category has 17 keypoints and no sigmas of its own.
 COCO_PERSON_SIGMAS = (
     0.026,
     0.025,
@@ -159,7 +159,7 @@ class TrunkConfig:
     3x3 (torchvision, ResNeXt)."""
     res5_dilation: Literal[1, 2] = 1
     """Dilation of res5's 3x3 convolutions. 2: res5 keeps stride 16 instead of 32; the dc5 neck sets
-    it by itself."""
+    this automatically."""
     norm: Norm = "frozen"
     """Normalization layer. frozen: BatchNorm with fixed statistics and weights. batch: BatchNorm.
     group: GroupNorm. none: no layer."""
@@ -167,8 +167,8 @@ class TrunkConfig:
     """Value added to the variance in the trunk's normalization layers. Some published weights need
     0."""
     frozen_stages: int = 2
-    """Number of stages, of stem, res2, ..., res5 in this order, whose weights training leaves
-    alone. 0: train all."""
+    """Number of leading stages (stem, res2, ..., res5) whose weights training does not change. 0:
+    train all."""
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,14 @@ class RPNConfig:
     """What NMS ranks by. Probabilities (torchvision) tie where logits are large; the finer level
     then wins."""
     min_size: float = 0.0
-    """Drop proposals narrower or lower than this many pixels. 0: drop only those without area."""
+    """Drop proposals whose width or height is below this many pixels. 0: drop only those without
+    area."""
     positive_iou: float = 0.7
-    """An anchor is a positive from this IoU with an object on (0..1). Each object's best anchor is
-    always one."""
+    """An anchor is positive if its IoU with an object is at least this (0..1). Each object's best
+    anchor is always positive."""
     negative_iou: float = 0.3
-    """An anchor is a negative below this IoU with every object (0..1). Between the two thresholds
-    the loss ignores it."""
+    """An anchor is negative if its IoU with every object is below this (0..1). Between the two
+    thresholds the loss ignores it."""
     samples: int = 256
     """Anchors sampled per image for the losses."""
     positive_fraction: float = 0.5
@@ -255,7 +256,7 @@ class RoIConfig:
     sampling_ratio: int = 2
     """Samples per side in each bin. 0: adaptive, one for each feature cell that the bin spans."""
     aligned: bool = True
-    """Shift RoIs by half a cell so that continuous coordinates are met exactly. false:
+    """Shift RoIs by half a cell, so that samples match continuous coordinates exactly. false:
     torchvision's models."""
     level_epsilon: Literal["ratio", "log"] = "ratio"
     """Tie-breaker when a RoI gets its level. ratio: size ratio + 1e-8 (Detectron2). log: log2(...)
@@ -283,7 +284,8 @@ class BoxHeadConfig:
     positive_fraction: float = 0.25
     """Largest share of positives among the sampled proposals (0..1)."""
     positive_iou: float = 0.5
-    """A proposal is a positive from this IoU with an object on, otherwise background (0..1)."""
+    """A proposal is positive if its IoU with an object is at least this, otherwise background
+    (0..1)."""
     smooth_l1_beta: float = 0.0
     """Error at which the box loss changes from quadratic to linear, in weighted offsets. 0: plain
     L1."""
@@ -305,8 +307,8 @@ class BoxHeadConfig:
     soft_sigma: float = 0.5
     """Width of soft NMS's Gaussian: a score is multiplied by exp(-IoU^2 / sigma)."""
     min_size: float = 0.0
-    """Drop detections narrower or lower than this many pixels before NMS. 0: drop only those
-    without area."""
+    """Before NMS, drop detections whose width or height is below this many pixels. 0: drop only
+    those without area."""
     max_detections: int = 100
     """Largest number of detections per image."""
 
@@ -341,7 +343,7 @@ class MaskHeadConfig:
     of the box. torchvision rounds the box to whole pixels and resizes the mask to it.
     """
     threshold: float = 0.5
-    """A pixel belongs to the object from this probability on (0..1)."""
+    """A pixel belongs to the object if its probability is at least this (0..1)."""
 
 
 @dataclass(frozen=True)
@@ -414,7 +416,7 @@ class ModelConfig:
         if self.keypoint is not None and self.num_keypoint_channels == 0:
             raise ValueError(
                 "a keypoint head needs a category with keypoints; "
-                'set keypoint to None or give a Category(keypoints=("nose", ...))'
+                'set keypoint to None or pass a Category(keypoints=("nose", ...))'
             )
 
         levels = len(self.neck.levels) + 1 if self.neck.kind == "fpn" else 1
@@ -584,12 +586,12 @@ class TrainConfig:
     evaluate_every: float = 1.0
     """Epochs between evaluations on the validation data. The end of the run is always evaluated."""
     checkpoint_every: float = 60.0
-    """Seconds between resumable checkpoints. Every evaluation and the end of the run write one,
-    too."""
+    """Seconds between resumable checkpoints. Every evaluation and the end of the run also write
+    one."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better AP. null: never stop early."""
     tensorboard: bool = True
-    """Write the losses and metrics as TensorBoard events, too."""
+    """Also write the losses and metrics as TensorBoard events."""
     augment: AugmentConfig = AugmentConfig()
     """Random changes to training images."""
     unlabeled: UnlabeledConfig = UnlabeledConfig()

@@ -133,7 +133,7 @@ def draw_instances(
         scores: write scores after the names.
 
     Raises:
-        ValueError: no image, or one of another size than the instances' image.
+        ValueError: no image, or one whose size differs from that of the instances' image.
 
     Example:
         >>> import maskrcnn as mr
@@ -146,8 +146,8 @@ def draw_instances(
     pixels = instances.image if image is None else image
     if pixels.shape[:2] != instances.size:
         raise ValueError(
-            f"the image is {pixels.shape[0]}x{pixels.shape[1]}, "
-            f"the instances belong to one of {instances.size[0]}x{instances.size[1]}"
+            f"expected the instances' image of {instances.size[0]}x{instances.size[1]} pixels "
+            f"(height x width), got {pixels.shape[0]}x{pixels.shape[1]}"
         )
     factor = max(1, round(SMALLEST_CANVAS / max(instances.size)))
     if factor > 1:

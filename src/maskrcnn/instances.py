@@ -48,7 +48,7 @@ class Masks:
     rule: PasteRule = "border"
     """How the grids are drawn into the image (see `MaskHeadConfig.paste`)."""
     threshold: float = 0.5
-    """A pixel belongs to the object from this probability on."""
+    """A pixel belongs to the object if its probability is at least this."""
 
     def __len__(self) -> int:
         return len(self.grids)
@@ -111,7 +111,7 @@ class Instances:
     paste: PasteRule = "border"
     """How masks are drawn into the image (see `MaskHeadConfig.paste`)."""
     mask_threshold: float = 0.5
-    """A pixel belongs to the object from this probability on."""
+    """A pixel belongs to the object if its probability is at least this."""
     coco_offset: float = 0.5
     """Pixels added to COCO's integer keypoints to make them continuous."""
     image_id: int | None = None
@@ -130,7 +130,7 @@ class Instances:
     def __getitem__(self, index: int | slice | Tensor | np.ndarray | list[Any]) -> Instances:
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
-                raise IndexError(f"object {index} of {len(self)}")
+                raise IndexError(f"object index {index} is out of range for {len(self)} objects")
             index = slice(index, index + 1 or None)
         elif not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.boxes.device).reshape(-1)
@@ -162,13 +162,13 @@ class Instances:
         """The image, RGB; read from its file again if `source` is a path.
 
         Raises:
-            ValueError: these instances do not know their image.
+            ValueError: these instances carry no image.
             ImageError: the file cannot be read.
         """
         if self.source is None:
             raise ValueError(
                 "these instances carry no image; "
-                "give one: dataclasses.replace(instances, source=image)"
+                "add it: dataclasses.replace(instances, source=image)"
             )
         if isinstance(self.source, Path):
             return read_image(self.source, self.intensity_range)
@@ -220,7 +220,7 @@ class Instances:
         """
         image_id = self.image_id if image_id is None else image_id
         if image_id is None:
-            raise ValueError("COCO results need an image id; give to_coco(image_id=...)")
+            raise ValueError("COCO results need an image id; pass to_coco(image_id=...)")
 
         boxes = self.boxes.double().cpu()
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
@@ -291,7 +291,7 @@ class Instances:
             path: the file; its suffix determines the format, such as .png or .jpg.
 
         Raises:
-            ValueError: these instances do not know their image, or the suffix is unknown.
+            ValueError: these instances carry no image, or the suffix is unknown.
 
         Example:
             >>> import maskrcnn as mr

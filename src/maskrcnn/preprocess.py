@@ -3,7 +3,7 @@
 In:  an image, uint8 [H, W, 3] RGB.
 Out: a tensor [3, h, w], 0..255, not normalized, and the matrix from the image's pixels to its own.
 
-The model itself normalizes and pads, so no caller can forget it.
+The model itself normalizes and pads, so that no caller can forget to.
 """
 
 from __future__ import annotations

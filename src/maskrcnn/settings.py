@@ -26,7 +26,7 @@ OLD_NAMES = {
 }
 """Names of settings in files saved before version 0.2, and their current names."""
 OLD_VALUES = {"dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}}
-"""Values of settings in such files, by current name, and the values that replaced them."""
+"""Values of settings in such files, by current name, and their replacements."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
 
 
 def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
@@ -139,7 +139,7 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
     for name, parts in inner.items():
         part = new.get(name, getattr(config, name))
         if not dataclasses.is_dataclass(part):
-            raise ValueError(f"{parts[0][2]}: {name} is {part!r} and has no parts to set")
+            raise ValueError(f"{parts[0][2]}: {name} is {part!r} and has no settings of its own")
         new[name] = _overridden(part, parts)
 
     return replace(config, **new)  # ty: ignore[invalid-argument-type]

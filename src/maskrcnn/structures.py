@@ -110,7 +110,7 @@ class Batch(_Tensors):
             ValueError: no images.
         """
         if not images:
-            raise ValueError("a batch needs at least one image")
+            raise ValueError("a batch needs at least one image, got none")
 
         height, width = (
             -(-max(i.shape[d] for i in images) // size_divisor) * size_divisor for d in (1, 2)

@@ -1,5 +1,5 @@
 """Which images to annotate next.
 
-Here belong the uncertainty of a model about an image, the ranking of many images by uncertainty and
-novelty, and the page that shows the first ones.
+This package measures a model's uncertainty about an image, ranks many images by uncertainty and
+novelty, and writes a page of the top images.
 """

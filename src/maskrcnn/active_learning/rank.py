@@ -7,8 +7,8 @@ Images are chosen one after the other. The next is the one with the largest
 
     (expected errors + 0.1) x novelty
 
-Expected errors are objects that the model may have wrong (uncertainty.py). Novelty, 0 to 1, is how
-unlike an image is to all that are chosen or annotated: 0 for a near-duplicate of one
+Expected errors are objects that the model may get wrong (uncertainty.py). Novelty, 0 to 1, is how
+much an image differs from all that are chosen or annotated: 0 for a near-duplicate of one
 (images/similarity.py), else d / (d + 0.1 m). d is the distance to the nearest of them in the
 model's own features, and m the median distance of two images.
 
@@ -60,7 +60,7 @@ class RankedImage:
     rank: int
     """From 1: the image to annotate first."""
     expected_errors: float
-    """Objects that the model may have wrong: `uncertainty` + `disagreement` + `contour`."""
+    """Objects that the model may get wrong: `uncertainty` + `disagreement` + `contour`."""
     uncertainty: float
     """Expected wrong decisions about which objects exist."""
     disagreement: float
@@ -151,10 +151,10 @@ def rank_images(
     """The images in the order in which annotating them should help the model most.
 
     Args:
-        model: a model, or what `load` reads; or a `Predictor`, for other settings than the default
-            ones (device, precision).
+        model: a model, or what `load` reads; or a `Predictor`, for non-default settings (device,
+            precision).
         images: a folder (all images under it), or files.
-        labeled: images that are annotated already: a dataset, a folder, or files. They are not
+        labeled: images that are already annotated: a dataset, a folder, or files. They are not
             ranked, and images that look like them rank low.
         progress: show a progress bar.
         console: where to show the bar.
@@ -179,7 +179,7 @@ def rank_images(
     known = {} if labeled is None else {path.resolve(): s for path, s in _sources(labeled)}
     sources = [source for path, source in _sources(images) if path.resolve() not in known]
     if not sources:
-        raise ValueError(f"{images}: all images are annotated already; there is none to rank")
+        raise ValueError(f"{images}: all images are already annotated; add images that are not")
 
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     failed: list[tuple[str, str]] = []

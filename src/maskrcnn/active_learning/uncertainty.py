@@ -43,7 +43,7 @@ UNCERTAIN_FROM = 0.25
 
 @dataclass(frozen=True)
 class ImageUncertainty:
-    """What two predictions of an image, plain and mirrored, say of it."""
+    """What two predictions of an image, plain and mirrored, reveal about it."""
 
     features: Float[np.ndarray, "C"]
     hash: Float[np.ndarray, "D"]

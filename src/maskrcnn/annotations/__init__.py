@@ -1,6 +1,6 @@
 """COCO annotations: read, check, merge and split data sets; masks as RLE and polygons.
 
-`coco_dataset` is the entry point. Here belongs what is true of annotations whatever uses them.
+`coco_dataset` is the entry point. This package covers annotations regardless of what uses them.
 Reading and writing other formats is in `formats`, deeper checks and fixes are in `dataset_checks`,
 training examples in `augmentation`.
 """

@@ -168,7 +168,7 @@ def polygon_bounds(polygons: Sequence[np.ndarray]) -> BoxXYXY:
 
 def polygon_area(points: np.ndarray) -> float:
     """Returns the area enclosed by a polygon [n, 2] (shoelace formula)."""
-    # relative to the first point: large coordinates would cost digits, and the closing edge adds
+    # relative to the first point: large coordinates would lose precision, and the closing edge adds
     # nothing
     x, y = (points - points[0]).T
     return abs(float(x[:-1] @ y[1:] - x[1:] @ y[:-1])) / 2
@@ -208,8 +208,8 @@ def _read_box(
 ) -> BoxXYXY | None:
     """Returns the box clipped to the image, None where there is none or it is unusable.
 
-    `mask_is_flat`: there is a mask, but without area. A box without area beside it is no mistake:
-    the object has no size (COCO has two of these).
+    `mask_is_flat`: there is a mask, but without area. A box without area is then not an error: the
+    object has no size (COCO has two of these).
     """
     if bbox is None or bbox == []:
         return None
@@ -227,7 +227,7 @@ def _read_box(
     if width < 0 or height < 0 or (width * height == 0 and not has_mask):
         problems.error(
             "box without area",
-            f"bbox width is {width:g} and height {height:g}, must be > 0",
+            f"bbox width is {width:g} and height {height:g}, both must be > 0",
             "fix bbox, or drop the annotation",
         )
         return None
@@ -291,12 +291,13 @@ def _reaches_image(bounds: BoxXYXY, size: tuple[int, int], problems: _ProblemLog
         problems.error(
             "mask outside the image",
             detail,
-            "draw it again; was it drawn in another image, or at another size?",
+            "redraw it; was it drawn on another image, or at another size?",
         )
         return False
 
     if max(-x0, -y0, x1 - width, y1 - height) > 1:
-        problems.warning("mask reaches beyond the image", detail, "the mask is cut at the border")
+        suggestion = "the mask is clipped to the image"
+        problems.warning("mask reaches beyond the image", detail, suggestion)
     return True
 
 
@@ -357,7 +358,7 @@ def _read_rle(
     area = float(runs[1::2].sum())
     if area == 0:
         problems.warning(
-            "empty mask", "the RLE has no pixels", "the object is read as one without a mask"
+            "empty mask", "the RLE has no pixels", "the object is treated as having no mask"
         )
         return _AnnotatedMask()
 
@@ -385,7 +386,7 @@ def _read_area(value: Any, mask_area: float | None, problems: _ProblemLog) -> fl
         problems.warning(
             "area is wrong",
             f"area is {value!r:.40}{of_mask}",
-            "it is kept: the evaluation sorts objects by size with it",
+            "the value is kept; the evaluation groups objects by size with it",
         )
     return area
 
@@ -443,7 +444,7 @@ def _read_keypoints(
     labeled_outside = (visibility > 0) & outside.any(axis=1)
     if labeled_outside.any():
         names = ", ".join(np.array(category.keypoints)[labeled_outside])
-        problems.warning("keypoint outside the image", names, "it is read as unlabeled")
+        problems.warning("keypoint outside the image", names, "it is treated as unlabeled")
         points[labeled_outside] = 0
 
     return points if (points[:, 2] > 0).any() else None

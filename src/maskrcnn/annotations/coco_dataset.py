@@ -32,7 +32,7 @@ from .problems import DataError, DataWarning, Problem, describe, find_problems
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
-# What the intensity range is fitted to. A hot or dead pixel does not set the range.
+# Percentiles that the intensity range is fitted to. A hot or dead pixel does not set the range.
 _FITTED_IMAGES = 64
 _FITTED_VALUES = 20_000  # per image
 _FITTED_PERCENTILES = (0.1, 99.9)
@@ -68,7 +68,8 @@ class CocoDataset:
         on_error: what to do about unusable annotations and images: "raise" an error that lists them
             all, or "drop" them with a warning that lists them.
         name: name for messages if `annotations` is not a file.
-        problems: problems that the reader of another format found before (see `load_dataset`).
+        problems: problems that the reader of another format has already reported (see
+            `load_dataset`).
 
     Attributes:
         categories: the categories with the ids of this file; a label is an index into them.

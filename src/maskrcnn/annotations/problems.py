@@ -41,7 +41,7 @@ class Problem:
     where: str
     """Which image or annotation."""
     detail: str
-    """The values found."""
+    """The offending values."""
     suggestion: str
     """For an error how to fix it, for a warning how it is handled."""
     is_error: bool
@@ -385,7 +385,7 @@ class _AnnotationSearch:
             self._reporter(index)(
                 "polygon crosses itself",
                 f"{count} polygon{plural} of the mask",
-                "everything it winds around counts as inside; draw it again",
+                "everything it winds around counts as inside; redraw it",
                 False,
             )
 

@@ -14,7 +14,7 @@ from ..images.similarity import groups, hashes
 from .coco_dataset import CocoDataset
 from .problems import DataError
 
-MAX_VALIDATION_IMAGES = 500  # more would hardly make the metrics surer, and training poorer
+MAX_VALIDATION_IMAGES = 500  # more would hardly improve the metrics and would cost training data
 
 
 def split_dataset(
@@ -22,7 +22,7 @@ def split_dataset(
 ) -> tuple[CocoDataset, CocoDataset]:
     """Splits a data set into training and validation data.
 
-    Images that look alike (duplicates, neighboring frames of a film) stay on the same side. Each
+    Images that look alike (duplicates, neighboring frames of a video) stay on the same side. Each
     category is on both sides in proportion, the rarest first. The same seed gives the same split.
 
     Args:
@@ -59,7 +59,7 @@ def split_dataset(
     if len(units) < 2:
         raise DataError(
             f"{data.name}: cannot split off validation data: all {len(data)} images look alike. "
-            "Give validation data, or train without (--no-val)"
+            "Pass validation data, or train without it (--no-val)"
         )
 
     objects = [

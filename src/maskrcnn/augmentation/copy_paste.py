@@ -4,7 +4,7 @@ In:  two views as uint8 [h, w, 3], each with its `ViewObjects`.
 Out: the first image with some objects of the second pasted onto it, and the objects that result.
 
 What is pasted: a random number of the objects that have a mask, each with its box (the bounds of
-its mask) and its keypoints. Regions to ignore are never pasted. What becomes of an object that
+its mask) and its keypoints. Regions to ignore are never pasted. What happens to an object that
 something is pasted over:
 - Its mask loses what is covered, and each side of its box that was covered moves to the rest of the
   mask.
@@ -126,7 +126,7 @@ def paste(
 def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
     """Returns what is left of the objects of a view where some of its pixels are covered.
 
-    The head of this file describes what becomes of each object.
+    The docstring of this file describes what happens to each object.
 
     Args:
         objects: the objects of the view.

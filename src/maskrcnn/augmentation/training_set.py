@@ -11,7 +11,7 @@
 An example is a function of (index, seed) alone; nothing else is random. `collate` makes a (Batch,
 Truth) of several examples; loader.py does so in worker processes.
 
-What becomes of an object in a view:
+What happens to an object in a view:
 - Its box is the annotated one, moved and clipped. Where a crop cuts it, or the image is rotated, it
   is the bounding box of the visible part of its mask.
 - Its mask is a crop in its own box, at `mask.truth_size`.

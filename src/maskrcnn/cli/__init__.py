@@ -1,11 +1,11 @@
 """The command line: one small file per command, which parses arguments and calls a public function.
 
 In:  arguments.
-Out: an exit status: 0 success, 1 partial success (a file could not be read), 2 wrong input,
+Out: an exit status: 0 success, 1 partial success (a file could not be read), 2 invalid input,
      130 interrupted, 141 broken pipe.
 
-Here belong arguments, help texts and what a command prints. What a command does belongs in the
-package that it calls. Heavy imports are inside the commands, so that `maskrcnn --help` is fast.
+This package holds arguments, help texts and printed output. The work itself is in the packages that
+the commands call. Heavy imports are inside the commands, so that `maskrcnn --help` is fast.
 """
 
 from __future__ import annotations

@@ -26,11 +26,11 @@ def check(
 
     Args:
         data: Annotation file or folder of any known format. Select a split as data.yaml:val.
-        images: Image folder; by default where the annotations point.
-        val: Annotations to validate on. They are checked too, and searched for training images. By
-            default the data set's own split "val"; "none" skips it.
+        images: Image folder; by default where the annotations say it is.
+        val: Annotations to validate on. They are checked too, and compared with the training
+            images. By default the data set's own split "val"; "none" skips it.
         val_images: Folder of the validation images; by default --images.
-        fix: Write a COCO file with every problem fixed that has one right answer.
+        fix: Write a COCO file in which every problem with an unambiguous fix is fixed.
         html: Write an HTML page with counts, sizes, problems and drawn samples.
         decode: Decode every image; otherwise read headers only.
         everything: List all problems, not only the first 20 of each kind.
@@ -54,7 +54,7 @@ def check(
     print(report.describe(None if everything else 20))
 
     if fix is not None:
-        # A COCO file finds its images by itself only in its own folder.
+        # A COCO file's images are located automatically only in the file's own folder.
         folder = report.data.image_folder
         beside = fix.parent.exists() and folder is not None and fix.parent.samefile(folder)
         where = "" if folder is None or beside else f"; open it with --images {folder}"

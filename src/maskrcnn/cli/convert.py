@@ -36,8 +36,8 @@ def convert(
         val_images: Folder of its images; by default --images.
         image_files: Copy or link the images into OUT, or reference them where they are. Default:
             copy for yolo, voc and png, reference for the others.
-        simplify: By how many pixels polygons traced from masks may be off. Larger values give fewer
-            points to correct; 0 = exact.
+        simplify: Tolerance in pixels of polygons traced from masks. Larger values give fewer points
+            to edit; 0 = exact.
         on_error: On unusable annotations, stop and list them, or drop them with a warning.
     """
     from ..formats.convert import convert_annotations

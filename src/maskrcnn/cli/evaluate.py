@@ -25,7 +25,7 @@ def evaluate(
         model: Name of published weights, run folder, checkpoint, or a results.json.
         data: Annotation file or folder, in any format that `maskrcnn convert` reads. Name a split
             after a colon, as in data.yaml:val.
-        images: Folder of the images; by default where the format has them.
+        images: Folder of the images; by default where the format says they are.
         out: Folder for metrics.json and results.json; by default nothing is written.
         max_detections: Number of detections per image and category that count; by default the
             model's own limit, at least COCO's 100.
@@ -33,8 +33,8 @@ def evaluate(
         on_error: What to do with unusable annotations: list them and stop, or drop them with a
             warning.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
-        tta: Average several augmented views of each image (more accurate, slower): flip, turns (by
-            right angles), scales (0.8, 1.25), or several joined by commas.
+        tta: Average several augmented views of each image (more accurate, slower): flip, turns
+            (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.
     """
     from ..evaluation.evaluate import evaluate as run
     from ..formats.load_dataset import load_dataset

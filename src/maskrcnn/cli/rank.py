@@ -30,13 +30,13 @@ def rank(
     Args:
         model: Name of published weights, run folder, or checkpoint.
         images: Folder of images.
-        labeled: Annotations, in any known format, of images that are annotated already. These
+        labeled: Annotations, in any known format, of images that are already annotated. These
             images are left out, and images that look like them rank low.
-        labeled_images: Folder of these images; by default where the format has them, else the
+        labeled_images: Folder of these images; by default where the format says they are, else the
             folder of images.
         top: Number of images to list and to show on the HTML page.
-        out: CSV file for all images, with the reasons.
-        html: HTML file for a page of the first images with their uncertain objects drawn.
+        out: CSV file to write: all images, with the reasons for their rank.
+        html: HTML page to write: the top images, with their uncertain objects drawn.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
     """
     from rich.console import Console
@@ -80,7 +80,7 @@ def table(ranking: Ranking, top: int) -> Table:
 
     shown = Table(
         title=f"What to annotate next, of {len(ranking)} images",
-        caption="expected errors: objects that the model may have wrong",
+        caption="expected errors: objects that the model may get wrong",
     )
     for name in ("rank", "image", "expected errors", "novelty", "reason"):
         is_text = name in ("image", "reason")

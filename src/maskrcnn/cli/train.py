@@ -1,4 +1,4 @@
-"""`maskrcnn train`: trains a model on one's own data."""
+"""`maskrcnn train`: trains a model on your own data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train a model on annotated images.
 
-    Chooses settings from the data and the machine, and shows the reason of each.
+    Chooses settings from the data and the machine, and shows the reason for each.
 
     Args:
         settings: Settings as name=value: any field of TrainConfig (batch_size=8, augment.crop=256),
@@ -45,7 +45,7 @@ def train(
         data: Annotations in any known format: a file or a folder. "data.yaml:train" names one of
             several splits.
         out: Folder of the run: best and last model, logs, checkpoint.
-        images: Folder of the images. Default: where the format keeps them.
+        images: Folder of the images. Default: where the format says they are.
         val: Annotations to validate on, like --data. They decide which model is best. Default: the
             split "val" that --data itself has, or else 15 % of its images.
         no_val: Train on all images, without validation.
@@ -53,12 +53,12 @@ def train(
         pretrained: Initial weights: an ImageNet trunk (resnet50_imagenet), or a detector, as the
             name of published weights, a run folder or a checkpoint. All weights that fit are kept.
             Default: random weights.
-        model: Architecture. auto takes that of a pretrained detector, or else one that fits data
-            and machine.
-        no_recipe: Take --model and the default settings. Choose nothing from the data.
+        model: Architecture. auto uses that of a pretrained detector, or else one that suits the
+            data and the machine.
+        no_recipe: Use --model and the default settings. Choose nothing from the data.
         config: TOML file with fields of TrainConfig, and of ModelConfig under [model].
-        max_time: Time for training, as 90s, 25m or 1.5h, instead of a number of epochs.
-        memory: GiB that training may take. Default: what is free.
+        max_time: Time budget for training, such as 90s, 25m or 1.5h, instead of a number of epochs.
+        memory: Memory limit in GiB. Default: all free memory.
         unlabeled: Folder of images without annotations to train on as well.
         resume: Continue the run in --out with its settings. Repeat the rest of the command.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
@@ -69,7 +69,7 @@ def train(
     from .device import chosen
 
     if val is not None and no_val:
-        raise ValueError("--val and --no-val exclude each other; leave one of them out")
+        raise ValueError("--val and --no-val cannot be combined; omit one of them")
     keep_memory()
     plan = plan_training(
         data,

@@ -40,7 +40,7 @@ class CheckReport:
     data: CocoDataset
     """The usable part of the data set."""
     problems: tuple[Problem, ...]
-    """All problems, errors first. An error makes something unusable or spoils the result; the
+    """All problems, errors first. An error makes something unusable or degrades the result; the
     others are warnings."""
     objects: ObjectTable = field(repr=False)
     """The usable annotations as arrays."""
@@ -114,12 +114,12 @@ def check_dataset(
     Args:
         data: annotation file or folder of any known format (see `load_dataset`), COCO content as a
             dict, or a data set opened with on_error="drop".
-        images: image folder; by default where the annotations point. Of a dict without a folder,
-            only the annotations are checked.
+        images: image folder; by default where the annotations say it is. For a dict without a
+            folder, only the annotations are checked.
         validation: data to validate on; checked too, and compared with `data`.
         validation_images: its image folder; by default `images`.
         decode_images: False reads image headers only.
-        fix: COCO file to write with every problem fixed that has one right answer;
+        fix: COCO file to write, in which every problem with an unambiguous fix is fixed;
             `CheckReport.fixed` lists the changes.
         html: HTML page to write with counts, sizes, problems and drawn samples.
         progress: show progress bars.
@@ -215,12 +215,12 @@ def _path_of(source: DataSource | None) -> str | Path | None:
 
 
 def _without_images(data: CocoDataset, source: DataSource) -> list[Problem]:
-    """Reports that not one of the images that an annotation file names was found."""
+    """Reports that none of the images that an annotation file names exists."""
     entries = data.raw["images"]
     if data.image_folder is not None or not entries or isinstance(source, Mapping | CocoDataset):
         return []
     name = entries[0].get("file_name") if isinstance(entries[0], Mapping) else entries[0]
-    suggestion = "give their folder as --images (images=)"
+    suggestion = "pass their folder as --images (images=)"
     if isinstance(name, str) and "\\" in name:
         suggestion += "; the file names contain backslashes, write /"
     detail = f"none of {len(entries)} exists, such as {name!r:.80}"
@@ -277,7 +277,7 @@ def _swapped_keypoints(data: CocoDataset, objects: ObjectTable) -> list[Problem]
                     "left and right look swapped",
                     objects.names[rows[n]],
                     _pair_names(category, pairs),
-                    "look at it: left and right are the object's own sides",
+                    "check it: left and right are the object's own sides",
                     False,
                     annotation=int(objects.annotation_indices[rows[n]]),
                 )

@@ -69,7 +69,7 @@ def _headline(report: CheckReport) -> list[dict[str, str]]:
         {
             "number": f"{errors:,}",
             "unit": f"error{'s' * (errors != 1)}",
-            "text": "unusable, or harms the result" if errors else "everything is usable",
+            "text": "unusable, or degrades the result" if errors else "everything is usable",
             "color": "bad" if errors else "good",
         },
         {

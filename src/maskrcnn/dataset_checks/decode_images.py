@@ -33,7 +33,7 @@ class DecodedImage:
     index: int
     """Index into the file's list of images."""
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     path: Path
     result: DecodeResult
 

@@ -1,4 +1,4 @@
-"""Fixes one annotation where there is one right answer: `fix_annotation(raw, ...) -> raw or None`.
+"""Fixes one annotation where the fix is unambiguous: `fix_annotation(raw, ...) -> raw or None`.
 
     flat list of coordinates        becomes one polygon
     polygon or RLE without area     is removed; if nothing else is left, the annotation is dropped

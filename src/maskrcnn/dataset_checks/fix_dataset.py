@@ -1,11 +1,11 @@
-"""Fixes a data set where there is one right answer: `fix_dataset(data) -> FixedDataset`.
+"""Fixes a data set where the fix is unambiguous: `fix_dataset(data) -> FixedDataset`.
 
 Out: the COCO content with all other fields unchanged, a list of changes, and a list of remaining
 problems. The `suggestion` of a change says what was done. fix_annotation.py has the rules for a
 single annotation; these are for the whole file:
 
     image without size              gets the size of its file
-    image size mismatch           gets the size of its file where the image's RLE have that size,
+    image size mismatch           gets the size of its file where the image's RLEs have that size,
                                     or where objects reach beyond the old size but not the new one
     duplicate image entry           is dropped
     boxes x0, y0, x1, y1            are all rewritten where the whole file proves it
@@ -46,7 +46,7 @@ class FixedDataset:
     changes: list[Problem] = field(default_factory=list)
     """The fixed problems; their `suggestion` says what was done."""
     remaining: list[Problem] = field(default_factory=list)
-    """Problems that have no single right answer."""
+    """Problems without an unambiguous fix."""
 
     def write(self, path: Path, *inputs: str | Path | None) -> None:
         """Writes the annotation file.
@@ -71,7 +71,7 @@ class FixedDataset:
 
 
 def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> FixedDataset:
-    """Fixes what has one right answer; the data set itself is not modified.
+    """Fixes every problem with an unambiguous fix; the data set itself is not modified.
 
     Args:
         data: opened with on_error="drop".
@@ -170,8 +170,8 @@ def _fix_size(
 def _proves(objects: list[dict[str, Any]], old: tuple[Any, Any], new: tuple[int, int]) -> bool:
     """Whether the objects were annotated in an image of the new size (height, width).
 
-    They were if their RLE have that size. Without RLE, they were if some reach beyond the old size
-    and none beyond the new one.
+    They were if their RLEs have that size. Without RLEs, they were if some reach beyond the old
+    size and none beyond the new one.
     """
     sizes = [
         a["segmentation"].get("size") for a in objects if isinstance(a.get("segmentation"), dict)

@@ -41,7 +41,7 @@ class ObjectTable:
     annotation_indices: Int64[np.ndarray, "N"]
     """Indices into the file's list of annotations."""
     names: tuple[str, ...]
-    """What messages call each object: its id and its image."""
+    """The name of each object in messages: its id and its image."""
     image_indices: Int64[np.ndarray, "N"]
     """Indices into the data set."""
     labels: Int64[np.ndarray, "N"]
@@ -168,7 +168,7 @@ def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
                 Problem(
                     "category with id 0",
                     where,
-                    "some tools read 0 as the background",
+                    "some tools treat 0 as the background",
                     "number categories from 1",
                     False,
                 )

@@ -1,4 +1,4 @@
-"""The demo's page: truth beside predictions, metrics, training curves, and how to go on.
+"""The demo's page: truth beside predictions, metrics, training curves, and next steps.
 
 In: the validation scenes, their predictions, the evaluation, and the run's log.
 Out: `overlays/*.jpg` and `index.html`.

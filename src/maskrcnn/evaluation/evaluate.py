@@ -96,10 +96,10 @@ def evaluate(
     """The average precision of a model, or of results, on annotated images.
 
     Args:
-        model: a model, or what `load` reads; a `Predictor`, for other settings than the default
-            ones (device, precision, test-time augmentation); a COCO results.json; or its entries.
-            Entries with a `file_name`, as `maskrcnn predict` writes them, belong to the annotated
-            image of that name.
+        model: a model, or what `load` reads; a `Predictor`, for non-default settings (device,
+            precision, test-time augmentation); a COCO results.json; or its entries. Entries with a
+            `file_name`, as `maskrcnn predict` writes them, belong to the annotated image of that
+            name.
         data: annotated images, what `load_dataset` reads, or a COCO dict; for results a COCO file
             or dict.
         images: the folder of the images if `data` is a file; not needed for results.

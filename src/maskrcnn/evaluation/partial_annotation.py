@@ -1,4 +1,4 @@
-"""Images annotated for only some categories: detections of the others count neither way.
+"""Images annotated for only some categories: detections of the others are not counted.
 
 If a category was not annotated in an image, its detections there are dropped. If only some of its
 objects are annotated, these count, and detections that match none of them are ignored: the whole

@@ -1,9 +1,9 @@
 """Annotation formats: each module reads one format into COCO dictionaries and writes it from them.
 
-`load_dataset` and `convert_annotations` are the two entrances. A format is one module that ends in
-a `Format` (format.py), and one line in all_formats.py. reading.py serves the readers, writing.py
+`load_dataset` and `convert_annotations` are the two entry points. A format is one module that ends
+in a `Format` (format.py), and one line in all_formats.py. reading.py serves the readers, writing.py
 the writers, id_maps.py both.
 
-What belongs elsewhere: checks of the annotations themselves (`annotations`, `dataset_checks`),
+Not in this package: checks of the annotations themselves (`annotations`, `dataset_checks`),
 and the geometry of masks (`annotations.rle`, `annotations.contours`).
 """

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: annotation file not found") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path.name}: is not valid JSON: {error}; export it again from the tool"
+            f"{path.name}: not valid JSON: {error}; export it again from the tool"
         ) from None
 
 
@@ -83,13 +83,11 @@ def read_xml(path: Path) -> ElementTree.Element:
         return ElementTree.fromstring(path.read_bytes())
     except ElementTree.ParseError as error:
         raise DataError(
-            f"{path.name}: is not valid XML: {error}; export it again from the tool"
+            f"{path.name}: not valid XML: {error}; export it again from the tool"
         ) from None
     except (ValueError, LookupError) as error:
         # encodings that Python's parser does not support, such as gb2312
-        raise DataError(
-            f"{path.name}: is in an unsupported encoding: {error}; save it as UTF-8"
-        ) from None
+        raise DataError(f"{path.name}: unsupported encoding: {error}; save it as UTF-8") from None
 
 
 def read_text(path: Path) -> str:
@@ -101,7 +99,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: is not UTF-8: {error}; save it as UTF-8") from None
+        raise DataError(f"{path.name}: not UTF-8: {error}; save it as UTF-8") from None
 
 
 def with_slashes(name: str, folders: Iterable[Path]) -> str:

@@ -1,4 +1,4 @@
-"""From any annotation format to any other.
+"""Converts any annotation format to any other.
 
 In:  whatever `load_dataset` reads, with all of its splits.
 Out: a new file or folder, and `Unrepresentable`: what the target format cannot represent.
@@ -51,8 +51,8 @@ def convert_annotations(
         image_files: copy or link the images into `out`, or reference them where they are. By
             default they are copied for yolo, voc and png, which need them beside the annotations,
             and referenced for the others.
-        simplify: by how many pixels polygons traced from masks may be off, so that they have few
-            points to correct by hand; 0 = exact.
+        simplify: tolerance in pixels of polygons traced from masks. Larger values give fewer points
+            to edit by hand; 0 = exact.
         on_error: what to do about unusable annotations. "raise" raises one error that lists them
             all; "drop" leaves them out, with a warning.
         progress: show progress bars.
@@ -91,7 +91,7 @@ def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated
     if len(parts) > 1:
         raise ValueError(
             f"{source}: has the splits {', '.join(parts)}; "
-            f"beside a second source name one, as {source}:{next(iter(parts))}"
+            f"to add a second source, name one of them, as in {source}:{next(iter(parts))}"
         )
     return next(iter(parts.values()))
 
@@ -171,7 +171,7 @@ def write_all(
     if known.one_folder_for_all_splits:
         parts = _united(parts)
 
-    # All is written beside `out` first, so that an error leaves nothing behind.
+    # Everything is written beside `out` first, so that an error leaves nothing behind.
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.parent / f".{out.name}.part"
     staging.mkdir()
@@ -235,7 +235,7 @@ def _add_losses(annotated: Annotated, known: Format, lost: Unrepresentable) -> N
     for image, raws in by_image(content):
         if labeled_ids(image, {raw["category_id"] for raw in raws}, category_ids) is not None:
             lost.add(
-                "that only some categories are annotated (labeled_categories)",
+                "lists of the annotated categories (labeled_categories)",
                 image["file_name"],
             )
         for raw in raws if not known.holds_scores else ():
@@ -245,7 +245,7 @@ def _add_losses(annotated: Annotated, known: Format, lost: Unrepresentable) -> N
     for category in parse_categories(content["categories"]):
         sides = mirrored_keypoints(category.keypoints)
         if known.sides_from_names and category.mirrored != sides:
-            kind = "left and right of keypoints (flip), which their names do not show"
+            kind = "left and right keypoints (flip) that their names do not show"
             lost.add(kind, category.name)
         if category.oks_sigmas != replace(category, sigmas=()).oks_sigmas:
             lost.add("sigmas of keypoints", category.name)
@@ -268,7 +268,7 @@ def _united(parts: dict[str, Annotated]) -> dict[str, Annotated]:
             if keypoints != before:
                 raise ValueError(
                     f'category "{entry["name"]}": its keypoints in {split} are {keypoints}, '
-                    f"in another split {before}; convert the splits one by one"
+                    f"in another split {before}; convert the splits separately"
                 )
 
     categories = list(united.values())

@@ -80,7 +80,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     root = _root(path)
     if root.find("track") is not None:
         raise DataError(
-            f'{path.name}: has tracks of "CVAT for video", which cannot be read; '
+            f'{path.name}: tracks of "CVAT for video" are not supported; '
             'export the task as "CVAT for images 1.1"'
         )
 

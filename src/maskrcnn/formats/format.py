@@ -46,4 +46,4 @@ class Format:
     sides_from_names: bool = False
     """Left and right keypoints are recognized by their names alone; `flip` does not survive."""
     holds_everything: bool = False
-    """Nothing that a COCO dictionary says is lost."""
+    """Everything in a COCO dictionary survives."""

@@ -1,6 +1,6 @@
 """The names of the formats that annotations can be written in; imports nothing, for the commands.
 
-A test holds this list against `all_formats.FORMATS`.
+A test compares this list with `all_formats.FORMATS`.
 """
 
 from __future__ import annotations

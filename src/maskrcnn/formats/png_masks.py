@@ -87,7 +87,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     for file, object_id in listed:
         where = f"{_LIST}: {file}, id {object_id}"
         suggestion = "correct file and id, or remove the row"
-        builder.problem("row without an object", where, "no mask has it", suggestion, False)
+        builder.problem("row without an object", where, "no mask has this id", suggestion, False)
     if not has_several and pairs:
         builder.problem(
             "one object per image",

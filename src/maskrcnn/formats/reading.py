@@ -1,8 +1,9 @@
 """What readers return and writers take: annotations as COCO dictionaries, and the image folder.
 
-A reader hands its shapes to a `DatasetBuilder`, which assigns ids and categories. What cannot be
-read becomes a `Problem`, listed with those that `CocoDataset` finds itself. Every annotation
-carries its location in the original file as "where", so that problems instance later can name it.
+A reader hands its shapes to a `DatasetBuilder`, which assigns ids and categories. Anything that
+cannot be read becomes a `Problem`, listed with those that `CocoDataset` finds itself. Every
+annotation carries its location in the original file as "where", so that problems reported later can
+name it.
 
 Coordinates are COCO's: continuous pixels, except that whole-number keypoints are pixel indices.
 """
@@ -174,7 +175,7 @@ class DatasetBuilder:
                 "no folder of images",
                 where or file_name,
                 f"image {file_name} not found",
-                "give the folder of the images: images= (--images)",
+                "pass the image folder: images= (--images)",
             )
             return None
 

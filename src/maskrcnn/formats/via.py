@@ -126,7 +126,7 @@ def _metadata(source: AnnotationSource) -> list[dict[str, Any]] | None:
         return None
     if {"project", "metadata", "view"} <= content.keys():
         raise DataError(
-            f"{source.name}: is a VIA 3 project, which cannot be read; export it as COCO in VIA 3"
+            f"{source.name}: VIA 3 projects are not supported; export it as COCO in VIA 3"
         )
 
     entries = content.get("_via_img_metadata", content)
@@ -152,7 +152,7 @@ def _from_csv(path: Path) -> list[dict[str, Any]] | None:
         rows = list(csv.DictReader(io.StringIO(text)))
     except csv.Error as error:
         raise DataError(
-            f"{path.name}: is not valid CSV: {error}; export it again from the tool"
+            f"{path.name}: not valid CSV: {error}; export it again from the tool"
         ) from None
     if not rows or not set(rows[0]) >= _CSV_HEAD:
         return None

@@ -114,7 +114,7 @@ class ConversionTarget:
         if self.annotated.images is None:
             raise ValueError(
                 f"{self.annotated.name}: {self.format} needs the images, which were not found; "
-                "give their folder: images= (--images)"
+                "pass their folder: images= (--images)"
             )
         path = self.annotated.images / image["file_name"]
         if not path.is_file():

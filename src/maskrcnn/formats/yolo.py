@@ -115,7 +115,7 @@ def _report_unlabeled(images: Sequence[Path], builder: DatasetBuilder) -> None:
             "no labels",
             builder.name,
             f"none of the {len(images)} images has a text file; the first would be {missing[0]}",
-            "name the folder of the labels as that of the images, with labels/ for images/",
+            "name the label folder like the image folder, with labels/ instead of images/",
         )
         return
     builder.problem(
@@ -256,7 +256,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: is not valid YAML: {error}; correct the file") from None
+        raise DataError(f"{path.name}: not valid YAML: {error}; correct the file") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -497,7 +497,7 @@ def _split_name(target: ConversionTarget) -> str:
     if (target.folder / "images" / name).exists():
         raise ValueError(
             f'{target.format}: "{target.split}" is a second split for the key "{name}" '
-            "of data.yaml; convert the splits one by one"
+            "of data.yaml; convert the splits separately"
         )
     return name
 
@@ -509,7 +509,7 @@ def _common_keypoints(categories: Mapping[int, CocoCategory]) -> int:
     if len(distinct) != 1:
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise ValueError(
-            "yolo-pose needs one number of keypoints for all categories, "
+            "yolo-pose needs the same number of keypoints for all categories, "
             f"got {listed}; choose coco, cvat or labelme"
         )
     return distinct.pop()

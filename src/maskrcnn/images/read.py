@@ -7,7 +7,7 @@ used.
 
 8-bit values are unchanged. Deeper values are scaled so that `intensity_range` maps to 0..255.
 Without a range, the full range of the type is used: 0..65535 for 16 bits, 0..1 for floating point.
-A 12-bit image would be almost black then, so give its range (see `CocoDataset.intensity_range`).
+A 12-bit image would then be almost black, so pass its range (see `CocoDataset.intensity_range`).
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def read_image(
     if isinstance(source, str | Path):
         return _guarded(source, lambda image: _from_pil(image, intensity_range, str(source)))
     if isinstance(source, Image.Image):
-        return _from_pil(source, intensity_range, "the image given")
+        return _from_pil(source, intensity_range, "the given image")
     if isinstance(source, np.ndarray):
-        return _from_array(source, intensity_range, "the array given")
+        return _from_array(source, intensity_range, "the given array")
     raise ImageError(
         f"cannot read an image from {type(source).__name__}; "
-        "give a file name, a PIL image or a numpy array [H, W, 3]"
+        "pass a file name, a PIL image or a numpy array [H, W, 3]"
     )
 
 
@@ -214,13 +214,13 @@ def _to_8_bit(
             expected = f"{intensity_range[0]:g}..{intensity_range[1]:g}"
             raise ImageError(
                 f"{name}: expected {values.dtype} values in {expected}, got {low:g} to {high:g}; "
-                "give intensity_range=(low, high)"
+                "pass intensity_range=(low, high)"
             )
 
     low, high = intensity_range
     if not high > low:
         raise ImageError(
-            f"{name}: intensity_range is ({low:g}, {high:g}); the second value must be larger"
+            f"{name}: expected intensity_range=(low, high) with low < high, got ({low:g}, {high:g})"
         )
 
     scaled = (values.astype(np.float32) - low) * (255 / (high - low))

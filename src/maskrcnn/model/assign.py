@@ -51,7 +51,7 @@ def match(
     Args:
         boxes: model-input pixels; may be expanded over the batch.
         truth: the annotated objects.
-        positive_iou: a box is positive from this IoU on.
+        positive_iou: a box is positive if its IoU is at least this.
         negative_iou: a box is negative below this IoU, and ignored between the two.
         keep_best: also make the boxes positive that overlap an object best, however little (RPN).
         boxless: whether objects with keypoints but no box are matched by the hull of their

@@ -1,4 +1,5 @@
-"""Versions of a trained model for prediction: optimized for speed, or exactly as its peers compute.
+"""Versions of a trained model for prediction: optimized for speed, or matching other libraries
+exactly.
 
 `optimize_for_inference` folds BatchNorm into the convolutions and stores the weights channels last:
 the same predictions to 0.05 px in two thirds of the time on a CPU, and in a third of the time in
@@ -30,8 +31,8 @@ def optimize_for_inference(
     Args:
         model: is not changed.
         dtype: of the convolutions and linear layers. The RPN's last ones, box arithmetic, scores
-            and mask probabilities remain float32. "auto": bfloat16 if the model's device computes
-            in it, else float32.
+            and mask probabilities remain float32. "auto": bfloat16 if the model's device supports
+            it natively, else float32.
         compile: compile trunk and neck with torch.compile. It takes seconds to minutes at the first
             image of each padded shape, needs a C++ compiler on a CPU, and gains a few percent.
 
@@ -46,7 +47,7 @@ def optimize_for_inference(
         (True, False)
     """
     if dtype not in ("float32", "bfloat16", "auto"):
-        raise ValueError(f'expected dtype "float32", "bfloat16" or "auto", got "{dtype}"')
+        raise ValueError(f'dtype: expected "float32", "bfloat16" or "auto", got "{dtype}"')
     half = dtype == "bfloat16"
     if dtype == "auto":
         half = computes_bfloat16(next(model.parameters()).device)
@@ -78,7 +79,7 @@ def optimize_for_inference(
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16 (AVX512-BF16, AMX, Ampere or later)."""
+    """Whether the hardware supports bfloat16 natively (AVX512-BF16, AMX, Ampere or later)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (

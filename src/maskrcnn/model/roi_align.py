@@ -22,7 +22,7 @@ CANONICAL_LEVEL = 4
 
 
 class RoIPooler(nn.Module):
-    """Reads each RoI from the level, among those with the given strides, that suits its size."""
+    """Reads each RoI from the level, among those with the given strides, that fits its size."""
 
     def __init__(self, strides: tuple[int, ...], config: RoIConfig) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
 """Tensor operations without weights: boxes, NMS, heatmaps, mask pasting, random keys.
 
-Belongs here: a function of tensors that knows nothing of the network, of files or of datasets, and
-everything that treats asynchronous devices specially.
-Does not belong here: layers with weights (`model`) and alternative implementations of one
-operation for speed (`kernels`).
+Belongs here: functions of tensors that know nothing of the network, of files or of datasets, and
+everything that treats asynchronous devices specially. Does not belong here: layers with weights
+(`model`) and alternative implementations of one operation for speed (`kernels`).
 """

@@ -34,7 +34,7 @@ def may_contain(mask: Bool[Tensor, "..."]) -> bool:
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Disables autocast, for arithmetic that bfloat16 would spoil."""
+    """Disables autocast, for arithmetic that needs more precision than bfloat16."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 

@@ -58,7 +58,8 @@ def paste_masks(
         boxes: xyxy in pixels of the image. A box without area gives an empty crop.
         size: height and width of the image.
         rule: see the head of this file.
-        threshold: a pixel belongs to the object from this probability on (torchvision: above it).
+        threshold: a pixel belongs to the object if its probability is at least this (torchvision:
+            above it).
 
     Raises:
         ValueError: the rule is unknown.

@@ -28,7 +28,7 @@ class AnnotationDrafts:
     Args:
         format: see `maskrcnn.convert_annotations`.
         out: the folder of the results; the annotations go to OUT/FORMAT.
-        simplify: how many pixels a simplified polygon may be off.
+        simplify: tolerance in pixels of simplified polygons.
 
     Raises:
         FileExistsError: OUT/FORMAT exists already.

@@ -91,13 +91,13 @@ def predict_files(
     Args:
         model: a model, or what `load` reads, for detections scored 0.5 or higher; or a
             `Predictor`, which has its own settings.
-        inputs: files and folders; of a folder, all images under it.
+        inputs: files and folders; for a folder, all images under it.
         out: the folder to write to; created if it does not exist. Images under it are not read.
         batch_size: up to this many images of equal padded shape share one forward pass.
         overlays: draw the objects of each image on a copy of it.
         annotations: also write annotations of this format to OUT/FORMAT, to be corrected in an
             annotation tool. See `convert_annotations` for the formats.
-        simplify: how many pixels their polygons may be off, to have few points; 0 = exact.
+        simplify: tolerance in pixels of their polygons. Larger values give fewer points; 0 = exact.
         progress: show a progress bar.
         console: where to show the bar.
 
@@ -124,7 +124,7 @@ def predict_files(
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, expected a folder for the results")
+        raise ValueError(f"{out}: expected a folder for the results, got a file")
     files = _named_files(inputs, out)
     targets = _overlay_paths(files, out) if overlays else {}
     predictor = model if isinstance(model, Predictor) else Predictor(model, min_score=MIN_SCORE)

@@ -34,7 +34,7 @@ from .tta import parse_tta, predict_views
 ImageInput = str | Path | np.ndarray | Image.Image
 Dtype = Literal["float32", "bfloat16", "auto"]
 LOOKAHEAD = 4
-"""How many batches' worth of images may wait for others of their padded shape."""
+"""Number of batches whose images may wait for others of the same padded shape."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +82,23 @@ class _Pending:
 class Predictor:
     """Runs a model on images: a model prepared for prediction, with all settings of prediction.
 
-    A Predictor holds the model as it was when the Predictor was made. After further training, make
-    a new one. The prepared copies are cached with the model, so that this costs little when the
-    model has not changed.
+    A Predictor uses the weights that the model had when the Predictor was created. After further
+    training, create a new one. The prepared copies are cached with the model, so that this costs
+    little when the model has not changed.
 
     Args:
         model: a model, or what `load` reads: a catalog name, a run folder, a file.
         device: where to run, such as "cpu" or "cuda:1"; by default where the model is.
         dtype: precision of the convolutions and linear layers: "float32" (the default), "bfloat16",
-            or "auto": bfloat16 where the device computes in it, else float32. A model that went
-            through `optimize_for_inference` keeps its precision by default.
+            or "auto": bfloat16 where the device supports it natively, else float32. A model from
+            `optimize_for_inference` keeps its precision by default.
         exact: use the plain network with torchvision's RoIAlign instead of the optimized one, which
             differs from it by at most 0.05 px and is faster. Runs in float32.
         tta: test-time augmentation, more accurate and slower: "flip" (mirrored), "turns" (rotated
-            by right angles), "scales" (0.8 and 1.25 times as large), or several joined by commas.
-            Detections of all views are merged.
+            by right angles), "scales" (0.8 and 1.25 times as large), or a comma-separated list of
+            these. Detections of all views are merged.
         min_score: drop detections with a lower score, 0 to 1; by default the model's own
-            `box.score_threshold`, below which it reports none.
+            `box.score_threshold`, the lowest value allowed.
 
     Raises:
         ValueError: `min_score` is below the model's threshold, an unknown `dtype` or `tta`, or
@@ -133,7 +133,7 @@ class Predictor:
         if dtype not in (None, "float32", "bfloat16", "auto"):
             raise ValueError(f'dtype: expected "float32", "bfloat16" or "auto", got {dtype!r}')
         if exact and dtype not in (None, "float32"):
-            raise ValueError(f'exact=True computes in float32, got dtype="{dtype}"')
+            raise ValueError(f'exact=True: expected dtype="float32", got "{dtype}"; omit dtype')
         lowest = model.config.box.score_threshold
         if min_score is not None and min_score < lowest:
             raise ValueError(

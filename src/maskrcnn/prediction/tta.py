@@ -89,7 +89,7 @@ def parse_tta(tta: str | None) -> tuple[TTAView, ...]:
     if unknown := [word for word in words if word not in KINDS]:
         known = "; ".join(f"{word} = {meaning}" for word, meaning in KINDS.items())
         raise ValueError(
-            f'tta: unknown value "{unknown[0]}"; choose one or more of these, joined by commas: '
+            f'tta: unknown value "{unknown[0]}"; choose one or more of these, separated by commas: '
             f"{known}"
         )
     scales = _SCALES if "scales" in words else (1.0,)

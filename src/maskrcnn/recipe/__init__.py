@@ -1,5 +1,5 @@
 """Settings of a model and its training, chosen from the data and the machine, each with its reason.
 
 Belongs here: statistics of a data set, the choices, fitted anchors, the memory estimate.
-Does not: the training itself (`training`), presets and default settings (`presets`, `config`).
+Not here: the training itself (`training`), presets and default settings (`presets`, `config`).
 """

@@ -23,14 +23,14 @@ from .memory_estimate import GIB, training_bytes
 from .statistics import Statistics
 
 LITTLE = 2000  # images: below this, strong augmentation is worth more than it costs
-# px that the median object should span in the model's input: ten cells of the finest level
+# pixels that the median object should span in the model's input: ten cells of the finest level
 OBJECT_SIDE = 40
 LARGE_SIDE = 160  # px, beyond which a larger object carries no more information
 LONGEST = (1024, 1333, 1600, 2048, 3072, 4096)  # longer sides of the input to try
 LEAST_SIDE = 32  # px that the median object must keep where long sides are limited
 CROPS = {"cpu": (256, 512), "cuda": (512, 1024)}  # px: smallest and largest side
 MEMORY_SHARE = 0.8  # of the free memory
-# Images to train on at least (repeats counted), in a training without a time limit.
+# Images to train on at least (repeats counted), in a run without a time limit.
 IMAGES_SEEN = {
     "none": 30_000,
     "trunk": 20_000,
@@ -194,7 +194,7 @@ def _orientation(choices: Choices) -> None:
     if facts.has_up:
         choices.explain(
             "augment.right_angles",
-            f"images may have an up and a down ({measured}; 0 = none). "
+            f"images may have a canonical orientation ({measured}; 0 = none). "
             "If not, set this to true and augment.flip_vertical to 0.5",
         )
     else:
@@ -210,7 +210,7 @@ def _colors(choices: Choices, count: str) -> None:
     facts = choices.facts
     strength = 0.3 if facts.images < LITTLE / 10 else 0.2
     for name in ("brightness", "contrast"):
-        choices.choose(f"augment.{name}", strength, f"{count}: other cameras and light will differ")
+        choices.choose(f"augment.{name}", strength, f"{count}: covers other cameras and lighting")
     if facts.colored:
         choices.choose("augment.saturation", strength, "images are colored")
         choices.choose("augment.hue", 0.02, "images are colored")
@@ -239,7 +239,7 @@ def crowd(choices: Choices) -> None:
     choices.choose(
         "model.box.max_detections",
         cap,
-        f"up to {most} objects per image, and a quarter more",
+        f"up to {most} objects per image, plus a quarter",
     )
     proposals = max(2 * choices.model.box.max_detections, choices.model.rpn.post_nms_test)
     for name in ("pre_nms_test", "post_nms_test"):
@@ -274,7 +274,7 @@ def anchors(choices: Choices) -> None:
     )
 
     if sizes == rpn.sizes:
-        why = f"the preset's: no others raise the mean IoU ({overlap:.3f}) by 0.01"
+        why = f"preset kept: no others raise the mean IoU ({overlap:.3f}) by 0.01"
     else:
         before = mean_overlap(sides, strides, *usual)
         why = f"mean IoU of objects and best anchors {overlap:.3f} (preset: {before:.3f})"
@@ -288,7 +288,9 @@ def fit(choices: Choices, free: float) -> None:
     choices.choose(
         "dtype",
         "bfloat16" if half else "float32",
-        f"the {choices.device.type} supports it" if half else "bfloat16 would be emulated here",
+        f"this {choices.device.type} device supports it"
+        if half
+        else "bfloat16 would be emulated here",
     )
     wanted = min(8 if choices.device.type == "cuda" else 4, choices.facts.images)
     crop = choices.training.augment.crop
@@ -331,7 +333,7 @@ def fit(choices: Choices, free: float) -> None:
         workers = min(8, cores - 1)
     else:
         workers = 0
-    why = f"{cores} CPU cores beside the GPU" if workers else "the CPU that trains loads the images"
+    why = f"{cores} CPU cores beside the GPU" if workers else "the training process loads images"
     choices.choose("workers", workers, why)
 
 
@@ -349,7 +351,7 @@ def norms(choices: Choices) -> None:
 
         parts = {"neck": model.neck, "mask": model.mask, "keypoint": model.keypoint}
         if model.neck.kind == "fpn":
-            why = "as the trunk; random weights need it everywhere (He et al. 2019)"
+            why = "same as the trunk; random weights need it everywhere (He et al. 2019)"
             for name, part in parts.items():
                 if part is not None:
                     choices.choose(f"model.{name}.norm", norm, why)

@@ -1,9 +1,9 @@
-"""An estimate of the memory that a training needs, and the memory that is free.
+"""An estimate of the memory that training needs, and the memory that is free.
 
 In: a model's configuration, the size of a batch. Out: bytes. The network runs on PyTorch's meta
 device, which has the shapes of tensors but no data. The tensors that autograd keeps are counted.
 
-tests/test_recipe_memory.py compares the estimate with the resident memory of real trainings.
+tests/test_recipe_memory.py compares the estimate with the resident memory of real training runs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def training_bytes(
     half: bool = False,
     checkpointing: bool = False,
 ) -> float:
-    """Bytes that a training needs beyond those of the program.
+    """Bytes that training needs beyond those of the program.
 
     These are the weights, the optimizer's state, the averaged weights, and the activations that a
     batch keeps for the gradients.

@@ -1,7 +1,7 @@
 """Settings chosen from the data and the machine: `print(choose_recipe(data))`.
 
-In: a data set and the initial weights. Out: a `Recipe`: the configurations of a model and a
-training, and the reason of each choice.
+In: a data set and the initial weights. Out: a `Recipe`: the configurations of a model and its
+training, and the reason for each choice.
 
 A setting that the user gives is kept, and the choices that depend on it follow it. Settings that
 are not chosen keep the values of the preset and of `TrainConfig`.
@@ -32,7 +32,7 @@ from .statistics import statistics_of
 
 @dataclass(frozen=True)
 class Recipe:
-    """Configurations of a model and a training, with reasons. `print` shows a table."""
+    """Configurations of a model and its training, with reasons. `print` shows a table."""
 
     model: ModelConfig
     training: TrainConfig
@@ -70,17 +70,17 @@ def choose_recipe(
     Args:
         data: annotated training images. Reads the annotations of at most
             5,000 of them and decodes at most 48.
-        model: "auto", the name of a preset, or a configuration to fit to the data. "auto" takes the
-            architecture of a pretrained detector, or else one that fits data and machine.
+        model: "auto", the name of a preset, or a configuration to fit to the data. "auto" uses the
+            architecture of a pretrained detector, or else one that suits the data and the machine.
         pretrained: initial weights, as for `train`; None = random weights.
         max_time: seconds that training may take, instead of a number of epochs.
-        memory: GiB that training may take; None = what is free on the device.
+        memory: memory limit in GiB; None = all free memory of the device.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         settings: values to keep, by dotted name: fields of TrainConfig ("batch_size",
             "augment.crop") and, with "model.", of ModelConfig.
 
     Returns:
-        The configurations, with the reason of each choice.
+        The configurations, with the reason for each choice.
 
     Raises:
         ValueError: an unknown preset, setting or pretrained source; a value of the wrong type.
@@ -169,7 +169,7 @@ def _architecture(
     """The name of a preset, and the reason for it."""
     if kind == "trunk":
         source = str(pretrained).lower()
-        why = "has the pretrained trunk"
+        why = "matches the pretrained trunk"
         if "resnet18" in source:
             return "maskrcnn_r18_small", why
         if "resnet101" in source:

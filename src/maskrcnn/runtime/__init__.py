@@ -1,5 +1,4 @@
-"""What concerns the process and its surroundings: the cache folder, atomic files, memory, progress
-bars.
+"""The process and its environment: the cache folder, atomic files, memory, progress bars.
 
 Nothing here knows images, annotations or models, so every package may import it.
 """

@@ -1,7 +1,7 @@
 """Keeps freed memory in the process, which makes computing on a CPU faster.
 
 The C library of Linux returns the memory of a large tensor to the OS when the tensor is freed. The
-next tensor then gets new pages, which the OS fills with zeros. That takes some per cent of the time
+next tensor then gets new pages, which the OS fills with zeros. That takes a few percent of the time
 of a prediction or a training step.
 """
 

@@ -1,8 +1,8 @@
 """Progress bars in one style, on standard error, so that standard output stays clean.
 
-`track` shows the progress of a loop. `progress` shows one whose steps are of different size, such
-as the chunks of a download. Bars of `track` are shown in a terminal only and disappear when they
-are finished; those of `progress` stay.
+`track` shows the progress of a loop. `progress` shows that of work in steps of different sizes,
+such as the chunks of a download. Bars of `track` are shown in a terminal only and disappear when
+they are finished; those of `progress` stay.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Drawn images with exact truth, for the demo, tests and first experiments without data.
 
-Here belongs whatever draws images and annotates them: scenes of balls, stars, rings and figures
+This package draws and annotates images: scenes of balls, stars, rings and figures
 (scenes.py, shapes.py) and a fluorescence micrograph (micrograph.py). Everything is a function of a
 seed. Augmentation of existing images is in augmentation/.
 """

@@ -1,5 +1,5 @@
-"""A resumable checkpoint: one file with all that the next step depends on, replaced in one
-operation.
+"""A resumable checkpoint: one file with everything that the next step depends on, replaced
+atomically.
 
 In and out: named groups of tensors (model, optimizer, ema) and a plain-data state (step, total,
 best, ...). The file is safetensors with the state as JSON in its header, so reading one runs no

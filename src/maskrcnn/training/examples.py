@@ -4,7 +4,7 @@ config)`.
 In: annotated images, a model's configuration, a `TrainConfig`. Out: a PIL image, which every run
 folder also has as examples.png.
 
-Look at it before the first hour of training. It shows what no check can find: shifted masks, left
+Look at it before training for hours. It shows what no check can detect: shifted masks, left
 and right exchanged, objects too small to learn, augmentation that is too strong. Ignore regions are
 crossed out in gray.
 """
@@ -43,7 +43,8 @@ def draw_examples(
     Args:
         data: annotated training images.
         model: gives the resize rule and the heads.
-        config: of the training. A training of one process with it starts with these very images.
+        config: settings of the training. A single-process run with it starts with exactly these
+            images.
         count: number of images, in rows of four.
 
     Returns:

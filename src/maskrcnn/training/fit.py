@@ -53,7 +53,7 @@ REPORTED_CHANGE = 0.02  # of the number of steps, when it is corrected
 
 @dataclass
 class Run:
-    """A finished training."""
+    """A finished training run."""
 
     model: MaskRCNN
     """The best model by validation AP, or the last one without validation data. Under torchrun only

@@ -109,8 +109,8 @@ def load_optimizer_tensors(
 class EMA(Generic[M]):
     """A moving average of the weights and of the running statistics, which is evaluated and saved.
 
-    The decay starts low, min(decay, (1 + t) / (10 + t)): the untrained weights are forgotten early,
-    so that short runs work too.
+    The decay starts low, min(decay, (1 + t) / (10 + t)): early weights are forgotten quickly, so
+    that short runs also work.
     """
 
     def __init__(self, model: M, decay: float) -> None:

@@ -1,5 +1,5 @@
 """The plan of a run, from data to settings, before the first step: `plan_training`. `maskrcnn
-train` is one call of it.
+train` calls it once.
 
 In: annotations, and what the user wants to decide. Out: a `TrainingPlan`: print it, then `run()`
 it.
@@ -31,7 +31,7 @@ _SHOWN_CATEGORIES = 8
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that has not begun. `print` shows it, with the reason of each setting."""
+    """A training run that has not begun. `print` shows it, with the reason for each setting."""
 
     recipe: Recipe
     """Configurations of model and training, with reasons, and the initial weights."""
@@ -123,25 +123,25 @@ def plan_training(
     device: str | None = None,
     progress: bool = True,
 ) -> TrainingPlan:
-    """Plans a training: opens the data, splits off validation images, chooses settings.
+    """Plans a training run: opens the data, splits off validation images, chooses settings.
 
     Args:
         data: annotations in any known format (a file or a folder; "data.yaml:train" names one of
             several splits), or an open data set.
-        images: folder of the images; None = where the format keeps them.
+        images: folder of the images; None = where the format says they are.
         val: annotations to validate on, like `data`. None = the split "val" that `data` itself has;
             if there is none, 15 % of the images are split off, at most 500. False trains on all
             images without validation.
         val_images: folder of the validation images; None = `images`.
         pretrained: initial weights: the name of an ImageNet trunk, or the name, file or run folder
             of a detector. None = random weights.
-        model: name of a preset. "auto" takes the architecture of a pretrained detector, or else one
-            that fits data and machine.
-        recipe: choose settings from the data and the machine (`choose_recipe`). False takes the
+        model: name of a preset. "auto" uses the architecture of a pretrained detector, or else one
+            that suits the data and the machine.
+        recipe: choose settings from the data and the machine (`choose_recipe`). False uses the
             preset and the default settings.
         settings: values to use, by dotted name: fields of TrainConfig ("batch_size",
             "augment.crop") and, with "model.", of ModelConfig. The recipe does not change them.
-        memory: GiB that training may take; None = what is free.
+        memory: memory limit in GiB; None = all free memory.
         unlabeled: folder of images without annotations to train on as well.
         out: folder of the run.
         resume: continue the run in `out` with its settings; `settings` must not contradict them.
@@ -173,7 +173,7 @@ def plan_training(
     """
     from ..formats.load_dataset import load_dataset
 
-    # What cannot work is refused before the data is read.
+    # Reject invalid requests before reading the data.
     out = Path(out)
     settings = dict(settings or {})
     check_setting_names(settings)
@@ -268,7 +268,7 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
 def _preset(
     data: CocoDataset, name: str, settings: Mapping[str, Any], pretrained: str | Path | None
 ) -> Recipe:
-    """A preset and the default settings, without a look at the data."""
+    """A preset and the default settings, chosen without looking at the data."""
     from .. import presets
     from ..recipe.recipe import Reason, Recipe
     from ..weights.pretrained import config_of, kind_of

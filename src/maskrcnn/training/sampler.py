@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def training_plan(
     data: CocoDataset, config: TrainConfig, rank: int = 0, world: int = 1
 ) -> BatchPlan:
-    """The batches of one of the `world` processes of a training."""
+    """The batches of one of the `world` processes of a training run."""
     sizes = [data.size(i) for i in range(len(data))]
     repeats = None
     if config.repeat_threshold:

@@ -1,4 +1,4 @@
-"""Before the first step: checks settings, makes the network, announces the run.
+"""Before the first step: checks settings, builds the network, describes the run.
 
 In: the arguments of `train`. Out: a network, the number of steps, a line for the reader.
 """
@@ -36,17 +36,17 @@ def check_settings(
     wrong: list[str] = []
     for name in ("batch_size", "accumulate", "reference_batch"):
         if (value := getattr(config, name)) < 1:
-            wrong.append(f"{name} is {value}, must be at least 1")
+            wrong.append(f"{name}: expected at least 1, got {value}")
     for name in ("epochs", "steps", "max_time", "learning_rate", "evaluate_every"):
         if (value := getattr(config, name)) is not None and value <= 0:
-            wrong.append(f"{name} is {value}, must be above 0")
+            wrong.append(f"{name}: expected more than 0, got {value}")
     if not 0 <= config.ema < 1:
-        wrong.append(f"ema is {config.ema}, must be at least 0 and below 1")
+        wrong.append(f"ema: expected at least 0 and below 1, got {config.ema}")
     if not 0 <= config.repeat_threshold <= 1:
-        wrong.append(f"repeat_threshold is {config.repeat_threshold}, must be from 0 to 1")
+        wrong.append(f"repeat_threshold: expected 0 to 1, got {config.repeat_threshold}")
     for name in ("flip_horizontal", "flip_vertical", "copy_paste"):
         if not 0 <= (value := getattr(config.augment, name)) <= 1:
-            wrong.append(f"augment.{name} is {value}, must be from 0 to 1")
+            wrong.append(f"augment.{name}: expected 0 to 1, got {value}")
 
     if not len(data):
         wrong.append("the data set has no images")
@@ -61,20 +61,20 @@ def _wrong_for_unlabeled(config: TrainConfig) -> list[str]:
     wrong: list[str] = []
     if not config.ema:
         wrong.append(
-            "ema is 0, must be above 0 with unlabeled images: the averaged model labels them"
+            "ema: expected more than 0 with unlabeled images, got 0; the averaged model labels them"
         )
     for name in ("ratio", "weight"):
         if (value := getattr(own, name)) <= 0:
-            wrong.append(f"unlabeled.{name} is {value}, must be above 0")
+            wrong.append(f"unlabeled.{name}: expected more than 0, got {value}")
     shares = ("burn_in", "ramp")
     thresholds = ("threshold", "ignore_threshold", "mask_threshold", "keypoint_threshold")
     for name in (*shares, *thresholds):
         if not 0 <= (value := getattr(own, name)) <= 1:
-            wrong.append(f"unlabeled.{name} is {value}, must be from 0 to 1")
+            wrong.append(f"unlabeled.{name}: expected 0 to 1, got {value}")
     if own.ignore_threshold > own.threshold:
         wrong.append(
-            f"unlabeled.ignore_threshold is {own.ignore_threshold}, "
-            f"must not be above unlabeled.threshold, {own.threshold}"
+            f"unlabeled.ignore_threshold: expected at most unlabeled.threshold ({own.threshold}), "
+            f"got {own.ignore_threshold}"
         )
     return wrong
 
@@ -122,7 +122,7 @@ def make_network(
     else:
         raise ValueError(
             f"got both a model with its own weights and pretrained={pretrained}; "
-            "leave pretrained out, or give the model's configuration (model.config)"
+            "omit pretrained, or pass the model's configuration (model.config)"
         )
 
     made.network.config = description
@@ -188,5 +188,5 @@ def first_line(
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 12.3 s, 4.5 min."""
+    """Seconds in readable form: 12.3 s, 4.5 min."""
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"

@@ -172,7 +172,7 @@ class Teacher:
         return row
 
     def plan(self, total: int | None) -> str:
-        """A line for the reader: how many unlabeled images are used from when on."""
+        """One line of text: how many unlabeled images are used, and from which step on."""
         config = self.config.unlabeled
         start = (
             f"step {first_unlabeled_step(config, total) + 1}"

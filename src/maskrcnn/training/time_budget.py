@@ -1,5 +1,5 @@
 """How many steps fit into a given time: decided from the steps measured so far, and corrected a few
-times on the way.
+times during the run.
 
 In: seconds of each step, of an evaluation, of a checkpoint. Out: the number of steps of the run.
 """

@@ -209,7 +209,7 @@ def _eps(norm: Norm, published: Weights | None, bn_eps: float | None) -> float:
             "the trunk has frozen BatchNorm, and the file does not contain its eps. "
             "Using 1e-5, which is right for models trained from ImageNet weights. "
             "torchvision's COCO_V1 weights and models fine-tuned from them need 0: "
-            "load(..., bn_eps=0.0). Give bn_eps to silence this warning.",
+            "load(..., bn_eps=0.0). Pass bn_eps to silence this warning.",
             stacklevel=5,
         )
     return published.bn_eps if published else 1e-5

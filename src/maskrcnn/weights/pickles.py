@@ -31,7 +31,7 @@ _TRUST = (
 
 
 class WeightsError(ValueError):
-    """A weight file cannot be used; the message names the file, the reason and what to do."""
+    """A weight file cannot be used; the message names the file, the reason and a suggestion."""
 
 
 def read_torch(path: Path) -> Any:

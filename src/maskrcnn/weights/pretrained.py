@@ -1,4 +1,4 @@
-"""The weights that a training starts from: random ones, an ImageNet trunk, or a detector.
+"""The weights that training starts from: random ones, an ImageNet trunk, or a detector.
 
 In:  a catalog name, a file or a run folder; or None (or "none") for random weights.
 Out: a network with these weights, and a record of them for the run.

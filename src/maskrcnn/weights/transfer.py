@@ -34,7 +34,7 @@ def for_categories(config: ModelConfig, categories: Sequence[Category]) -> Model
 
 @dataclass(frozen=True)
 class Transfer:
-    """A report of which weights of the old model the new one has."""
+    """A report of which weights of the old model the new one keeps."""
 
     kept: int
     """Number of tensors that were copied, in whole or in part."""
