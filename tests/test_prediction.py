@@ -103,7 +103,7 @@ def test_predictions_agree_with_the_network_run_by_hand(model: MaskRCNN) -> None
     torch.testing.assert_close(found.boxes, want.clone(), atol=1e-4, rtol=1e-4)
 
 
-def test_several_together_equal_each_alone(model: MaskRCNN) -> None:
+def test_a_batch_is_predicted_like_each_image_alone(model: MaskRCNN) -> None:
     images = [
         make_image(90, 120, 1),
         make_image(96, 128, 2),
@@ -186,7 +186,7 @@ def test_the_images_of_a_folder_are_sorted_with_its_subfolders(
         image_files(tmp_path / "empty")
 
 
-def test_a_folder_is_an_error_that_says_how_to_predict_its_images(
+def test_a_folder_is_an_error_that_explains_how_to_predict_its_images(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     for call in (predict, lambda m, folder: Predictor(m)(folder)):
@@ -347,7 +347,7 @@ def test_results_of_a_job_load_in_pycocotools(
     capsys.readouterr()
 
 
-def test_a_job_without_objects_writes_an_empty_list_and_says_so(
+def test_a_job_without_objects_writes_an_empty_list_and_reports_it(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
@@ -381,7 +381,7 @@ def test_equal_names_from_two_folders_stay_apart_and_repeated_inputs_count_once(
     assert overlays == ["p/x.png", "q/x.bmp.png", "q/x.png.png"]
 
 
-def test_a_second_job_does_not_read_the_first_ones_overlays_nor_replace_inputs(
+def test_a_second_job_neither_reads_the_overlays_of_the_first_nor_replaces_inputs(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     Image.fromarray(make_image(48, 64)).save(tmp_path / "a.png")
@@ -453,7 +453,7 @@ def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset
     return CocoDataset(folder / "truth.json", folder)
 
 
-def test_a_model_evaluated_on_its_own_predictions_finds_them_all(
+def test_a_model_evaluated_on_its_own_predictions_detects_all(
     model: MaskRCNN, tmp_path: Path
 ) -> None:
     data = data_from(model, tmp_path, {"stone": 9, "fly": 0})
@@ -489,7 +489,7 @@ def test_a_model_without_heads_predicts_boxes_only() -> None:
     assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}
 
 
-def test_few_calls_are_between_predict_and_the_work_of_roi_align(model: MaskRCNN) -> None:
+def test_few_calls_lie_between_predict_and_roi_align(model: MaskRCNN) -> None:
     """A reader who steps from `predict` to the first tensor operation of RoIAlign passes at most ten functions of ours."""
     package = Path(predictor_module.__file__).parents[1]
     first: list[str] = []

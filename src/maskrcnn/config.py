@@ -422,8 +422,8 @@ class ModelConfig:
         levels = len(self.neck.levels) + 1 if self.neck.kind == "fpn" else 1
         if len(self.rpn.sizes) != levels:
             raise ValueError(
-                f"rpn.sizes has {len(self.rpn.sizes)} levels, the {self.neck.kind} neck has "
-                f"{levels}; give one tuple of sizes for each"
+                f"rpn.sizes: expected {levels} tuples, one per level of the {self.neck.kind} neck, "
+                f"got {len(self.rpn.sizes)}"
             )
 
     @property

@@ -1,7 +1,8 @@
 """From an image to the model's input: one resize rule for training, prediction and export.
 
 In:  an image, uint8 [H, W, 3] RGB.
-Out: a tensor [3, h, w], 0..255, not normalized, and the matrix from the image's pixels to its own.
+Out: a tensor [3, h, w], 0..255, not normalized, and the matrix from the image's pixels to the
+tensor's.
 
 The model itself normalizes and pads, so that no caller can forget to.
 """

@@ -10,7 +10,7 @@ Images are chosen one after the other. The next is the one with the largest
 Expected errors are objects that the model may get wrong (uncertainty.py). Novelty, 0 to 1, is how
 much an image differs from all that are chosen or annotated: 0 for a near-duplicate of one
 (images/similarity.py), else d / (d + 0.1 m). d is the distance to the nearest of them in the
-model's own features, and m the median distance of two images.
+model's own features, and m the median distance between two images.
 
 So the second of two similar images ranks low whatever it shows, and copies rank last. An image
 without detections is ranked by its novelty alone. Only numbers are kept of each image: 100,000

@@ -29,7 +29,7 @@ def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
         entries: the list `categories` of a COCO file.
 
     Raises:
-        ValueError: everything wrong with them, one line each.
+        ValueError: the categories are invalid; the message has one line per problem.
     """
     problems: list[str] = []
     by_id: dict[int, Category] = {}
@@ -39,7 +39,7 @@ def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
             if category.id in by_id:
                 raise ValueError(
                     f'id {category.id} is used twice, by "{by_id[category.id].name}" '
-                    f'and "{category.name}"; give each its own'
+                    f'and "{category.name}"; each category needs its own'
                 )
             by_id[category.id] = category
         except ValueError as error:
@@ -47,7 +47,7 @@ def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
 
     names = [c.name for c in by_id.values()]
     problems += [
-        f'category name "{name}" is used {names.count(name)} times; give each its own'
+        f'category name "{name}" is used {names.count(name)} times; each category needs its own'
         for name in sorted(set(names))
         if names.count(name) > 1
     ]

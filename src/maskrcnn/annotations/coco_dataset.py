@@ -65,7 +65,7 @@ class CocoDataset:
         categories: the categories to read, in the order of the labels, for example
             `model.config.categories`. They are looked up in the file by name. None reads all
             categories of the file, sorted by id.
-        on_error: what to do about unusable annotations and images: "raise" an error that lists them
+        on_error: how to handle unusable annotations and images: "raise" an error that lists them
             all, or "drop" them with a warning that lists them.
         name: name for messages if `annotations` is not a file.
         problems: problems that the reader of another format has already reported (see

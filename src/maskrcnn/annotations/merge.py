@@ -24,8 +24,8 @@ from .problems import DataError
 def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
     """Merges the images of several data sets into one.
 
-    Categories with the same name become one category. Ids of categories, images and annotations are
-    numbered anew, from 1. An image that several data sets share (one file, each with its own
+    Categories with the same name become one category. Categories, images and annotations get new
+    ids, counted from 1. An image that several data sets share (one file, each with its own
     categories) becomes one image with the annotations of all. `file_name` becomes the path relative
     to the folder that contains all images.
 

@@ -2,7 +2,8 @@
 
 `find_problems(images, annotations, ...)` reads every annotation and the header of every image and
 returns a list of `Problem`s; `describe` turns them into text. An error makes an annotation or an
-image unusable. A warning does not: the reader copes as its suggestion says (see annotation.py).
+image unusable. A warning does not: the reader handles it as its suggestion says (see
+annotation.py).
 """
 
 from __future__ import annotations

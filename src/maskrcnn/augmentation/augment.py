@@ -7,9 +7,9 @@ Out: uint8 [h, w, 3] and the matrix from original to view pixels, which moves bo
 A view is one matrix and one color change. Order: the model's resize rule times a random scale;
 flips; rotation by right angles; rotation about the center, which keeps the frame; crop.
 
-Four crops in five contain the center of a random object, the fifth lies anywhere. So empty crops
-are rare, and background still occurs. An image smaller than the crop is kept whole; the batch pads
-it like any other.
+Four crops in five contain the center of a random object, the fifth lies anywhere. Empty crops are
+therefore rare, but background still occurs. An image smaller than the crop is kept whole; the batch
+pads it like any other.
 """
 
 from __future__ import annotations

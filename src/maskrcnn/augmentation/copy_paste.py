@@ -84,7 +84,7 @@ def paste(
     """Pastes some of the objects of `source` onto `image`.
 
     Args:
-        image: not changed.
+        image: not modified.
         objects: the objects in it.
         source: fits into `image` from `corner` on.
         source_objects: the objects in it. The box of one with a mask is the bounds of the mask.

@@ -2,8 +2,7 @@
 
 Coordinates are continuous pixels: pixel i covers [i, i + 1). Matrices are float64 [3, 3] and are
 composed before anything is moved: an image is warped once, its boxes, polygons and keypoints are
-moved once. A matrix with a negative determinant mirrors, so that left and right keypoints change
-places.
+moved once. A matrix with a negative determinant mirrors, so that left and right keypoints swap.
 """
 
 from __future__ import annotations
@@ -66,12 +65,12 @@ def rotate(degrees: float, center: tuple[float, float]) -> Matrix:
 
 
 def mirrored(matrix: Matrix) -> bool:
-    """Returns whether left and right change places."""
+    """Returns whether left and right are swapped."""
     return bool(np.linalg.det(matrix[:2, :2]) < 0)
 
 
 def is_axis_aligned(matrix: Matrix) -> bool:
-    """Returns whether rows and columns stay rows and columns, or change places.
+    """Returns whether rows and columns stay rows and columns, or swap.
 
     That is the case without rotation, or with rotation by right angles.
     """

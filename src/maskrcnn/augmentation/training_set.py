@@ -300,7 +300,7 @@ class TrainingSet:
     def _keypoints(self, image: _LoadedImage, view: AugmentedView) -> np.ndarray:
         """Returns keypoints [n, J, 3] in the view, those outside as zeros.
 
-        Left and right change places in a mirror image.
+        Left and right are swapped in a mirror image.
         """
         keypoints = image.keypoints.copy()
         keypoints[:, :, :2] = geometry.move_points(view.matrix, keypoints[:, :, :2])

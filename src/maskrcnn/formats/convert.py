@@ -53,8 +53,8 @@ def convert_annotations(
             and referenced for the others.
         simplify: tolerance in pixels of polygons traced from masks. Larger values give fewer points
             to edit by hand; 0 = exact.
-        on_error: what to do about unusable annotations. "raise" raises one error that lists them
-            all; "drop" leaves them out, with a warning.
+        on_error: how to handle unusable annotations. "raise" raises one error that lists them all;
+            "drop" leaves them out, with a warning.
         progress: show progress bars.
 
     Returns:
@@ -162,7 +162,7 @@ def write_all(
     is_file = bool(known.suffix) and out.suffix.lower() == known.suffix
     if is_file and (len(parts) > 1 or image_files != "reference"):
         reason = "several splits" if len(parts) > 1 else "the images"
-        raise ValueError(f"{out}: is a single file; give a folder for {reason}")
+        raise ValueError(f"{out}: expected a folder for {reason}, got a single file")
 
     lost = Unrepresentable()
     parts = {split: _with_names(annotated) for split, annotated in parts.items()}

@@ -195,7 +195,7 @@ class _Shapes:
         kind = _kind(shape)
         if not label:
             self.builder.problem(
-                "object without category", where, "has no label", "give it one in LabelMe"
+                "object without category", where, "has no label", "add one in LabelMe"
             )
             return
         if kind not in (*_AREAS, _ROTATED):

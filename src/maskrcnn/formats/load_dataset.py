@@ -1,4 +1,4 @@
-"""Opening annotations of any format: `load_dataset("annotations/")`.
+"""Opens annotations of any format: `load_dataset("annotations/")`.
 
 In:  a file or a folder, whose format is recognized by its content, and the image folder if needed.
 Out: a `CocoDataset`, checked.
@@ -40,7 +40,7 @@ def load_dataset(
         images: folder of the images; by default where the format says they are.
         categories: the categories to use and their order, for example `model.config.categories`.
             They are matched by name. None = all.
-        on_error: what to do about unusable annotations and images. "raise" raises one error that
+        on_error: how to handle unusable annotations and images. "raise" raises one error that
             lists them all; "drop" leaves them out, with one warning that lists them.
 
     Raises:

@@ -225,7 +225,7 @@ def _report_unpaired(
 def _listed(path: Path, builder: DatasetBuilder) -> dict[tuple[str, int], tuple[str, bool]]:
     """(file, id) -> category and whether to ignore, from objects.csv.
 
-    Declares the categories; a row without a file declares one only.
+    Declares the categories; a row without a file only declares its category.
 
     Raises:
         DataError: a column is missing, or an id is not a whole number.

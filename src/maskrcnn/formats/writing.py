@@ -75,7 +75,7 @@ class ConversionTarget:
     progress: bool = False
 
     def each(self) -> Iterator[tuple[CocoImage, list[CocoAnnotation]]]:
-        """Each image with its annotations, behind a progress bar."""
+        """Each image with its annotations, with a progress bar."""
         from rich.progress import track
 
         return iter(
@@ -96,7 +96,7 @@ class ConversionTarget:
         if path.exists():
             raise ValueError(
                 f"two images map to one file, {path.relative_to(self.folder)}: "
-                "give them names that differ in more than the suffix"
+                "rename them so that the names differ in more than the suffix"
             )
         self.rewrite(path, data)
 

@@ -204,7 +204,7 @@ class _Lines:
         return True
 
     def _points(self, values: np.ndarray) -> np.ndarray:
-        """[keypoints, dimensions] behind the box."""
+        """[keypoints, dimensions], which follow the box."""
         return values[4:].reshape(-1, self.dimensions) if self.dimensions else np.zeros((0, 2))
 
     def _add_keypoints(

@@ -113,13 +113,14 @@ def _header(image: Image.Image) -> Header:
 def _may_have_exif(image: Image.Image) -> bool:
     """Returns False for a PNG without EXIF data, and True for all other files.
 
-    Steps over the PNG's chunks, because Pillow's `getexif` decodes all pixels to look behind them.
+    Steps over the PNG's chunks, because Pillow's `getexif` decodes all pixels to find data that
+    follows them.
     """
     if image.format != "PNG" or "exif" in image.info or "Raw profile type exif" in image.info:
         return True
     file = image.fp  # ty: ignore[missing-attribute]
     start = file.tell()
-    file.seek(8)  # behind the signature
+    file.seek(8)  # past the signature
 
     has_exif = False
     while not has_exif and len(header := file.read(8)) == 8:

@@ -3,8 +3,8 @@
 Shared by the RPN and the RoI heads.
 
 Boxes [B, P, 4] (anchors or proposals) and Truth  ->  `Match`: a true object for each box, and
-whether the box counts as object, as background or not at all  ->  `balanced_sample`: indices [B, S]
-of the boxes that enter the loss.
+whether the box counts as an object, as background or not at all  ->  `balanced_sample`: indices
+[B, S] of the boxes that enter the loss.
 
 Source: Ren et al. 2015, section 3.1.2; Girshick 2015, section 2.3.
 """

@@ -20,7 +20,7 @@ from ..kernels import onednn
 class FrozenBatchNorm2d(nn.Module):
     """BatchNorm with constant statistics and affine: a scale and a shift for each channel.
 
-    Source: He et al. 2017, appendix of the released code: small detection batches make bad
+    Source: He et al. 2017, appendix of the released code: small detection batches give poor
     statistics, so the pretrained ones are kept.
     """
 
@@ -44,7 +44,7 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
 
     def affine(self) -> tuple[Float[Tensor, "C"], Float[Tensor, "C"]]:
-        """Returns the factor of each channel, and the summand."""
+        """Returns the scale and the shift of each channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 

@@ -38,7 +38,7 @@ class MaskRCNN(nn.Module):
     """Predicts boxes, classes, masks and keypoints of all objects in one pass, trained end to end.
 
     `forward` always predicts and `losses` always computes losses, in training and in evaluation
-    mode. The mode changes only what BatchNorm does. Create one with `from_config`.
+    mode. The mode only affects BatchNorm. Create one with `from_config`.
 
     Example:
         >>> import torch
@@ -219,8 +219,8 @@ class MaskRCNN(nn.Module):
     def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """Computes the terms of the multi-task loss, each weighted; training minimizes their sum.
 
-        Every head takes part in every call, with weight zero if nothing is annotated for it. So
-        processes that train together agree on which parameters have gradients.
+        Every head takes part in every call, with weight zero if nothing is annotated for it, so
+        that processes that train together agree on which parameters have gradients.
         """
         config = self.config
         pyramid = self.pyramid(batch)
@@ -289,7 +289,9 @@ class MaskRCNN(nn.Module):
         self, pyramid: Pyramid, boxes: Float[Tensor, "B N 4"], rows: Rows
     ) -> tuple[Float[Tensor, "B N C1"], Float[Tensor, "B N C2 4"]]:
         """The box head's class_logits and box_deltas in the given rows, zeros elsewhere."""
-        features = self._roi_features(self.box_pool, pyramid, rows.gather(boxes), rows.image)
+        features = self.box_pool(pyramid, rows.gather(boxes), rows.image)
+        if self.res5 is not None:
+            features = self.res5(features)
         class_logits, box_deltas = self.box_head(features)
         return rows.scatter(class_logits), rows.scatter(box_deltas)
 

@@ -4,7 +4,7 @@ exactly.
 `optimize_for_inference` folds BatchNorm into the convolutions and stores the weights channels last:
 the same predictions to 0.05 px in two thirds of the time on a CPU, and in a third of the time in
 bfloat16 if the CPU supports it. `reference` is the plain network with torchvision's RoIAlign, for
-comparisons to 1e-3 px. Neither changes the model that it is given.
+comparisons to 1e-3 px. Neither modifies the given model.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def optimize_for_inference(
     """Returns a copy for prediction: BatchNorm folded, weights channels last, no gradients.
 
     Args:
-        model: is not changed.
+        model: not modified.
         dtype: of the convolutions and linear layers. The RPN's last ones, box arithmetic, scores
             and mask probabilities remain float32. "auto": bfloat16 if the model's device supports
             it natively, else float32.
-        compile: compile trunk and neck with torch.compile. It takes seconds to minutes at the first
-            image of each padded shape, needs a C++ compiler on a CPU, and gains a few percent.
+        compile: compile trunk and neck with torch.compile. It takes seconds to minutes for the
+            first image of each padded shape, needs a C++ compiler on a CPU, and gains a few
+            percent.
 
     Raises:
         ValueError: the dtype is unknown.

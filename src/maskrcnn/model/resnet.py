@@ -213,7 +213,7 @@ def _statistics_kept(module: nn.Module) -> Generator[None]:
 
 
 def initialize_trunk(module: nn.Module) -> None:
-    """Initializes every convolution as He et al. 2015: normal, fan-out."""
+    """Initializes every convolution as in He et al. 2015: normal, fan-out."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""The job behind `maskrcnn predict`: many files in, one results file and an overlay per image out.
+"""The work of `maskrcnn predict`: many files in, one results file and an overlay per image out.
 
 In:  a model, files and folders.
 Out: OUT/results.json, COCO results with `image_id` (the number of the sorted file, from 1) and

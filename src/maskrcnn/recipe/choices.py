@@ -1,7 +1,7 @@
 """The choices of a recipe, each a function of what was measured and of the choices before it.
 
 In: `Choices`: the statistics of a data set, the initial weights, a device, and the settings so far.
-Out: the same with more settings, and a reason for each.
+Out: the same with more settings chosen, and a reason for each.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Choices:
         return self.kind == "detector" or self.model.input.resize == "torch"
 
     def choose(self, setting: str, value: Any, why: str) -> None:
-        """Sets a value, unless the user gave the setting, a part of it or a whole that has it."""
+        """Sets a value, unless the user gave the setting, a part of it or a group that contains
+        it."""
         if any(
             name == setting or name.startswith(f"{setting}.") or setting.startswith(f"{name}.")
             for name in self.given

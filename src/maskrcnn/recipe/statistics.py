@@ -15,7 +15,7 @@ from ..annotations.annotation import mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 
-_READ = 5_000  # images whose annotations are read, evenly over the data set
+_READ = 5_000  # images whose annotations are read, spread evenly over the data set
 _DECODED = 48  # images that are decoded, for color and light
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 # Mean difference of the channels, in gray levels. Below it an image is gray, perhaps with the noise
@@ -116,7 +116,7 @@ def statistics_of(data: CocoDataset) -> Statistics:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most `most` indices, evenly over all."""
+    """At most `most` indices, spread evenly over all."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 

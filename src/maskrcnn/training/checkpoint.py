@@ -87,7 +87,7 @@ def files_of_run(out: Path) -> list[str]:
 
 
 def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
-    """Refuses a file, and a folder that holds a run which is not to be resumed.
+    """Raises an error for a file, and for a folder with a run that is not to be resumed.
 
     Args:
         out: folder of a run.
@@ -95,7 +95,7 @@ def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
         resume: whether the run in it is to be resumed.
 
     Raises:
-        ValueError: the folder is refused.
+        ValueError: `out` is a file, or holds a run and `resume` is False.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; a run needs a folder of its own")

@@ -1,4 +1,4 @@
-"""The training loop: `train` is all of it; one optimizer step is in learner.py.
+"""The training loop, `train`; a single optimizer step is in learner.py.
 
 In: a `ModelConfig` (with random or pretrained weights) or a `MaskRCNN` (with its own), annotated
 images, a `TrainConfig`. Out: a `Run` and its folder:
@@ -15,8 +15,8 @@ images, a `TrainConfig`. Out: a `Run` and its folder:
 Resuming is exact: a step depends on the learner's tensors and on the step's number alone
 (learner.py), and the checkpoint holds both.
 
-Several processes (torchrun) average gradients and the normalizers of the losses. Together they do
-what one process does with all their images.
+Several processes (torchrun) average gradients and the normalizers of the losses. Together they
+compute what one process would compute with all their images.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def train(
     """Trains a model and keeps its best and its last state in a folder.
 
     Args:
-        model: a configuration, or a model whose own weights are trained further; the object is not
-            changed.
+        model: a configuration, or a model whose own weights are trained further; the object itself
+            is not modified.
         data: annotated training images; their categories must be the model's.
         val: images to validate on, every `config.evaluate_every` epochs and at the end. None trains
             without validation, and the last model is the result.
@@ -112,8 +112,8 @@ def train(
             training.
         out: folder of the run; under torchrun all processes must see it.
         resume: continue from the checkpoint in `out`, or start from the beginning if there is none.
-            The weights are those of a run without the interruption: bit for bit on a CPU with the
-            same number of threads.
+            The weights equal those of an uninterrupted run, bit for bit on a CPU with the same
+            number of threads.
         progress: show progress and messages.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         unlabeled: images without annotations to train on as well, as a folder, files or a data set.

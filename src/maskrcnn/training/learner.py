@@ -1,5 +1,5 @@
-"""The network and all that changes its weights: optimizer, averaged weights, precision, and one
-step of them.
+"""The network and everything that changes its weights: optimizer, averaged weights, precision, and
+one optimizer step.
 
 In: a network, annotated images (and unlabeled ones, where there is a teacher), a `TrainConfig`.
 Out: `step(number, total)`, the numbers of an optimizer step by column; `tensors()`, the state for a
@@ -155,7 +155,7 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, config.clip_norm or math.inf)
 
-        # The second host-device sync of a step, after that of the losses.
+        # The second host-device sync of a step; the first is that of the losses.
         *numbers, norm = self.processes.average(torch.cat([losses, norm[None]])).tolist()
         means = numbers[: len(self.terms)]
         of_unlabeled = numbers[len(self.terms) :]

@@ -3,7 +3,7 @@ lines.
 
 In: one row of numbers per step, by column. Out: `metrics.csv` with a line per step; validation
 columns are filled where there was an evaluation. Its size in bytes goes into each checkpoint, and a
-resumed run cuts off the rows that it will write again.
+resumed run truncates the rows that it will write again.
 """
 
 from __future__ import annotations

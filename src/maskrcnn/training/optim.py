@@ -59,7 +59,7 @@ def rate_factor(step: int, total: int | None, config: TrainConfig) -> float:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the weights that require a gradient.
 
-    Vectors (biases, norms) get no weight decay.
+    Vectors (biases, normalization weights) get no weight decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

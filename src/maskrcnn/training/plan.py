@@ -38,7 +38,7 @@ class TrainingPlan:
     data: CocoDataset
     val: CocoDataset | None
     val_source: str
-    """Where the validation data comes from, for the reader."""
+    """Where the validation data comes from, as text."""
     out: Path
     resume: bool
     unlabeled: str | Path | None
@@ -283,7 +283,7 @@ def _preset(
     else:
         model = getattr(presets, name)(data.categories)
 
-    # The intensity range of 16-bit images is fitted in any case.
+    # The intensity range of 16-bit images is always fitted.
     changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
     return Recipe(
         override_config(model, changes, "model."),

@@ -1,6 +1,6 @@
 """Before the first step: checks settings, builds the network, describes the run.
 
-In: the arguments of `train`. Out: a network, the number of steps, a line for the reader.
+In: the arguments of `train`. Out: a network, the number of steps, a line that describes the run.
 """
 
 from __future__ import annotations

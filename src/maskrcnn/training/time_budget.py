@@ -19,7 +19,7 @@ LATEST_SHARE = 0.25
 # The number is corrected after these shares of the steps: the first steps are slower, and other
 # work on the machine comes and goes.
 REVIEWED_SHARES = (0.25, 0.5, 0.75, 0.9)
-LEAST_LEFT = 0.05  # of the steps, however late it is: the learning rate must come down
+LEAST_LEFT = 0.05  # of the steps, however late it is: the learning rate must decay
 FIRST_STEPS = 3  # not counted: loaders start, memory is allocated
 FEWEST_STEPS = 12  # measured before a typical step is known
 
@@ -49,7 +49,7 @@ class TimeBudget:
         """Seconds of a typical step.
 
         This is the mean of the later half without its fastest and slowest tenth, because a busy
-        machine stalls now and then.
+        machine occasionally stalls.
         """
         counted = sorted(self.steps[max(FIRST_STEPS, len(self.steps) // 2) :] or self.steps[-1:])
         cut = len(counted) // 10
@@ -101,5 +101,5 @@ def next_review(step: int, total: int) -> int | None:
 
 
 def with_least_left(step: int, total: int) -> int:
-    """A corrected number of steps, but at least enough for the learning rate to come down."""
+    """A corrected number of steps, but at least enough for the learning rate to decay."""
     return max(total, math.ceil(step / (1 - LEAST_LEFT)))

@@ -1,8 +1,9 @@
 """Loss and average precision during training, on images that the model is not trained on.
 
 In: a model and a validation set, divided among the processes. Out: numbers by column of
-metrics.csv: `val_loss` and its terms; the APs of boxes, masks and keypoints, as far as there are
-truth and a head for them; and `val/AP`, the mean of these APs, which decides which model is best.
+metrics.csv: `val_loss` and its terms; the APs of boxes, masks and keypoints, where the data has
+truth and the model a head for them; and `val/AP`, the mean of these APs, which decides which model
+is best.
 """
 
 from __future__ import annotations

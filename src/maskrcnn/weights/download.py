@@ -126,7 +126,7 @@ def _attempt(url: str, part: Path) -> bool:
 def _alone(lock: Path) -> Generator[None]:
     """Holds a lock, so that only one process at a time downloads a file.
 
-    On a system without such locks (Windows) nothing is locked; the file is verified in any case.
+    On a system without such locks (Windows) nothing is locked; the file is always verified.
     """
     try:
         import fcntl

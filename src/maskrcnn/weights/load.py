@@ -55,14 +55,14 @@ def load(
         categories: names or `Category` objects for the model's labels, in their order. Files of
             torchvision and Detectron2 contain none.
         bn_eps: value that the trunk's BatchNorm adds to the variance, to replace the file's own.
-        device: where to put the model.
+        device: the device to load the model on.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        WeightsError: the file is damaged, unsafe, not a model, or a model with unsupported parts,
-            which the message names.
+        WeightsError: the file is damaged, unsafe, not a model, or a model with unsupported parts;
+            the message says which.
         DownloadError: published weights could not be downloaded.
         FileNotFoundError: the path does not exist.
         ValueError: `source` is neither a path nor a name of the catalog.

@@ -49,7 +49,7 @@ class Start:
         if self.sha256:
             record["sha256"] = self.sha256[:16]
         if self.transfer:
-            record["anew"] = list(self.transfer.reinitialized)  # a key of runs saved before, too
+            record["anew"] = list(self.transfer.reinitialized)  # the key of earlier runs
             record["unused"] = list(self.transfer.unused)
         return record
 
