@@ -32,7 +32,7 @@ def pages(*words: str) -> list[int]:
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only"
 )
-def test_kept_memory_is_used_again() -> None:
+def test_kept_memory_is_reused() -> None:
     assert min(pages()) > 1000, "or there would be nothing to keep"
     assert max(pages("keep")[-3:]) < 100
 

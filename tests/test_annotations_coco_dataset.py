@@ -105,7 +105,7 @@ def test_truth_is_complete_for_pycocotools(tmp_path, capsys):
 
 @pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize("name", ["nuclei", "coco_mini_kp"])
-def test_real_data_opens_and_its_truth_is_what_the_file_says(shared, name, part):
+def test_real_data_opens_and_its_truth_equals_the_file(shared, name, part):
     path = shared / "data" / name / "annotations" / f"{part}.json"
     data = CocoDataset(path, shared / "data" / name / "images")
     raw = {a["id"]: a for a in json.loads(path.read_text())["annotations"]}

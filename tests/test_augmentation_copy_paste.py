@@ -112,7 +112,7 @@ def dense(objects: ViewObjects, row: int, size: tuple[int, int]) -> np.ndarray:
     seed=st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_view_is_laid_inside_the_other_or_covers_it(a, b, seed):
+def test_a_pasted_view_lies_inside_the_other_or_covers_it(a, b, seed):
     part, (x, y) = draw_paste_position(AugmentedView(np.eye(3), a), b, np.random.default_rng(seed))
     assert part.size == (min(a[0], b[0]), min(a[1], b[1]))
     assert 0 <= x <= b[1] - part.size[1]

@@ -30,7 +30,7 @@ steps = st.one_of(
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(steps, max_size=5), st.integers(0, 1000))
-def test_a_composed_matrix_moves_like_its_steps_one_after_the_other(matrices, seed):
+def test_a_composed_matrix_equals_its_steps_in_sequence(matrices, seed):
     points = np.random.default_rng(seed).uniform(-100, 100, (6, 2))
     moved = points
     for matrix in matrices:

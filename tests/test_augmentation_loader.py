@@ -44,7 +44,7 @@ def test_workers_do_not_change_batches_nor_the_global_generator(training_set):
                 ), name
 
 
-def test_an_endless_plan_is_read_as_far_as_needed(training_set):
+def test_an_endless_plan_is_read_only_as_far_as_needed(training_set):
     def endless():
         step = 0
         while True:

@@ -27,7 +27,7 @@ MACHINE = {
 }
 
 
-def test_the_page_holds_the_kept_results():
+def test_the_page_shows_the_stored_results():
     """If this fails: python -c "from benchmarks import page; page.refresh()"."""
     assert page.PAGE.read_text() == page.filled(page.PAGE.read_text())
 
@@ -62,7 +62,7 @@ def test_a_result_becomes_tables_and_lines(tmp_path: Path, monkeypatch: pytest.M
     assert page.filled(text) == text
 
 
-def test_what_is_compared_runs_in_turns_and_warming_up_does_not_count():
+def test_compared_functions_run_in_turns_and_warm_up_rounds_do_not_count():
     order: list[str] = []
     ticks = itertools.count()
     times = in_turns(
@@ -83,7 +83,7 @@ def test_ratios_are_those_of_the_same_round():
     }
 
 
-def test_watching_counts_each_part_and_leaves_no_trace():
+def test_watching_counts_each_part_and_restores_the_methods():
     layer = nn.Linear(3, 5)
     x = torch.ones(2, 3)
     plain = layer(x)
@@ -99,7 +99,7 @@ def test_watching_counts_each_part_and_leaves_no_trace():
     assert "forward" not in vars(layer)
 
 
-def test_neighbors_in_another_order_are_the_same_answer():
+def test_the_order_of_detections_does_not_affect_agreement():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 0, 60, 20]])
     ours = Instances(
         (64, 64),
@@ -125,7 +125,7 @@ def test_neighbors_in_another_order_are_the_same_answer():
     assert agreement(ours, theirs)["found again"] == 2
 
 
-def test_curves_are_a_image_of_every_point(tmp_path: Path):
+def test_a_chart_draws_every_point_of_its_curves(tmp_path: Path):
     save_charts(
         tmp_path / "a.svg",
         {"time < 1": ("batch", {"ours": [(1, 2.0), (4, 1.0)], "theirs": [(1, 3.0)]})},

@@ -14,14 +14,14 @@ from maskrcnn.presets import maskrcnn_r18_small
 from maskrcnn.settings import override_config
 
 
-def test_every_training_has_a_name_of_its_own_and_the_first_seed_comes_first() -> None:
+def test_every_training_has_a_unique_name_and_the_first_seed_comes_first() -> None:
     tasks = list(study.tasks(3))
     assert len({task.name for task in tasks}) == len(tasks) == 3 * (2 * 3 + len(study.WITHOUT) + 1)
     assert [task.seed for task in tasks] == sorted(task.seed for task in tasks)
     assert {task.share for task in tasks if task.without} == {10}
 
 
-def test_smaller_shares_lie_in_larger_ones() -> None:
+def test_smaller_shares_are_subsets_of_larger_ones() -> None:
     for seed in range(3):
         some, more, all_of_them = (
             set(study.chosen_images(561, share, seed)) for share in (10, 25, 100)
@@ -32,7 +32,7 @@ def test_smaller_shares_lie_in_larger_ones() -> None:
 
 
 @pytest.mark.parametrize("part", study.WITHOUT)
-def test_what_is_left_out_are_settings_that_exist(part: str) -> None:
+def test_omitted_parts_are_existing_settings(part: str) -> None:
     for setting, value in study.WITHOUT[part].items():
         if setting.startswith("model."):
             override_config(maskrcnn_r18_small(1), {setting.removeprefix("model."): value})
@@ -83,7 +83,7 @@ def line(
     }
 
 
-def test_finished_is_what_has_a_line_of_as_many_minutes(tmp_path: Path) -> None:
+def test_a_run_is_finished_if_it_has_a_line_with_the_same_minutes(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     task = study.Task("ours", 10, 0)
     assert not study.finished(task, 8.0, path)
@@ -95,7 +95,7 @@ def test_finished_is_what_has_a_line_of_as_many_minutes(tmp_path: Path) -> None:
     assert [json.loads(text)["seed"] for text in path.read_text().splitlines()] == [0, 0, 0]
 
 
-def test_the_tables_hold_means_and_changes_of_the_same_seeds(
+def test_the_tables_show_means_and_changes_for_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [

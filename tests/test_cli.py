@@ -69,7 +69,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_what_it_was(command: str):
+def test_help_equals_the_stored_text(command: str):
     """To change it on purpose: python tests/test_cli.py rewrites tests/help/."""
     assert help_text(*command.split()) == (FROZEN / f"{command or 'maskrcnn'}.txt").read_text()
 
@@ -143,7 +143,7 @@ def test_debug_shows_where_an_error_arose(how: str, scenes: Path, monkeypatch: p
         run([*words, "--debug"] if how == "flag" else words)
 
 
-def test_train_passes_every_setting_on(
+def test_train_passes_on_every_setting(
     scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture
 ):
     data, config = str(scenes / "annotations.json"), tmp_path / "run.toml"
@@ -243,7 +243,7 @@ def test_train_from_a_model_takes_its_architecture_and_names_it(
     assert f"starts from {tiny_model}" in capsys.readouterr().out
 
 
-def test_without_validation_data_a_part_is_split_off_and_said(
+def test_without_validation_data_a_part_is_split_off_and_reported(
     scenes: Path, fit: list, capsys: pytest.CaptureFixture
 ):
     words = [
@@ -320,7 +320,9 @@ def test_the_validation_split_is_the_twin_of_the_one_read(
     )
 
 
-def test_masks_apart_from_their_images_can_be_trained_on(scenes: Path, tmp_path: Path, fit: list):
+def test_masks_in_another_folder_than_their_images_can_be_trained_on(
+    scenes: Path, tmp_path: Path, fit: list
+):
     mr.convert_annotations(
         scenes / "annotations.json", tmp_path / "png", "png", images=scenes / "images"
     )
@@ -336,7 +338,7 @@ def test_masks_apart_from_their_images_can_be_trained_on(scenes: Path, tmp_path:
     assert (len(fit[-1]["data"]), len(fit[-1]["validation"])) == (3, 1)
 
 
-def test_recipe_none_takes_the_preset_and_the_defaults_as_they_are(scenes: Path, fit: list):
+def test_no_recipe_uses_the_unchanged_preset_and_defaults(scenes: Path, fit: list):
     words = [
         "train",
         "--data",
@@ -382,7 +384,7 @@ def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(
     ) == (1.75, 0.125, 3)
 
 
-def test_one_process_of_several_says_what_is_going_to_happen(
+def test_only_one_of_several_processes_prints_the_plan(
     scenes: Path,
     tmp_path: Path,
     fit: list,
@@ -408,7 +410,7 @@ def test_one_process_of_several_says_what_is_going_to_happen(
     assert len(fit) == 2
 
 
-def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(
+def test_an_unusable_output_folder_is_refused_before_the_data_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "run").mkdir()
@@ -424,7 +426,7 @@ def test_a_folder_that_cannot_be_the_runs_is_refused_before_the_data_are_read(
         assert expected in capsys.readouterr().err
 
 
-def test_an_interrupted_training_says_how_to_resume(
+def test_an_interrupted_training_prints_how_to_resume(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     def interrupted(*_: Any, **__: Any) -> None:
@@ -444,7 +446,7 @@ def test_an_interrupted_training_says_how_to_resume(
     assert "--out 'my run' --resume" in capsys.readouterr().err
 
 
-def test_predict_does_the_rest_when_a_file_is_broken(
+def test_predict_continues_after_a_broken_file(
     scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     broken = tmp_path / "broken.png"
@@ -472,7 +474,7 @@ def test_predict_does_the_rest_when_a_file_is_broken(
     assert run(["predict", str(tiny_model), str(image), "--out", str(tmp_path / "again")]) == 0
 
 
-def test_predict_tells_a_long_path_in_one_piece(
+def test_predict_prints_a_long_path_unbroken(
     scenes: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     out = tmp_path / "a long name of several words" / "and of several folders"
@@ -521,14 +523,14 @@ def test_durations(text: str, value: float):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5m", "5d", "m", "1h30m", "inf", "nan"])
-def test_what_is_no_duration_is_refused(text: str):
+def test_invalid_durations_are_refused(text: str):
     with pytest.raises(ValueError, match="expected a duration"):
         seconds(text)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise")
 @pytest.mark.parametrize("words", ["weights", "--help", "predict --help"])
-def test_a_reader_that_has_had_enough_is_no_error(words: str):
+def test_a_reader_that_closes_the_pipe_is_no_error(words: str):
     command = f"{shlex.quote(sys.executable)} -m maskrcnn {words}; echo status $? >&2"
     done = subprocess.run(
         ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=True

@@ -64,7 +64,7 @@ def test_outer_polygons_run_clockwise_and_holes_against(mask: np.ndarray):
 
 @settings(deadline=None, max_examples=50)
 @given(masks)
-def test_a_joined_polygon_covers_what_the_mask_does(mask: np.ndarray):
+def test_a_joined_polygon_covers_the_same_pixels_as_the_mask(mask: np.ndarray):
     """The winding rule of training: a polygon that winds twice, or not at all, inside the mask would differ."""
     size = max(mask.shape)
     joined = join(trace(mask))
@@ -73,7 +73,7 @@ def test_a_joined_polygon_covers_what_the_mask_does(mask: np.ndarray):
     assert (rle.polygon_coverage([joined], (0, 0, size, size), size) == square * 255).all()
 
 
-def test_nothing_has_no_polygon():
+def test_an_empty_mask_has_no_polygon():
     assert trace(np.zeros((3, 4), bool)) == []
 
 
@@ -105,7 +105,7 @@ def test_parts_of_one_mask_are_united():
 
 
 @pytest.mark.parametrize("radii", [(0.5, 0.5), (20.0, 9.0), (300.0, 120.0)])
-def test_an_ellipse_is_met_to_a_twentieth_of_a_pixel(radii: tuple[float, float]):
+def test_an_ellipse_is_approximated_to_a_twentieth_of_a_pixel(radii: tuple[float, float]):
     points = ellipse((7.0, 3.0), radii, 0.4)
     middles = (points + np.roll(points, -1, axis=0)) / 2 - (7.0, 3.0)
     turned = middles @ np.array([[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]])

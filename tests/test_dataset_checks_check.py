@@ -52,7 +52,7 @@ def test_a_clean_set_has_no_errors_and_the_check_is_part_of_the_package(tmp_path
     assert report.counts.startswith("train.json: 3 images, 6 annotations, 2 categories; 0 errors")
 
 
-def test_data_may_be_a_dict_or_opened_already():
+def test_data_may_be_a_dict_or_an_open_dataset():
     for given in (content(), mr.CocoDataset(content())):
         assert kinds(check_dataset(given)) == {
             "rare category": ['category "box" (id 4)', 'category "figure" (id 9)']

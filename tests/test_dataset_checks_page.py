@@ -35,7 +35,7 @@ def page(tmp_path: Path) -> str:
     return (tmp_path / "report" / "page.html").read_text()
 
 
-def test_the_page_needs_nothing_else(page: str):
+def test_the_page_is_self_contained(page: str):
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s)>]+)""", page)
     assert links
     assert all(link.startswith("data:image/jpeg;base64,") for link in links)

@@ -120,7 +120,7 @@ def test_neighbors_have_different_colors() -> None:
     assert len(set(colors.tolist())) == len(PALETTE)
 
 
-def test_no_objects_leave_the_image_as_it_is() -> None:
+def test_without_objects_the_image_is_unchanged() -> None:
     assert not changed(scene((700, 800), [], keypoints=[[0, 0, 0], [0, 0, 0]])).any()
 
 
@@ -131,7 +131,7 @@ def test_an_image_of_another_size_is_an_error() -> None:
         draw_instances(scene((700, 800), []), np.zeros((10, 20, 3), np.uint8))
 
 
-def test_drawing_leaves_the_given_image_alone() -> None:
+def test_drawing_does_not_change_the_given_image() -> None:
     image = np.full((700, 800, 3), 128, np.uint8)
     draw_instances(replace(scene((700, 800), [[100, 150, 300, 450]]), source=image))
     assert (image == 128).all()

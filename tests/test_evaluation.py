@@ -356,7 +356,7 @@ def test_bad_results_are_named(change: dict[str, Any], message: str) -> None:
         evaluate(results, truth)
 
 
-def test_what_is_no_result_is_named() -> None:
+def test_invalid_results_are_named() -> None:
     truth, results = random_data(3)
     with pytest.raises(
         ValueError, match=r"results, entry 1: expected an object with image_id.*, got 3"

@@ -393,7 +393,7 @@ def test_coco_folders_of_roboflow_are_splits(tmp_path: Path):
     assert validation_split(tmp_path) == f"{tmp_path}:valid"
 
 
-def test_coco_images_are_found_though_the_first_are_missing(tmp_path: Path):
+def test_coco_images_are_located_although_the_first_are_missing(tmp_path: Path):
     content = coco([])
     content["images"] = [
         {**content["images"][0], "id": n, "file_name": f"{n}.png"} for n in range(1, 31)

@@ -168,7 +168,7 @@ def test_labelme_rectangles_of_four_corners_are_boxes_and_rotated_ones_masks(fol
 
 
 @pytest.mark.parametrize("image", ["C:\\Users\\me\\a.png", "/home/other/a.png"])
-def test_labelme_images_of_another_machine_are_found_beside_the_file(image: str, folder: Path):
+def test_labelme_images_of_another_machine_are_located_next_to_the_file(image: str, folder: Path):
     assert mr.load_dataset(labelme(folder, shape(), image=image))[0].file_name == "a.png"
 
 

@@ -99,7 +99,7 @@ def test_predictions_equal_those_of_the_processor() -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])
-def test_the_host_waits_twice_at_most_in_a_prediction(name: str) -> None:
+def test_a_prediction_has_at_most_two_host_device_syncs(name: str) -> None:
     model, batch, _ = build(name)
     network, batch = model.cuda().eval(), batch.to("cuda")
 
@@ -112,7 +112,7 @@ def test_the_host_waits_twice_at_most_in_a_prediction(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])
-def test_the_host_waits_twice_at_most_in_a_training_pass(name: str) -> None:
+def test_a_training_pass_has_at_most_two_host_device_syncs(name: str) -> None:
     model, batch, truth = build(name)
     network, batch, truth = model.cuda().train(), batch.to("cuda"), truth.to("cuda")
 
@@ -126,7 +126,7 @@ def test_the_host_waits_twice_at_most_in_a_training_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])
-def test_the_bfloat16_form_finds_the_same_objects(name: str) -> None:
+def test_the_bfloat16_model_detects_the_same_objects(name: str) -> None:
     model, batch, _ = build(name)
     network = model.cuda().eval()
     fast = mr.optimize_for_inference(network, "bfloat16")

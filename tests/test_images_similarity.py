@@ -51,7 +51,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_copy_is_found_among_others(change: str):
+def test_a_changed_copy_is_recognized_among_others(change: str):
     images = [photograph(i) for i in range(12)]
     arrays = [np.asarray(p) for p in (*images, CHANGES[change](images[4]))]
     assert groups(hashes(arrays)) == [[4, 12]]
@@ -91,7 +91,7 @@ def test_blank_images_resemble_nothing():
     assert groups(found) == []
 
 
-def test_deep_images_compare_by_their_own_range():
+def test_sixteen_bit_images_are_compared_by_their_own_range():
     image = np.asarray(photograph(5).convert("L")).astype(np.uint16)
     assert groups(
         hashes(
@@ -122,7 +122,7 @@ def test_groups_are_the_connected_parts_of_a_slow_search():
     assert groups(found) == wanted
 
 
-def test_no_images_no_groups():
+def test_no_images_give_no_groups():
     assert groups(hashes([])) == []
 
 

@@ -140,7 +140,7 @@ def chain(length: int) -> nms.Candidates:
     return nms.Candidates(boxes, torch.linspace(1, 0.1, length)[None], zeros, zeros == 0)
 
 
-def test_what_the_rounds_leave_undecided_is_decided_by_the_loop(reads: list[int]) -> None:
+def test_boxes_undecided_after_the_rounds_are_decided_by_the_loop(reads: list[int]) -> None:
     given = chain(3 * nms.ROUNDS)
     assert not nms.select_at_once(given, 0.5, 500)[2]
     index, kept, count = nms.select(given, 0.5, 500)
@@ -148,7 +148,7 @@ def test_what_the_rounds_leave_undecided_is_decided_by_the_loop(reads: list[int]
     assert index[kept].tolist() == list(range(0, 3 * nms.ROUNDS, 2))
 
 
-def test_autocast_copies_no_matrix_of_rivals(reads: list[int]) -> None:
+def test_autocast_copies_no_overlap_matrix(reads: list[int]) -> None:
     given = candidates(2, 200, 0)
     given = given._replace(scores=given.scores + torch.linspace(0, 1e-3, 200))
     with torch.autocast("cpu", torch.bfloat16), Copies() as copies:
@@ -268,7 +268,7 @@ def test_bfloat16_predictions_and_losses_need_no_cpu_kernels(
     assert half.boxes.dtype == half.masks.dtype == torch.float32
 
 
-def test_invalid_rois_have_no_part_in_the_gradients(reads: list[int]) -> None:
+def test_invalid_rois_do_not_affect_the_gradients(reads: list[int]) -> None:
     net, batch = model(), four_images()
     truth = make_truth(net.config, batch)
     truth.ignore[...] = True

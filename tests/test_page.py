@@ -39,7 +39,7 @@ def test_conditional_expressions_are_not_chained() -> None:
     assert not chained
 
 
-def test_the_shares_see_what_they_count(tmp_path: Path) -> None:
+def test_the_shares_count_what_they_should(tmp_path: Path) -> None:
     body = "\n".join("    x = 1" for _ in range(15))
     (tmp_path / "a.py").write_text(f"def f():\n{body}\na, b = 1, 2\n# {'x' * 100}\n")
     counted = shares_of(tmp_path)

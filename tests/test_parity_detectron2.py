@@ -32,7 +32,7 @@ def golden(shared) -> Path:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_are_detectron2s(golden, name, exact):
+def test_predictions_equal_detectron2s(golden, name, exact):
     folder = golden / "detectron2" / name
     result = mr.predict(mr.load(folder / "model_final.pth"), golden / "image.png", exact=exact)
     expected = np.load(folder / "expected.npz")
@@ -51,7 +51,7 @@ def test_answers_are_detectron2s(golden, name, exact):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_features_and_proposals_are_detectron2s(golden, name):
+def test_features_and_proposals_equal_detectron2s(golden, name):
     folder = golden / "detectron2" / name
     expected, model = np.load(folder / "expected.npz"), mr.load(folder / "model_final.pth")
     image = torch.from_numpy(np.asarray(read_image(golden / "image.png")).transpose(2, 0, 1).copy())

@@ -107,7 +107,9 @@ def test_uncertainty_disagreement_and_contour_are_counted_in_objects(eyes: MaskR
     assert (sure.objects, len(sure.uncertain), len(unsure.uncertain)) == (1, 0, 1)
 
 
-def test_what_is_seen_in_the_mirror_only_is_shown_where_it_is(eyes: MaskRCNN) -> None:
+def test_objects_detected_only_in_the_flipped_view_are_shown_at_their_position(
+    eyes: MaskRCNN,
+) -> None:
     given_ = make_image(3, SURE, 0)
     red = np.asarray(given_)[:, :, 0] > 150
     (x0, y0, x1, y1) = (
@@ -120,7 +122,7 @@ def test_what_is_seen_in_the_mirror_only_is_shown_where_it_is(eyes: MaskRCNN) ->
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_partners_are_those_of_a_slow_obvious_loop(data: st.DataObject) -> None:
+def test_partners_equal_those_of_a_slow_loop(data: st.DataObject) -> None:
     def instances() -> Instances:
         count = data.draw(st.integers(0, 6))
         numbers = (
@@ -159,7 +161,7 @@ def test_partners_are_those_of_a_slow_obvious_loop(data: st.DataObject) -> None:
     assert partners(plain, other).tolist() == expected
 
 
-def test_what_the_model_has_not_seen_comes_before_what_it_knows_and_chance_would_not_do_that(
+def test_unfamiliar_images_rank_before_familiar_ones_more_than_by_chance(
     eyes: MaskRCNN, tmp_path: Path
 ) -> None:
     strange = {5, 8, 9, 13, 17, 18}
@@ -171,7 +173,7 @@ def test_what_the_model_has_not_seen_comes_before_what_it_knows_and_chance_would
     assert all("uncertain" in one.reason for one in ranking[: len(strange)])
 
 
-def test_a_copy_comes_last_and_says_of_what_it_is_one(eyes: MaskRCNN, tmp_path: Path) -> None:
+def test_a_copy_ranks_last_and_names_its_original(eyes: MaskRCNN, tmp_path: Path) -> None:
     for n in range(6):
         make_image(n, UNSURE if n < 2 else SURE).save(tmp_path / f"{n}.png")
     make_image(0, UNSURE).resize((96, 96)).save(tmp_path / "0 again.jpg", quality=80)
@@ -186,7 +188,7 @@ def test_a_copy_comes_last_and_says_of_what_it_is_one(eyes: MaskRCNN, tmp_path: 
     assert f"nearly the same as {last.nearest}" in last.reason
 
 
-def test_images_that_are_annotated_are_left_out_and_their_copies_come_last(
+def test_annotated_images_are_left_out_and_their_copies_rank_last(
     eyes: MaskRCNN, tmp_path: Path
 ) -> None:
     for n in range(6):
@@ -207,7 +209,7 @@ def test_images_that_are_annotated_are_left_out_and_their_copies_come_last(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 3), st.integers(0, 10**6))
-def test_every_image_has_one_place_and_each_choice_is_the_best_of_a_slow_obvious_loop(
+def test_every_image_has_one_rank_and_each_choice_equals_that_of_a_slow_loop(
     count: int, known: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -233,7 +235,7 @@ def test_every_image_has_one_place_and_each_choice_is_the_best_of_a_slow_obvious
         before.append(index)
 
 
-def test_beyond_those_chosen_one_by_one_the_rest_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_those_chosen_one_by_one_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskrcnn.active_learning.rank.CHOSEN_ONE_BY_ONE", 2)
     random = np.random.default_rng(0)
     errors = np.array([0.1, 3.0, 2.0, 1.0, 0.5])
@@ -251,7 +253,7 @@ def test_images_without_any_difference_are_ranked_too(eyes: MaskRCNN, tmp_path: 
     assert all(one.expected_errors == 0 for one in ranking)
 
 
-def test_the_csv_holds_every_image_with_its_reasons(eyes: MaskRCNN, tmp_path: Path) -> None:
+def test_the_csv_lists_every_image_with_its_reasons(eyes: MaskRCNN, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for n in range(3):
         make_image(n, UNSURE if n == 1 else SURE).save(tmp_path / "in" / f"{n}.png")
@@ -282,7 +284,7 @@ def test_the_page_is_one_file_with_every_image_and_escapes_names(
     assert "http" not in html
 
 
-def test_the_command_ranks_writes_and_names_what_it_cannot_read(
+def test_the_command_ranks_writes_and_names_unreadable_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = CocoDataset(training_run.draw(tmp_path / "pool", 4))

@@ -55,7 +55,7 @@ def assert_equal(a: Instances, b: Instances) -> None:
 
 
 @pytest.mark.parametrize("view", ALL)
-def test_the_matrix_of_a_view_says_where_its_pixels_went(view: TTAView) -> None:
+def test_the_matrix_of_a_view_gives_the_positions_of_its_pixels(view: TTAView) -> None:
     image = torch.arange(7 * 5.0).reshape(1, 7, 5)
     seen, matrix = view.pixels(image)[0].numpy(), view.matrix((7, 5)).double().numpy()
     for y, x in product(range(7), range(5)):
@@ -64,7 +64,7 @@ def test_the_matrix_of_a_view_says_where_its_pixels_went(view: TTAView) -> None:
 
 
 @pytest.mark.parametrize("view", [replace(v, scale=s) for v, s in product(ALL, (1.0, 0.8, 1.25))])
-def test_what_a_view_does_can_be_undone(view: TTAView) -> None:
+def test_views_can_be_undone(view: TTAView) -> None:
     grid = torch.rand(6, 6)
     assert torch.equal(
         replace(view, scale=1.0).undo(replace(view, scale=1.0).pixels(grid[None])), grid[None]
@@ -84,7 +84,7 @@ def test_what_a_view_does_can_be_undone(view: TTAView) -> None:
     torch.testing.assert_close(_move(torch.linalg.inv(matrix), moved), boxes, atol=1e-4, rtol=0)
 
 
-def test_a_shrunk_or_enlarged_view_shows_the_same_places() -> None:
+def test_a_resized_view_shows_the_same_positions() -> None:
     image = torch.zeros(1, 60, 80)
     image[0, 20:30, 50:70] = 1
     for scale in (0.8, 1.25):
@@ -157,7 +157,7 @@ class Literally:
 
 
 @pytest.mark.parametrize("words", ["flip", "turns", "flip,turns"])
-def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
+def test_views_of_an_exact_network_agree(words: str) -> None:
     """Masks, boxes and keypoints of all views fall on one another, in a batch of images of different sizes."""
     images = []
     for size, (x, y) in (((40, 60), (11, 7)), ((56, 90), (30, 25))):
@@ -192,7 +192,7 @@ def test_views_of_a_network_that_sees_exactly_agree(words: str) -> None:
         assert torch.equal(found.keypoints[slot], wanted)
 
 
-def test_the_plain_view_alone_is_the_network(model: MaskRCNN) -> None:
+def test_the_plain_view_alone_equals_the_network(model: MaskRCNN) -> None:
     predictor = Predictor(model, min_score=0.05)
     plain = predictor(make_image(64, 96))
     predictor.views = (TTAView(),)
@@ -277,7 +277,7 @@ def test_views_of_a_batch_are_padded_by_its_shape() -> None:
     )  # the upper right corner comes to the upper left
 
 
-def test_the_best_view_of_each_object_stays() -> None:
+def test_the_best_view_of_each_object_is_kept() -> None:
     config = tiny_config(3)
     config = replace(config, box=replace(config.box, max_detections=3))
 
@@ -322,7 +322,7 @@ def test_images_without_objects_and_models_without_heads_are_predicted(model: Ma
     assert nothing.mask_grids.shape == (0, 28, 28)
 
 
-def test_words_for_views() -> None:
+def test_names_of_views_are_parsed() -> None:
     assert parse_tta(None) == ()
     assert parse_tta("flip") == (TTAView(), TTAView(mirrored=True))
     assert len(parse_tta("flip, turns,scales")) == 24
@@ -334,7 +334,7 @@ def test_words_for_views() -> None:
         parse_tta("flip,rotate")
 
 
-def test_files_and_evaluations_take_the_views(model: MaskRCNN, tmp_path: Path) -> None:
+def test_prediction_of_files_and_evaluation_use_the_views(model: MaskRCNN, tmp_path: Path) -> None:
     Image.fromarray(make_image(64, 64)).save(tmp_path / "a.png")
     summary = predict_files(
         Predictor(model, tta="flip"), [tmp_path / "a.png"], tmp_path / "out", progress=False

@@ -30,7 +30,7 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def test_the_mean_overlap_is_that_of_a_slow_loop() -> None:
+def test_the_mean_overlap_equals_that_of_a_slow_loop() -> None:
     sides, (sizes, ratios) = objects(30, 0.6, 1.5, 20), USUAL
     total = 0.0
     for w, h in sides:

@@ -93,7 +93,7 @@ def made(cards: CocoDataset) -> Recipe:
     )
 
 
-def test_every_choice_is_what_the_configurations_hold_and_has_a_reason(made: Recipe) -> None:
+def test_every_choice_equals_the_configurations_and_has_a_reason(made: Recipe) -> None:
     for setting, value, why in made.reasons[2:]:
         part: Any = made.model if setting.startswith("model.") else made.training
         for name in setting.removeprefix("model.").split("."):
@@ -103,7 +103,7 @@ def test_every_choice_is_what_the_configurations_hold_and_has_a_reason(made: Rec
     assert len({reason.setting for reason in made.reasons}) == len(made.reasons)
 
 
-def test_what_is_given_is_kept_whether_it_would_be_chosen_or_not(made: Recipe) -> None:
+def test_given_settings_are_kept_whatever_would_be_chosen(made: Recipe) -> None:
     assert (
         made.training.augment.crop,
         made.model.mask and made.model.mask.max_positives,
@@ -112,7 +112,7 @@ def test_what_is_given_is_kept_whether_it_would_be_chosen_or_not(made: Recipe) -
     assert {r.setting: r.why for r in made.reasons}["warmup"] == "given"
 
 
-def test_printed_it_is_a_table_that_loses_no_word(made: Recipe) -> None:
+def test_a_printed_recipe_is_a_table_that_loses_no_word(made: Recipe) -> None:
     text = str(made)
     assert max(map(len, text.splitlines())) <= 160
     for setting, _, why in made.reasons:
@@ -141,7 +141,7 @@ def test_a_recipe_trains(cards: CocoDataset, made: Recipe, tmp_path: Path) -> No
     assert run.best is None
 
 
-def test_nuclei_get_about_what_was_found_by_hand(shared: Path) -> None:
+def test_nuclei_get_settings_close_to_the_hand_tuned_ones(shared: Path) -> None:
     folder = shared / "data" / "nuclei"
     made = mr.choose_recipe(
         mr.CocoDataset(folder / "annotations" / "val.json", folder / "images"),
@@ -165,7 +165,7 @@ def test_nuclei_get_about_what_was_found_by_hand(shared: Path) -> None:
     assert made.training.batch_size == 4
 
 
-def test_photographs_keep_their_up_and_down(shared: Path) -> None:
+def test_photographs_have_a_canonical_orientation(shared: Path) -> None:
     folder = shared / "data" / "coco_mini_kp"
     facts = statistics_of(mr.CocoDataset(folder / "annotations" / "train.json", folder / "images"))
     assert facts.has_up
@@ -187,14 +187,14 @@ def test_small_objects_in_large_images_are_not_shrunk_away() -> None:
     assert chosen(aerial).model.input.max_size == 4096
 
 
-def test_anchors_follow_a_scale_that_is_given() -> None:
+def test_anchors_follow_a_given_scale() -> None:
     facts = measured(sides=np.full((1200, 2), 12.0) * np.array([1.0, 4.0]))
     enlarged, plain = chosen(facts).model.rpn, chosen(facts, model__input__scale=1.0).model.rpn
     assert enlarged.sizes[0] > plain.sizes[0]
     assert plain.ratios[1] == pytest.approx(4.0)
 
 
-def test_a_crowd_raises_the_cap_and_the_proposals() -> None:
+def test_crowded_images_raise_the_detection_cap_and_the_proposals() -> None:
     model = chosen(measured(counts=np.r_[np.full(299, 4), 700])).model
     assert (model.box.max_detections, model.rpn.pre_nms_test, model.rpn.post_nms_test) == (
         900,
@@ -203,7 +203,7 @@ def test_a_crowd_raises_the_cap_and_the_proposals() -> None:
     )
 
 
-def test_turns_need_evidence() -> None:
+def test_rotations_need_evidence() -> None:
     alike = {"shape": 0.01, "position": 0.02, "perspective": 0.03, "light": 0.04}
     assert chosen(measured(upright=alike)).training.augment.right_angles
     for name in alike:
@@ -215,7 +215,7 @@ def test_turns_need_evidence() -> None:
     ).training.augment.right_angles
 
 
-def test_little_data_vary_more() -> None:
+def test_small_datasets_get_more_augmentation() -> None:
     little, much = (
         chosen(measured()).training.augment,
         chosen(measured(images=50_000)).training.augment,
@@ -258,7 +258,7 @@ def test_a_given_batch_is_kept_whatever_the_memory() -> None:
     assert chosen(measured(), free=0.01, batch_size=3).training.batch_size == 3
 
 
-def test_the_start_decides_rate_length_and_what_is_frozen() -> None:
+def test_the_initial_weights_decide_learning_rate_steps_and_frozen_stages() -> None:
     none, trunk, detector = (
         chosen(measured(), kind, model=maskrcnn_r50_fpn(1))
         for kind in ("none", "trunk", "detector")
@@ -280,7 +280,7 @@ def test_the_start_decides_rate_length_and_what_is_frozen() -> None:
     assert detector.model.input == maskrcnn_r50_fpn(1).input
 
 
-def test_within_a_time_there_is_one_evaluation_at_the_end() -> None:
+def test_with_a_time_budget_there_is_one_evaluation_at_the_end() -> None:
     assert chosen(measured(), max_time=600.0).training.evaluate_every > 1e5
     every = chosen(measured()).training
     assert every.epochs / every.evaluate_every == pytest.approx(12, rel=0.2)
@@ -295,7 +295,7 @@ def test_a_pretrained_detector_gives_the_architecture(cards: CocoDataset, tmp_pa
     assert {r.setting: r.value for r in made.reasons}["model"] == str(path)
 
 
-def test_unknown_names_are_told_before_the_data_are_measured(
+def test_unknown_names_are_refused_before_the_data_are_measured(
     cards: CocoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskrcnn.recipe.recipe.statistics_of", None)
@@ -316,7 +316,7 @@ def boxes_of(data: CocoDataset) -> list[tuple[int, tuple[float, ...]]]:
     return [(i, a.box) for i in range(len(data)) for a in data[i].annotations if a.box]
 
 
-def test_the_statistics_are_those_of_a_slow_loop(cards: CocoDataset) -> None:
+def test_the_statistics_equal_those_of_a_slow_loop(cards: CocoDataset) -> None:
     facts, boxes = statistics_of(cards), boxes_of(cards)
     assert facts.images == 24
     assert facts.sides.tolist() == [[b[2] - b[0], b[3] - b[1]] for _, b in boxes]
@@ -356,7 +356,9 @@ def scattered(folder: Path, sky: bool, stretched: bool) -> CocoDataset:
 @pytest.mark.parametrize(
     ("sky", "stretched", "up"), [(False, False, False), (True, False, True), (False, True, True)]
 )
-def test_light_and_shape_tell_an_up(tmp_path: Path, sky: bool, stretched: bool, up: bool) -> None:
+def test_light_and_shape_reveal_the_orientation(
+    tmp_path: Path, sky: bool, stretched: bool, up: bool
+) -> None:
     facts = statistics_of(scattered(tmp_path, sky, stretched))
     assert facts.has_up is up
     assert not facts.colored

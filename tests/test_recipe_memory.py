@@ -87,7 +87,7 @@ def test_training_ends_at_the_same_weights_with_checkpointing(
     )
 
 
-def test_a_timm_trunk_says_that_it_cannot(data: CocoDataset, tmp_path: Path) -> None:
+def test_checkpointing_a_timm_trunk_is_an_error(data: CocoDataset, tmp_path: Path) -> None:
     model = mr.maskrcnn_r18_small(data.categories)
     model = replace(model, trunk=replace(model.trunk, timm="resnet10t"))
     with pytest.raises(
@@ -104,9 +104,7 @@ def test_a_timm_trunk_says_that_it_cannot(data: CocoDataset, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_count_without_computing_is_what_autograd_really_keeps(
-    data: CocoDataset, checkpointing: bool
-) -> None:
+def test_the_estimate_matches_what_autograd_keeps(data: CocoDataset, checkpointing: bool) -> None:
     config = tiny_model(data)
     real, shapes = (
         MaskRCNN.from_config(config).train(),
@@ -131,7 +129,7 @@ def test_the_count_without_computing_is_what_autograd_really_keeps(
         assert counted == pytest.approx(kept, rel=0.02)
 
 
-def test_checkpointing_and_half_precision_are_said_to_save() -> None:
+def test_the_estimate_shows_savings_of_checkpointing_and_half_precision() -> None:
     config = mr.maskrcnn_r50_fpn(1)
     config = replace(config, trunk=replace(config.trunk, frozen_stages=0, norm="batch"))
     whole = training_bytes(config, 2, (800, 1088))

@@ -55,7 +55,7 @@ def test_models_predict_as_before(name: str, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_models_know_their_categories_and_settings(name: str) -> None:
+def test_models_have_their_categories_and_settings(name: str) -> None:
     config = mr.load(SAVED / SOURCES[name]).config
     card, stick = config.categories
     assert (card.name, card.id, card.keypoints) == ("card", 1, ())

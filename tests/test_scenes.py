@@ -17,7 +17,7 @@ def scenes() -> list:
     return [draw_scene((7, i)) for i in range(80)]
 
 
-def test_a_seed_gives_the_same_image_again_and_another_seed_another():
+def test_the_same_seed_gives_the_same_image_and_another_seed_another_one():
     (first, objects), (again, same), (other, _) = draw_scene(3), draw_scene(3), draw_scene(4)
     np.testing.assert_array_equal(first, again)
     assert objects == same

@@ -69,14 +69,14 @@ def test_words_of_a_command_line_become_values_of_the_right_type() -> None:
         ),
     ],
 )
-def test_an_error_for_a_wrong_name_or_value_says_what_is_valid(
+def test_an_error_for_a_wrong_name_or_value_lists_what_is_valid(
     name: str, value: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
         override_config(TrainConfig(), {name: value})
 
 
-def test_a_toml_file_sets_what_it_names(tmp_path: Path) -> None:
+def test_a_toml_file_sets_the_fields_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text("epochs = 3\n[augment]\nscale = [0.5, 2]\n")
     assert load_toml(tmp_path / "run.toml", TrainConfig) == override_config(
         TrainConfig(), {"epochs": 3, "augment.scale": (0.5, 2.0)}

@@ -41,7 +41,7 @@ def test_tensors_and_state_come_back_bit_for_bit(tmp_path: Path) -> None:
     )
 
 
-def test_whom_the_umask_lets_may_read_a_checkpoint(tmp_path: Path) -> None:
+def test_the_umask_decides_who_may_read_a_checkpoint(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_checkpoint(tmp_path / "checkpoint.safetensors", {"model": {"a": torch.zeros(1)}}, {})

@@ -64,7 +64,7 @@ def run(
     )
 
 
-def test_a_run_leaves_its_model_its_numbers_and_its_image(
+def test_a_run_writes_its_model_its_metrics_and_its_chart(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path
 ) -> None:
     result = run(data, tmp_path / "run", validation, steps=8, evaluate_every=1.0, tensorboard=True)
@@ -129,7 +129,7 @@ def test_resuming_with_other_settings_or_data_is_refused_by_name(
         run(validation, tmp_path / "run", steps=2, resume=True)
 
 
-def test_resuming_without_a_checkpoint_begins_and_says_so(
+def test_resuming_without_a_checkpoint_starts_anew_and_reports_it(
     data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(steps=2)
@@ -165,7 +165,9 @@ def test_warnings_of_a_file_that_is_split_are_shown_once(
     assert capsys.readouterr().out.count("maskrcnn check lists them") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_images(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(
+    data: CocoDataset, tmp_path: Path
+) -> None:
     model = MaskRCNN.from_config(tiny_model(data))
     with torch.no_grad():
         for p in model.mask_head.parameters():
@@ -212,7 +214,7 @@ def test_each_precision_and_optimizer_trains(
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 
-def test_training_stops_when_nothing_gets_better(
+def test_training_stops_when_nothing_improves(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path
 ) -> None:
     settings = {
@@ -229,7 +231,7 @@ def test_training_stops_when_nothing_gets_better(
     assert again.best == result.best, "a stopped run stays stopped"
 
 
-def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
+def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = (
@@ -265,7 +267,7 @@ def test_a_run_with_a_time_ends_in_time_and_at_the_step_it_wrote_down(
     assert resumed.history == result.history
 
 
-def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_time_budget_can_be_cpu_time(data: CocoDataset, tmp_path: Path) -> None:
     """On a busy machine time goes by without work."""
     work = itertools.count()
     run_in_time = train(
@@ -280,7 +282,7 @@ def test_a_run_can_be_given_so_much_work_instead_of_time(data: CocoDataset, tmp_
     assert 200 < rows[-1]["time"] <= 305
 
 
-def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(
+def test_a_run_keeps_its_time_budget_when_the_machine_slows_down(
     data: CocoDataset, tmp_path: Path
 ) -> None:
     seconds = itertools.count()
@@ -302,7 +304,7 @@ def test_a_run_with_a_time_keeps_it_when_the_machine_gets_slower(
     )
 
 
-def test_the_length_is_corrected_at_shares_of_it_and_leaves_time_for_the_rate_to_fall() -> None:
+def test_the_number_of_steps_is_corrected_at_fixed_shares_and_leaves_time_for_the_decay() -> None:
     assert [next_review(step, 100) for step in (10, 24, 25, 60, 89, 90, 100)] == [
         25,
         25,
@@ -333,7 +335,7 @@ def test_the_budget_ignores_stalls_and_pays_for_evaluations() -> None:
     assert slow.total(2, 40.0, math.inf, 60.0) == 5
 
 
-def test_two_processes_have_the_losses_of_one_with_the_double_batch(
+def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
     data: CocoDataset, tmp_path: Path
 ) -> None:
     source, norms = Path(training_run.__file__), ("frozen", "group")

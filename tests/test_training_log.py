@@ -38,7 +38,7 @@ def row(step: int) -> dict[str, float]:
     return values | ({"val/bbox_AP": 1 - 1 / step} if step % 20 == 0 else {})
 
 
-def test_a_resumed_log_equals_one_of_an_uninterrupted_run(tmp_path: Path) -> None:
+def test_a_resumed_log_equals_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
     whole = RunLog(tmp_path / "whole", COLUMNS, progress=False)

@@ -24,7 +24,7 @@ sizes = {
 
 @given(**sizes)
 @settings(max_examples=60, deadline=None)
-def test_every_image_is_seen_exactly_once_an_epoch(
+def test_every_image_occurs_exactly_once_per_epoch(
     count: int, batch: int, world: int, seed: int
 ) -> None:
     ratios = [2.0 if i % 3 else 0.5 for i in range(count)]
@@ -39,7 +39,7 @@ def test_every_image_is_seen_exactly_once_an_epoch(
 
 @given(**sizes)
 @settings(max_examples=30, deadline=None)
-def test_processes_see_together_what_one_with_their_whole_batch_sees(
+def test_processes_together_get_the_images_of_one_with_the_whole_batch(
     count: int, batch: int, world: int, seed: int
 ) -> None:
     one = BatchPlan(count, batch * world, None, seed)

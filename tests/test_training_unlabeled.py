@@ -97,7 +97,7 @@ def test_detections_become_objects_ignore_regions_or_nothing_by_their_score(
     assert torch.equal(truth.has_box, truth.valid & ~truth.ignore)
 
 
-def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_where_it_would_be_drawn(
+def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_at_its_pasted_position(
     data: CocoDataset,
 ) -> None:
     model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
@@ -120,7 +120,7 @@ def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_where_it
     assert np.array_equal(truth.masks[0, 0].numpy() == 255, drawn.mask)
 
 
-def test_keypoints_stand_at_the_channels_of_their_category_and_weak_ones_are_unlabeled(
+def test_keypoints_use_the_channels_of_their_category_and_weak_ones_are_unlabeled(
     data: CocoDataset,
 ) -> None:
     categories = (
@@ -148,7 +148,7 @@ def test_keypoints_stand_at_the_channels_of_their_category_and_weak_ones_are_unl
     assert truth.has_keypoints.tolist() == [[True, True, False, False]], "a card has no keypoints"
 
 
-def test_a_image_without_a_sure_object_teaches_nothing_and_one_with_teaches_background_too(
+def test_only_images_with_a_confident_object_are_trained_on_and_their_background_too(
     data: CocoDataset,
 ) -> None:
     model = MaskRCNN.from_config(tiny_model(data)).train()
@@ -164,7 +164,7 @@ def test_a_image_without_a_sure_object_teaches_nothing_and_one_with_teaches_back
 
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 2**62))
-def test_a_disturbed_view_is_a_function_of_its_seed_and_stays_a_image(
+def test_a_strongly_augmented_view_is_a_function_of_its_seed_and_a_valid_image(
     height: int, width: int, seed: int
 ) -> None:
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed))
@@ -181,16 +181,14 @@ def test_a_disturbed_view_is_a_function_of_its_seed_and_stays_a_image(
     )
 
 
-def test_a_disturbed_view_is_not_rounded_to_bfloat16() -> None:
+def test_a_strongly_augmented_view_is_not_rounded_to_bfloat16() -> None:
     batch = Batch.collate([torch.randint(256, (3, 64, 80), dtype=torch.uint8)] * 8, seeds=range(8))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = strong_augmentation(batch).images
     assert torch.equal(rounded, strong_augmentation(batch).images)
 
 
-def test_disturbed_views_differ_from_the_plain_one_and_from_each_other_but_what_is_where_stays() -> (
-    None
-):
+def test_strongly_augmented_views_differ_but_keep_the_positions_of_objects() -> None:
     card = torch.zeros(3, 64, 64)
     card[:, 20:40, 10:50] = 200
     batch = Batch.collate([card] * 20, seeds=list(range(20)))
@@ -204,7 +202,7 @@ def test_disturbed_views_differ_from_the_plain_one_and_from_each_other_but_what_
     assert brighter == 1
 
 
-def test_the_weight_is_zero_in_the_burn_in_then_rises_to_its_own(
+def test_the_weight_is_zero_during_burn_in_and_then_rises_to_its_value(
     data: CocoDataset, images: Path
 ) -> None:
     config = tiny_config(unlabeled=UnlabeledConfig(burn_in=0.3, ramp=0.2, weight=2.0))
@@ -269,7 +267,7 @@ def test_settings_that_cannot_work_are_refused_all_at_once(
     wrong = tiny_config(
         ema=0.0, unlabeled=UnlabeledConfig(threshold=0.3, ignore_threshold=0.5, ratio=0.0)
     )
-    with pytest.raises(ValueError, match=r"ema: .*got 0; .*ratio: .*got 0; .*got 0\.5"):
+    with pytest.raises(ValueError, match=r"ema: .*got 0; .*ratio: .*got 0\.0; .*got 0\.5"):
         train(
             tiny_model(data),
             data,
@@ -293,7 +291,7 @@ def settings_for(data: CocoDataset, images: Path, out: Path, **changes: Any) -> 
     return paths | {"train": train, "unlabeled_config": EAGER} | changes
 
 
-def test_a_run_logs_its_pseudo_labels_and_the_annotated_part_is_as_without_until_the_burn_in_ends(
+def test_a_run_logs_its_pseudo_labels_and_burn_in_equals_a_run_without_them(
     data: CocoDataset, images: Path, tmp_path: Path
 ) -> None:
     training_run.main(settings_for(data, images, tmp_path / "with"))
@@ -307,7 +305,7 @@ def test_a_run_logs_its_pseudo_labels_and_the_annotated_part_is_as_without_until
         assert 0 < row["unlabeled/weight"] <= 1
         assert row["unlabeled/silent"] == 1 or row["unlabeled/objects"] > 0
         assert "unlabeled/score" not in row or 0.3 <= row["unlabeled/score"] <= 1
-    assert any(row["unlabeled/objects"] > 0 for row in rows[2:]), "the test teaches something"
+    assert any(row["unlabeled/objects"] > 0 for row in rows[2:]), "the test has pseudo-labels"
 
 
 def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
@@ -342,7 +340,7 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
         )
 
 
-def test_two_processes_learn_from_unlabeled_images_as_one_with_the_double_batch_does(
+def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch(
     data: CocoDataset, images: Path, tmp_path: Path
 ) -> None:
     source = Path(training_run.__file__)
@@ -388,7 +386,7 @@ def test_two_processes_learn_from_unlabeled_images_as_one_with_the_double_batch_
     assert first[0]["unlabeled/objects"] > 1
 
 
-def test_a_run_with_a_time_accounts_for_unlabeled_steps_to_come() -> None:
+def test_a_time_budget_accounts_for_the_unlabeled_steps_to_come() -> None:
     budget = TimeBudget(max_time=100.0, steps=[0.1] * 40, unlabeled=0.2, burn_in=0.5)
     total = budget.total(100, 10.0, steps_per_evaluation=1e9, checkpoint_every=60.0)
     seconds = (
@@ -399,7 +397,7 @@ def test_a_run_with_a_time_accounts_for_unlabeled_steps_to_come() -> None:
     assert 99 < seconds <= 100
 
 
-def test_a_run_with_a_time_measures_an_unlabeled_step_without_side_effects(
+def test_a_time_budget_measures_an_unlabeled_step_without_side_effects(
     data: CocoDataset, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from maskrcnn.training.learner import Learner

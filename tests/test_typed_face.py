@@ -45,13 +45,13 @@ def typed_imports() -> dict[str, str]:
     }
 
 
-def test_the_imports_for_type_checkers_are_those_of_run_time() -> None:
+def test_the_imports_for_type_checkers_equal_those_at_run_time() -> None:
     assert typed_imports() == mr._MODULE
     assert set(mr.__all__) == {*mr._MODULE, "__version__"}
     assert len(mr.__all__) == len(set(mr.__all__))
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert (SOURCE / "maskrcnn" / "py.typed").exists()
 
 

@@ -630,7 +630,7 @@ def test_categories_are_cocos_where_the_data_set_is(tmp_path):
     ] * 3
 
 
-def test_the_golden_files_have_no_setting_that_is_not_known_and_every_default_is_detectron2s(
+def test_the_golden_files_have_no_unknown_setting_and_every_default_equals_detectron2s(
     shared,
 ):
     """A full dump differs from the defaults only where the model's author changed something; a wrong default would show in all."""

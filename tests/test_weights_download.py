@@ -70,7 +70,7 @@ def test_file_is_fetched_once_with_a_progress_bar(server, capsys):
     assert not list(server.cache.glob("*.part"))
 
 
-def test_broken_download_goes_on_where_it_stopped(server):
+def test_broken_download_resumes_where_it_stopped(server):
     server.breaks = [300_000, 200_000]
     assert fetch(TOY).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=300000-", "bytes=500000-"]
@@ -112,7 +112,7 @@ def test_wrong_part_is_removed_so_that_the_next_call_succeeds(server):
     assert fetch(TOY).read_bytes() == CONTENT
 
 
-def test_damaged_file_in_the_cache_is_noticed(server):
+def test_damaged_file_in_the_cache_is_detected(server):
     fetch(TOY).write_bytes(b"damaged")
     with pytest.raises(DownloadError, match="SHA-256"):
         fetch(TOY)
@@ -124,7 +124,7 @@ def test_missing_file_on_the_server_is_named(server):
         fetch(replace(TOY, file="gone.pth"))
 
 
-def test_offline_error_says_the_address_and_where_to_put_the_file(monkeypatch, tmp_path):
+def test_offline_error_names_the_address_and_where_to_put_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path))
     monkeypatch.setattr(catalog, "_TORCHVISION", "http://127.0.0.1:9/")
     with pytest.raises(DownloadError) as error:
@@ -135,7 +135,7 @@ def test_offline_error_says_the_address_and_where_to_put_the_file(monkeypatch, t
     assert fetch(TOY) == tmp_path / "toy.pth"
 
 
-def test_two_at_once_fetch_one_file(server):
+def test_two_concurrent_downloads_fetch_one_file(server):
     server.breaks = [500_000]
     threads = [threading.Thread(target=fetch, args=(TOY,)) for _ in range(3)]
     for thread in threads:

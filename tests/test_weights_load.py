@@ -100,7 +100,7 @@ def test_error_for_a_folder_without_a_model_lists_its_content(tmp_path):
         mr.load(tmp_path)
 
 
-def test_newer_schema_is_refused_and_the_error_says_to_upgrade(model, tmp_path):
+def test_newer_schema_is_refused_and_the_error_suggests_an_upgrade(model, tmp_path):
     path = rewritten(mr.save(model, tmp_path / "m.safetensors"), schema=2)
     with pytest.raises(
         WeightsError, match=r"newer maskrcnn \(schema 2, this version reads 1\)\. Upgrade"
@@ -108,7 +108,7 @@ def test_newer_schema_is_refused_and_the_error_says_to_upgrade(model, tmp_path):
         mr.load(path)
 
 
-def test_unknown_setting_is_taken_for_a_newer_version(model, tmp_path):
+def test_unknown_setting_is_reported_as_a_newer_version(model, tmp_path):
     path = mr.save(model, tmp_path / "m.safetensors")
     config = loading._header(path)["config"]
     with pytest.raises(WeightsError, match=r"unknown setting \"box.warp\".*Upgrade"):
@@ -217,7 +217,7 @@ def test_categories_are_replaced_and_the_skeleton_stays(model, tmp_path):
         mr.load(path, categories=[mr.Category("x", 1, ("nose",)), "b"])
 
 
-def test_bn_eps_is_for_batch_norm_alone(model, tmp_path):
+def test_bn_eps_applies_to_batch_norm_only(model, tmp_path):
     path = mr.save(model, tmp_path / "m.safetensors")
     with pytest.raises(
         WeightsError,

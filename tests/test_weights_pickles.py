@@ -107,7 +107,7 @@ def test_odd_programs_are_refused(tmp_path, program):
         read_pickle(path)
 
 
-def test_a_pickle_cannot_alter_what_the_next_one_meets(tmp_path):
+def test_a_pickle_cannot_affect_the_next_one(tmp_path):
     bad, good = tmp_path / "bad.pkl", tmp_path / "good.pkl"
     bad.write_bytes(b"c_codecs\nencode\n(N}S'_meaning'\nS'ordered'\nstb.")
     good.write_bytes(pickle.dumps({"a": np.arange(3)}, protocol=2))
@@ -125,7 +125,7 @@ def test_a_pickle_cannot_alter_what_the_next_one_meets(tmp_path):
     ),
     protocol=st.integers(0, 5),
 )
-def test_arrays_come_back_as_they_were(tmp_path, array, protocol):
+def test_arrays_survive_unchanged(tmp_path, array, protocol):
     path = tmp_path / "weights.pkl"
     fortran = np.asfortranarray(array)
     path.write_bytes(

@@ -58,7 +58,7 @@ def recorded(out: Path) -> dict:
     return json.loads((out / "config.json").read_text())["pretrained"]
 
 
-def test_each_source_is_known_for_what_it_is(detector: Path, trunk: Path) -> None:
+def test_each_kind_of_source_is_recognized(detector: Path, trunk: Path) -> None:
     sources = (
         None,
         "none",
@@ -79,7 +79,7 @@ def test_each_source_is_known_for_what_it_is(detector: Path, trunk: Path) -> Non
         kind_of("absent.pth")
 
 
-def test_a_trunk_fills_the_trunk_and_nothing_else(data: CocoDataset, trunk: Path) -> None:
+def test_trunk_weights_are_loaded_into_the_trunk_only(data: CocoDataset, trunk: Path) -> None:
     config = tiny_model(data)
     torch.manual_seed(0)
     random = MaskRCNN.from_config(config).state_dict()
@@ -95,7 +95,7 @@ def test_a_trunk_fills_the_trunk_and_nothing_else(data: CocoDataset, trunk: Path
     assert "resnet.pth" in str(made)
 
 
-def test_the_record_says_source_and_what_did_not_fit(
+def test_the_record_names_the_source_and_what_did_not_fit(
     data: CocoDataset, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(detector, data.categories)
@@ -202,7 +202,7 @@ def test_resuming_from_another_start_is_refused_and_from_a_moved_file_is_not(
     )
 
 
-def test_a_run_of_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_run_from_before_the_record_can_be_resumed(data: CocoDataset, tmp_path: Path) -> None:
     from maskrcnn.training.checkpoint import read_checkpoint, write_checkpoint
 
     path, config = tmp_path / "run/checkpoint.safetensors", tiny_model(data)
@@ -247,7 +247,7 @@ def small(*categories: Category) -> ModelConfig:
     )
 
 
-def test_keypoints_of_equal_name_follow_into_another_skeleton() -> None:
+def test_keypoints_of_equal_name_are_transferred_to_another_skeleton() -> None:
     old = MaskRCNN.from_config(small(CAT, PERSON))
     other = replace(PERSON, keypoints=("tail", "right_hand", "head"))
     new, report = transferred(old, for_categories(old.config, (other, DOG)))
@@ -273,7 +273,7 @@ def test_a_renamed_category_with_the_same_skeleton_keeps_its_keypoints() -> None
     assert not any("heatmaps" in part for part in report.reinitialized)
 
 
-def test_parts_that_do_not_fit_are_named_whole() -> None:
+def test_parts_that_do_not_fit_are_named_as_a_whole() -> None:
     old = MaskRCNN.from_config(small(CAT, PERSON))
     config = for_categories(old.config, (CAT,))
     config = replace(config, rpn=replace(config.rpn, ratios=(0.5, 1.0)))

@@ -211,7 +211,7 @@ def test_names_of_older_torchvision_versions_are_read():
         ("wide_resnet50_2", {"width_per_group": 128}),
     ],
 )
-def test_relatives_with_other_trunks_are_read_off_their_shapes(name, expected):
+def test_variants_with_other_trunks_are_recognized_by_their_shapes(name, expected):
     def build():
         return TheirMaskRCNN(
             resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d),
@@ -243,7 +243,7 @@ def test_frozen_batch_norm_of_an_unknown_file_is_a_warning_that_offers_bn_eps():
         assert convert(state, published=find(name))[0].trunk.norm_eps == eps
 
 
-def test_published_file_is_known_by_its_hash_and_gets_its_eps(tmp_path, monkeypatch):
+def test_published_file_is_recognized_by_its_hash_and_gets_its_eps(tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = detection.FasterRCNN(
         resnet_fpn_backbone(backbone_name="resnet18", weights=None), num_classes=2

@@ -25,7 +25,7 @@ def test_transfer_to_the_same_categories_is_a_copy():
     )
 
 
-def test_rows_follow_their_category_and_the_background_and_new_ones_are_fresh():
+def test_rows_follow_their_category_and_the_background_and_new_ones_are_random():
     old = model_for(CAT, PERSON)
     new = transfer(old, for_categories(old.config, (DOG, PERSON, CAT)))
     a, b = old.state_dict(), new.state_dict()
@@ -51,7 +51,7 @@ def test_categories_without_keypoints_have_no_keypoint_head():
     assert new.config.num_classes == 2
 
 
-def test_keypoints_of_another_skeleton_begin_anew():
+def test_keypoints_of_another_skeleton_start_from_random_weights():
     old = model_for(PERSON)
     new = transfer(
         old, for_categories(old.config, (replace(PERSON, keypoints=("head", "tail", "nose")),))

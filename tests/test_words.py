@@ -113,7 +113,7 @@ def test_spelling_is_american() -> None:
         ("mend", "mended.json"),
     ],
 )
-def test_an_old_word_would_be_found(word: str, text: str) -> None:
+def test_an_old_word_would_be_detected(word: str, text: str) -> None:
     assert found_in(text, pattern_of(word))
 
 
