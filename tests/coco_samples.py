@@ -1,4 +1,4 @@
-"""A small data set in COCO's format, drawn into a folder, for the tests of annotations and augmentation."""
+"""A small synthetic dataset in COCO format for the tests of annotations and augmentation."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ install_import_hook(
 
 torch.set_num_threads(2)
 
-# The same drawn examples in every run, so that a red one is the doing of a change. To look for more: pytest --hypothesis-profile=default
+# The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
 settings.register_profile("same examples", derandomize=True)
 settings.load_profile("same examples")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and reference outputs beside the checkout; tests that need it skip where it is absent."""
+    """The folder with real data and reference outputs next to the checkout; tests that need it are skipped where it is absent."""
     folder = Path(__file__).resolve().parents[1].parent / "shared"
     if not folder.is_dir():
         pytest.skip(
@@ -34,7 +34,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For a network of eight channels, which has no work for two."""
+    """Uses one thread: a network of eight channels is too small for two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

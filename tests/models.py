@@ -1,4 +1,4 @@
-"""Small networks and made-up truth for the tests of the model: a forward pass in milliseconds."""
+"""Small networks and synthetic truth for the tests of the model; a forward pass takes milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the source code looks on the page: `python tests/page_shares.py SRC`.
+"""Layout statistics of the source code: `python tests/page_shares.py SRC`.
 
 Counts lines over 100 columns, functions of 15 and more lines without a blank line, and assignments of
 one tuple to another. tests/test_page.py holds the shares to their limits.
@@ -17,7 +17,7 @@ LONG = 15
 
 @dataclass
 class Shares:
-    """What was counted."""
+    """The counts."""
 
     lines: int = 0
     wide: list[str] = field(default_factory=list)

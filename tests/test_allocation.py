@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Runs in a process of its own, because it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
+# Runs in a new process, because it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took.
 SCRIPT = """
 import resource, sys, torch
 from maskrcnn.runtime import keep_memory

@@ -91,7 +91,7 @@ def test_truth_is_complete_for_pycocotools(tmp_path, capsys):
     loaded = COCO(tmp_path / "truth.json")
     capsys.readouterr()
     annotations = {a["id"]: a for a in loaded.loadAnns(loaded.getAnnIds())}
-    assert annotations[3]["bbox"] == [5, 40, 70, 15]  # of the mask
+    assert annotations[3]["bbox"] == [5, 40, 70, 15]  # the bounding box of the mask
     assert annotations[3]["iscrowd"] == 1
     assert annotations[4]["area"] == 600
     assert annotations[5]["bbox"] == [40.5, 20.5, 20, 10]

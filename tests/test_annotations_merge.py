@@ -20,7 +20,7 @@ from maskrcnn.evaluation.evaluate import evaluate
 
 
 def of_category(category: int, **changes: Any) -> dict[str, Any]:
-    """The samples' content, annotated for one of the categories alone."""
+    """The content of the samples, with annotations of one category only."""
     data = content()
     data["annotations"] = [a for a in data["annotations"] if a["category_id"] == category]
     data["categories"] = [{**c, **changes} for c in data["categories"] if c["id"] == category]

@@ -48,7 +48,7 @@ def ids(data: CocoDataset) -> set[int]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
-    """20 scenes, the second ten being the first ten at half the size; every fifth shows the rare kind."""
+    """20 scenes, the second ten being the first ten at half the size; every fifth shows the rare category."""
     first = [noise(seed) for seed in range(10)]
     halves = [np.array(Image.fromarray(image).resize((24, 24))) for image in first]
     return write(

@@ -143,7 +143,7 @@ def test_objects_without_a_mask_are_covered_by_their_boxes():
     assert hide(boxes, over).boxes.tolist() == [[0, 0, 6, 10]]
     assert not hide(boxes, over).ignore[0]
     over[:, 4:] = True
-    assert hide(boxes, over).ignore[0]  # what is left may be background
+    assert hide(boxes, over).ignore[0]  # the visible rest may be background
     hull = replace(boxes, has_box=np.array([False]))
     assert hide(hull, over).boxes.tolist() == [[0, 0, 10, 10]]
     over[:] = True

@@ -97,7 +97,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie that nobody has waited for."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except FileNotFoundError:

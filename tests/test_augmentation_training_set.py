@@ -172,7 +172,7 @@ def test_crops_keep_truth_on_the_image(data, seed):
         example.image.numpy() == data.image(0).transpose(2, 0, 1)[:, y : y + 32, x : x + 32]
     ).all()
     image = training._image(0)
-    for i in (1, 2):  # those of whole pixels
+    for i in (1, 2):  # those with whole pixels
         mask = image.masks[i]
         dense = np.zeros((HEIGHT, WIDTH), bool)
         dense[mask.y0 : mask.y0 + mask.crop.shape[0], mask.x0 : mask.x0 + mask.crop.shape[1]] = (
@@ -226,7 +226,7 @@ def test_keypoints_outside_the_image_are_unlabeled(data):
         26.5,
         14.5,
         34.5,
-    ]  # the hull of the keypoint that is left
+    ]  # the hull of the remaining keypoint
 
 
 @pytest.mark.parametrize("degrees", [0, 20, 75, 160])
@@ -304,7 +304,7 @@ def _oracle_rle(polygons, record) -> dict:
 
 
 def _within(dense: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
-    """What lies in the box: COCO's boxes miss a few pixels of some masks."""
+    """The part of a mask inside the box, because COCO's boxes miss a few pixels of some masks."""
     x, y = np.arange(dense.shape[1]) + 0.5, np.arange(dense.shape[0]) + 0.5
     return dense & ((x >= box[0]) & (x < box[2]))[None] & ((y >= box[1]) & (y < box[3]))[:, None]
 

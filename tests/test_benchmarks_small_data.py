@@ -1,4 +1,4 @@
-"""The study of small data: which trainings, on which images, and what becomes of their lines."""
+"""The small-data study: its trainings, their images, and the results file."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_tables_show_means_and_changes_for_the_same_seeds(
     printed = capsys.readouterr().out
     assert "| 10 % (56) | ours | 2 | 0.450 (0.400..0.500) |" in printed
     assert "| without turns | 1 | 0.350 | 0.350 | -0.050 | -0.050 |" in printed
-    assert "color" not in printed, "there is no whole recipe of that seed"
+    assert "color" not in printed, "no run of the full recipe has this seed"
     text = page.read_text()
     assert text.startswith("before\n<!-- results -->")
     assert text.endswith("<!-- end -->\nafter\n")

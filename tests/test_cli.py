@@ -28,7 +28,7 @@ FROZEN = Path(__file__).with_name("help")
 
 
 def help_text(*words: str) -> str:
-    """What `--help` says, without what belongs to the terminal and to the version of Cyclopts: frames, breaks, types, the usage line."""
+    """What `--help` says, without the parts that depend on the terminal and the version of Cyclopts: frames, breaks, types, the usage line."""
     console = Console(file=io.StringIO(), width=400, force_terminal=False)
     make_app().help_print([*words], console=console)
     lines = (
@@ -58,7 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Stands in for training and keeps what it was given."""
+    """Replaces training and records its arguments."""
     calls: list[dict[str, Any]] = []
 
     def record(model: Any, data: Any, **settings: Any) -> None:
@@ -84,7 +84,7 @@ def test_help_needs_half_a_second_and_no_torch():
         )
         after = resource.getrusage(
             resource.RUSAGE_CHILDREN
-        )  # of the processor, which other people's load does not lengthen
+        )  # CPU time, which does not depend on the load of the machine
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
     runs = [seconds_of_a_run() for _ in range(2)]
@@ -359,7 +359,7 @@ def test_no_recipe_uses_the_unchanged_preset_and_defaults(scenes: Path, fit: lis
 def test_a_resumed_training_keeps_its_settings_whatever_would_be_chosen_now(
     scenes: Path, tmp_path: Path, fit: list
 ):
-    """Memory and data that a recipe looks at may have changed since."""
+    """The memory and data that the recipe depends on may have changed since."""
     words = [
         "train",
         "--data",

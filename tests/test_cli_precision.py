@@ -15,7 +15,7 @@ from maskrcnn.prediction import predictor
 
 @pytest.fixture
 def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """The precision of every network that predicts."""
+    """Records the precision of every network that predicts."""
     seen: list[torch.dtype] = []
     detections = predictor.Predictor.detections
 

@@ -1,4 +1,4 @@
-"""Masks and their polygons, against pycocotools and counting."""
+"""Masks and their polygons, compared with pycocotools and pixel counts."""
 
 from __future__ import annotations
 

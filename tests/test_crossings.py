@@ -1,4 +1,4 @@
-"""Polygons that cross themselves are found as by a slow search over all pairs of edges."""
+"""Self-crossing polygons are detected as by a slow search over all pairs of edges."""
 
 from __future__ import annotations
 

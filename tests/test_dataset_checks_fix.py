@@ -1,4 +1,4 @@
-"""`--fix` fixes what has one right answer, lists it, and leaves everything else unchanged."""
+"""`--fix` fixes problems with one correct fix, lists these fixes, and leaves everything else unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maskrcnn.dataset_checks.fix_dataset import FixedDataset, fix_dataset
 SQUARE = [[20, 20, 40, 20, 40, 30, 20, 30]]
 EMPTY = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
 
-# name: (what is wrong, the changed fields; None = the annotation is dropped, "as it is" = unchanged)
+# name: (the problem, the changed fields; None = the annotation is dropped, "as it is" = unchanged)
 RULES: dict[str, tuple[dict[str, Any], Any]] = {
     "box beyond the image": (
         {"bbox": [70, 50, 20, 20], "area": 400},

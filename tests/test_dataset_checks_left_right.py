@@ -25,7 +25,7 @@ MIRRORED = mirrored_keypoints(NAMES)
 
 
 def people(count: int, seed: int = 0, backs: float = 0.3) -> np.ndarray:
-    """Figures [N, 7, 3], some seen from behind (without a nose); legs cross now and then."""
+    """Figures [N, 7, 3], some from behind (without a nose); legs cross sometimes."""
     rng = np.random.default_rng(seed)
     keypoints = np.zeros((count, len(NAMES), 3))
     for figure in keypoints:

@@ -1,4 +1,4 @@
-"""Annotations as real tools and people write them: every problem is reported, none is a traceback."""
+"""Annotations as real tools and people write them: every problem is reported and none raises a traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def with_annotation(**fields: Any) -> dict[str, Any]:
-    """One good object, and one with these fields."""
+    """One valid object and one with these fields."""
     data = content()
     first = data["annotations"][0]
     data["annotations"] = [

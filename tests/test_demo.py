@@ -18,7 +18,7 @@ from maskrcnn.truth_instances import truth_instances
 
 
 def short_demo(out: Path, scenes: int) -> None:
-    """A demo with two training steps: it learns nothing, but runs every part."""
+    """A demo with two training steps: too few to learn, but every part runs."""
     training = TrainConfig(steps=2, batch_size=2, evaluate_every=100, tensorboard=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maskrcnn.demo.demonstration.demo_training", lambda *_: training)

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, the map is that of the code, and the API reference builds."""
+"""The documents: links are valid, the map matches the code, and the API reference builds."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_map_shows_the_rows_of_the_layer_test():
     reason="pdoc is not installed: pip install -e '.[docs]'",
 )
 def test_the_api_reference_builds_without_warnings_and_has_every_public_name(tmp_path: Path):
-    # In a process of its own: conftest replaces annotations by checks of shapes.
+    # In a new process: conftest replaces annotations by checks of shapes.
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs" / "build_api.py"), str(tmp_path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

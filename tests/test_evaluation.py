@@ -24,7 +24,7 @@ def pycocotools_numbers(
     cap: int = 100,
     sigmas: list[float] | None = None,
 ) -> np.ndarray:
-    """What pycocotools says: AP at the last cap (its own summary is written for 100)."""
+    """Metrics of pycocotools, with AP at the last cap (its own summary assumes 100)."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -46,7 +46,7 @@ def pycocotools_numbers(
 def random_data(
     seed: int, images: int = 6, side: int = 120, categories: tuple[int, ...] = (1, 2)
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Elliptic objects, some crowds, and results near them, some missed, some invented."""
+    """Elliptic objects, some crowds, and results near them, some missing, some false."""
     random = np.random.default_rng(seed)
     truth: dict[str, Any] = {
         "images": [
@@ -300,7 +300,7 @@ def test_ignored_objects_and_objects_without_the_part_are_ignored() -> None:
     assert evaluation.tasks["bbox"]["AP"] == pytest.approx(1.0)
     assert evaluate(results[1:], truth).tasks["bbox"]["AR"] == pytest.approx(
         0.5
-    )  # two boxes are asked for, not three
+    )  # two boxes are expected, not three
 
 
 def test_missing_boxes_and_areas_come_from_the_masks() -> None:
@@ -382,7 +382,7 @@ def test_results_with_file_names_belong_to_the_images_of_these_names() -> None:
     counted = [
         {**r, "image_id": len(names) + 1 - r["image_id"], "file_name": names[r["image_id"]]}
         for r in results
-    ]  # as predict counts its files
+    ]  # as predict numbers its files
     assert evaluate(counted, truth) == wanted
     inside = {
         **truth,
@@ -417,7 +417,7 @@ def test_images_of_one_name_in_two_folders_are_distinguished() -> None:
     for id_ in (
         99,
         1,
-    ):  # an id that exists says nothing: predict counts the files that it was given
+    ):  # an existing id proves nothing: predict numbers its input files
         with pytest.raises(ValueError, match=r'"y/x.png" is the name of 6 of the 6'):
             evaluate([{**counted[0], "file_name": "y/x.png", "image_id": id_}], folders)
         with pytest.raises(ValueError, match=r'"x.png" is the name of 6 of the 6'):

@@ -10,7 +10,7 @@ import pytest
 
 import maskrcnn as mr
 
-# Plain records, exceptions and tables of settings, which speak for themselves.
+# Plain records, exceptions and tables of settings need no example.
 RECORDS = (
     "__version__",
     "Annotation",

@@ -97,7 +97,7 @@ def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
     assert (tmp_path / "c" / "images" / "train" / "0.png").is_symlink()
     with pytest.raises(ValueError, match="must be beside the annotations; use image_files="):
         mr.convert_annotations(coco, tmp_path / "d", "voc", image_files="reference")
-    with pytest.raises(ValueError, match="expected a folder for .*, got a single file"):
+    with pytest.raises(ValueError, match=r"expected a folder for .*, got a single file"):
         mr.convert_annotations(coco, tmp_path / "e.json", "coco", image_files="copy")
     for folder in "abc":
         assert mr.load_dataset(tmp_path / folder).image(0).shape == (60, 80, 3)

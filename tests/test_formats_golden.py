@@ -1,4 +1,4 @@
-"""Each format as its own tool writes it, made by hand, and what it is read as."""
+"""Hand-written files of each format, as its own tool writes them, and the annotations read from them."""
 
 from __future__ import annotations
 
@@ -496,7 +496,7 @@ def test_voc_boxes_count_from_one_and_masks_from_the_palette(folder: Path):
     assert (mask_of(data, 0) == boxed(3, 4, 11, 8)).all()  # without the void border
     assert data[0].annotations[1].box == (0, 0, WIDTH, HEIGHT)
     assert data[0].annotations[1].ignore
-    assert data.name.endswith(":val")  # Segmentation's only list
+    assert data.name.endswith(":val")  # the only list in Segmentation
 
 
 def test_voc_masks_without_objects_take_the_class_of_their_color(folder: Path):

@@ -1,4 +1,4 @@
-"""Folders as people have them: problems are fixed or reported, and what is written can be read."""
+"""Folders from practice: problems are fixed or reported, and written files can be read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as tools and people leave them: each is read, or an error says what, where and what to do."""
+"""Files from real tools and people: each is read, or an error names the problem, its location and a fix."""
 
 from __future__ import annotations
 

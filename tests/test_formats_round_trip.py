@@ -51,7 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Two images, objects in turn in each; the second category has no keypoints."""
+    """Two images with alternating objects; the second category has no keypoints."""
     images = [
         {"id": 5 + n, "file_name": name, "height": HEIGHT, "width": WIDTH}
         for n, name in enumerate(("a.png", "sub/b.png"))
@@ -70,7 +70,7 @@ def content(annotations: list[dict[str, Any]]) -> dict[str, Any]:
 def written(
     annotations: list[dict[str, Any]], format_name: str, folder: Path, images: Path
 ) -> tuple[mr.CocoDataset, str]:
-    """What is read again, and the losses that were reported."""
+    """The annotations that are read back, and the reported losses."""
     before = Annotated(content(annotations), images, "before")
     losses = write_all({"": before}, folder / "out", format_name)
     return mr.load_dataset(folder / "out"), str(losses)
@@ -98,7 +98,7 @@ def test_masks_with_holes_and_parts_keep_every_pixel(format_name: str, seed: int
     if format_name in (
         "voc",
         "png",
-    ):  # one object a pixel: each keeps what is in its own part of the image
+    ):  # one object per pixel: each keeps the pixels in its own part of the image
         owner = rng.integers(0, 3, (2, HEIGHT, WIDTH))
         owner[:, :3, 0] = range(3)
         for n, (mask, _) in enumerate(found):

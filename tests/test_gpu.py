@@ -1,4 +1,4 @@
-"""What only a real GPU can show: the same losses and detections as the processor's, few waits, training that learns.
+"""Tests that need a real GPU: losses and detections equal those on the CPU, few host-device syncs, training works.
 
 These tests run where there is a CUDA device, for example through benchmarks/gpu_check.sh, and skip elsewhere.
 tests/test_model_on_gpu.py checks on any machine, with stand-ins, that no operation mixes devices.
@@ -50,7 +50,7 @@ def build(name: str) -> tuple[MaskRCNN, Batch, Truth]:
 
 
 def waits_in(function: Callable[[], object]) -> list[str]:
-    """Where the host waited for the device in one call, after two that fill the caches."""
+    """Locations of host-device syncs in one call, after two calls that fill the caches."""
     for _ in range(2):
         function()
     torch.cuda.synchronize()

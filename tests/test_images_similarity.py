@@ -77,7 +77,7 @@ def test_dark_images_are_not_copies_of_one_another():
 
 def test_blank_images_resemble_nothing():
     hot = np.full((128, 128), 10, np.uint8)
-    hot[50, 60] = 12  # the camera's, in every image
+    hot[50, 60] = 12  # a hot pixel of the camera, in every image
     found = hashes(
         [
             np.zeros((20, 20), np.uint8),

@@ -1,4 +1,4 @@
-"""The arrows between the parts of the package point down only; the table is the one of the README."""
+"""Imports between the parts of the package point down only; the table equals the one in the README."""
 
 from __future__ import annotations
 

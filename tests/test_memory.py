@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-# Runs in a process of its own, because memory that another test has freed would be reused unnoticed.
+# Runs in a new process, because memory that another test has freed would be reused unnoticed.
 SCRIPT = """
 from dataclasses import replace
 import numpy as np, torch

@@ -63,7 +63,7 @@ class Copies(TorchDispatchMode):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Treats the CPU as an asynchronous device; gives how many numbers each call of `to_host` read."""
+    """Treats the CPU as an asynchronous device; records how many numbers each call of `to_host` reads."""
     reads: list[int] = []
     monkeypatch.setattr(device, "is_async", lambda _: True)
 

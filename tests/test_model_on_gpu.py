@@ -1,4 +1,4 @@
-"""The model runs on stand-ins of GPU tensors, which have a shape, a type and a device but no values.
+"""The model runs on fake GPU tensors, which have a shape, a type and a device but no values.
 
 They refuse what a GPU would refuse: an operation between the GPU and the CPU, and every value that is read other than by
 `to_host`. PyTorch's gradients need a real device, so they are tested on "meta", another device that is not the CPU.
@@ -65,7 +65,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 
 @pytest.fixture
 def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
-    """Tensors without values, on a GPU that does not exist."""
+    """Fake tensors without values on a simulated GPU."""
     values = anchors._cell_values
     monkeypatch.setattr(anchors, "_cell_values", lambda *given: _outside(values, *given))
     with FakeTensorMode():
@@ -73,7 +73,7 @@ def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Te
 
 
 def _outside(function: Callable[..., Any], *given: Any) -> Any:
-    """Calls a function outside of the mode, with real values."""
+    """Calls a function outside the fake mode, with real values."""
     with unset_fake_temporarily():
         return function(*given)
 

@@ -1,4 +1,4 @@
-"""Images annotated for only some categories: unmarked regions may be of the others, and are not background."""
+"""Images annotated for only some categories: unmarked regions may show the other categories, so they are not background."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_objects_of_a_category_annotated_in_one_image_are_detected_in_the_other(
             detections = net.eval()(batch)
         own = [
             detections.scores[b][detections.labels[b] == 1 - b] for b in (0, 1)
-        ]  # of the category that nobody marked in the image
+        ]  # of the category that is not annotated in this image
         highest[name] = [scores.max().item() if len(scores) else 0.0 for scores in own]
     assert min(highest["open"]) > 0.6, highest
     assert sum(highest["open"]) > sum(highest["closed"]) + 0.5, highest

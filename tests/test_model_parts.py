@@ -93,7 +93,7 @@ def test_matching_equals_torchvision_for_any_chunk_size(seed: int) -> None:
     theirs = Matcher(0.5, 0.2, allow_low_quality_matches=True)(overlap)
     reached = (
         overlap.amax(dim=1) > 0
-    )  # torchvision gives every box to an object that none of them touches
+    )  # torchvision matches every box to an object that no box overlaps
     if bool(reached.all()):
         assert torch.equal(matches.positive[0], theirs >= 0)
         assert torch.equal(matches.negative[0], theirs == Matcher.BELOW_LOW_THRESHOLD)
@@ -210,7 +210,7 @@ def test_mask_targets_are_the_exact_average_of_the_mask_over_each_cell() -> None
         assert torch.equal(targets, mask_targets(masks, boxes, rois, 7)), (
             "exact in bfloat16 training as well"
         )
-    fine = 64  # a cell's average by brute force: many points in each cell
+    fine = 64  # the average of a cell by brute force: many points per cell
     for k in range(8):
         points = (torch.arange(7 * fine) + 0.5) / (7 * fine)
         x = (

@@ -40,7 +40,7 @@ def boxes(count: int = 60, side: int = 128) -> tuple[torch.Tensor, torch.Tensor]
 def slow_roi_align(
     feature: torch.Tensor, box: list[float], stride: int, config: RoIConfig
 ) -> torch.Tensor:
-    """One RoI by the definition, sample by sample. feature [C, H, W] -> [C, S, S]."""
+    """RoIAlign of one RoI by its definition, sample by sample. feature [C, H, W] -> [C, S, S]."""
     shift = 0.5 if config.aligned else 0.0
     x0, y0, x1, y1 = (v / stride - shift for v in box)
     width, height = x1 - x0, y1 - y0

@@ -25,7 +25,7 @@ FIGURES = (
 
 
 def lively(config: ModelConfig, seed: int = 0) -> MaskRCNN:
-    """A random network whose scores spread, so that it detects things."""
+    """A random network with spread-out scores, so that it detects objects."""
     torch.manual_seed(seed)
     model = MaskRCNN.from_config(config)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_padding_rows_of_truth_do_not_change_losses() -> None:
     padded = Truth.collate(
         [truth, Truth.empty(0, 9, config.mask.truth_size, config.num_keypoint_channels)]
     )
-    padded.boxes[:, 4:] = 7.0  # rubbish where nothing is valid
+    padded.boxes[:, 4:] = 7.0  # garbage in invalid rows
     one, other = model.losses(batch, truth), model.losses(batch, padded)
     # The true boxes are candidates among the RoIs, so padding shifts which random RoIs are drawn, but not the RPN's anchors.
     for name in ("rpn_objectness", "rpn_box"):
@@ -226,7 +226,7 @@ def test_missing_annotations_are_excluded_from_the_losses() -> None:
 
     truth = make_truth(config, batch)
     truth.has_box[...] = (
-        False  # keypoints alone: no box to regress, nothing for the RPN to find, but still a class and keypoints
+        False  # keypoints alone: no box to regress, nothing for the RPN to detect, but still a class and keypoints
     )
     partial = model.losses(batch, truth)
     assert partial["rpn_box"] == 0

@@ -20,12 +20,12 @@ SOURCE = ROOT / "src" / "maskrcnn"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose module has another name.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
-# Imported inside functions that say how to get them, or with the files they are for.
+# Imported inside functions that explain how to install them, or together with the files that need them.
 OPTIONAL = {"supervision"}
 
 
 def seconds_of(script: str) -> tuple[float, str]:
-    """Processor time of a fresh interpreter, which other people's load does not lengthen, and what it printed."""
+    """CPU time of a new interpreter, which does not depend on the load of the machine, and its output."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The page: lines of at most 100 columns, paragraphs in functions, one assignment a line."""
+"""The page: lines of at most 100 columns, paragraphs in functions, one assignment per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectron2's own predictions are reproduced, through the public `load` and `predict`."""
+"""The public `load` and `predict` reproduce Detectron2's own predictions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_predictions_equal_detectron2s(golden, name, exact):
         for ours, theirs in zip(result.masks().rle(), masks, strict=True):
             both_empty = coco_mask.area(ours) == coco_mask.area(theirs) == 0
             assert both_empty or coco_mask.iou([ours], [theirs], [0])[0, 0] > 0.99
-        # At the threshold itself a pixel may fall either way.
+        # Exactly at the threshold a pixel may differ.
         np.testing.assert_allclose(result.masks().area(), expected["mask_area"], atol=3, rtol=1e-3)
 
 

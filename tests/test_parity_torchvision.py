@@ -36,7 +36,7 @@ LESS = {
     "box_batch_size_per_image": ("box.samples", 48),
     "box_detections_per_img": ("box.max_detections", 16),
 }
-# Spread (standard deviation) of what a layer gives, by the end of the layer's name.
+# Standard deviation of a layer's outputs, by the end of the layer's name.
 SPREAD = {
     "fpn.layer_blocks": 1.0,
     "rpn.head.cls_logits": 2.0,
@@ -75,7 +75,7 @@ def as_input(image: np.ndarray) -> torch.Tensor:
 
 
 def calibrate(model: nn.Module, image: np.ndarray, seed: int, spreads: Mapping[str, float]) -> None:
-    """Scales weights and sets BatchNorm statistics during one forward pass, each layer as the data reach it."""
+    """Scales weights and sets BatchNorm statistics during one forward pass, layer by layer."""
     generator = torch.Generator().manual_seed(seed)
     handles = []
 
@@ -204,7 +204,7 @@ def compare(
     apart = (ours.boxes - theirs["boxes"][:, None]).abs().amax(dim=-1) + 1e6 * (
         ours.labels + 1 != theirs["labels"][:, None]
     )
-    partner = apart.argmin(dim=1)  # two whose scores are as good as equal may stand in either order
+    partner = apart.argmin(dim=1)  # detections with nearly equal scores may be in either order
     assert sorted(partner.tolist()) == list(range(len(ours)))
     ours = ours[partner]
     torch.testing.assert_close(ours.scores, theirs["scores"], atol=scores, rtol=0)
@@ -284,7 +284,7 @@ def training_batch(model: mr.MaskRCNN) -> tuple[list[np.ndarray], list[dict[str,
 
 
 def truth_of(model: mr.MaskRCNN, targets: list[dict[str, torch.Tensor]]) -> mr.Truth:
-    """Ours of torchvision's targets. The mask crops hold only the object's number: `inject` gives the masks themselves."""
+    """Converts torchvision's targets to ours. The mask crops hold only the object's number: `inject` gives the masks themselves."""
     boxes = torch.stack([t["boxes"] for t in targets])
     shape = boxes.shape[:2]
     yes, keypoints = torch.ones(shape, dtype=torch.bool), 17 if model.config.keypoint else 0
@@ -304,7 +304,7 @@ def truth_of(model: mr.MaskRCNN, targets: list[dict[str, torch.Tensor]]) -> mr.T
 def their_losses(
     model: nn.Module, images: list[np.ndarray], targets: list[dict[str, torch.Tensor]]
 ) -> tuple[dict[str, torch.Tensor], dict]:
-    """torchvision's losses, BatchNorm with its stored statistics, and which anchors and RoIs it drew."""
+    """torchvision's losses, BatchNorm with its stored statistics, and the anchors and RoIs it sampled."""
     samples: dict = {"rpn": [], "roi": [], "proposals": []}
     model.train()
     for part in model.modules():
@@ -342,7 +342,7 @@ def their_losses(
 
 
 def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
-    """Gives our losses torchvision's samples and mask targets. Only the choice is injected: what a box counts as is our own matching."""
+    """Gives our losses torchvision's samples and mask targets. Only the sampling is injected; the labels of boxes come from our own matching."""
 
     def chosen(key):
         def balanced_sample(positive, negative, keys, count, fraction):
@@ -387,7 +387,7 @@ def test_frozen_batch_norm_uses_the_eps_that_is_given(tmp_path, eps):
     detection._utils.overwrite_eps(theirs, eps)
     for part in theirs.modules():
         if isinstance(part, FrozenBatchNorm2d):
-            part.running_var.uniform_(5e-6, 2e-5)  # as small as eps, so that it shows
+            part.running_var.uniform_(5e-6, 2e-5)  # as small as eps, so that eps has an effect
             part.weight.mul_(2e-3)
     path = Path(tmp_path / "model.pth")
     torch.save(theirs.state_dict(), path)

@@ -151,7 +151,7 @@ def test_reading_is_only_a_few_batches_ahead(model: MaskRCNN) -> None:
             read += 1
             yield make_image(
                 96 if read == 1 else 64, 64
-            )  # the first waits for another of its shape, which never comes
+            )  # the first waits for another image of its shape, which never comes
 
     results = predict(model, endless(), batch_size=2)
     for n in range(1, 8):
@@ -416,7 +416,7 @@ def test_an_interrupted_job_leaves_the_old_results(
 
 
 def data_from(model: MaskRCNN, folder: Path, ids: dict[str, int]) -> CocoDataset:
-    """Images whose truth is what the model finds in them, in another file's ids."""
+    """Images whose truth is the model's detections, with the ids of another file."""
     truth: dict[str, list[dict]] = {"images": [], "annotations": [], "categories": []}
     for category in sorted(CATEGORIES, key=lambda c: ids[c.name]):
         truth["categories"].append(
@@ -461,7 +461,7 @@ def test_a_model_evaluated_on_its_own_predictions_detects_all(
     assert evaluation.tasks["bbox"]["AR"] == evaluation.tasks["segm"]["AR"] == pytest.approx(1)
     assert (
         evaluation.tasks["keypoints"]["AR"] > 0.95
-    )  # the keypoints of 20 objects in an image are asked for
+    )  # COCO evaluates the keypoints of 20 objects per image
     assert evaluation.tasks["bbox"]["AP50"] > 0.9
     again = evaluate(model, tmp_path / "truth.json", tmp_path, batch_size=2)
     assert again.to_dict() == evaluation.to_dict()
@@ -495,7 +495,7 @@ def test_few_calls_lie_between_predict_and_roi_align(model: MaskRCNN) -> None:
     first: list[str] = []
 
     class FirstOperation(TorchFunctionMode):
-        """Notes our functions on the stack of the first tensor operation of RoIAlign."""
+        """Records our functions on the stack at the first tensor operation of RoIAlign."""
 
         def __torch_function__(self, func, types, args=(), kwargs=None):
             frame, ours = sys._getframe(1), []

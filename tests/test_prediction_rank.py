@@ -1,4 +1,4 @@
-"""What to annotate next: uncertainties are counted, copies and what is annotated already come last, what the model has not seen comes first."""
+"""What to annotate next: uncertainties are counted, copies and annotated images rank last, unfamiliar images rank first."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SURE, UNSURE = (220, 40, 40), (40, 40, 220)
 
 
 class Eyes(MaskRCNN):
-    """Sees one red or blue rectangle in an image, and is sure of red ones only; of one that touches the left edge it sees nothing."""
+    """A model that detects one red or blue rectangle per image, with confidence only for red ones; it misses one that touches the left edge."""
 
     def forward(self, batch: Batch) -> Detections:
         self.pyramid(batch)
@@ -320,6 +320,6 @@ def test_the_command_ranks_writes_and_names_unreadable_files(
     for where in (
         ["--labeled-images", str(tmp_path / "pool")],
         [],
-    ):  # apart from the annotations, they are looked for in the folder itself
+    ):  # away from the annotations, images are searched in the folder itself
         assert run([*words, "--labeled", str(annotations), *where]) == 2
         assert "already annotated" in capsys.readouterr().err

@@ -158,11 +158,11 @@ class Literally:
 
 @pytest.mark.parametrize("words", ["flip", "turns", "flip,turns"])
 def test_views_of_an_exact_network_agree(words: str) -> None:
-    """Masks, boxes and keypoints of all views fall on one another, in a batch of images of different sizes."""
+    """Masks, boxes and keypoints of all views coincide, in a batch of images of different sizes."""
     images = []
     for size, (x, y) in (((40, 60), (11, 7)), ((56, 90), (30, 25))):
         image = torch.zeros(3, *size)
-        image[1, y : y + 16, x : x + 24] = 1  # green: something is there
+        image[1, y : y + 16, x : x + 24] = 1  # green: an object
         image[0, y : y + 16, x : x + 24] = (
             (torch.rand(8, 8, generator=torch.Generator().manual_seed(x)) > 0.5)
             .repeat_interleave(2, 0)
@@ -183,7 +183,7 @@ def test_views_of_an_exact_network_agree(words: str) -> None:
         found.masks[slot],
         network.predict_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)),
     )
-    if words == "flip":  # turned by a right angle, this network confuses left with right
+    if words == "flip":  # rotated by a right angle, this network swaps left and right
         wanted, _ = network.decode(
             network.predict_heatmaps(network.pyramid(batch), alone.boxes[:, 0], torch.arange(2)),
             None,
@@ -213,7 +213,7 @@ def test_the_plain_view_alone_equals_the_network(model: MaskRCNN) -> None:
 def test_an_image_predicted_in_all_views_has_the_same_objects_in_each(
     model: MaskRCNN, words: str, view: TTAView
 ) -> None:
-    """What is found in a mirrored or turned image is the mirror image of what is found in the image."""
+    """Detections in a flipped or rotated image are the flipped or rotated detections of the original."""
     upright = make_image(64, 64, seed=2)
     turned = (
         view.pixels(torch.from_numpy(upright).permute(2, 0, 1))

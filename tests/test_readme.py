@@ -1,4 +1,4 @@
-"""The README does what it says: its Python and its commands run here, on small drawn data.
+"""The Python code and the commands of the README run here, on small synthetic data.
 
 Every fenced block of the README is read from the file. What differs from a reader's machine is in
 the tables below and nowhere else: the folder has the files that the README names, the published
@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model in torchvision's form: a ResNet-18, which its names and shapes tell."""
+    """A random model in torchvision's format: a ResNet-18, recognizable by its names and shapes."""
     torch.manual_seed(0)
     trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
     path = tmp_path_factory.mktemp("server") / catalog.find("maskrcnn_r50_fpn_v2_coco").file
@@ -133,7 +133,7 @@ def test_python_of_the_readme_runs(block: str, folder: Path):
 @pytest.mark.slow
 def test_commands_of_the_readme_run_in_their_order(folder: Path, capsys: pytest.CaptureFixture):
     assert {line.split()[1] for line in COMMANDS} >= {"predict", "train", "check", "evaluate"}
-    # `check` ends with 1 where it finds a problem in the drawn data, which is not its failure.
+    # `check` exits with 1 when it reports a problem of the synthetic data, which is not a failure.
     allowed = {"check": (0, 1)}
     for line in COMMANDS:
         words = shlex.split(line, comments=True)[1:]

@@ -1,4 +1,4 @@
-"""Settings chosen from the data and the machine: what is measured, what follows, and that nothing given is overruled."""
+"""Settings chosen from the data and the machine: the measurements, the choices, and that given settings are never overridden."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def chosen(
     model: ModelConfig | None = None,
     **given: Any,
 ) -> Choices:
-    """All choices for these numbers; memory is looked at only where some is `free` (GiB), for it takes time."""
+    """All choices for these numbers; memory is considered only if `free` (GiB) is given, because that takes time."""
     given = {name.replace("__", "."): value for name, value in given.items()}
     choices = Choices(
         kind,
@@ -309,7 +309,7 @@ def test_unknown_names_are_refused_before_the_data_are_measured(
         choose_recipe(cards, settings={"model.box.max_detection": 4})
 
 
-# What is measured
+# Statistics of the data
 
 
 def boxes_of(data: CocoDataset) -> list[tuple[int, tuple[float, ...]]]:

@@ -1,4 +1,4 @@
-"""Activation checkpointing, and how much memory a training is said to need."""
+"""Activation checkpointing, and the memory estimate of a training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 
 def kept_bytes(compute: Callable[[], Any]) -> int:
-    """What autograd keeps."""
+    """Bytes that autograd keeps for the backward pass."""
     kept: dict[int, Any] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Files saved before names changed: models predict as they did, and their settings are read."""
+"""Files saved before names changed: models predict as before, and their settings are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, never torn, and telling what changed."""
+"""Checkpoints: exact, never truncated, with a report of changed settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sheet of training examples shows what a training sees."""
+"""The sheet of training examples shows the augmented images of a training."""
 
 from __future__ import annotations
 

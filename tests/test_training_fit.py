@@ -1,4 +1,4 @@
-"""What a run promises: files, refusals, the best model, an end in time, and that several processes do what one does."""
+"""Runs: files, refusals, the best model, the time budget, and several processes that equal one."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
 
 
 def test_a_time_budget_can_be_cpu_time(data: CocoDataset, tmp_path: Path) -> None:
-    """On a busy machine time goes by without work."""
+    """On a busy machine, wall time passes without work."""
     work = itertools.count()
     run_in_time = train(
         tiny_model(data),

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the weights of one that was left alone, whenever it was killed."""
+"""A run that is killed at any point and resumed ends with the weights of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
 
 
 def rows_of(path: Path) -> list[dict[str, float]]:
-    """What metrics.csv says but for times."""
+    """Rows of metrics.csv without times."""
     return [
         {k: v for k, v in row.items() if not k.endswith(("time", "wait", "seconds", "second"))}
         for row in read_rows(path)

@@ -1,4 +1,4 @@
-"""The batch plan: every image once an epoch, shapes kept apart, processes together equal to one."""
+"""The batch plan: every image once per epoch, one shape per batch, several processes equal one."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_images_are_repeated_as_often_as_their_factors_say(
 
 def test_the_mean_of_the_repetitions_is_the_factor() -> None:
     repeats = np.array([1.0, 1.25, 1.5, 2.9, 1.0, 3.35])
-    plan = BatchPlan(6, 11, seed=5, repeats=repeats)  # 11 images an epoch
+    plan = BatchPlan(6, 11, seed=5, repeats=repeats)  # 11 images per epoch
     times = Counter(index for step in range(800) for index, _ in plan.batch(step))
     assert [times[i] / 800 for i in range(6)] == pytest.approx(repeats, abs=0.06)
 

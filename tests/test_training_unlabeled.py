@@ -35,7 +35,7 @@ from maskrcnn.training.unlabeled import open_unlabeled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Of every score something is sure, so that an untrained teacher has something to say.
+# Every score counts as confident, so that an untrained teacher gives pseudo-labels.
 EAGER = {
     "burn_in": 0.25,
     "ramp": 0.25,

@@ -1,4 +1,4 @@
-"""What a type checker knows of the public names, and that they are what is imported at run time."""
+"""A type checker knows the public names, and they equal the names imported at run time."""
 
 from __future__ import annotations
 

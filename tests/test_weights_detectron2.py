@@ -1,4 +1,4 @@
-"""Detectron2's configurations in ours: every setting that changes predictions is carried over, every unsupported part is refused by its name.
+"""Conversion of Detectron2's configurations: every setting that changes predictions is carried over, every unsupported part is refused by its name.
 
 `their_state` writes down, from Detectron2's construction rules and independently of our network, the names and shapes of a checkpoint.
 """

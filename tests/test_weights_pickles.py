@@ -1,4 +1,4 @@
-"""A weight file is data: what is in it comes out, and nothing in it runs."""
+"""A weight file is data: its content is read, and no code in it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training starts from is shown and recorded."""
+"""The initial weights of a training are reported and recorded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
 
 @pytest.fixture(scope="module")
 def detector(data: CocoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Knows a card, and a stick of other keypoints."""
+    """A detector of cards and of sticks with other keypoints."""
     categories = (
         replace(data.categories[0], id=7),
         replace(data.categories[1], keypoints=("end", "middle"), skeleton=()),
@@ -228,7 +228,7 @@ def test_a_run_from_before_the_record_can_be_resumed(data: CocoDataset, tmp_path
     )
 
 
-# What of a detector fits
+# Parts of a detector that fit
 
 PERSON = Category("person", 1, keypoints=("head", "left_hand", "right_hand"))
 CAT, DOG = Category("cat", 2), Category("dog", 7)

@@ -1,4 +1,4 @@
-"""What torchvision's model is, read off its state dict. The models are built without memory: only names and shapes matter here."""
+"""torchvision's models are recognized from their state dicts. The models are built without memory: only names and shapes matter here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of the code and the documents: docs/glossary.md says which word stands for which idea."""
+"""The words of the code and the documents: docs/glossary.md lists one word per idea."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training small enough to be killed many times: drawn 64-px scenes, a network of a few channels.
+"""A training small enough to be killed many times: synthetic 64-px scenes, a network with few channels.
 
 `python training_run.py '{"data": ..}' ..` runs one for each argument; `python training_run.py serve` runs one for each line that it reads.
 """
@@ -181,7 +181,7 @@ def _wait(child: int, settings: dict[str, Any]) -> int:
             return status
         time.sleep(0.001)
     time.sleep(settings["kill_after"])
-    os.kill(child, signal.SIGKILL)  # ours until it is waited for: one that has ended is not harmed
+    os.kill(child, signal.SIGKILL)  # safe: the id stays ours until we wait for it
     return os.waitpid(child, 0)[1]
 
 

@@ -1,8 +1,8 @@
-"""What the program computes, written down: `python now.py OUT`.
+"""Records the results of the program: `python now.py OUT`.
 
-Writes OUT/arrays.npz and OUT/values.json; names of sections after OUT make those alone. The keys
+Writes OUT/arrays.npz and OUT/values.json; section names after OUT limit the record to these sections. The keys
 are numbered or neutral, so that they stay while the program's own names change. Values whose key
-begins with `text/` are for information only. `compare.py` holds this record beside that of the code
+begins with `text/` are for information only. `compare.py` compares this record with that of the code
 before the renaming.
 """
 
@@ -65,7 +65,7 @@ from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
 from maskrcnn.weights.load import load_trunk
 
-SMALL = 2048  # numbers of an array that are kept whole; of a larger one its hash, its sum and a few
+SMALL = 2048  # arrays of up to this many numbers are stored whole, of larger ones the hash, the sum and samples
 FEW = 8
 SPOTS = ("nose", "left_hand", "right_hand")
 FIGURES = (
@@ -86,7 +86,7 @@ class Record:
         self.values: dict[str, Any] = {}
 
     def add(self, key: str, value: Any) -> None:
-        """Writes down a value of any kind; what has parts gets numbered keys."""
+        """Records a value of any kind; values with parts get numbered keys."""
         if isinstance(value, Tensor):
             self.array(key, exact(value))
         elif isinstance(value, np.ndarray):
@@ -102,7 +102,7 @@ class Record:
             self.plain(key, value)
 
     def array(self, key: str, value: np.ndarray) -> None:
-        """Writes down an array."""
+        """Records an array."""
         if value.size <= SMALL and value.dtype != object:
             self.once(self.arrays, key, np.array(value))
             return
@@ -113,11 +113,11 @@ class Record:
         self.plain(f"{key}/hash", [str(value.dtype), list(value.shape), digest(flat.tobytes())])
 
     def plain(self, key: str, value: Any) -> None:
-        """Writes down plain data."""
+        """Records plain data."""
         self.once(self.values, key, value)
 
     def once(self, place: dict[str, Any], key: str, value: Any) -> None:
-        """Refuses a key that is there already."""
+        """Stores a value under a new key; raises an error if the key exists."""
         if key in self.arrays or key in self.values:
             raise KeyError(f"{key}: is in the record already")
         place[key] = value
@@ -130,7 +130,7 @@ class Record:
 
 
 def exact(value: Tensor) -> np.ndarray:
-    """The same numbers for numpy, which has no bfloat16."""
+    """Converts a tensor to NumPy without loss; NumPy has no bfloat16."""
     value = value.detach().cpu()
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
 
@@ -167,7 +167,7 @@ def named(value: Any) -> Any:
     return value
 
 
-# Networks and made-up truth
+# Networks and synthetic truth
 
 
 def settle(part: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -177,7 +177,7 @@ def settle(part: nn.Module, given: tuple[Tensor, ...]) -> None:
 
 
 def lively(config: ModelConfig, seed: int = 0) -> MaskRCNN:
-    """A random network whose answers spread, and whose statistics are those of noise."""
+    """A random network with spread-out predictions and the statistics of noise."""
     torch.manual_seed(seed)
     model = MaskRCNN.from_config(config)
     last = (
@@ -287,7 +287,7 @@ def foreign_trunk_config() -> ModelConfig:
 
 
 def make_batch(sizes: tuple[tuple[int, int], ...] = ((96, 128), (128, 96))) -> Batch:
-    """Noise."""
+    """Images of noise."""
     generator = torch.Generator().manual_seed(1)
     images = [
         torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes
@@ -323,7 +323,7 @@ def make_truth(config: ModelConfig, batch: Batch, objects: int = 5) -> Truth:
 
 
 def make_partial_truth(config: ModelConfig, batch: Batch) -> Truth:
-    """The same with crowds, objects annotated in part, and categories nobody looked for."""
+    """The same with crowds, partly annotated objects, and categories that are not annotated."""
     truth = make_truth(config, batch, 7)
     truth.ignore[0, 0] = True
     truth.ignore[1, 3] = True
@@ -376,7 +376,7 @@ def add_survivors(record: Record) -> None:
 
 
 def networks(record: Record, folder: Path) -> None:
-    """Losses, gradients and answers of six networks."""
+    """Losses, gradients and predictions of six networks."""
     add_survivors(record)
     batch = make_batch()
     for name, make in CONFIGS.items():
@@ -409,7 +409,7 @@ def noise_image(seed: int, size: tuple[int, int] = (90, 120)) -> np.ndarray:
 
 
 def add_answer(record: Record, key: str, found: Any) -> None:
-    """All that is known of the objects of one image."""
+    """Records all fields of the predictions for one image."""
     record.add(f"{key}/boxes", found.boxes)
     record.add(f"{key}/scores", found.scores)
     record.add(f"{key}/labels", found.labels)
@@ -462,7 +462,7 @@ def predictions(record: Record, folder: Path) -> None:
 
 
 def foreign_files(record: Record, folder: Path) -> None:
-    """Detectron2's models where they are there; random ones of torchvision."""
+    """Detectron2's models if they are available; random ones of torchvision."""
     shared = Path(os.environ.get("GOLDEN_SHARED", "")) / "golden"
     for name in ("r50_fpn_joint", "r50_c4", "x50_fpn"):
         path = shared / "detectron2" / name / "model_final.pth"
@@ -493,7 +493,7 @@ def foreign_files(record: Record, folder: Path) -> None:
 
 
 class Clock:
-    """Time that goes on by a second at each look, and an end of the run after some rows."""
+    """A clock that advances by a second per call, and an end of the run after some rows."""
 
     def __init__(self, rows: Path | None = None, last: int = 0) -> None:
         self.rows = rows
@@ -535,7 +535,7 @@ def tiny_network(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
 
 
 def add_run(record: Record, key: str, out: Path) -> None:
-    """What a run folder holds, but for names and times."""
+    """Content of a run folder, without names and times."""
     rows = read_rows(out / "metrics.csv")
     record.plain(f"{key}/rows", [list(row.values()) for row in rows])
     header = (out / "metrics.csv").read_text().splitlines()[0]
@@ -715,7 +715,7 @@ def write_sample(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def add_data(record: Record, key: str, data: CocoDataset) -> None:
-    """All that is read of a data set."""
+    """Everything read from a dataset."""
     order = sorted(range(len(data)), key=lambda n: Path(data[n].file_name).name)
     for number, index in enumerate(order):
         one = data[index]
@@ -750,7 +750,7 @@ def without_names(truth: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(record: Record, folder: Path) -> None:
-    """One file of COCO in every format, and read again."""
+    """One COCO file, written in every format and read again."""
     path = write_sample(folder / "source", sample_content())
     add_data(record, "converted/source", mr.load_dataset(path))
     for name in FORMATS:
@@ -775,7 +775,7 @@ def converted(record: Record, folder: Path) -> None:
 
 
 def messy_content() -> dict[str, Any]:
-    """The same data with what hands and tools do to them."""
+    """The same data with typical errors of people and tools."""
     content = sample_content()
     square = [[20, 20, 40, 20, 40, 30, 20, 30]]
     nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
@@ -830,7 +830,7 @@ def messy_content() -> dict[str, Any]:
 
 
 def write_messy(folder: Path) -> Path:
-    """The messy file with its images, of which one is torn and one is not there."""
+    """The messy file with its images, of which one is truncated and one is missing."""
     content = messy_content()
     folder.mkdir(parents=True)
     for number in range(4):
@@ -849,7 +849,7 @@ def write_messy(folder: Path) -> Path:
 
 
 def add_findings(record: Record, key: str, findings: Any) -> None:
-    """What was found, each kind as the number of its first appearance."""
+    """The problems, each kind as the number of its first appearance."""
     kinds: dict[str, int] = {}
     told = []
     for one in findings:
@@ -922,7 +922,7 @@ def swapped_content() -> dict[str, Any]:
 
 
 def add_examples(record: Record, key: str, examples: TrainingSet) -> None:
-    """Two batches as the network sees them."""
+    """Two batches, as the network gets them."""
     for number in range(2):
         drawn = [examples.example(index, 40 * number + index) for index in (0, 2 + number)]
         batch, truth = collate(drawn, 32)
@@ -983,7 +983,7 @@ def learned_from(record: Record, folder: Path) -> None:
 
 
 def chosen(record: Record, folder: Path) -> None:
-    """What the recipe chooses for data, starts and machines."""
+    """Recipes for several data, initial weights and machines."""
     path = write_scenes(folder / "data", 12, seed=5, size=128)
     data = CocoDataset(path, folder / "data/images")
     sample = CocoDataset(write_sample(folder / "sample", sample_content()), folder / "sample")
@@ -1005,7 +1005,7 @@ def chosen(record: Record, folder: Path) -> None:
 
 
 def judged(record: Record, folder: Path) -> None:
-    """Evaluation of made-up results."""
+    """Evaluation of synthetic results."""
     path = write_scenes(folder / "data", 6, seed=6, size=128)
     truth = json.loads(path.read_text())
     rng = np.random.default_rng(8)
