@@ -38,9 +38,9 @@ def mask_of(data: mr.CocoDataset, number: int = 0, image: int = 0) -> np.ndarray
 
 
 def boxed(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-    found = np.zeros((HEIGHT, WIDTH), bool)
-    found[y0:y1, x0:x1] = True
-    return found
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
 
 
 def kinds(data: mr.CocoDataset) -> list[str]:
@@ -163,7 +163,7 @@ def test_labelme_problems_name_what_cannot_be_used_and_where(folder: Path):
         "linestrip",
         "shapes[2]",
         "group_id",
-        "circle has 2 points, got 1",
+        "circle: expected 2 points, got 1",
         "(2, 2)",
         "(6, 6)",
     ):
@@ -431,7 +431,7 @@ def test_cvat_problems_name_what_cannot_be_used(folder: Path):
     for part in (
         "a.jpg, polyline 0",
         "a.jpg, mask 1",
-        "sum to 12, more than 2 x 2",
+        "sum to at most 2 x 2, got 12",
         "points 3",
         "skeleton",
     ):
@@ -664,5 +664,5 @@ def test_png_masks_of_another_size_are_named(folder: Path):
     (folder / "masks").mkdir()
     (folder / "a.jpg").rename(folder / "images" / "a.jpg")
     Image.fromarray(np.ones((5, 6), np.uint8)).save(folder / "masks" / "a.png")
-    with pytest.raises(DataError, match=r"masks/a.png: is 6 x 5, its image is 40 x 30"):
+    with pytest.raises(DataError, match=r"masks/a.png: expected 40 x 30 like its image, got 6 x 5"):
         mr.load_dataset(folder)

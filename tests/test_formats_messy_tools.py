@@ -221,8 +221,8 @@ def test_broken_labelme_shapes_are_problems_with_their_location(folder: Path):
     )
     assert "broken shape (5)" in message
     for index, detail in (
-        (1, "is 'text'"),
-        (2, "is None"),
+        (1, "expected an object with label and points, got 'text'"),
+        (2, "expected an object with label and points, got None"),
         (3, "has no points"),
         (4, "has no mask"),
         (5, ""),

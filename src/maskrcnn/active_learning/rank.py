@@ -1,4 +1,4 @@
-"""Which images to annotate next: `rank_images(model, "photos/")`, the most instructive first.
+"""Which images to annotate next: `rank_images(model, "photos/")`, the most informative first.
 
 In:  a model and many images; some may be annotated already.
 Out: a `RankedImage` for each image, with the reasons for its rank.
@@ -43,7 +43,7 @@ from .uncertainty import measure_uncertainty
 if TYPE_CHECKING:
     from rich.console import Console
 
-BASE = 0.1  # expected errors in any image: the model may miss all of its objects
+BASE = 0.1  # expected errors added to every image: the model may miss all of its objects
 CHOSEN_ONE_BY_ONE = 2000  # later images, which nobody annotates next, are sorted by their novelty
 NEAR = 0.1  # in median distances: an image this far from its nearest has half the novelty
 _LAST = 1e-9  # weight of the expected errors in the order of copies, which are last

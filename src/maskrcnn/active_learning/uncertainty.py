@@ -113,7 +113,7 @@ def _compared(
 def partners(plain: Instances, other: Instances) -> Tensor:
     """The index in `other` of each object's partner, -1 for none.
 
-    A partner has the same category and an IoU of at least one half. Each is taken once, by the
+    A partner has the same category and an IoU of at least one half. Each is matched once, to the
     first object in order.
     """
     overlap = box_ops.iou(plain.boxes, other.boxes) * (plain.labels[:, None] == other.labels)

@@ -206,7 +206,7 @@ def is_number(value: Any) -> bool:
 def _read_box(
     bbox: Any, size: tuple[int, int], has_mask: bool, mask_is_flat: bool, problems: _ProblemLog
 ) -> BoxXYXY | None:
-    """Returns the box clipped to the image, None where there is none or it is unusable.
+    """Returns the box clipped to the image, None if it is missing or unusable.
 
     `mask_is_flat`: there is a mask, but without area. A box without area is then not an error: the
     object has no size (COCO has two of these).

@@ -92,8 +92,7 @@ def _next_run(
 def join(contours: Sequence[Polygon]) -> Polygon:
     """Joins several contours into one that fills to the same pixels.
 
-    Each further contour is entered and left through a cut without width, at the nearest pair of
-    corners.
+    Each further contour is connected by a cut of zero width, at the nearest pair of corners.
     """
     whole, *others = contours
     for contour in others:

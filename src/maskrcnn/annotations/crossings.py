@@ -1,4 +1,4 @@
-"""Finds which of many polygons cross themselves, all in one pass without a loop over polygons.
+"""Finds which of many polygons cross themselves, in one vectorized pass over all of them.
 
 In:  polygons [n, 2] with any number of points, open or closed, in either orientation.
 Out: an array with one bool for each.

@@ -4,7 +4,7 @@ In:  an image entry and the ids of the categories that have annotations in it.
 Out: the ids of the categories whose every object in the image is annotated, None where that is all
      of them.
 
-Three keys of an entry, each a list of category ids, hold this. "labeled_categories" lists them
+Three keys of an entry, each a list of category ids, record this. "labeled_categories" lists them
 directly. LVIS instead lists "neg_category_ids", which were searched for and are absent (categories
 with annotations were searched for too, all others were not), and "not_exhaustive_category_ids", of
 which some objects are not annotated.

@@ -12,7 +12,7 @@ def demo(*, out: Path = Path("demo"), minutes: float = 3.3, seed: int = 0) -> No
 
     Args:
         out: Folder for the results; open its index.html. Replaces an earlier demo's files there.
-        minutes: Time budget of the training; more minutes give better results.
+        minutes: Time budget for training; more minutes give better results.
         seed: Seed of the scenes and of the initial weights.
     """
     from ..demo import run_demo

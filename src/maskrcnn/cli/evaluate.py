@@ -23,8 +23,8 @@ def evaluate(
 
     Args:
         model: Name of published weights, run folder, checkpoint, or a results.json.
-        data: Annotation file or folder, in any format that `maskrcnn convert` reads. Name a split
-            after a colon, as in data.yaml:val.
+        data: Annotation file or folder, in any format that `maskrcnn convert` reads. Select a split
+            as data.yaml:val.
         images: Folder of the images; by default where the format says they are.
         out: Folder for metrics.json and results.json; by default nothing is written.
         max_detections: Number of detections per image and category that count; by default the

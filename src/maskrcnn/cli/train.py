@@ -42,8 +42,8 @@ def train(
         settings: Settings as name=value: any field of TrainConfig (batch_size=8, augment.crop=256),
             or of ModelConfig with "model." before it (model.input.scale=2, model.mask=none). The
             recipe does not change them.
-        data: Annotations in any known format: a file or a folder. "data.yaml:train" names one of
-            several splits.
+        data: Annotations in any known format: a file or a folder. Select a split as
+            data.yaml:train.
         out: Folder of the run: best and last model, logs, checkpoint.
         images: Folder of the images. Default: where the format says they are.
         val: Annotations to validate on, like --data. They decide which model is best. Default: the

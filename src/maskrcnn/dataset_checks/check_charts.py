@@ -17,8 +17,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 40  # margins around the plot
 _PLOT_WIDTH = WIDTH - LEFT - RIGHT
 _PLOT_HEIGHT = HEIGHT - TOP - BOTTOM
 _ROW = 22  # pixels per row of `bars`
-_NAME_WIDTH = 150  # room for text at the left of `bars`
-_COUNT_WIDTH = 70  # and at their right
+_NAME_WIDTH = 150  # room for text on the left of `bars`
+_COUNT_WIDTH = 70  # and on the right
 _MAX_DISCS = 2000  # image sizes shown
 
 
@@ -199,7 +199,7 @@ def _text(x: float | str, y: float | str, anchor: str, text: str) -> str:
 
 
 def _note(text: str) -> str:
-    """A remark above the plot, at its right."""
+    """A remark above the plot, right-aligned."""
     return (
         f'<text class="note" x="{WIDTH - RIGHT}" y="{TOP - 8}" text-anchor="end">'
         f"{escape(text)}</text>"

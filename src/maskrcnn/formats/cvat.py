@@ -363,7 +363,9 @@ def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
     width = int(_number(shape, "width"))
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     if len(inside) > height * width:
-        raise ValueError(f"its runs sum to {len(inside)}, more than {height} x {width}")
+        raise ValueError(
+            f"expected RLE runs that sum to at most {height} x {width}, got {len(inside)}"
+        )
     crop = np.pad(inside, (0, height * width - len(inside))).reshape(height, width)
     left = int(_number(shape, "left"))
     return coco_rle.encode_crop(crop, left, int(_number(shape, "top")), size)

@@ -33,7 +33,7 @@ class Format:
     read: Callable[[AnnotationSource, ImagesFolder, str], Annotated]
     """Reads one split; "" for a source that is not divided."""
     write: Callable[[Annotated, ConversionTarget, Unrepresentable], None]
-    """Writes one split, and adds whatever the format cannot represent to the last argument."""
+    """Writes one split, and records in the last argument whatever the format cannot represent."""
 
     suffix: str = ""
     """Suffix of the file, for a format that writes one file per split; "" = it writes a folder."""

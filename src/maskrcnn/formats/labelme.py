@@ -264,7 +264,7 @@ class _Shapes:
 
 def _label(shape: Any) -> str:
     if not isinstance(shape, dict):
-        raise ValueError(f"is {shape!r:.40}, expected an object with label and points")
+        raise ValueError(f"expected an object with label and points, got {shape!r:.40}")
     return "" if shape.get("label") is None else str(shape["label"]).strip()
 
 
@@ -299,7 +299,7 @@ def _read_area(
         instance.polygons.append(points)
         return
     if len(points) != 2:
-        raise ValueError(f"a {kind} has 2 points, got {len(points)}")
+        raise ValueError(f"{kind}: expected 2 points, got {len(points)}")
     if kind == "circle":  # its center, and a point on the circle
         radius = float(np.hypot(*(points[1] - points[0])))
         instance.polygons.append(ellipse((points[0, 0], points[0, 1]), (radius, radius)))

@@ -134,7 +134,7 @@ def _read_objects(
         return {}
 
     if size != (height, width):
-        detail = f"is {size[1]} x {size[0]}, its image is {width} x {height}"
+        detail = f"expected {width} x {height} like its image, got {size[1]} x {size[0]}"
         suggestion = "save the mask in the size of the image"
         builder.problem("mask of another size", name, detail, suggestion)
         return {}

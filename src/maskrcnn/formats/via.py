@@ -334,7 +334,7 @@ def _read_shape(instance: AnnotatedObject, shape: Mapping[str, Any]) -> None:
         x = shape["all_points_x"]
         y = shape["all_points_y"]
         if len(x) != len(y):
-            raise ValueError(f"{len(x)} x and {len(y)} y coordinates")
+            raise ValueError(f"expected as many y as x coordinates, got {len(x)} x and {len(y)} y")
         points = [np.array(x, dtype=float), np.array(y, dtype=float)]
         instance.polygons.append(np.stack(points, axis=1))
     elif kind == "rect":

@@ -276,7 +276,7 @@ def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]
         builder.problem(
             "mask of another size",
             path.name,
-            f"is {ids.shape[1]} x {ids.shape[0]}, its image is {width} x {height}",
+            f"expected {width} x {height} like its image, got {ids.shape[1]} x {ids.shape[0]}",
             "save the mask in the size of the image",
         )
         return {}

@@ -6,8 +6,9 @@ Each line of a text file is an object, in fractions of the image's width and hei
     detection       class cx cy w h
     pose            class cx cy w h x y [v] ...
 
-A line holds one polygon: several parts, and holes, are joined by cuts of no width, which change no
-pixel. Numbers have ten digits, so a coordinate comes back exact to a millionth of a pixel.
+A line holds one polygon: several parts, and holes, are joined by cuts of zero width, which change
+no pixel. Numbers have ten digits, so coordinates survive a round trip to within a millionth of a
+pixel.
 
 Source: docs.ultralytics.com, "Instance segmentation datasets" and "Pose estimation datasets".
 """

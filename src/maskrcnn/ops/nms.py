@@ -80,7 +80,7 @@ def select_by_level(
 ) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """Greedy NMS within each pyramid level, without a host-device sync.
 
-    A box that is still undecided after all rounds is kept: one proposal more.
+    A box that is still undecided after all rounds is kept, which adds a proposal.
 
     Args:
         boxes: xyxy, level after level.

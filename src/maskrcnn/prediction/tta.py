@@ -1,7 +1,7 @@
 """Test-time augmentation: predicts several views of an image and merges their detections.
 
 In:  a network, a batch, the views: mirrored, rotated, and at other scales.
-Out: Detections of the batch, as the network alone would give them.
+Out: Detections of the batch, in the same form as those of the network alone.
 
 1. In every view the network detects boxes. They are moved back to the image's frame, and NMS over
    all views keeps the best-scored box of each object.

@@ -103,8 +103,8 @@ class BatchPlan:
     ) -> None:
         if num_examples < 1 or batch_size < 1:
             raise ValueError(
-                "a batch plan needs images and a batch size, "
-                f"got {num_examples} images and batch_size {batch_size}"
+                "expected at least one image and a batch_size of at least 1, "
+                f"got {num_examples} images and batch_size={batch_size}"
             )
         self.num_examples = num_examples
         self.batch_size = batch_size
