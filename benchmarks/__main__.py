@@ -82,6 +82,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         f"[bold]{name}[/bold], {result['taken s']} s, {page.where(result['machine'])}",
         highlight=False,
     )
+
     for title, rows in page.tables(result):
         table = Table(title=title or None, title_justify="left")
         for column in page.columns(rows):
@@ -90,6 +91,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         for row in rows:
             table.add_row(*(page.cell(row.get(column, "")) for column in page.columns(rows)))
         console.print(table)
+
     for key, value in page.facts(result):
         console.print(f"{key}: {page.cell(value)}", highlight=False)
 

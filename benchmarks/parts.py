@@ -25,7 +25,9 @@ Parts = Mapping[str, Sequence[tuple[Any, str]]]
 
 
 def of_torchvision(model: nn.Module) -> Parts:
-    rpn, heads = model.rpn, model.roi_heads
+    rpn = model.rpn
+    heads = model.roi_heads
+
     return {
         "trunk + FPN": [(model.backbone, "forward")],
         "RPN head": [(rpn.head, "forward")],

@@ -61,7 +61,10 @@ def main() -> None:
 def draw(folder: Path, count: int, seed: int, *, strange: bool) -> CocoDataset:
     """Images of one object each: a red rectangle, or an ellipse in another color."""
     folder.mkdir(parents=True, exist_ok=True)
-    random, images, annotations = np.random.default_rng(seed), [], []
+    random = np.random.default_rng(seed)
+    images = []
+    annotations = []
+
     for i in range(count):
         image = Image.fromarray(
             (90 + random.normal(0, 8, (SIDE, SIDE, 3))).clip(0, 255).astype(np.uint8)

@@ -99,6 +99,7 @@ def cases(quick: bool) -> list[Case]:
         brightness=0.2,
         contrast=0.2,
     )
+
     small = Case(
         "maskrcnn_r18_small",
         mr.maskrcnn_r18_small(NAMES),
@@ -219,13 +220,9 @@ def waiting(
         )
     ) as training:
         rows = [training.step() for _ in range(2 + count)][2:]
-    waited, took = (
-        sum(values)
-        for values in (
-            [row["data_wait"] for row in rows],
-            [case.batch / row["images_per_second"] for row in rows],
-        )
-    )
+
+    waited = sum(row["data_wait"] for row in rows)
+    took = sum(case.batch / row["images_per_second"] for row in rows)
     return {
         "what": f"{case.name}, {precision}, 1 worker",
         "s": took / count,

@@ -116,11 +116,11 @@ def test_the_order_of_detections_does_not_affect_agreement():
         "scores": ours.scores[order] - 0.002,
     }
     theirs["masks"] = ours.masks().dense()[order, None].float()
-    found = agreement(ours, theirs)
-    assert found["found again"] == 3
-    assert found["largest box difference, px"] == pytest.approx(0.01, abs=1e-4)
-    assert found["largest score difference"] == pytest.approx(0.002, abs=1e-4)
-    assert found["mask pixels that differ, of a million"] == 0
+    result = agreement(ours, theirs)
+    assert result["found again"] == 3
+    assert result["largest box difference, px"] == pytest.approx(0.01, abs=1e-4)
+    assert result["largest score difference"] == pytest.approx(0.002, abs=1e-4)
+    assert result["mask pixels that differ, of a million"] == 0
     theirs["labels"][0] = 2
     assert agreement(ours, theirs)["found again"] == 2
 

@@ -98,18 +98,18 @@ def test_a_run_is_finished_if_it_has_a_line_with_the_same_minutes(tmp_path: Path
 def test_the_tables_show_means_and_changes_for_the_same_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = [
+    runs = [
         line("ours", 10, 0, 0.4),
         line("ours", 10, 1, 0.5),
         line("plain", 10, 0, 0.2),
         line("ours", 100, 0, 0.6),
     ]
-    found += [line("ours", 10, 0, 0.35, without="turns"), line("ours", 10, 2, 0.9, without="color")]
+    runs += [line("ours", 10, 0, 0.35, without="turns"), line("ours", 10, 2, 0.9, without="color")]
     page = tmp_path / "small_data.md"
     page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
     (tmp_path / "images").mkdir()
     monkeypatch.setattr(study, "PAGE", page)
-    study.report(found, write=True)
+    study.report(runs, write=True)
     printed = capsys.readouterr().out
     assert "| 10 % (56) | ours | 2 | 0.450 (0.400..0.500) |" in printed
     assert "| without turns | 1 | 0.350 | 0.350 | -0.050 | -0.050 |" in printed

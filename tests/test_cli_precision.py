@@ -16,15 +16,15 @@ from maskrcnn.prediction import predictor
 @pytest.fixture
 def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Records the precision of every network that predicts."""
-    seen: list[torch.dtype] = []
+    dtypes_seen: list[torch.dtype] = []
     detections = predictor.Predictor.detections
 
     def watched(self: predictor.Predictor, batch: mr.Batch) -> mr.Detections:
-        seen.append(next(self.network.parameters()).dtype)
+        dtypes_seen.append(next(self.network.parameters()).dtype)
         return detections(self, batch)
 
     monkeypatch.setattr(predictor.Predictor, "detections", watched)
-    return seen
+    return dtypes_seen
 
 
 @pytest.mark.parametrize(

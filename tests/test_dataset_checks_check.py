@@ -18,7 +18,8 @@ from training_run import draw, tiny_config, tiny_model
 import maskrcnn as mr
 from maskrcnn.cli import run
 from maskrcnn.dataset_checks import decode_images
-from maskrcnn.dataset_checks.check_dataset import CheckReport, check_dataset
+from maskrcnn.dataset_checks.check_dataset import check_dataset
+from maskrcnn.dataset_checks.check_report import CheckReport
 from maskrcnn.training.fit import Trainer
 from maskrcnn.training.processes import Processes
 

@@ -13,7 +13,8 @@ from PIL import Image
 import maskrcnn as mr
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.cli import run
-from maskrcnn.dataset_checks.check_dataset import CheckReport, check_dataset
+from maskrcnn.dataset_checks.check_dataset import check_dataset
+from maskrcnn.dataset_checks.check_report import CheckReport
 
 
 @pytest.fixture(autouse=True)

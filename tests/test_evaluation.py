@@ -136,11 +136,11 @@ def test_boxes_and_masks_equal_pycocotools(seed: int) -> None:
                 ],
                 "categories": [category],
             }
-            found = [r for r in only(results, field) if r["category_id"] == category["id"]]
+            detections = [r for r in only(results, field) if r["category_id"] == category["id"]]
             assert (
                 np.abs(
                     np.array(list(evaluation.per_category[category["name"]][task].values()))
-                    - pycocotools_numbers(part, found, task)
+                    - pycocotools_numbers(part, detections, task)
                 ).max()
                 < 1e-9
             )
@@ -219,14 +219,14 @@ def skeleton_data() -> tuple[dict[str, Any], list[dict[str, Any]]]:
             )
             annotation["keypoints"] = np.column_stack([points, visible]).ravel().tolist()
             annotation["num_keypoints"] = int((visible > 0).sum())
-            found = np.column_stack(
+            noisy = np.column_stack(
                 [points + random.normal(0, 2, points.shape), np.ones(len(points))]
             )
             results.append(
                 {
                     "image_id": image,
                     "category_id": category,
-                    "keypoints": found.ravel().tolist(),
+                    "keypoints": noisy.ravel().tolist(),
                     "score": random.random(),
                 }
             )

@@ -106,12 +106,12 @@ def test_splits_with_different_categories_keep_the_names_of_their_objects(
         labelme(tmp_path / "va", b=["date", "banana", "cherry"]),
     )
     mr.convert_annotations(train, tmp_path / "out", format_name, val=val)
-    found = [mr.load_dataset(f"{tmp_path / 'out'}:{split}") for split in ("train", "val")]
-    assert [names(data) for data in found] == [
+    datasets = [mr.load_dataset(f"{tmp_path / 'out'}:{split}") for split in ("train", "val")]
+    assert [names(data) for data in datasets] == [
         [["apple", "banana", "cherry"]],
         [["date", "banana", "cherry"]],
     ]
-    assert found[0].categories == found[1].categories
+    assert datasets[0].categories == datasets[1].categories
 
 
 def test_a_category_with_other_keypoints_in_the_second_split_is_an_error(tmp_path: Path):

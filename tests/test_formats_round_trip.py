@@ -85,8 +85,8 @@ def by_image(data: mr.CocoDataset) -> list[list[Any]]:
 
 
 def pixels(annotation: Any) -> str:
-    found = annotation.rle or fill(annotation.polygons, (HEIGHT, WIDTH))
-    return rle.encode(rle.decode(found))["counts"]
+    encoded = annotation.rle or fill(annotation.polygons, (HEIGHT, WIDTH))
+    return rle.encode(rle.decode(encoded))["counts"]
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -94,23 +94,24 @@ def pixels(annotation: Any) -> str:
 @given(seed=seeds)
 def test_masks_with_holes_and_parts_keep_every_pixel(format_name: str, seed: int, images: Path):
     rng = np.random.default_rng(seed)
-    found = [(random_mask(rng), int(rng.choice([3, 8]))) for _ in range(rng.integers(1, 6))]
+    objects = [(random_mask(rng), int(rng.choice([3, 8]))) for _ in range(rng.integers(1, 6))]
     if format_name in (
         "voc",
         "png",
     ):  # one object per pixel: each keeps the pixels in its own part of the image
         owner = rng.integers(0, 3, (2, HEIGHT, WIDTH))
         owner[:, :3, 0] = range(3)
-        for n, (mask, _) in enumerate(found):
+        for n, (mask, _) in enumerate(objects):
             mask[n // 2, 0] = True
             mask &= owner[n % 2] == n // 2
     with TemporaryDirectory() as folder:
         annotations = [
-            {"segmentation": rle.encode(mask), "category_id": category} for mask, category in found
+            {"segmentation": rle.encode(mask), "category_id": category}
+            for mask, category in objects
         ]
         data, lost = written(annotations, format_name, Path(folder), images)
         again = by_image(data)
-        for n, (mask, category) in enumerate(found):
+        for n, (mask, category) in enumerate(objects):
             annotation = again[n % 2][n // 2]
             assert pixels(annotation) == rle.encode(mask)["counts"]
             assert data.categories[annotation.label].name == {3: "person", 8: "ball"}[category]
@@ -142,12 +143,12 @@ def test_polygons_that_cross_and_overlap_keep_every_pixel(
 @given(seed=seeds)
 def test_keypoints_keep_position_visibility_and_object(format_name: str, seed: int, images: Path):
     rng = np.random.default_rng(seed)
-    found = []
+    objects = []
     for _ in range(rng.integers(1, 5)):
         points = np.stack(
             [rng.integers(0, WIDTH, 3), rng.integers(0, HEIGHT, 3), rng.integers(0, 3, 3)], axis=1
         ).tolist()
-        found.append(
+        objects.append(
             (
                 points,
                 [
@@ -160,7 +161,7 @@ def test_keypoints_keep_position_visibility_and_object(format_name: str, seed: i
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[3:6, 4:9], mask[10:12, 2:5] = True, True
     annotations: list[dict[str, Any]] = []
-    for points, box, masked in found:
+    for points, box, masked in objects:
         values = [v for x, y, s in points for v in ((x, y, s) if s else (0, 0, 0))]
         annotations.append(
             {"keypoints": values, "bbox": box}
@@ -170,7 +171,7 @@ def test_keypoints_keep_position_visibility_and_object(format_name: str, seed: i
         data, lost = written(annotations, format_name, Path(folder), images)
         again = by_image(data)
     kept = {c.name: c for c in data.categories}
-    for n, (raw, (_, box, masked)) in enumerate(zip(annotations, found, strict=True)):
+    for n, (raw, (_, box, masked)) in enumerate(zip(annotations, objects, strict=True)):
         annotation = again[n % 2][n // 2]
         expected = np.array(raw["keypoints"], dtype=float).reshape(-1, 3)
         expected[:, :2] += 0.5 * (expected[:, 2:] > 0)
@@ -189,7 +190,7 @@ def test_keypoints_keep_position_visibility_and_object(format_name: str, seed: i
         )
         if masked and format_name != "yolo-pose":
             assert pixels(annotation) == rle.encode(mask)["counts"]
-    assert ("masks" in lost) == (format_name == "yolo-pose" and any(m for _, _, m in found))
+    assert ("masks" in lost) == (format_name == "yolo-pose" and any(m for _, _, m in objects))
     if format_name in ("coco", "cvat"):
         assert kept["person"].skeleton == ((0, 1), (0, 2))
     else:
@@ -312,8 +313,8 @@ def test_hundreds_of_objects_in_an_image(
         for n in range(1, count + 1)
     ]
     data, lost = written(annotations, format_name, tmp_path, images)
-    found = by_image(data)[0]
-    assert [pixels(a) for a in found] == [a["segmentation"]["counts"] for a in annotations]
+    objects = by_image(data)[0]
+    assert [pixels(a) for a in objects] == [a["segmentation"]["counts"] for a in annotations]
     assert ("16 bits" in lost) == (format_name == "voc" and count > 254)
 
 

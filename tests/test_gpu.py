@@ -107,8 +107,8 @@ def test_a_prediction_has_at_most_two_host_device_syncs(name: str) -> None:
     def predict() -> Tensor:
         return network(batch).boxes
 
-    places = waits_in(predict)
-    assert len(places) <= MOST_WAITS, places
+    syncs = waits_in(predict)
+    assert len(syncs) <= MOST_WAITS, syncs
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])
@@ -121,8 +121,8 @@ def test_a_training_pass_has_at_most_two_host_device_syncs(name: str) -> None:
             loss = total(network.losses(batch, truth))
         loss.backward()
 
-    places = waits_in(learn)
-    assert len(places) <= MOST_WAITS, places
+    syncs = waits_in(learn)
+    assert len(syncs) <= MOST_WAITS, syncs
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])

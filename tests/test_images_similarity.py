@@ -64,10 +64,10 @@ def test_files_hash_as_their_pixels_do_also_where_a_jpeg_is_decoded_small(tmp_pa
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "a.jpg", quality=90)
     image.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=90)
-    found = hashes(
+    features = hashes(
         [tmp_path / "a.png", tmp_path / "a.jpg", tmp_path / "turned.jpg", np.asarray(image)]
     )
-    assert (found @ found[0]).min() > 0.98
+    assert (features @ features[0]).min() > 0.98
 
 
 def test_dark_images_are_not_copies_of_one_another():
@@ -78,7 +78,7 @@ def test_dark_images_are_not_copies_of_one_another():
 def test_blank_images_resemble_nothing():
     hot = np.full((128, 128), 10, np.uint8)
     hot[50, 60] = 12  # a hot pixel of the camera, in every image
-    found = hashes(
+    features = hashes(
         [
             np.zeros((20, 20), np.uint8),
             np.full((20, 20, 3), 255, np.uint8),
@@ -87,8 +87,8 @@ def test_blank_images_resemble_nothing():
             hot,
         ]
     )
-    assert found.shape == (5, LENGTH)
-    assert groups(found) == []
+    assert features.shape == (5, LENGTH)
+    assert groups(features) == []
 
 
 def test_sixteen_bit_images_are_compared_by_their_own_range():
@@ -107,9 +107,9 @@ def test_sixteen_bit_images_are_compared_by_their_own_range():
 
 def test_groups_are_the_connected_parts_of_a_slow_search():
     rng = np.random.default_rng(0)
-    found = rng.normal(0, 1, (40, 5)).astype(np.float32)
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
-    near = found @ found.T >= 1 - DISTANCE
+    features = rng.normal(0, 1, (40, 5)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    near = features @ features.T >= 1 - DISTANCE
     left, wanted = set(range(40)), []
     while left:
         part, edge = set(), {min(left)}
@@ -119,7 +119,7 @@ def test_groups_are_the_connected_parts_of_a_slow_search():
         left -= part
         wanted += [sorted(part)] if len(part) > 1 else []
     assert any(len(part) > 2 for part in wanted)
-    assert groups(found) == wanted
+    assert groups(features) == wanted
 
 
 def test_no_images_give_no_groups():
@@ -139,9 +139,9 @@ def test_among_the_nuclei_only_two_slices_of_one_egg_look_alike(shared: Path):
         for part in ("train", "val")
         for i in json.loads((folder / "annotations" / f"{part}.json").read_text())["images"]
     )
-    found = groups(hashes([folder / "images" / n for n in names if n[0] in "23cd"]))
+    similar = groups(hashes([folder / "images" / n for n in names if n[0] in "23cd"]))
     alike = [
         [names_of[:8] for names_of in [[n for n in names if n[0] in "23cd"][i] for i in group]]
-        for group in found
+        for group in similar
     ]
     assert alike == [["20b20ab0", "cb4df20a"]]

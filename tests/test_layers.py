@@ -33,17 +33,17 @@ def part_of(path: Path) -> str:
 def imported_parts(path: Path) -> set[str]:
     """Parts of the package that a file imports, at its top or inside a function."""
     package = ("maskrcnn", *path.relative_to(PACKAGE).parts[:-1])
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
-            found |= {f"{module}.{a.name}" for a in node.names}
+            names |= {f"{module}.{a.name}" for a in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
+            names |= {a.name for a in node.names}
     parts = {
         name.split(".")[1] if "." in name else "__init__"
-        for name in found
+        for name in names
         if name.split(".")[0] == "maskrcnn"
     }
     return {

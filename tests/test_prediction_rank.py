@@ -115,9 +115,9 @@ def test_objects_detected_only_in_the_flipped_view_are_shown_at_their_position(
     (x0, y0, x1, y1) = (
         measure_uncertainty(Predictor(eyes), ImageSource(given_)).uncertain.boxes[0].tolist()
     )
-    seen = np.zeros_like(red)
-    seen[int(y0) : int(y1), int(x0) : int(x1)] = True
-    assert np.array_equal(seen, red)
+    visible = np.zeros_like(red)
+    visible[int(y0) : int(y1), int(x0) : int(x1)] = True
+    assert np.array_equal(visible, red)
 
 
 @settings(max_examples=40, deadline=None)

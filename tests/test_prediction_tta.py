@@ -57,10 +57,10 @@ def assert_equal(a: Instances, b: Instances) -> None:
 @pytest.mark.parametrize("view", ALL)
 def test_the_matrix_of_a_view_gives_the_positions_of_its_pixels(view: TTAView) -> None:
     image = torch.arange(7 * 5.0).reshape(1, 7, 5)
-    seen, matrix = view.pixels(image)[0].numpy(), view.matrix((7, 5)).double().numpy()
+    viewed, matrix = view.pixels(image)[0].numpy(), view.matrix((7, 5)).double().numpy()
     for y, x in product(range(7), range(5)):
         u, v = geometry.move_points(matrix, np.array([x + 0.5, y + 0.5])) - 0.5
-        assert seen[round(v), round(u)] == image[0, y, x]
+        assert viewed[round(v), round(u)] == image[0, y, x]
 
 
 @pytest.mark.parametrize("view", [replace(v, scale=s) for v, s in product(ALL, (1.0, 0.8, 1.25))])
@@ -89,8 +89,8 @@ def test_a_resized_view_shows_the_same_positions() -> None:
     image[0, 20:30, 50:70] = 1
     for scale in (0.8, 1.25):
         view = TTAView(scale, mirrored=True, turns=1)
-        seen = view.pixels(image)[0]
-        ys, xs = (seen > 0.5).nonzero(as_tuple=True)
+        viewed = view.pixels(image)[0]
+        ys, xs = (viewed > 0.5).nonzero(as_tuple=True)
         wanted = _move(view.matrix((60, 80))[None], torch.tensor([[[50.0, 20, 70, 30]]]))[0, 0]
         assert (
             torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) - wanted
@@ -174,13 +174,13 @@ def test_views_of_an_exact_network_agree(words: str) -> None:
     batch = Batch.collate(images)
     network = Literally(tiny_config(CATEGORIES))
     alone = network.detect(network.pyramid(batch), batch)
-    found = predict_views(network, batch, parse_tta(words))  # ty: ignore[invalid-argument-type]
-    slot = found.valid.nonzero(as_tuple=True)
-    assert found.valid.sum(dim=1).tolist() == [1, 1]
-    torch.testing.assert_close(found.boxes[slot], alone.boxes[:, 0])
-    assert found.scores[slot].tolist() == pytest.approx([0.6, 0.6])
+    detections = predict_views(network, batch, parse_tta(words))  # ty: ignore[invalid-argument-type]
+    slot = detections.valid.nonzero(as_tuple=True)
+    assert detections.valid.sum(dim=1).tolist() == [1, 1]
+    torch.testing.assert_close(detections.boxes[slot], alone.boxes[:, 0])
+    assert detections.scores[slot].tolist() == pytest.approx([0.6, 0.6])
     assert torch.equal(
-        found.masks[slot],
+        detections.masks[slot],
         network.predict_masks(network.pyramid(batch), alone.boxes[:, 0], None, torch.arange(2)),
     )
     if words == "flip":  # rotated by a right angle, this network swaps left and right
@@ -189,17 +189,19 @@ def test_views_of_an_exact_network_agree(words: str) -> None:
             None,
             None,
         )
-        assert torch.equal(found.keypoints[slot], wanted)
+        assert torch.equal(detections.keypoints[slot], wanted)
 
 
 def test_the_plain_view_alone_equals_the_network(model: MaskRCNN) -> None:
     predictor = Predictor(model, min_score=0.05)
     plain = predictor(make_image(64, 96))
     predictor.views = (TTAView(),)
-    seen = predictor(make_image(64, 96))
+    viewed = predictor(make_image(64, 96))
     assert len(plain) > 3
     for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits"):
-        torch.testing.assert_close(getattr(seen, name), getattr(plain, name), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            getattr(viewed, name), getattr(plain, name), atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -267,10 +269,10 @@ def test_a_view_of_bytes_is_not_rounded_to_them() -> None:
 
 def test_views_of_a_batch_are_padded_by_its_shape() -> None:
     batch = Batch.collate([torch.ones(3, 40, 60), torch.ones(3, 33, 64)])
-    seen, matrices = view_of_batch(batch, TTAView(0.8, turns=1), 32)
-    assert seen.images.shape == (2, 3, 64, 64)  # 64 x 64 at 0.8 is 51.2
-    assert seen.sizes.tolist() == [[48, 32], [51, 26]]
-    assert [int(image.count_nonzero()) for image in seen.images] == [3 * 48 * 32, 3 * 51 * 26]
+    viewed, matrices = view_of_batch(batch, TTAView(0.8, turns=1), 32)
+    assert viewed.images.shape == (2, 3, 64, 64)  # 64 x 64 at 0.8 is 51.2
+    assert viewed.sizes.tolist() == [[48, 32], [51, 26]]
+    assert [int(image.count_nonzero()) for image in viewed.images] == [3 * 48 * 32, 3 * 51 * 26]
     corners = matrices @ torch.tensor([[60.0, 0, 1], [64, 0, 1]])[..., None]
     torch.testing.assert_close(
         corners[:, :2, 0], torch.zeros(2, 2), atol=1e-4, rtol=0
@@ -281,7 +283,7 @@ def test_the_best_view_of_each_object_is_kept() -> None:
     config = tiny_config(3)
     config = replace(config, box=replace(config.box, max_detections=3))
 
-    def found(*rows: tuple[float, float, int]) -> Detections:
+    def detections_of(*rows: tuple[float, float, int]) -> Detections:
         x, scores, labels = (torch.tensor(column) for column in zip(*rows, strict=True))
         boxes = torch.stack([x, torch.zeros_like(x), x + 10, torch.full_like(x, 10)], dim=-1)
         return Detections(
@@ -291,8 +293,8 @@ def test_the_best_view_of_each_object_is_kept() -> None:
     batch = Batch.collate([torch.zeros(3, 20, 64)])
     merged = merge_views(
         [
-            found((0.0, 0.9, 0), (30.0, 0.3, 1)),
-            found((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0)),
+            detections_of((0.0, 0.9, 0), (30.0, 0.3, 1)),
+            detections_of((1.0, 0.95, 0), (31.0, 0.2, 1), (30.0, 0.5, 2), (50.0, 0.1, 0)),
         ],
         batch,
         config,
@@ -301,7 +303,7 @@ def test_the_best_view_of_each_object_is_kept() -> None:
     assert merged.labels[0].tolist() == [0, 2, 1]
     assert merged.num_valid == 3
     one_for_all = merge_views(
-        [found((30.0, 0.3, 1)), found((30.0, 0.5, 2))],
+        [detections_of((30.0, 0.3, 1)), detections_of((30.0, 0.5, 2))],
         batch,
         replace(config, box=replace(config.box, nms="all")),
     )
@@ -358,5 +360,5 @@ def test_prediction_of_files_and_evaluation_use_the_views(model: MaskRCNN, tmp_p
     scores = [
         entry["score"] for entry in json.loads((tmp_path / "evaluation/results.json").read_text())
     ]
-    seen = predict(model, make_image(64, 64), tta="flip")
-    assert scores == pytest.approx(seen.scores[seen.labels == 0].tolist(), abs=1e-4)
+    viewed = predict(model, make_image(64, 64), tta="flip")
+    assert scores == pytest.approx(viewed.scores[viewed.labels == 0].tolist(), abs=1e-4)

@@ -70,19 +70,19 @@ COMMANDS = lines("maskrcnn")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README names."""
-    place = tmp_path_factory.mktemp("readme")
-    content = json.loads(write_scenes(place, 8, size=96).read_text())
-    (place / "images").rename(place / "photos")
+    path = tmp_path_factory.mktemp("readme")
+    content = json.loads(write_scenes(path, 8, size=96).read_text())
+    (path / "images").rename(path / "photos")
     for name, ids in (("train", range(1, 7)), ("val", range(7, 9))):
         part = {
             "images": [image for image in content["images"] if image["id"] in ids],
             "annotations": [one for one in content["annotations"] if one["image_id"] in ids],
             "categories": content["categories"],
         }
-        (place / f"{name}.json").write_text(json.dumps(part))
-    Image.open(place / "photos" / "00001.png").save(place / "street.jpg")
-    Image.fromarray(draw_micrograph(0)[0]).save(place / "image.png")
-    return place
+        (path / f"{name}.json").write_text(json.dumps(part))
+    Image.open(path / "photos" / "00001.png").save(path / "street.jpg")
+    Image.fromarray(draw_micrograph(0)[0]).save(path / "image.png")
+    return path
 
 
 @pytest.fixture(scope="module")

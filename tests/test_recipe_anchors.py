@@ -39,10 +39,10 @@ def test_the_mean_overlap_equals_that_of_a_slow_loop() -> None:
             (s, z, r) for (s, z), r in itertools.product(zip(STRIDES, sizes, strict=True), ratios)
         ):
             aw, ah = size / ratio**0.5, size * ratio**0.5
-            places = [(dx * stride / 3, dy * stride / 3) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+            offsets = [(dx * stride / 3, dy * stride / 3) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
             anchors = [
                 ((w - aw) / 2 + x, (h - ah) / 2 + y, (w + aw) / 2 + x, (h + ah) / 2 + y)
-                for x, y in places
+                for x, y in offsets
             ]
             best = max(best, float(np.mean([iou((0, 0, w, h), anchor) for anchor in anchors])))
         total += best / len(sides)

@@ -299,11 +299,11 @@ def test_unknown_names_are_refused_before_the_data_are_measured(
     cards: CocoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskrcnn.recipe.recipe.statistics_of", None)
-    for change, told in (
+    for change, message in (
         ({"model": "resnet"}, "maskrcnn_r18_small"),
         ({"settings": {"batchsize": 1}}, "batch_size"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             choose_recipe(cards, **change)  # ty: ignore[invalid-argument-type]
     with pytest.raises(ValueError, match="max_detections"):
         choose_recipe(cards, settings={"model.box.max_detection": 4})

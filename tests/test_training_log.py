@@ -92,19 +92,19 @@ def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
 def test_the_ticks_of_a_short_run_are_whole_steps_each_once(
     steps: tuple[int, ...], wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[float, str]] = []
+    labels: list[tuple[float, str]] = []
     plain = ImageDraw.ImageDraw.text
 
     def text(self: Any, xy: Any, words: str, *rest: Any, **named: Any) -> None:
         if named.get("anchor") == "mt":
-            told.append((xy[0], words))
+            labels.append((xy[0], words))
         plain(self, xy, words, *rest, **named)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     draw_curves([{"step": step, "learning_rate": 1.0} for step in steps], tmp_path / "curves.png")
-    assert [words for _, words in told] == [str(step) for step in wanted]
-    places = [(x - told[0][0]) / max(1, told[-1][0] - told[0][0]) for x, _ in told]
-    assert places == pytest.approx(
+    assert [words for _, words in labels] == [str(step) for step in wanted]
+    positions = [(x - labels[0][0]) / max(1, labels[-1][0] - labels[0][0]) for x, _ in labels]
+    assert positions == pytest.approx(
         [(step - wanted[0]) / max(1, wanted[-1] - wanted[0]) for step in wanted]
     )
 

@@ -137,15 +137,15 @@ def test_without_repetitions_the_plan_is_the_one_of_earlier_versions() -> None:
 def test_repeat_factors_equal_a_loop_over_categories() -> None:
     rng = np.random.default_rng(0)
     labels = [set(rng.integers(0, 12, rng.integers(0, 5)) ** 2 // 11) for _ in range(60)]
-    found = repeat_factors(labels, 0.5)
-    for image, factor in zip(labels, found, strict=True):
+    factors = repeat_factors(labels, 0.5)
+    for image, factor in zip(labels, factors, strict=True):
         wanted = 1.0
         for label in image:
             share = sum(label in other for other in labels) / 60
             if share < 0.5:
                 wanted = max(wanted, (0.5 / share) ** 0.5)
         assert factor == pytest.approx(wanted)
-    assert found.max() > 1.5
+    assert factors.max() > 1.5
     assert repeat_factors([[0, 1], [0], [0], [0], []], 0.8).tolist() == [2.0, 1.0, 1.0, 1.0, 1.0]
 
 

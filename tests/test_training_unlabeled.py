@@ -59,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def found(
+def detections_of(
     scores: list[list[float]], labels: list[list[int]], side: int = 8, keypoints: int = 2
 ) -> Detections:
     """Detections with boxes and masks of their own, best first."""
@@ -83,15 +83,15 @@ def test_detections_become_objects_ignore_regions_or_nothing_by_their_score(
     data: CocoDataset,
 ) -> None:
     config = replace(UnlabeledConfig(), threshold=0.8, ignore_threshold=0.3, mask_threshold=0.0)
-    answer = found(
+    detections = detections_of(
         [[0.95, 0.8, 0.79, 0.3, 0.29], [0.7, 0.1, 0.0, 0.0, 0.0]],
         [[0, 1, 0, 1, 0], [0, 1, 0, 0, 0]],
     )
-    truth, scores = pseudo_truth(answer, tiny_model(data), config)
+    truth, scores = pseudo_truth(detections, tiny_model(data), config)
     assert truth.valid.tolist() == [[True] * 4 + [False], [True, False, False, False, True]]
     assert truth.ignore[0, :4].tolist() == [False, False, True, True]
     assert truth.ignore[1].all()
-    assert torch.equal(truth.boxes[0, :4], answer.boxes[0, :4])
+    assert torch.equal(truth.boxes[0, :4], detections.boxes[0, :4])
     assert truth.labels[0, :4].tolist() == [0, 1, 0, 1]
     assert scores.tolist() == [[pytest.approx(0.95), pytest.approx(0.8), 0, 0, 0], [0] * 5]
     assert torch.equal(truth.has_box, truth.valid & ~truth.ignore)
@@ -100,15 +100,15 @@ def test_detections_become_objects_ignore_regions_or_nothing_by_their_score(
 def test_a_mask_is_trained_only_where_the_teacher_is_confident_and_lies_at_its_pasted_position(
     data: CocoDataset,
 ) -> None:
-    model, answer = tiny_model(data), found([[0.9, 0.9]], [[0, 0]], side=28)
+    model, detections = tiny_model(data), detections_of([[0.9, 0.9]], [[0, 0]], side=28)
     assert model.mask
     ramp = torch.linspace(0, 1, 28).expand(28, 28)
     masks = torch.stack([ramp**2, 0.5 + 0.1 * ramp])[
         None
     ]  # the polygon of the first crosses a cell
-    answer = replace(answer, masks=masks)
+    detections = replace(detections, masks=masks)
     truth, _ = pseudo_truth(
-        answer,
+        detections,
         replace(model, mask=replace(model.mask, truth_size=56)),
         replace(UnlabeledConfig(), mask_threshold=0.7),
     )
@@ -137,9 +137,9 @@ def test_keypoints_use_the_channels_of_their_category_and_weak_ones_are_unlabele
             ]
         ]
     )
-    answer = replace(found([[0.9, 0.9, 0.9]], [[2, 0, 1]]), keypoints=points)
+    detections = replace(detections_of([[0.9, 0.9, 0.9]], [[2, 0, 1]]), keypoints=points)
     truth, _ = pseudo_truth(
-        answer,
+        detections,
         replace(tiny_model(data), categories=categories),
         UnlabeledConfig(keypoint_threshold=0.1),
     )
@@ -154,9 +154,11 @@ def test_only_images_with_a_confident_object_are_trained_on_and_their_background
     model = MaskRCNN.from_config(tiny_model(data)).train()
     batch = Batch.collate([torch.randint(0, 256, (3, 64, 64))], seeds=[1])
     for scores in ([[0.5, 0.3]], [[0.0, 0.0]]):
-        silent, _ = pseudo_truth(found(scores, [[0, 1]]), model.config, UnlabeledConfig())
+        silent, _ = pseudo_truth(detections_of(scores, [[0, 1]]), model.config, UnlabeledConfig())
         assert torch.stack([*model.losses(batch, silent).values()]).abs().sum() == 0
-    speaking, _ = pseudo_truth(found([[0.9, 0.3]], [[0, 1]]), model.config, UnlabeledConfig())
+    speaking, _ = pseudo_truth(
+        detections_of([[0.9, 0.3]], [[0, 1]]), model.config, UnlabeledConfig()
+    )
     losses = model.losses(batch, speaking)
     assert losses["classification"] > 0
     assert losses["rpn_objectness"] > 0
@@ -169,14 +171,14 @@ def test_a_strongly_augmented_view_is_a_function_of_its_seed_and_a_valid_image(
 ) -> None:
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed))
     batch = Batch.collate([torch.full((3, 48, 48), 7), image], seeds=[0, seed])
-    seen = strong_augmentation(batch)
-    assert torch.equal(seen.images, strong_augmentation(batch).images)
-    assert seen.images.min() >= 0
-    assert seen.images.max() <= 255
-    assert not seen.images[1, :, height:].any(), "padding stays zero"
-    assert not seen.images[1, :, :, width:].any(), "padding stays zero"
+    augmented = strong_augmentation(batch)
+    assert torch.equal(augmented.images, strong_augmentation(batch).images)
+    assert augmented.images.min() >= 0
+    assert augmented.images.max() <= 255
+    assert not augmented.images[1, :, height:].any(), "padding stays zero"
+    assert not augmented.images[1, :, :, width:].any(), "padding stays zero"
     alone = strong_augmentation(Batch.collate([image], seeds=[seed])).images[0, :, :height, :width]
-    assert torch.allclose(seen.images[1, :, :height, :width], alone, atol=1e-3), (
+    assert torch.allclose(augmented.images[1, :, :height, :width], alone, atol=1e-3), (
         "neighbors in the batch change nothing"
     )
 
@@ -192,10 +194,15 @@ def test_strongly_augmented_views_differ_but_keep_the_positions_of_objects() -> 
     card = torch.zeros(3, 64, 64)
     card[:, 20:40, 10:50] = 200
     batch = Batch.collate([card] * 20, seeds=list(range(20)))
-    seen = strong_augmentation(batch).images
-    assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in [card, *seen[:i]])
+    augmented = strong_augmentation(batch).images
+    assert all(
+        not torch.equal(a, b) for i, a in enumerate(augmented) for b in [card, *augmented[:i]]
+    )
     brighter = (
-        (seen[:, :, 22:38, 12:48].mean(dim=(1, 2, 3)) > seen[:, :, :16].mean(dim=(1, 2, 3)))
+        (
+            augmented[:, :, 22:38, 12:48].mean(dim=(1, 2, 3))
+            > augmented[:, :, :16].mean(dim=(1, 2, 3))
+        )
         .float()
         .mean()
     )

@@ -1,9 +1,9 @@
 """Records the results of the program: `python now.py OUT`.
 
-Writes OUT/arrays.npz and OUT/values.json; section names after OUT limit the record to these sections. The keys
-are numbered or neutral, so that they stay while the program's own names change. Values whose key
-begins with `text/` are for information only. `compare.py` compares this record with that of the code
-before the renaming.
+Writes OUT/arrays.npz and OUT/values.json; section names after OUT limit the record to these
+sections. The keys are numbered or neutral, so that they do not depend on the names in the program.
+Values whose key begins with `text/` are for information only. `compare.py` compares this record
+with that of the code before the renaming.
 """
 
 from __future__ import annotations
