@@ -146,7 +146,7 @@ def _charts(report: CheckReport) -> list[dict[str, str]]:
 
 
 def _annotated(report: CheckReport) -> str:
-    """How objects are annotated, as a list in words."""
+    """How objects are annotated, in words."""
     objects = report.objects
     entries = report.data.raw["annotations"]
     counts = {

@@ -71,7 +71,7 @@ def run_demo(
 
     Args:
         out: folder for the results; replaces what an earlier demo wrote there.
-        minutes: time budget of the training.
+        minutes: time budget for training.
         seed: other seeds draw other scenes and start from other weights.
         scenes: how many scenes to draw for training and for validation.
 

@@ -105,8 +105,8 @@ def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
     if len(ours.keypoints) == len(theirs.keypoints):
         return list(range(len(ours.keypoints)))
     raise ValueError(
-        f'category "{ours.name}": the model has {len(ours.keypoints)} keypoints, the data '
-        f"{len(theirs.keypoints)}; they cannot be compared"
+        f'category "{ours.name}": expected {len(ours.keypoints)} keypoints, as the model '
+        f"predicts, got {len(theirs.keypoints)} in the data; use data with the same keypoints"
     )
 
 

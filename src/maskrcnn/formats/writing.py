@@ -228,7 +228,8 @@ def polygons(raw: CocoAnnotation, size: tuple[int, int], tolerance: float = 0.0)
         tolerance: by how many pixels traced polygons may be simplified; 0 = exact.
 
     Returns:
-        The polygons; empty without a mask. Cuts of no width join holes to the polygon around them.
+        The polygons; empty without a mask. Cuts of zero width join holes to the polygon around
+        them.
     """
     mask = raw.get("segmentation")
     if not mask:

@@ -7,7 +7,7 @@ cover only the visible part; keypoints that another object covers have visibilit
 
 A figure is drawn from the front (face, bib) or from behind (hair, rucksack), which decides which of
 its sides is the left one. A mirror image is therefore a valid scene once left and right keypoints
-have changed names, as with photographs of people.
+have been swapped, as with photographs of people.
 
 Everything is drawn as polygons on a canvas of twice the size. Besides the colors, `owner` keeps the
 index of the topmost object of each fine pixel, so that occlusion cuts the masks.
