@@ -38,7 +38,8 @@ if TYPE_CHECKING:
         TrunkConfig,
         UnlabeledConfig,
     )
-    from .dataset_checks.check_dataset import CheckReport, check_dataset
+    from .dataset_checks.check_dataset import check_dataset
+    from .dataset_checks.check_report import CheckReport
     from .draw import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
     from .formats.convert import convert_annotations
@@ -178,7 +179,8 @@ _NAMES = {
     "annotations.merge": ("merge_datasets",),
     "annotations.problems": ("DataError", "DataWarning"),
     "annotations.split": ("split_dataset",),
-    "dataset_checks.check_dataset": ("check_dataset", "CheckReport"),
+    "dataset_checks.check_dataset": ("check_dataset",),
+    "dataset_checks.check_report": ("CheckReport",),
     "formats.convert": ("convert_annotations",),
     "formats.load_dataset": ("load_dataset",),
     "weights.download": ("DownloadError",),

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..config import Category
 from ..images.read import ImageError, read_header
+from ..runtime.progress import track
 from .annotation import ProblemReporter, read_annotation
 from .crossings import self_crossing
 
@@ -187,11 +188,9 @@ def _check_image_files(
     images: Sequence[Any], broken: set[int | None], folder: Path, deep_images: set[int]
 ) -> list[Problem]:
     """Opens the header of every image and compares its size with the annotated one."""
-    from rich.progress import track
-
     problems: list[Problem] = []
     for index, image in track(
-        list(enumerate(images)), "checking images", transient=True, disable=len(images) < 2000
+        list(enumerate(images)), "checking images", show=None if len(images) >= 2000 else False
     ):
         if index in broken:
             continue
@@ -254,11 +253,11 @@ class _AnnotationSearch:
         """Annotation index and points of each polygon not yet searched for crossings."""
 
     def run(self) -> None:
-        from rich.progress import track
-
         starts = range(0, len(self.annotations), _CHUNK)
         for start in track(
-            starts, "checking annotations", transient=True, disable=len(self.annotations) < 50_000
+            starts,
+            "checking annotations",
+            show=None if len(self.annotations) >= 50_000 else False,
         ):
             for index in range(start, min(start + _CHUNK, len(self.annotations))):
                 self._check_annotation(index)

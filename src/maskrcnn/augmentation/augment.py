@@ -21,10 +21,10 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from ..config import AugmentConfig, InputConfig
+from ..images.read import LUMA
 from ..preprocess import input_size
 from . import geometry
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's gray
 _OBJECT_CROPS = 0.8  # probability
 
 

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..images.read import LUMA
 from ..ops.device import no_autocast
 from ..structures import Batch
-from .augment import LUMA, color_matrix
+from .augment import color_matrix
 
 # Probabilities.
 _COLOR = 0.8

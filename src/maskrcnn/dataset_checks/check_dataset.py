@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
-from ..annotations.problems import DataWarning, Problem, describe, listed
-from ..config import Category, ModelConfig
+from ..annotations.problems import DataWarning, Problem
+from ..config import Category
 from ..formats.reading import MissingSplit
 from ..presets import maskrcnn_r18_small
+from .check_report import CheckReport
 from .decode_images import (
     decode,
     find_duplicates,
@@ -31,67 +31,6 @@ from .left_right import find_swapped
 from .whole_dataset import ObjectTable, find_box_format, find_problems, object_table
 
 DataSource = str | Path | Mapping[str, Any] | CocoDataset
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """The result of `check_dataset`; `str(report)` is the text that the command prints."""
-
-    data: CocoDataset
-    """The usable part of the data set."""
-    problems: tuple[Problem, ...]
-    """All problems, errors first. An error makes something unusable or degrades the result; the
-    others are warnings."""
-    objects: ObjectTable = field(repr=False)
-    """The usable annotations as arrays."""
-    model: ModelConfig = field(repr=False)
-    """The model that object sizes and counts were compared with: its anchors, its number of
-    detections."""
-    validation: CheckReport | None = None
-    """The report on the validation set, if there is one."""
-    fixed: FixedDataset | None = None
-    """What was fixed, if `fix` was given."""
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """The problems that are errors, including those of the validation set."""
-        validation = self.validation.problems if self.validation else ()
-        return tuple(p for p in (*self.problems, *validation) if p.is_error)
-
-    @property
-    def counts(self) -> str:
-        """Numbers of images, annotations, categories and problems, in one line."""
-        num_categories = len(self.data.categories)
-        errors = sum(p.is_error for p in self.problems)
-        warned = len(self.problems) - errors
-        return (
-            f"{self.data.name}: {len(self.data.raw['images']):,} images, "
-            f"{len(self.data.raw['annotations']):,} annotations, "
-            f"{num_categories} categor{'y' if num_categories == 1 else 'ies'}; "
-            f"{errors:,} error{'s' * (errors != 1)}, {warned:,} warning{'s' * (warned != 1)}"
-        )
-
-    def describe(self, most: int | None = 20) -> str:
-        """The whole report as text, grouped by kind of problem.
-
-        Args:
-            most: how many problems of each kind to list; None lists all.
-        """
-        lines = [self.counts]
-        for title, is_error in (("errors", True), ("warnings", False)):
-            problems = [p for p in self.problems if p.is_error == is_error]
-            if problems:
-                lines += [f" {title}", *listed(problems, most)]
-        if self.fixed is not None:
-            lines.append(describe("fixed", self.fixed.changes, "change", most))
-            errors = [p for p in self.fixed.remaining if p.is_error]
-            lines.append(describe("to fix by hand", errors, "error", most))
-        if self.validation is not None:
-            lines.append(self.validation.describe(most))
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.describe()
 
 
 def check_dataset(

@@ -21,7 +21,7 @@ from .samples import close_up, drawn_image, raw_box
 from .whole_dataset import LARGEST, SMALLEST, ObjectTable
 
 if TYPE_CHECKING:
-    from .check_dataset import CheckReport
+    from .check_report import CheckReport
 
 _LISTED = 200  # problems of each kind
 _CLOSE_UPS = 4  # of each kind

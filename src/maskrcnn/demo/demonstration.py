@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from ..annotations.coco_dataset import CocoDataset
 from ..config import AugmentConfig, ModelConfig, TrainConfig
@@ -25,6 +24,7 @@ from ..model.maskrcnn import MaskRCNN
 from ..model.optimize import computes_bfloat16
 from ..prediction.predictor import predict
 from ..presets import maskrcnn_r18_small
+from ..runtime.progress import track
 from ..synthetic.scenes import write_scenes
 from ..synthetic.shapes import CATEGORIES
 from ..training.fit import train
@@ -183,7 +183,7 @@ def _clear(out: Path) -> None:
 
 def _draw(folder: Path, count: int, seed: int) -> CocoDataset:
     def bar(numbers: Iterable[int]) -> Iterable[int]:
-        return track(numbers, description=f"     {folder.name}", total=count)
+        return track(numbers, f"     drawing {folder.name}", total=count)
 
     return CocoDataset(write_scenes(folder, count, seed, progress=bar), folder / "images")
 
@@ -193,7 +193,7 @@ def _predict(model: MaskRCNN, data: CocoDataset) -> list[Instances]:
     records = [data[i] for i in range(len(data))]
     paths = [record.path for record in records]
     predictions = predict(model, paths, min_score=model.config.box.score_threshold)
-    predictions = track(predictions, description="     predicting", total=len(records))
+    predictions = track(predictions, "     predicting", total=len(records))
     return [
         replace(instances, image_id=record.image_id)
         for instances, record in zip(predictions, records, strict=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import track
-
 from ..annotations.coco_types import CocoResult
 from ..config import Category
 from ..prediction.predictor import ImageSource, Predictor
+from ..runtime.progress import track
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
@@ -47,9 +46,7 @@ def coco_results(
     stream = predictor.stream(sources, batch_size)
 
     results: list[CocoResult] = []
-    for instances in track(
-        stream, "Evaluating", total=len(data), disable=not progress, transient=True
-    ):
+    for instances in track(stream, "evaluating", total=len(data), show=None if progress else False):
         for entry, label in zip(instances.to_coco(), instances.labels.tolist(), strict=True):
             match = matches[label]
             if match is None:

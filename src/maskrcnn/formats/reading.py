@@ -24,6 +24,7 @@ from ..annotations.contours import Polygon, fill, union
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
 from ..images.read import ImageError, image_size
+from ..runtime.progress import track
 
 BoxXYXY = tuple[float, float, float, float]
 _SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -314,6 +315,4 @@ def relative(path: Path, folder: Path) -> str:
 
 def tracked(items: Sequence[Any], description: str) -> Iterable[Any]:
     """The same items, with a progress bar if there are many."""
-    from rich.progress import track
-
-    return track(items, description, transient=True, disable=len(items) < 500)
+    return track(items, description, show=None if len(items) >= 500 else False)

@@ -21,6 +21,7 @@ import numpy as np
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, join, simplify, trace, union
+from ..runtime.progress import track
 from .reading import Annotated, BoxXYXY, relative
 
 ImageFiles = Literal["copy", "link", "reference"]
@@ -76,14 +77,12 @@ class ConversionTarget:
 
     def each(self) -> Iterator[tuple[CocoImage, list[CocoAnnotation]]]:
         """Each image with its annotations, with a progress bar."""
-        from rich.progress import track
-
         return iter(
             track(
                 by_image(self.annotated.content),
                 f"writing {self.split or self.format}",
                 total=len(self.annotated.content["images"]),
-                disable=not self.progress,
+                show=None if self.progress else False,
             )
         )
 

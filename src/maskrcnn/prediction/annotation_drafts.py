@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..annotations import rle
+from ..annotations.categories import category_to_coco
 from ..annotations.coco_types import CocoResult
-from ..config import Category
 from ..draw import KEYPOINT_SCORE
 from ..formats.convert import check_new, write_all
 from ..formats.reading import Annotated
@@ -59,7 +59,7 @@ class AnnotationDrafts:
                 "width": width,
             }
         )
-        self._content["categories"] = [_coco_category(c) for c in instances.categories]
+        self._content["categories"] = [category_to_coco(c) for c in instances.categories]
         for result in results:
             number = len(self._content["annotations"]) + 1
             self._content["annotations"].append({"id": number, **_annotation(result)})
@@ -77,16 +77,6 @@ class AnnotationDrafts:
             {"": annotated}, self.path, self.format, simplify=self.simplify, progress=progress
         )
         return str(losses)
-
-
-def _coco_category(category: Category) -> dict[str, Any]:
-    return {
-        "id": category.id,
-        "name": category.name,
-        "keypoints": list(category.keypoints),
-        "skeleton": [[a + 1, b + 1] for a, b in category.skeleton],
-        "flip": list(category.flip),
-    }
 
 
 def _annotation(result: CocoResult) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from ..annotations.annotation import mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
+from ..images.read import LUMA
 
 _READ = 5_000  # images whose annotations are read, spread evenly over the data set
 _DECODED = 48  # images that are decoded, for color and light
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 # Mean difference of the channels, in gray levels. Below it an image is gray, perhaps with the noise
 # of a camera or of JPEG.
 _COLORED = 4.0
@@ -131,7 +131,7 @@ def _color_and_light(data: CocoDataset) -> tuple[bool, bool, float]:
     for i in _spread(len(data), _DECODED):
         image = data.image(i, data.intensity_range())[::2, ::2].astype(np.float32)
         difference.append(np.ptp(image, axis=2).mean())
-        gray = image @ _LUMA
+        gray = image @ np.array(LUMA)
         middle = (image.shape[0] + 1) // 2
         light.append((gray[:middle].mean() - gray[-middle:].mean()) / (gray.std() + 1))
         mean.append(gray.mean())

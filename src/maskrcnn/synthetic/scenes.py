@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageDraw
 
 from ..annotations import rle
-from ..annotations.coco_types import CocoCategory, CocoImage
-from ..config import Category
+from ..annotations.categories import category_to_coco
+from ..annotations.coco_types import CocoImage
 from .shapes import CATEGORIES, SHAPES, Points, Shape, random_color
 
 FINE = 2  # canvas pixels per image pixel and axis: enough for smooth edges
@@ -127,20 +128,11 @@ def write_scenes(
     content = {
         "images": images,
         "annotations": annotations,
-        "categories": [_coco_category(c) for c in CATEGORIES],
+        "categories": [category_to_coco(replace(c, sigmas=c.oks_sigmas)) for c in CATEGORIES],
     }
     path = folder / "annotations.json"
     path.write_text(json.dumps(content))
     return path
-
-
-def _coco_category(category: Category) -> CocoCategory:
-    entry: CocoCategory = {"id": category.id, "name": category.name}
-    if category.keypoints:
-        entry["keypoints"] = list(category.keypoints)
-        entry["skeleton"] = [[a + 1, b + 1] for a, b in category.skeleton]  # COCO counts from 1
-        entry["sigmas"] = list(category.oks_sigmas)
-    return entry
 
 
 def _annotation(
