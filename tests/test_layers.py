@@ -75,6 +75,49 @@ def test_no_part_may_import_another_of_its_own_row():
     assert not allowed("augmentation", "model")
 
 
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a file imports, at its top or inside a function."""
+    package = ("maskrcnn", *path.relative_to(PACKAGE).parts[:-1])
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            names = [
+                ".".join(filter(None, base)),
+                *(f"{'.'.join(base)}.{a.name}" for a in node.names),
+            ]
+            modules |= {name for name in names if name in MODULES}
+    return modules
+
+
+MODULES = {
+    ".".join(("maskrcnn", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Modules from which a chain of imports leads back to them."""
+    remaining = {module: set(imports) for module, imports in graph.items()}
+    while leaves := [module for module, imports in remaining.items() if not imports]:
+        for leaf in leaves:
+            del remaining[leaf]
+        for imports in remaining.values():
+            imports.difference_update(leaves)
+    return sorted(remaining)
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    graph = {module: imports_of(path) & set(MODULES) for module, path in MODULES.items()}
+    assert sum(map(len, graph.values())) > 300
+    assert not circles(graph)
+
+
+def test_a_circle_would_be_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
 def test_a_relative_import_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model").mkdir()
     source = tmp_path / "model" / "net.py"
