@@ -477,7 +477,9 @@ def test_categories_are_matched_by_name_and_keypoints_too() -> None:
         match="no category in common: the model detects stone, fly, the data annotates moss",
     ):
         match_categories(CATEGORIES, theirs[1:])
-    with pytest.raises(ValueError, match='"fly": expected 2 keypoints, as the model predicts, got 3'):
+    with pytest.raises(
+        ValueError, match='"fly": expected 2 keypoints, as the model predicts, got 3'
+    ):
         match_categories(CATEGORIES, (Category("fly", 1, keypoints=("a", "b", "c")),))
 
 
