@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import box_iou
 
 import maskrcnn as mr
-from maskrcnn.model.optimize import computes_bfloat16
+from maskrcnn.kernels.precision import computes_bfloat16
 
 from .limits import Rates, rates
 from .models import as_theirs, ours_of, random_image, torchvision_model

@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.models import detection
 
 import maskrcnn as mr
-from maskrcnn.model.optimize import computes_bfloat16
+from maskrcnn.kernels.precision import computes_bfloat16
 
 from .charts import save_charts
 from .models import as_theirs, ours_of, random_image, torchvision_model, with_detections

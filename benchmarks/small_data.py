@@ -291,7 +291,7 @@ def ours(data: Any, seed: int, settings: Mapping[str, Any]) -> tuple[Any, Any]:
 def precision() -> str:
     import torch
 
-    from maskrcnn.model.optimize import computes_bfloat16
+    from maskrcnn.kernels.precision import computes_bfloat16
 
     return "bfloat16" if computes_bfloat16(torch.device("cpu")) else "float32"
 

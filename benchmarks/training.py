@@ -35,7 +35,7 @@ import maskrcnn as mr
 from maskrcnn.annotations import rle
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
-from maskrcnn.model.optimize import computes_bfloat16
+from maskrcnn.kernels.precision import computes_bfloat16
 from maskrcnn.runtime.keep_memory import keep_memory
 from maskrcnn.synthetic.scenes import draw_scene
 from maskrcnn.synthetic.shapes import CATEGORIES

@@ -46,7 +46,7 @@ def test_predict_computes_in_the_given_precision_and_reports_the_cost_of_bfloat1
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    for module in ("model.optimize", "prediction.predictor"):
+    for module in ("kernels.precision", "prediction.optimize", "prediction.predictor"):
         monkeypatch.setattr(f"maskrcnn.{module}.computes_bfloat16", lambda device: has_bfloat16)
     model = mr.save(
         mr.MaskRCNN.from_config(mr.maskrcnn_r18_small()), tmp_path / "model.safetensors"

@@ -16,10 +16,10 @@ from maskrcnn.kernels import onednn
 from maskrcnn.kernels.roi_align_kernels import bag_of_pixels
 from maskrcnn.model import maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.model.optimize import optimize_for_inference
 from maskrcnn.model.roi_align import RoIPooler
 from maskrcnn.ops import device, nms
 from maskrcnn.ops.pyramid import Pyramid
+from maskrcnn.prediction.optimize import optimize_for_inference
 from maskrcnn.structures import Batch, Detections, Proposals
 
 # Operations that make the host wait for a GPU, because a value or a shape depends on a result. `lift_fresh`: a copy from host memory.

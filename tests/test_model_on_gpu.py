@@ -132,7 +132,7 @@ def test_detections_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) ->
 def test_the_reference_model_stays_on_the_gpu(gpu: list[Tensor]) -> None:
     model, batch, _ = build(mr.maskrcnn_r18_small(3))
     with torch.inference_mode():
-        detections = mr.model.optimize.reference(model)(batch)
+        detections = mr.prediction.optimize.reference(model)(batch)
     assert devices(vars(detections).values()) == {"cuda"}
 
 

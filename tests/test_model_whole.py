@@ -13,7 +13,7 @@ from torch import nn
 from maskrcnn import presets
 from maskrcnn.config import Category, ModelConfig, NeckConfig, RPNConfig
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.model.optimize import optimize_for_inference, reference
+from maskrcnn.prediction.optimize import optimize_for_inference, reference
 from maskrcnn.preprocess import input_size
 from maskrcnn.structures import Batch, Detections, Truth
 

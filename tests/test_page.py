@@ -39,6 +39,17 @@ def test_conditional_expressions_are_not_chained() -> None:
     assert not chained
 
 
+def test_the_way_of_an_image_is_short() -> None:
+    """Model, structures and preprocessing, without kernels: under 2,000 non-blank lines."""
+    files = [
+        *(SOURCE / "model").rglob("*.py"),
+        SOURCE / "structures.py",
+        SOURCE / "preprocess.py",
+    ]
+    lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert sum(bool(line.strip()) for line in lines) < 2_000
+
+
 def test_the_shares_count_what_they_should(tmp_path: Path) -> None:
     body = "\n".join("    x = 1" for _ in range(15))
     (tmp_path / "a.py").write_text(f"def f():\n{body}\na, b = 1, 2\n# {'x' * 100}\n")

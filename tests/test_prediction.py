@@ -23,8 +23,8 @@ from maskrcnn.images.image_files import image_files
 from maskrcnn.images.read import ImageError, image_size
 from maskrcnn.instances import Instances
 from maskrcnn.model.maskrcnn import MaskRCNN
-from maskrcnn.model.optimize import optimize_for_inference
 from maskrcnn.prediction import predictor as predictor_module
+from maskrcnn.prediction.optimize import optimize_for_inference
 from maskrcnn.prediction.predict_files import predict_files
 from maskrcnn.prediction.predictor import ImageSource, Predictor, predict, to_instances
 from maskrcnn.structures import Batch, Detections

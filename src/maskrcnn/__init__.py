@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .images.read import ImageError
     from .instances import Instances
     from .model.maskrcnn import MaskRCNN
-    from .model.optimize import optimize_for_inference
+    from .prediction.optimize import optimize_for_inference
     from .prediction.predict_files import predict_files
     from .prediction.predictor import Predictor, predict
     from .presets import (
@@ -173,7 +173,7 @@ _NAMES = {
     "images.image_files": ("image_files",),
     "images.read": ("ImageError",),
     "model.maskrcnn": ("MaskRCNN",),
-    "model.optimize": ("optimize_for_inference",),
+    "prediction.optimize": ("optimize_for_inference",),
     "annotations.annotation": ("Annotation",),
     "annotations.coco_dataset": ("CocoDataset", "Record"),
     "annotations.merge": ("merge_datasets",),

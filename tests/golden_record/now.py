@@ -48,8 +48,8 @@ from maskrcnn.config import (
 )
 from maskrcnn.draw import draw_instances
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.model.optimize import optimize_for_inference, reference
 from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
+from maskrcnn.prediction.optimize import optimize_for_inference, reference
 from maskrcnn.presets import (
     maskrcnn_r18_small,
     maskrcnn_r50_c4,

@@ -97,7 +97,7 @@ def _report_precision(network: MaskRCNN) -> None:
     """Prints the cost of bfloat16, if it is used."""
     import torch
 
-    from ..model.optimize import computes_bfloat16
+    from ..kernels.precision import computes_bfloat16
 
     weight = next(network.parameters())
     if weight.dtype != torch.bfloat16:

@@ -20,8 +20,8 @@ from ..annotations.coco_dataset import CocoDataset
 from ..config import AugmentConfig, ModelConfig, TrainConfig
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..instances import Instances
+from ..kernels.precision import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
-from ..model.optimize import computes_bfloat16
 from ..prediction.predictor import predict
 from ..presets import maskrcnn_r18_small
 from ..runtime.progress import track

@@ -25,10 +25,11 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..images.read import ImageError, read_image
 from ..instances import Instances
+from ..kernels.precision import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
-from ..model.optimize import computes_bfloat16, optimize_for_inference, reference
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
+from .optimize import optimize_for_inference, reference
 from .tta import parse_tta, predict_views
 
 ImageInput = str | Path | np.ndarray | Image.Image

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..config import ModelConfig, TrainConfig
-from ..model.optimize import computes_bfloat16
+from ..kernels.precision import computes_bfloat16
 from ..preprocess import input_size
 from ..settings import override_config
 from ..weights.pretrained import Kind

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .layers import ConvNorm, FrozenBatchNorm2d
-from .maskrcnn import MaskRCNN
-from .resnet import BasicBlock, Bottleneck, ResNet
-from .roi_align import RoIPooler
+from ..kernels.precision import computes_bfloat16
+from ..model.layers import ConvNorm, FrozenBatchNorm2d
+from ..model.maskrcnn import MaskRCNN
+from ..model.resnet import BasicBlock, Bottleneck, ResNet
+from ..model.roi_align import RoIPooler
 
 
 def optimize_for_inference(
@@ -77,15 +78,6 @@ def optimize_for_inference(
     model.optimized = True
     model.layout = torch.channels_last
     return model
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware supports bfloat16 natively (AVX512-BF16, AMX, Ampere or later)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
 
 
 def reference(model: MaskRCNN) -> MaskRCNN:
