@@ -171,7 +171,8 @@ class Instances:
                 "add it: dataclasses.replace(instances, source=image)"
             )
         if isinstance(self.source, Path):
-            return read_image(self.source, self.intensity_range)
+            # the file was read before, perhaps with a higher limit
+            return read_image(self.source, self.intensity_range, self.size[0] * self.size[1])
         return self.source
 
     def masks(self) -> Masks:
