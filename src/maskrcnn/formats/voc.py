@@ -25,7 +25,7 @@ from PIL import Image
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
 from ..annotations.rle import decode
-from ..images.image_files import IMAGE_SUFFIXES
+from ..images.image_files import image_suffixes
 from .annotation_source import AnnotationSource, read_xml
 from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors
@@ -138,7 +138,7 @@ def _names(source: AnnotationSource, folder: Path, split: str) -> list[str]:
         lines = [line.strip() for line in _lines(_sets(source)[split])]
         return [
             Path(line).with_suffix("").as_posix()
-            if Path(line).suffix.lower() in IMAGE_SUFFIXES
+            if Path(line).suffix.lower() in image_suffixes()
             else line
             for line in lines
         ]
@@ -167,7 +167,7 @@ def _image_folder(root: Path, names: Sequence[str]) -> Path:
             return folder
 
     candidates = [*own, root, root.parent / "JPEGImages", root.parent / "images"]
-    files = [f"{name}{suffix}" for name in names[:20] for suffix in IMAGE_SUFFIXES]
+    files = [f"{name}{suffix}" for name in names[:20] for suffix in image_suffixes()]
     for folder in candidates:
         if any((folder / file).is_file() for file in files):
             return folder
@@ -177,7 +177,7 @@ def _image_folder(root: Path, names: Sequence[str]) -> Path:
 def _file_name(folder: Path, name: str, given: str | None) -> str:
     """The image of an annotation: the one that it names, or the one of the same name."""
     candidates = [str(Path(name).parent / given)] if given else []
-    candidates += [f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
+    candidates += [f"{name}{suffix}" for suffix in sorted(image_suffixes())]
     existing = (candidate for candidate in candidates if (folder / candidate).is_file())
     return next(existing, given or f"{name}.jpg")
 

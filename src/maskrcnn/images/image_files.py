@@ -132,7 +132,7 @@ def matching_images(pattern: str) -> ImageListing:
     images: set[Path] = set()
     left_out: set[Path] = set()
 
-    for path in map(Path, glob.iglob(pattern, recursive=True)):
+    for path in map(Path, glob.iglob(_with_literal_folders(pattern), recursive=True)):
         if path.is_dir():
             inside = list_images(path)
             images.update(inside.images)
@@ -145,6 +145,16 @@ def matching_images(pattern: str) -> ImageListing:
     listing.images.extend(sorted(images))
     listing.left_out.extend(sorted(left_out - images))
     return listing
+
+
+def _with_literal_folders(pattern: str) -> str:
+    """A pattern in which leading folders that exist, such as `photos[1]`, stand for themselves."""
+    parts = Path(pattern).parts
+    count = 0
+    while count < len(parts) - 1 and Path(*parts[: count + 1]).is_dir():
+        count += 1
+    literal = glob.escape(str(Path(*parts[:count]))) if count else ""
+    return os.path.join(literal, *parts[count:])
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:
