@@ -218,8 +218,8 @@ def test_wrong_arguments_are_errors_that_name_the_fix(model: MaskRCNN, tmp_path:
         predict(model, make_image(48, 64), exact=True, dtype="bfloat16")
     with pytest.raises(ImageError, match="file not found"):
         predict(model, tmp_path / "absent.png")
-    with pytest.raises(TypeError, match="permute"):
-        predict(model, torch.zeros(3, 32, 32))  # ty: ignore[invalid-argument-type]
+    with pytest.raises(ImageError, match="permute"):
+        predict(model, torch.zeros(32, 32, 3))
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
         list(predict(model, [make_image(48, 64)], batch_size=0))
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Category
+from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, read_header
 from ..runtime.progress import track
 from .annotation import ProblemReporter, read_annotation
@@ -200,12 +201,20 @@ def _check_image_files(
             header = read_header(folder / image["file_name"])
         except ImageError as error:
             suggestion = "is images= the right folder? If so, restore the file"
+            if isinstance(error, TooManyPixelsError):
+                suggestion = RAISE_THE_LIMIT
             problems.append(
                 Problem("unreadable image", where, str(error), suggestion, True, image=index)
             )
             continue
         if header.deep:
             deep_images.add(index)
+        if header.frames > 1:
+            detail = f"{header.frames} frames" if header.frames > 2 else "several frames"
+            suggestion = "the first is used; save the others as images to use them too"
+            problems.append(
+                Problem("image with several frames", where, detail, suggestion, False, image=index)
+            )
 
         annotated_size = (image["height"], image["width"])
         if header.size != annotated_size:

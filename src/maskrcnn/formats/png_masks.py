@@ -23,7 +23,7 @@ from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
 from .format import Format
 from .id_maps import black_and_white, objects_of, paint, png, read_ids, read_mask
-from .reading import Annotated, AnnotatedObject, DatasetBuilder, relative, tracked
+from .reading import Annotated, AnnotatedObject, DatasetBuilder, relative, report_left_out, tracked
 from .writing import (
     ConversionTarget,
     Unrepresentable,
@@ -63,6 +63,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     unlisted: list[str] = []
     pairs = list(_pairs(source, images))
     _report_unpaired(source, images, pairs, builder)
+    report_left_out(builder, [image_path for image_path, _ in pairs])
 
     for image_path, masks in tracked(pairs, "reading masks"):
         image_id = builder.image(relative(image_path, root))

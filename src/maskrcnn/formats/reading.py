@@ -23,6 +23,8 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoCont
 from ..annotations.contours import Polygon, fill, union
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
+from ..images.image_files import describe_left_out, list_images
+from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, image_size
 from ..runtime.progress import track
 
@@ -185,6 +187,8 @@ class DatasetBuilder:
                 size = image_size((self.folder or Path()) / file_name)
             except ImageError as error:
                 suggestion = "check that images= (--images) is the right folder, or restore it"
+                if isinstance(error, TooManyPixelsError):
+                    suggestion = RAISE_THE_LIMIT
                 self.problem("unreadable image", where or file_name, str(error), suggestion)
                 return None
 
@@ -301,6 +305,21 @@ def image_folder(
         return Path(images)
     folders = list(candidates)
     return folder_with(names, folders) or (folders[0] if folders[0].is_dir() else None)
+
+
+def report_left_out(builder: DatasetBuilder, images: Iterable[Path]) -> None:
+    """Warns about files in the folders of these images that are not read, for their ending."""
+    folders = sorted({image.parent for image in images})
+    listings = [list_images(folder, deep=False) for folder in folders if folder.is_dir()]
+    left_out = [path for listing in listings for path in listing.unexpected()]
+    if left_out:
+        builder.problem(
+            "files that are not images",
+            ", ".join(folder.name for folder in sorted({path.parent for path in left_out})),
+            describe_left_out(left_out),
+            "they are not used",
+            False,
+        )
 
 
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:

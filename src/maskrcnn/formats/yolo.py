@@ -37,6 +37,7 @@ from .reading import (
     BoxXYXY,
     DatasetBuilder,
     MissingSplit,
+    report_left_out,
     tracked,
 )
 from .writing import (
@@ -88,6 +89,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         keypoints, flip = _keypoints(settings, index, yaml or source.path)
         builder.category(name, keypoints, flip=flip)
     _report_unlabeled(image_paths, builder)
+    report_left_out(builder, image_paths or [root / "images" / "any"])
 
     dimensions = int(settings["kpt_shape"][1]) if settings.get("kpt_shape") else 0
     lines = _Lines(builder, names, dimensions)

@@ -132,7 +132,10 @@ def matching_images(pattern: str) -> ImageListing:
     images: set[Path] = set()
     left_out: set[Path] = set()
 
-    for path in map(Path, glob.iglob(_with_literal_folders(pattern), recursive=True)):
+    folder = pattern_folder(pattern)
+    below = Path(pattern).parts[len(folder.parts) :]
+    full = os.path.join(glob.escape(str(folder)) if folder.parts else "", *below)
+    for path in map(Path, glob.iglob(full, recursive=True)):
         if path.is_dir():
             inside = list_images(path)
             images.update(inside.images)
@@ -147,14 +150,17 @@ def matching_images(pattern: str) -> ImageListing:
     return listing
 
 
-def _with_literal_folders(pattern: str) -> str:
-    """A pattern in which leading folders that exist, such as `photos[1]`, stand for themselves."""
-    parts = Path(pattern).parts
-    count = 0
-    while count < len(parts) - 1 and Path(*parts[: count + 1]).is_dir():
-        count += 1
-    literal = glob.escape(str(Path(*parts[:count]))) if count else ""
-    return os.path.join(literal, *parts[count:])
+def pattern_folder(pattern: str) -> Path:
+    """Returns the folder in which a pattern begins: all leading parts that exist as folders.
+
+    They stand for themselves, also where their names look like wildcards (`photos[1]`).
+    """
+    folder = Path()
+    for part in Path(pattern).parts[:-1]:
+        if not (folder / part).is_dir():
+            break
+        folder /= part
+    return folder
 
 
 def describe_left_out(paths: Sequence[Path]) -> str:
@@ -168,7 +174,7 @@ def describe_left_out(paths: Sequence[Path]) -> str:
 
     plural = "s" if len(paths) != 1 else ""
     advice = "; save them as JPEG, PNG or TIFF" if set(counts) & _CONVERTIBLE else ""
-    return f"left out {len(paths)} file{plural} that cannot be images: {', '.join(parts)}{advice}"
+    return f"left out {len(paths)} file{plural} not read as images: {', '.join(parts)}{advice}"
 
 
 _CONVERTIBLE = frozenset({".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".svg"})

@@ -28,12 +28,18 @@ MAX_PIXELS = 500_000_000
 Decoding takes up to 8 bytes per pixel.
 """
 MAX_PIXELS_VARIABLE = "MASKRCNN_MAX_PIXELS"
+RAISE_THE_LIMIT = f"if you trust the file, set {MAX_PIXELS_VARIABLE} to its number of pixels"
+"""What to do about a `TooManyPixelsError`."""
 MAX_BYTES = 256 << 20
 """Largest number of bytes read from a URL, a pipe, or a file object that cannot seek."""
 
 
 class ImageError(ValueError):
     """An image cannot be read; the message names the image and the reason."""
+
+
+class TooManyPixelsError(ImageError):
+    """An image has more pixels than the limit."""
 
 
 @runtime_checkable
@@ -68,11 +74,11 @@ def check_size(size: tuple[int, int], limit: int) -> None:
     """Checks (width, height) against the pixel limit.
 
     Raises:
-        ImageError: the image has more pixels.
+        TooManyPixelsError: the image has more pixels.
     """
     width, height = size
     if width * height > limit:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{width:,} x {height:,} pixels are more than the limit of {limit:,}. "
             f"If you trust the file, raise the limit: "
             f"max_pixels={width * height}, --max-pixels or {MAX_PIXELS_VARIABLE}"
@@ -80,12 +86,11 @@ def check_size(size: tuple[int, int], limit: int) -> None:
 
 
 @contextmanager
-def image_file(source: str | Path | bytes | BinaryFile) -> Generator[IO[bytes]]:
+def image_file(source: str | Path | bytes | BinaryFile, name: str) -> Generator[IO[bytes]]:
     """Yields a seekable binary file; every failure in the block becomes an `ImageError`.
 
-    The error names the file. Pipes, and file objects that cannot seek, are read into memory.
+    The error begins with the name. Pipes, and file objects that cannot seek, are read into memory.
     """
-    name = source_name(source)
     try:
         if isinstance(source, str | Path):
             with _opened(Path(source)) as file:
@@ -95,11 +100,11 @@ def image_file(source: str | Path | bytes | BinaryFile) -> Generator[IO[bytes]]:
         else:
             yield _seekable(source)
     except ImageError as error:
-        text = str(error)
-        raise (error if text.startswith(name) else ImageError(f"{name}: {text}")) from None
+        named = str(error).startswith(name)
+        raise (error if named else type(error)(f"{name}: {error}")) from None
     except FileNotFoundError:
-        link = "broken link to " + str(os.readlink(name)) if os.path.islink(name) else ""
-        raise ImageError(f"{name}: {link or 'file not found'}") from None
+        reason = f"broken link to {os.readlink(name)}" if os.path.islink(name) else "file not found"
+        raise ImageError(f"{name}: {reason}") from None
     except PermissionError:
         raise ImageError(f"{name}: no permission to read this file") from None
     except MemoryError:
@@ -121,14 +126,18 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
     """
     file.seek(0)
     start = file.read(BYTES)
+    if not start:
+        raise ImageError("cannot be read as an image: the file is empty")
 
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for name in Image.ID:
-            if name in NOT_IMAGES or not _accepts(name, start):
+            if name in NOT_IMAGES:
                 continue
             file.seek(0)
             try:
+                if not _accepts(name, start):
+                    continue
                 # without a name, Pillow does not map the file, which may shrink while it is read
                 image = Image.OPEN[name][0](file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
@@ -136,8 +145,6 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
             check_size(image.size, limit)
             return image
 
-    if not start:
-        raise ImageError("cannot be read as an image: the file is empty")
     kind = kind_of(start)
     reason = f"it is {kind}" if kind else "unknown format; convert it to PNG, JPEG or TIFF"
     raise ImageError(f"cannot be read as an image: {reason}")

@@ -210,7 +210,7 @@ class _Content:
 def _opened(source: ImageFileInput, limit: int) -> Generator[_Content]:
     """Opens a file; every failure in the block becomes an `ImageError` that names it."""
     given = download(source) if isinstance(source, str) and is_url(source) else source
-    with image_file(given) as file:
+    with image_file(given, source_name(source)) as file:
         tiff = read_tiff(file)
         if tiff and (tiff.channels or tiff.first.is_beyond_pillow):
             check_size(tiff.first.size[::-1], limit)

@@ -16,7 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..images.image_files import ImageListing, is_pattern, list_images, matching_images, no_images
+from ..images.image_files import (
+    ImageListing,
+    is_pattern,
+    list_images,
+    matching_images,
+    no_images,
+    pattern_folder,
+)
 from ..images.open_image import ImageError, read_bounded
 from ..images.remote import is_url, url_name
 
@@ -99,7 +106,7 @@ def _listed(given: str | Path, out: Path) -> tuple[ImageListing, Path | None]:
     path = Path(given)
     if is_pattern(path):
         listing = matching_images(str(given))
-        base = _fixed_part(str(given))
+        base = pattern_folder(str(given))
         if not listing.images and not listing.left_out:
             raise FileNotFoundError(f"{given}: nothing matches this pattern")
     elif path.is_dir():
@@ -117,13 +124,6 @@ def _listed(given: str | Path, out: Path) -> tuple[ImageListing, Path | None]:
         left_out = [file for file in listing.left_out if not _inside(file, out)]
         listing = ImageListing(images, left_out)
     return listing, base
-
-
-def _fixed_part(pattern: str) -> Path:
-    """The folder of a pattern before its first wildcard."""
-    parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-    return Path(*parts[:fixed])
 
 
 def _inside(path: Path, folder: Path) -> bool:
