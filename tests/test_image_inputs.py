@@ -26,6 +26,7 @@ from PIL import Image
 import maskrcnn as mr
 from maskrcnn.cli import run
 from maskrcnn.config import Category
+from maskrcnn.formats.id_maps import read_ids
 from maskrcnn.images import remote
 from maskrcnn.images.image_files import ImageWarning, image_files, image_suffixes, list_images
 from maskrcnn.images.open_image import MAX_PIXELS, ImageError
@@ -294,6 +295,15 @@ def test_channels_first_and_batches_are_errors_that_say_what_to_pass():
         read_image(np.zeros((3, 8, 9), np.uint8))
     with pytest.raises(ImageError, match=r"pass list\(array\)"):
         read_image(np.zeros((2, 8, 9, 3), np.uint8))
+
+
+def test_label_maps_in_tiff_keep_their_ids(twelve_bits, tmp_path):
+    ids = twelve_bits[:, :, 0]
+    (tmp_path / "a.tif").write_bytes(tiff([ids], compression=8, order=">"))
+    assert (read_ids(tmp_path / "a.tif") == ids).all()
+    (tmp_path / "b.tif").write_bytes(tiff([(twelve_bits % 256).astype(np.uint8)], planar=True))
+    r, g, b = np.moveaxis(twelve_bits.astype(np.int64) % 256, 2, 0)
+    assert (read_ids(tmp_path / "b.tif") == r + 256 * g + 65536 * b).all()
 
 
 # --- frames ---
@@ -772,6 +782,17 @@ def test_nothing_readable_ends_without_results_in_one_sentence(model, predictor,
     assert "left out 1 file not read as images: 1 .heic" in printed.err.replace("Left", "left")
     assert "overlays" not in printed.out
     assert list(out.iterdir()) == []
+
+
+def test_a_dash_on_the_command_line_is_standard_input(
+    model, predictor, tmp_path, monkeypatch, capsys
+):
+    mr.save(model, tmp_path / "m.safetensors")
+    data = red(tmp_path / "a.png").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    words = ["predict", str(tmp_path / "m.safetensors"), "-", "--out", str(tmp_path / "out")]
+    assert run(words) == 0
+    assert (tmp_path / "out" / "stdin.png").is_file()
 
 
 # --- hostile files ---

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from ..formats.format_name import FormatName
 
@@ -34,7 +36,7 @@ def predict(
     device: str | None = None,
     tta: str | None = None,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
-    intensity_range: tuple[float, float] | None = None,
+    intensity_range: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
     max_pixels: int | None = None,
 ) -> int:
     """Detect objects in images; write overlays and a results.json in COCO's format.
@@ -63,7 +65,7 @@ def predict(
         intensity_range: Values of 16-bit and floating-point images that become black and white,
             such as 0 4095; by default those of the model, else the full range.
         max_pixels: Largest width x height that is decoded. Default: MASKRCNN_MAX_PIXELS, else
-            500000000; decoding takes up to 8 bytes per pixel.
+            500000000. Decoding takes up to 12 bytes per pixel, 32 for 16-bit color.
     """
     from rich.console import Console
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE
+from ..images.open_image import open_image
+from ..images.read import read_stored
 
 Ids = Integer[np.ndarray, "H W"]
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 def read_ids(path: Path) -> Ids:
@@ -29,14 +30,12 @@ def read_ids(path: Path) -> Ids:
     Raises:
         ValueError: the file is not an image, or its values are not whole numbers.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("RGB", "RGBA"):
-                red, green, blue = (np.asarray(image.getchannel(c), dtype=np.int64) for c in "RGB")
-                return red + 256 * green + 65536 * blue
-            values = np.asarray(image.getchannel("L") if image.mode == "LA" else image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path.name}: cannot be read as an image: {error}") from None
+    values = read_stored(path)
+    if values.ndim == 3 and values.shape[2] >= 3:
+        red, green, blue = np.moveaxis(values[:, :, :3].astype(np.int64), 2, 0)
+        return red + 256 * green + 65536 * blue
+    if values.ndim == 3:  # gray and alpha
+        values = values[:, :, 0]
     if values.dtype.kind == "f":
         raise ValueError(
             f"{path.name}: expected whole-number ids, got floating-point values; "
@@ -51,16 +50,13 @@ def read_mask(path: Path) -> RLE | None:
     Raises:
         ValueError: the file is not an image.
     """
-    try:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
-            opaque = _without_alpha(image)
-            box = opaque.getbbox()
-            if box is None:
-                return None
-            values = np.asarray(opaque.crop(box))
-    except _UNREADABLE as error:
-        raise ValueError(f"{path.name}: cannot be read as an image: {error}") from None
+    with open_image(path) as image:
+        size = (image.height, image.width)
+        opaque = _without_alpha(image)
+        box = opaque.getbbox()
+        if box is None:
+            return None
+        values = np.asarray(opaque)[box[1] : box[3], box[0] : box[2]]
     crop = (values.max(axis=2) if values.ndim == 3 else values) > 0
     return coco_rle.encode_crop(crop, box[0], box[1], size)
 

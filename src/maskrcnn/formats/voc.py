@@ -20,12 +20,12 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
-from PIL import Image
 
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
 from ..annotations.rle import decode
 from ..images.image_files import image_suffixes
+from ..images.open_image import open_image
 from .annotation_source import AnnotationSource, read_xml
 from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors
@@ -281,7 +281,7 @@ def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]
         )
         return {}
 
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         mode = opened.mode
     if mode in ("RGB", "RGBA"):
         ids = _palette_indices(ids)
@@ -299,7 +299,7 @@ def _palette_indices(ids: np.ndarray) -> np.ndarray:
 def _class_map(path: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -394,7 +394,7 @@ def _write_labelmap(target: ConversionTarget, categories: Mapping[int, CocoCateg
 
 def _head(image_path: Path, image: CocoImage, segmented: bool) -> Element:
     """An annotation without objects."""
-    with Image.open(image_path) as opened:
+    with open_image(image_path) as opened:
         depth = len(opened.getbands())
     xml = Element("annotation")
     SubElement(xml, "folder").text = "JPEGImages"

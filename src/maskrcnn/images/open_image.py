@@ -25,7 +25,7 @@ from .image_files import NOT_IMAGES
 MAX_PIXELS = 500_000_000
 """Largest width x height that is decoded, unless the caller or MASKRCNN_MAX_PIXELS says otherwise.
 
-Decoding takes up to 8 bytes per pixel.
+Decoding takes up to 12 bytes per pixel with 8 bits per color, and up to 32 with 16.
 """
 MAX_PIXELS_VARIABLE = "MASKRCNN_MAX_PIXELS"
 RAISE_THE_LIMIT = f"if you trust the file, set {MAX_PIXELS_VARIABLE} to its number of pixels"
@@ -116,6 +116,17 @@ def image_file(source: str | Path | bytes | BinaryFile, name: str) -> Generator[
     except Exception as error:
         reason = error or type(error).__name__
         raise ImageError(f"{name}: cannot be read as an image: {reason}") from error
+
+
+@contextmanager
+def open_image(path: str | Path, max_pixels: int | None = None) -> Generator[ImageFile.ImageFile]:
+    """Yields the Pillow image of a file, not decoded yet.
+
+    Raises:
+        ImageError: the file cannot be opened or decoded, or has more pixels than the limit.
+    """
+    with image_file(path, str(path)) as file, open_pillow(file, pixel_limit(max_pixels)) as image:
+        yield image
 
 
 def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:

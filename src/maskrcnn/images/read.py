@@ -44,6 +44,7 @@ _EIGHT_BIT = {"1", "L", "P", "RGB"}
 _SIXTEEN_BIT = {"PNG", "PPM", "JPEG2000"}  # formats whose mode "I" holds 16-bit values
 _NO_FRAMES = {"ICNS", "ICO", "JPEG", "MPO", "PSD"}  # sizes, previews and layers of one image
 _ROWS = 256  # scaled at a time
+_PIXELS_AT_ONCE = 1 << 24  # copied from Pillow at a time
 
 ImageFileInput = str | Path | bytes | BinaryFile
 
@@ -117,6 +118,20 @@ def read_values(
         if at_least is not None and content.image is not None:
             content.image.draft(None, (at_least, at_least))
         return content.values()
+
+
+def read_stored(path: str | Path) -> Shaped[np.ndarray, "H W *C"]:
+    """Reads the values of a label map: not turned, not scaled, and indices where it has a palette.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    with _opened(path, pixel_limit(None)) as content:
+        if content.image is not None:
+            return np.asarray(content.image)
+        assert content.tiff is not None
+        values = read_samples(content.file, content.tiff.first, content.limit)
+        return values[:, :, 0] if values.shape[2] == 1 else values
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -247,7 +262,8 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _upright_values(image: Image.Image) -> np.ndarray:
     is_16_bit = image.format in _SIXTEEN_BIT
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if _is_deep(image):
         values = np.asarray(image)
         return values.astype(np.uint16) if is_16_bit and image.mode == "I" else values
@@ -258,7 +274,19 @@ def _upright_values(image: Image.Image) -> np.ndarray:
     special = image.mode not in _EIGHT_BIT or "transparency" in image.info
     if special and image.mode in ("P", "PA", "LA", "RGBa", "L", "RGB"):
         image = image.convert("RGBA")  # keeps the colors of transparent pixels as stored
-    return np.array(image.convert("RGB"))
+    return _pixels(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an RGB image; of a large one part by part, as Pillow copies them twice."""
+    if image.width * image.height <= _PIXELS_AT_ONCE:
+        return np.array(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:

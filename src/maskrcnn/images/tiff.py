@@ -218,15 +218,17 @@ def _read_plane(file: IO[bytes], page: TiffPage, plane: int) -> np.ndarray:
         raise ImageError("broken TIFF: tiles much larger than the image")
 
     count = -(-width // segment) * -(-height // rows)
-    data = _blocks(file, page, plane * count, count)
-    bytes_per_value = channels * item
-    rebuilt = _gray_tiff(
-        data,
-        (padded * bytes_per_value, full_height),
-        (segment * bytes_per_value, rows) if is_tiled else (0, rows),
-        page.first(_COMPRESSION, 1),
-    )
-    return _values(_decoded(rebuilt), page, segment, channels)[:height, :width]
+    blocks = _blocks(file, page, plane * count, count)
+    row = padded * channels * item
+    compression = page.first(_COMPRESSION, 1)
+    if compression == 1 and not is_tiled and sum(map(len, blocks)) == height * row:
+        data = np.frombuffer(b"".join(blocks), np.uint8).reshape(height, row)
+    else:
+        tile = (segment * channels * item, rows) if is_tiled else (0, rows)
+        content = _gray_tiff(blocks, (row, full_height), tile, compression)
+        blocks.clear()  # a large image is in memory often enough
+        data = _decoded(content)
+    return _values(data, page, segment, channels)[:height, :width]
 
 
 def _blocks(file: IO[bytes], page: TiffPage, first: int, count: int) -> list[bytes]:

@@ -27,8 +27,8 @@ from ..images.image_files import (
 from ..images.open_image import ImageError, read_bounded
 from ..images.remote import is_url, url_name
 
-STDIN = "-"
-"""The input that stands for standard input."""
+STDIN = ("-", "/dev/stdin")
+"""Inputs that stand for standard input."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_inputs(inputs: Sequence[str | Path], out: Path) -> PredictInputs:
     for given in inputs:
         if isinstance(given, str) and is_url(given):
             others.append(NamedImage(given, url_name(given)))
-        elif str(given) == STDIN:
+        elif str(given) in STDIN:
             others.append(NamedImage(_standard_input(), "stdin"))
         else:
             listing, base = _listed(given, out)
