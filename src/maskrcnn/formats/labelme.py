@@ -33,7 +33,8 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImag
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
-from .annotation_source import AnnotationSource, read_json, read_text
+from .annotation_source import AnnotationSource
+from .bounded_files import read_json, read_text
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, relative, tracked
 from .writing import (

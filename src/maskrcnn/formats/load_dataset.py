@@ -27,6 +27,7 @@ def load_dataset(
     images: str | Path | None = None,
     *,
     categories: Sequence[Category] | None = None,
+    attribute: str | None = None,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> CocoDataset:
     """Returns annotated images of any known format, checked.
@@ -40,6 +41,8 @@ def load_dataset(
         images: folder of the images; by default where the format says they are.
         categories: the categories to use and their order, for example `model.config.categories`.
             They are matched by name. None = all.
+        attribute: the attribute that holds the category, in VIA files whose regions have several.
+            None = the one named category, class, label, name, ..., or the only one.
         on_error: how to handle unusable annotations and images. "raise" raises one error that
             lists them all; "drop" leaves them out, with one warning that lists them.
 
@@ -62,7 +65,7 @@ def load_dataset(
         >>> [c.name for c in mr.load_dataset(file, categories=reversed_order).categories]
         ['figure', 'ring', 'star', 'ball']
     """
-    source, split = locate(path)
+    source, split = locate(path, attribute)
     known = recognized_format(source, images)
     return read_split(known, source, images, split).dataset(categories, on_error)
 
@@ -94,17 +97,21 @@ def validation_split(path: str | Path, images: str | Path | None = None) -> str 
     return f"{source.path}:{counterpart}" if counterpart else None
 
 
-def locate(path: str | Path) -> tuple[AnnotationSource, str]:
+def locate(path: str | Path, attribute: str | None = None) -> tuple[AnnotationSource, str]:
     """The file or folder, and the split named after a colon, or "".
+
+    Args:
+        path: the file or folder, and the split.
+        attribute: the attribute that the user says is the category.
 
     Raises:
         DataError: the file or folder does not exist.
     """
     if Path(path).exists():
-        return AnnotationSource(path), ""
+        return AnnotationSource(path, attribute or ""), ""
     before, _, split = str(path).rpartition(":")
     if before and Path(before).exists():
-        return AnnotationSource(before), split
+        return AnnotationSource(before, attribute or ""), split
     raise DataError(f"{path}: file or folder not found; check the path")
 
 
@@ -147,8 +154,14 @@ def read_split(
         split: its name; "" = the train split, or the only one.
 
     Raises:
-        DataError: the split does not exist, or none is named and none is for training.
+        DataError: the split does not exist, or none is named and none is for training; or the
+            user chose an attribute, and the format has none.
     """
+    if source.attribute and not known.has_attributes:
+        raise DataError(
+            f'{source.name}: attribute="{source.attribute}" chooses among the attributes of VIA '
+            f"regions; this is {known.name}, which has none; remove it (--attribute)"
+        )
     splits = known.splits(source)
     if split and split not in splits:
         near = get_close_matches(split, splits, 1)
