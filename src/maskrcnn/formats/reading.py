@@ -225,7 +225,10 @@ class DatasetBuilder:
         values = [np.asarray(p, dtype=float).reshape(-1) for p in annotated.polygons]
         values += [np.array(box, dtype=float) for box in annotated.boxes]
         values += [np.array(xyv[:2], dtype=float) for xyv in annotated.keypoints.values()]
-        wrong = [v for part in values for v in part[~(np.abs(part) <= MOST_PIXELS)].tolist()]
+        # NaN is reported later, with the file name, unless the polygons are filled before.
+        nan = np.inf if annotated.rles else 0.0
+        magnitudes = [np.nan_to_num(np.abs(part), nan=nan, posinf=np.inf) for part in values]
+        wrong = [v for part in magnitudes for v in part[part > MOST_PIXELS].tolist()]
         if wrong:
             self.problem(
                 "coordinate out of bounds",

@@ -239,7 +239,7 @@ def _colors(root: Path, builder: DatasetBuilder) -> ClassColors:
                 classes[tuple(int(v) for v in color.split(",") if v.strip())] = name
             except ValueError:
                 raise DataError(
-                    f"{path.name}: expected lines as cat:128,0,0::, got {line:.40!r}"
+                    f"{path.name}: expected lines as cat:128,0,0::, got {line[:40]!r}"
                 ) from None
     return classes
 
@@ -350,7 +350,7 @@ def _float(node: Element, name: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"<{name}>: expected a number of pixels, got {text:.40!r}") from None
+        raise ValueError(f"<{name}>: expected a number of pixels, got {text[:40]!r}") from None
 
 
 def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]:

@@ -1,0 +1,207 @@
+"""Files as other tools write them: read with the right values, and what is not used is counted and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import maskrcnn as mr
+from maskrcnn.annotations.problems import DataError
+from maskrcnn.formats.load_dataset import validation_split
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("L", (100, 80)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def objects(path: str | Path, **more: Any) -> tuple[mr.Annotation, ...]:
+    """The objects of the first image."""
+    return mr.load_dataset(path, **more)[0].annotations
+
+
+def corners(annotation: mr.Annotation) -> list[list[float]]:
+    assert annotation.polygons is not None
+    return annotation.polygons[0].round(2).tolist()
+
+
+def noted(path: str | Path, **more: Any) -> str:
+    return mr.load_dataset(path, **more).describe_warnings()
+
+
+def refusal(path: str | Path, **more: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        mr.load_dataset(path, **more)
+    return str(caught.value)
+
+
+# Pascal VOC
+
+BOX = "<bndbox><xmin>10</xmin><ymin>10</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
+TRIANGLE = "<x1>10</x1><y1>10</y1><x2>40</x2><y2>10</y2><x3>40</x3><y3>30</y3>"
+
+
+def voc(folder: Path, *inside: str, size: str = "<width>100</width><height>80</height>") -> Path:
+    found = "".join(f"<object><name>cell</name>{text}</object>" for text in inside)
+    (folder / "a.xml").write_text(
+        f"<annotation><filename>a.png</filename><size>{size}</size>{found}</annotation>"
+    )
+    return folder
+
+
+def test_voc_polygons_are_read_unshifted_beside_their_shifted_box(folder: Path):
+    (found,) = objects(voc(folder, f"<polygon>{TRIANGLE}</polygon>{BOX}"))
+    assert corners(found) == [[10, 10], [40, 10], [40, 30]]
+    assert found.mask_area == 300
+    assert found.box == (9, 9, 40, 30)
+
+
+@pytest.mark.parametrize("tag", ["pt", "point"])
+def test_voc_polygons_may_list_points(tag: str, folder: Path):
+    points = "".join(
+        f"<{tag}><x>{x}</x><y>{y}</y></{tag}>" for x, y in ((10, 10), (40, 10), (40, 30))
+    )
+    (found,) = objects(voc(folder, f"<polygon><username>me</username>{points}</polygon>"))
+    assert corners(found) == [[10, 10], [40, 10], [40, 30]]
+
+
+def test_voc_polygons_are_one_object_in_several_parts(folder: Path):
+    other = "".join(
+        f"<{a}{k}>{v}</{a}{k}>"
+        for k, xy in enumerate(((60, 60), (70, 60), (70, 70), (60, 70)), 1)
+        for a, v in zip("xy", xy, strict=True)
+    )
+    (found,) = objects(
+        voc(folder, f"<polygon>{TRIANGLE}</polygon><polygon>{other}</polygon><polygon/>")
+    )
+    assert found.mask_area == 400
+
+
+def test_voc_points_follow_their_numbers_not_their_order(folder: Path):
+    shuffled = "<y3>30</y3><x3>40</x3><x2>40</x2><y2>10</y2><x1>10</x1><y1>10</y1>"
+    (found,) = objects(voc(folder, f"<polygon>{shuffled}</polygon>"))
+    assert corners(found) == [[10, 10], [40, 10], [40, 30]]
+
+
+def test_voc_rotated_boxes_are_rotated_rectangles(folder: Path):
+    box = f"<cx>40</cx><cy>38</cy><w>36</w><h>10</h><angle>{np.pi / 4}</angle>"
+    (found,) = objects(voc(folder, f"<type>robndbox</type><robndbox>{box}</robndbox>"))
+    assert found.mask_area == pytest.approx(360)
+    assert corners(found) == [[30.81, 21.74], [56.26, 47.19], [49.19, 54.26], [23.74, 28.81]]
+
+
+def test_voc_boxes_by_four_corners_are_polygons(folder: Path):
+    assert objects(voc(folder, f"<bndbox>{TRIANGLE}</bndbox>"))[0].mask_area == 300
+
+
+def test_voc_fields_that_are_not_used_are_counted_and_named(folder: Path):
+    fields = "<truncated>1</truncated><occluded>0</occluded><keypoints><x1>1</x1></keypoints>"
+    text = noted(voc(folder, BOX + fields, BOX + fields, f"{BOX}<deleted>1</deleted>"))
+    assert "<truncated> (2), <keypoints> (2), objects marked as deleted (1)" in text
+    assert "occluded" not in text
+
+
+@pytest.mark.parametrize(
+    ("inside", "part"),
+    [
+        ("<polygon><x1>1</x1><y1>2</y1><x2>9</x2><y2>9</y2></polygon>", "3 or more points"),
+        ("<polygon><x1>1</x1><y1>2</y1><x2>9</x2><x3>1</x3></polygon>", "both coordinates"),
+        ("<polygon><x1>1</x1><y1>b</y1></polygon>", "<y1>: expected a number of pixels, got 'b'"),
+        ("<robndbox><cx>1</cx><cy>2</cy></robndbox>", "robndbox: expected cx, cy, w, h"),
+    ],
+)
+def test_voc_shapes_that_are_broken_are_named(inside: str, part: str, folder: Path):
+    message = refusal(voc(folder, inside))
+    assert "a.xml, object 1" in message
+    assert part in message
+
+
+def test_voc_size_that_is_no_number_is_named(folder: Path):
+    message = refusal(voc(folder, BOX, size="<width>wide</width><height>80</height>"))
+    assert "a.xml: expected width and height in pixels, got wide and 80" in message
+
+
+# VIA
+
+SQUARE = {"name": "polygon", "all_points_x": [10, 40, 40, 10], "all_points_y": [10, 10, 30, 30]}
+
+
+def via(folder: Path, *attributes: dict[str, Any], name: str = "via_region_data.json") -> Path:
+    folder.mkdir(exist_ok=True)
+    Image.new("L", (100, 80)).save(folder / "b.png")
+    regions = [{"shape_attributes": SQUARE, "region_attributes": given} for given in attributes]
+    content = {"b.png1": {"filename": "b.png", "size": 1, "regions": regions}}
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def names(path: str | Path, **more: Any) -> list[str]:
+    return [category.name for category in mr.load_dataset(path, **more).categories]
+
+
+def test_via_folders_of_matterport_are_splits(tmp_path: Path):
+    for split in ("train", "val"):
+        via(tmp_path / split, {"name": "part"})
+    assert objects(tmp_path)[0].mask_area == 600
+    assert validation_split(tmp_path) == f"{tmp_path}:val"
+    assert names(f"{tmp_path}:val") == ["part"]
+    mr.convert_annotations(tmp_path, tmp_path / "out", "coco")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json", "val.json"]
+
+
+def test_via_attributes_with_equal_values_are_no_question(folder: Path):
+    data = via(folder, {"art": "part", "kind": "part"}, {"art": "whole", "kind": "whole"})
+    assert names(data) == ["part", "whole"]
+    assert not noted(data).count("not used")
+
+
+def test_via_asks_which_attribute_is_the_category_and_takes_it(folder: Path):
+    data = via(folder, {"art": "cat", "mood": "glad"}, {"art": "dog", "mood": "glad"})
+    message = refusal(data)
+    assert str(data) in message
+    assert "art (cat, dog), mood (glad)" in message
+    assert 'attribute="art" (--attribute art)' in message
+    assert names(data, attribute="art") == ["cat", "dog"]
+    assert names(data, attribute="Mood") == ["glad"]
+    assert 'attribute "mood" (2)' in noted(data, attribute="art")
+
+
+def test_an_attribute_that_no_region_has_is_an_error_that_lists_them(folder: Path):
+    data = via(folder, {"art": "cat"})
+    assert 'no region has the attribute "kind"; the attributes are art' in refusal(
+        data, attribute="kind"
+    )
+
+
+def test_an_attribute_for_a_format_without_them_is_an_error(folder: Path):
+    assert 'attribute="art" chooses among the attributes of VIA' in refusal(
+        voc(folder, BOX), attribute="art"
+    )
+
+
+def test_via_regions_without_attributes_beside_a_split_that_has_them_are_errors(tmp_path: Path):
+    via(tmp_path / "train", {"name": "part"})
+    via(tmp_path / "val", {})
+    message = refusal(f"{tmp_path}:val")
+    assert 'b.png, region 0: its attribute "name" is None' in message
+
+
+def test_via_polylines_are_named(folder: Path):
+    data = via(folder, {"name": "part"})
+    text = (data / "via_region_data.json").read_text().replace('"polygon"', '"polyline"')
+    (data / "via_region_data.json").write_text(text)
+    assert objects(data)[0].mask_area == 600
+    assert "line read as polygon (1): its last point is joined to its first" in noted(data)
+
+
+@pytest.mark.parametrize("regions", [5, "text"])
+def test_via_regions_of_another_type_are_named(regions: Any, folder: Path):
+    (folder / "via.json").write_text(json.dumps({"a": {"filename": "a.png", "regions": regions}}))
+    message = refusal(folder / "via.json")
+    assert f'via.json, image "a": expected regions as a list, got {regions!r}' in message
