@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,14 @@ import pytest
 from PIL import Image
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle as coco_rle
 from maskrcnn.annotations.problems import DataError
 from maskrcnn.formats.load_dataset import validation_split
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture
@@ -40,6 +48,8 @@ def refusal(path: str | Path, **more: Any) -> str:
         mr.load_dataset(path, **more)
     return str(caught.value)
 
+
+PART = [[10, 10], [40, 10], [40, 30], [10, 30]]
 
 # Pascal VOC
 
@@ -205,3 +215,128 @@ def test_via_regions_of_another_type_are_named(regions: Any, folder: Path):
     (folder / "via.json").write_text(json.dumps({"a": {"filename": "a.png", "regions": regions}}))
     message = refusal(folder / "via.json")
     assert f'via.json, image "a": expected regions as a list, got {regions!r}' in message
+
+
+# LabelMe
+
+
+def labelme(folder: Path, *shapes: dict[str, Any], **more: Any) -> Path:
+    content = {
+        "shapes": [{"label": "cell", "points": PART, "group_id": None, **s} for s in shapes],
+        "imagePath": "a.png",
+        "imageHeight": 80,
+        "imageWidth": 100,
+        **more,
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    return folder
+
+
+def in_base64(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_labelme_images_are_taken_from_the_file_where_they_are_missing(tmp_path: Path):
+    data = labelme(tmp_path, {}, imageData=in_base64(Image.new("L", (100, 80), 7)))
+    dataset = mr.load_dataset(data)
+    assert dataset[0].file_name == "a.png"
+    assert (dataset.image(0) == 7).all()
+    assert "image taken from imageData (1): it is written to" in dataset.describe_warnings()
+
+
+def test_labelme_images_beside_the_files_are_used_rather_than_imagedata(folder: Path):
+    data = labelme(folder, {}, imageData=in_base64(Image.new("L", (100, 80), 7)))
+    other = json.loads((data / "a.json").read_text())
+    (data / "b.json").write_text(json.dumps({**other, "imagePath": "b.png"}))
+    dataset = mr.load_dataset(data)
+    assert dataset[0].file_name == "a.png"
+    assert [int(dataset.image(i).max()) for i in (0, 1)] == [0, 7]
+
+
+@pytest.mark.parametrize("text", ["%", "aGVsbG8=", in_base64(Image.new("L", (9, 9)))[:30]])
+def test_labelme_imagedata_that_is_no_image_is_named(text: str, tmp_path: Path):
+    message = refusal(labelme(tmp_path, {}, imageData=text))
+    assert "a.json: imageData" in message
+    assert "images= (--images)" in message
+
+
+def test_labelme_oriented_rectangles_are_polygons(folder: Path):
+    turned = {
+        "shape_type": "oriented_rectangle",
+        "points": [[30, 10], [50, 30], [30, 50], [10, 30]],
+    }
+    plain, rotated = objects(labelme(folder, {"shape_type": "oriented_rectangle"}, turned))
+    assert plain.mask_area == 600
+    assert rotated.mask_area == 800
+
+
+@pytest.mark.parametrize(("first", "left"), [(10, 10), (10.4, 10), (10.5, 11), (10.6, 11)])
+def test_labelme_masks_start_at_the_rounded_corner(first: float, left: int, folder: Path):
+    points = [[first, first], [first + 30, first + 20]]
+    mask = in_base64(Image.new("L", (31, 21), 1))
+    (found,) = objects(labelme(folder, {"shape_type": "mask", "points": points, "mask": mask}))
+    assert found.rle is not None
+    assert coco_rle.bbox(found.rle) == (left, left, left + 31, left + 21)
+    assert coco_rle.area(found.rle) == 651
+
+
+def test_labelme_masks_of_another_size_are_not_decoded(folder: Path):
+    mask = in_base64(Image.new("L", (9000, 9000)))
+    shape = {"shape_type": "mask", "points": [[1, 1], [5, 5]], "mask": mask}
+    assert "expected height, width (5, 5) from its points, got (9000, 9000)" in refusal(
+        labelme(folder, shape)
+    )
+
+
+def test_labelme_groups_that_unite_several_masks_are_named(folder: Path):
+    other = [[60, 60], [70, 60], [70, 70], [60, 70]]
+    data = labelme(folder, {"group_id": 3}, {"group_id": 3, "points": other})
+    assert objects(data)[0].mask_area == 700
+    assert 'a.json, shapes[0]: 2 shapes "cell" share group_id 3' in noted(data)
+
+
+def test_labelme_flags_without_a_meaning_are_counted(folder: Path):
+    data = labelme(
+        folder,
+        {"flags": {"torn": True, "blurred": False}, "difficult": True},
+        {"flags": {"torn": True}, "attributes": {"pose": "left"}},
+        flags={"night": True},
+    )
+    text = noted(data)
+    for part in (
+        'flag "torn" (2)',
+        "difficult (1)",
+        'attribute "pose" (1)',
+        'image flag "night" (1)',
+    ):
+        assert part in text
+    assert "blurred" not in text
+
+
+@pytest.mark.parametrize("kind", ["line", "linestrip", "points", "ellipse", 7])
+def test_labelme_shapes_without_area_are_named(kind: Any, folder: Path):
+    assert f"a.json, shapes[0]: shape_type is {kind!r}" in refusal(
+        labelme(folder, {"shape_type": kind})
+    )
+
+
+@pytest.mark.parametrize("group", [[1], {"a": 1}])
+@pytest.mark.parametrize("kind", ["point", "polygon"])
+def test_labelme_groups_that_are_no_number_are_named(kind: str, group: Any, folder: Path):
+    shape = {"shape_type": kind, "group_id": group}
+    assert "a.json, shapes[0]: expected group_id as a number or null" in refusal(
+        labelme(folder, shape)
+    )
+
+
+@pytest.mark.parametrize("size", ["100", 100.0])
+def test_labelme_sizes_may_be_text(size: Any, folder: Path):
+    assert objects(labelme(folder, {}, imageWidth=size))
+
+
+@pytest.mark.parametrize("size", ["wide", 99.5, [1], -100, 1e12])
+def test_labelme_sizes_that_are_no_sizes_are_named(size: Any, folder: Path):
+    message = refusal(labelme(folder, {}, imageWidth=size))
+    assert "a.json: expected" in message

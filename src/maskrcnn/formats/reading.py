@@ -246,6 +246,21 @@ class DatasetBuilder:
         else:
             self._objects.append((image_id, annotated))
 
+    def add_group(self, image_id: int, annotated: AnnotatedObject, group: str) -> None:
+        """Adds an object whose shapes a group joins; names it if that united several masks or
+        boxes, which also happens where different objects got the same group by accident.
+        """
+        count = max(len(annotated.polygons) + len(annotated.rles), len(annotated.boxes))
+        if count > 1:
+            self.problem(
+                "shapes united to one object",
+                annotated.where,
+                f'{count} shapes "{annotated.category}" share {group}',
+                "they are one object; if they are several, give each its own group",
+                False,
+            )
+        self.add(image_id, annotated)
+
     def unused(self, what: str, count: int = 1) -> None:
         """Counts something in the files that is not used; `build` reports all with their counts."""
         self._unused[what] += count
