@@ -340,3 +340,93 @@ def test_labelme_sizes_may_be_text(size: Any, folder: Path):
 def test_labelme_sizes_that_are_no_sizes_are_named(size: Any, folder: Path):
     message = refusal(labelme(folder, {}, imageWidth=size))
     assert "a.json: expected" in message
+
+
+# YOLO
+
+POLYGON = "0 0.1 0.125 0.4 0.125 0.4 0.375 0.1 0.375"
+
+
+def yolo(
+    folder: Path, *lines: str, yaml: str = "nc: 1\nnames: [cell]", above: bool = False
+) -> Path:
+    split = folder / "valid"
+    for name in ("images", "labels"):
+        (split / name).mkdir(parents=True)
+    Image.new("L", (100, 80)).save(split / "images" / "a.png")
+    (split / "labels" / "a.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\n{yaml}\n")
+    return split if above else folder
+
+
+def test_one_split_of_a_yolo_set_takes_the_names_above_it(tmp_path: Path):
+    data = yolo(tmp_path, POLYGON, above=True)
+    assert names(data) == ["cell"]
+    assert objects(data)[0].mask_area == 600
+
+
+def test_a_pose_split_alone_takes_the_keypoints_above_it(tmp_path: Path):
+    data = yolo(
+        tmp_path,
+        "0 0.5 0.5 0.2 0.2 0.5 0.5 2",
+        yaml="names: [cell]\nkpt_shape: [1, 3]\nkpt_names: {0: [tip]}",
+        above=True,
+    )
+    assert objects(data)[0].keypoints is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("1.7 0.5 0.5 0.2 0.2", "the class is a whole number"),
+        ("inf 0.5 0.5 0.2 0.2", "the class is a whole number"),
+        ("nan 0.5 0.5 0.2 0.2", "the class is a whole number"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "5 numbers after the class"),
+        ("0 0.5 0.5 0.2 0.2 0.9 1", "for a box with confidence and track id"),
+        ("0 0.5 0.5 0.2 0.2 0.9 17", "for a box with confidence and track id"),
+        ("0 0.1 0.1 0.2 0.2 0.3 0.1 0.9", "7 numbers after the class"),
+    ],
+)
+def test_yolo_lines_that_could_mean_something_else_are_errors(line: str, part: str, tmp_path: Path):
+    message = refusal(f"{yolo(tmp_path, POLYGON, line)}:val")
+    assert "a.txt, line 2" in message
+    assert part in message
+
+
+def test_yolo_triangles_stay_triangles(tmp_path: Path):
+    (found,) = objects(f"{yolo(tmp_path, '0 0.1 0.1 0.2 0.1 0.2 0.5')}:val")
+    assert found.mask_area == pytest.approx(0.5 * 10 * 32)
+
+
+def test_yolo_triangles_that_are_written_are_never_taken_for_boxes(folder: Path):
+    triangle = {"points": [[50, 40], [20, 20], [90, 80]]}
+    mr.convert_annotations(labelme(folder, triangle), folder / "out", "yolo-seg")
+    (found,) = objects(folder / "out")
+    assert found.mask_area == pytest.approx(200)
+
+
+def test_yolo_names_that_disagree_are_named(tmp_path: Path):
+    text = noted(f"{yolo(tmp_path, POLYGON, yaml='nc: 3' + chr(10) + 'names: [a, b, a, c]')}:val")
+    assert 'classes 0, 2 are all named "a"' in text
+    assert "nc is 3, names has 4 entries" in text
+
+
+@pytest.mark.parametrize(
+    ("yaml", "part"),
+    [
+        ("nc: 1000000000", "expected 1 to 100,000 classes, got 1000000000"),
+        ("nc: many", "got 'many'"),
+        ("names: {999999999: cat}", "got 1000000000"),
+        ("names: [a]\nkpt_shape: [x, 3]", "expected kpt_shape as"),
+        ("names: [a]\nkpt_shape: [900000000, 3]", "expected kpt_shape as"),
+        ("names: [a]\nkpt_shape: [2, 3]\nflip_idx: [a, 1]", "flip_idx must name each"),
+        ("names: [a]\nkpt_shape: [2, 3]\nkpt_names: tip", "expected kpt_names as"),
+        ("names: &a [x, x]\nmore: [*a, *a]", "alias *a repeats a list"),
+        ("names: [a]\nsince: 2001-99-99", "not valid YAML"),
+        (f"names: {'[' * 5000}", "nested too deeply"),
+    ],
+)
+def test_yolo_settings_that_are_broken_are_named(yaml: str, part: str, tmp_path: Path):
+    message = refusal(f"{yolo(tmp_path, POLYGON, yaml=yaml) / 'data.yaml'}:val")
+    assert "data.yaml" in message
+    assert part in message
