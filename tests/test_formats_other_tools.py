@@ -15,6 +15,7 @@ from PIL import Image
 import maskrcnn as mr
 from maskrcnn.annotations import rle as coco_rle
 from maskrcnn.annotations.problems import DataError
+from maskrcnn.formats.label_studio import decode_brush
 from maskrcnn.formats.load_dataset import validation_split
 
 
@@ -430,3 +431,201 @@ def test_yolo_settings_that_are_broken_are_named(yaml: str, part: str, tmp_path:
     message = refusal(f"{yolo(tmp_path, POLYGON, yaml=yaml) / 'data.yaml'}:val")
     assert "data.yaml" in message
     assert part in message
+
+
+# Label Studio
+
+
+def pack(values: list[int]) -> list[int]:
+    """Label Studio's bytes of some values, as single runs, made without the decoder."""
+    bits = f"{len(values):032b}{7:05b}" + "".join(f"{n:04b}" for n in (2, 3, 4, 15))
+    start = 0
+    while start < len(values):
+        end = start
+        while end < len(values) and values[end] == values[start] and end - start < 65536:
+            end += 1
+        bits += f"1{3:02b}{end - start - 1:016b}{values[start]:08b}"
+        start = end
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
+
+
+def label_studio(
+    folder: Path, *results: dict[str, Any], image: str = "/data/upload/1/0f1a2b3c-a.png"
+) -> Path:
+    results = tuple({"original_width": 100, "original_height": 80, **r} for r in results)
+    task = {"id": 7, "data": {"image": image}, "annotations": [{"result": list(results)}]}
+    (folder / "export.json").write_text(json.dumps([task]))
+    return folder
+
+
+def rectangle(**value: Any) -> dict[str, Any]:
+    box = {"x": 10, "y": 12.5, "width": 30, "height": 25, "rotation": 0}
+    return {"id": "r", "value": {**box, "rectanglelabels": ["cell"], **value}}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "/data/upload/1/0f1a2b3c-a.png",
+        "/data/local-files/?d=set%5Ca.png",
+        "s3://bucket/x/a.png",
+        "a.png",
+    ],
+)
+def test_label_studio_rectangles_are_percent_of_the_image(image: str, folder: Path):
+    (found,) = objects(label_studio(folder, rectangle(), image=image))
+    assert found.box == (10, 10, 40, 30)
+    assert found.polygons is None
+
+
+def test_label_studio_rectangles_rotate_about_their_corner(folder: Path):
+    (found,) = objects(label_studio(folder, rectangle(rotation=90)))
+    assert corners(found) == [[10, 10], [10, 40], [-10, 40], [-10, 10]]
+
+
+def test_label_studio_polygons_ellipses_and_keypoints_are_read(folder: Path):
+    points = [[10, 12.5], [40, 12.5], [40, 37.5]]
+    polygon = {"id": "p", "value": {"points": points, "polygonlabels": ["cell"]}}
+    tip = {"parentID": "p", "value": {"x": 20, "y": 25, "keypointlabels": ["tip"]}}
+    disk = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 12.5, "ellipselabels": ["disk"]}
+    cell, round_one = objects(label_studio(folder, tip, polygon, {"value": disk}))
+    assert cell.mask_area == 300
+    assert cell.keypoints is not None
+    assert cell.keypoints.tolist() == [[20, 20, 2]]
+    assert round_one.mask_area == pytest.approx(np.pi * 100, rel=0.02)
+
+
+def test_label_studio_brushes_are_the_pixels_with_alpha(folder: Path):
+    mask = np.zeros((80, 100, 4), np.uint8)
+    mask[20:30, 40:60] = 255
+    value = {"format": "rle", "rle": pack(mask.reshape(-1).tolist()), "brushlabels": ["cell"]}
+    (found,) = objects(label_studio(folder, {"value": value}))
+    assert found.rle is not None
+    assert (coco_rle.decode(found.rle) == (mask[:, :, 3] > 0)).all()
+
+
+def test_label_studio_runs_of_single_values_are_decoded():
+    # 3 values, words of 8 bits, runs of up to 8: one run of three different values
+    bits = f"{3:032b}{7:05b}" + f"{2:04b}" * 4 + f"0{0:02b}{2:03b}{5:08b}{255:08b}{0:08b}"
+    packed = [int(bits[k : k + 8].ljust(8, "0"), 2) for k in range(0, len(bits), 8)]
+    assert decode_brush(packed, 3).tolist() == [5, 255, 0]
+
+
+@pytest.mark.parametrize("rle", [[], [0, 0, 125], [255] * 20, "text", [300], pack([1] * 8)])
+def test_label_studio_brushes_that_are_broken_are_named(rle: Any, folder: Path):
+    value = {"format": "rle", "rle": rle, "brushlabels": ["cell"]}
+    assert "export.json, task 7, result 0: brushlabels" in refusal(
+        label_studio(folder, {"value": value})
+    )
+
+
+def test_label_studio_results_without_a_shape_are_counted(folder: Path):
+    choice = {"type": "choices", "value": {"choices": ["good"]}}
+    alone = {"value": {"x": 20, "y": 25, "keypointlabels": ["tip"]}}
+    text = noted(label_studio(folder, rectangle(), choice, alone))
+    assert "results of type 'choices' (1)" in text
+    assert 'keypoint "tip" names no object as its parent' in text
+
+
+# QuPath
+
+
+def qupath(folder: Path, *features: dict[str, Any], name: str = "a.geojson") -> Path:
+    found = [{"type": "Feature", "properties": {}, **feature} for feature in features]
+    (folder / name).write_text(json.dumps({"type": "FeatureCollection", "features": found}))
+    return folder
+
+
+def ring(x0: int, y0: int, x1: int, y1: int) -> list[list[int]]:
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.png.geojson"])
+def test_qupath_polygons_holes_and_parts_are_read(name: str, folder: Path):
+    tumor = {"classification": {"name": "Tumor", "color": [200, 0, 0]}, "objectType": "annotation"}
+    holed = {"type": "Polygon", "coordinates": [ring(10, 10, 40, 30), ring(15, 15, 20, 20)]}
+    parts = {
+        "type": "MultiPolygon",
+        "coordinates": [[ring(50, 50, 60, 60)], [ring(70, 50, 80, 60)]],
+    }
+    plain = {"type": "Polygon", "coordinates": [ring(1, 1, 5, 5)]}
+    data = qupath(
+        folder,
+        {"geometry": holed, "properties": tumor},
+        {"geometry": parts, "properties": tumor},
+        {"geometry": plain},
+        {"geometry": {"type": "Point", "coordinates": [1, 2]}},
+        name=name,
+    )
+    assert names(data) == ["Tumor", "object"]
+    assert sorted(found.mask_area or 0 for found in objects(data)) == [16, 200, 575]
+    assert "geometries of the type 'Point' (1)" in noted(data)
+
+
+@pytest.mark.parametrize(
+    "coordinates", [5, [], [[]], [[[1, 2]]], [[["a", 1]] * 4], [[[1e12, 0]] * 4]]
+)
+def test_qupath_features_that_are_broken_are_named(coordinates: Any, folder: Path):
+    data = qupath(folder, {"geometry": {"type": "Polygon", "coordinates": coordinates}})
+    assert "a.geojson, feature 0: Polygon" in refusal(data)
+
+
+def test_qupath_files_without_their_image_are_named(folder: Path):
+    polygon = {"geometry": {"type": "Polygon", "coordinates": [ring(1, 1, 5, 5)]}}
+    assert "b.geojson: no image b.*" in refusal(qupath(folder, polygon, name="b.geojson"))
+
+
+# Label maps: Cellpose, arrays, floating point
+
+IDS = np.zeros((80, 100), np.uint16)
+IDS[10:20, 10:30] = 1
+IDS[40:50, 50:60] = 300
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("a.png", "a_masks.png"), ("a.png", "a_cp_masks.tif"), ("a_img.png", "a_masks.tif")],
+)
+def test_cellpose_pairs_are_read(image: str, mask: str, tmp_path: Path):
+    Image.new("L", (100, 80)).save(tmp_path / image)
+    Image.fromarray(IDS).save(tmp_path / mask)
+    dataset = mr.load_dataset(tmp_path)
+    assert len(dataset) == 1
+    assert [found.mask_area for found in dataset[0].annotations] == [200, 100]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("name", ["a_masks.npy", "a.npy"])
+def test_label_maps_may_be_arrays(name: str, dtype: Any, folder: Path):
+    np.save(folder / name, IDS.astype(dtype))
+    assert [found.mask_area for found in objects(folder)] == [200, 100]
+
+
+def test_label_maps_may_be_floats_that_are_whole(folder: Path):
+    Image.fromarray(IDS.astype(np.float32)).save(folder / "a_masks.tif")
+    assert [found.mask_area for found in objects(folder)] == [200, 100]
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        (IDS * 0.5, "expected whole-number ids, got floating-point values with fractions"),
+        (np.where(IDS, np.nan, 0), "expected whole-number ids"),
+        (IDS.astype(np.int32) - 1, "expected ids of 0 (background) and more, got -1"),
+        (np.zeros((3, 80, 100)), "expected numbers [height, width]"),
+        (np.zeros((80, 90), int), "expected 100 x 80 like its image, got 90 x 80"),
+        (np.array([{}]), "cannot be read as an array"),
+    ],
+    ids=["fractions", "nan", "negative", "stack", "size", "pickle"],
+)
+def test_arrays_that_are_no_label_maps_are_named(values: np.ndarray, part: str, folder: Path):
+    np.save(folder / "a_masks.npy", values, allow_pickle=True)
+    message = refusal(folder)
+    assert "a_masks.npy" in message
+    assert part in message
+
+
+def test_pickles_of_cellpose_are_refused_with_a_way_out(folder: Path):
+    np.save(folder / "a_seg.npy", np.array([{}]), allow_pickle=True)
+    assert "a_seg.npy: is not read, because it is a pickle" in refusal(folder)

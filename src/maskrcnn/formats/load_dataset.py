@@ -33,7 +33,7 @@ def load_dataset(
     """Returns annotated images of any known format, checked.
 
     The format is recognized by its content: COCO, YOLO (detection, segmentation, pose), LabelMe,
-    VIA, CVAT, Pascal VOC, folders of PNG masks.
+    VIA, CVAT, Label Studio, Pascal VOC, QuPath GeoJSON, label maps (PNG, TIFF, .npy).
 
     Args:
         path: the annotation file, or the folder of the dataset. One of several splits is named
