@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -629,3 +630,82 @@ def test_arrays_that_are_no_label_maps_are_named(values: np.ndarray, part: str, 
 def test_pickles_of_cellpose_are_refused_with_a_way_out(folder: Path):
     np.save(folder / "a_seg.npy", np.array([{}]), allow_pickle=True)
     assert "a_seg.npy: is not read, because it is a pickle" in refusal(folder)
+
+
+# Files that are broken or hostile
+
+BOMB = '<!DOCTYPE a [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.xml", f"{BOMB}<annotation>&b;</annotation>", "has a DOCTYPE"),
+        ("a.xml", '<!DOCTYPE a SYSTEM "file:///etc/hosts"><annotation/>', "has a DOCTYPE"),
+        ("a.xml", "<annotation>" * 5000, "more than 200 elements inside each other"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"images": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("a.json", "", "the file is empty"),
+        ("a.json", '{"images": [], "annotations": 5}', '"annotations" as a list, got 5'),
+        ("a.json", '{"images": []}', 'it looks like COCO, but has no "annotations"'),
+        ("a.json", '{"shapes": 7, "imagePath": "a.png"}', '"shapes" as a list, got 7'),
+        ("a.json", '{"features": {}}', '"features" as a list, got {}'),
+        ("a.json", '[{"image_id": 1, "category_id": 1, "score": 1}]', "pass it to evaluate"),
+        ("a.json", "17", "expected an object, got 17"),
+        ("a.zip", "", "a.zip is an archive; unpack it first"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_files_that_are_broken_or_hostile_are_refused(
+    name: str, content: str, part: str, tmp_path: Path
+):
+    (tmp_path / name).write_text(content)
+    message = refusal(tmp_path / name)
+    assert name in message
+    assert part in message
+
+
+def test_a_folder_with_an_archive_says_to_unpack_it(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("a.json", "{}")
+    (tmp_path / "export.zip").rename(tmp_path / "export")
+    assert "export is an archive; unpack it first" in refusal(tmp_path / "export")
+
+
+def test_files_above_the_bound_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("maskrcnn.formats.bounded_files.MOST_JSON", 10)
+    message = refusal(via(folder, {"name": "part"}) / "via_region_data.json")
+    assert "JSON files of at most 0 MiB are read" in message
+
+
+def test_links_that_point_to_themselves_end(folder: Path):
+    data = voc(folder, BOX)
+    (data / "loop").symlink_to(data)
+    assert len(mr.load_dataset(data)) == 1
+
+
+@pytest.mark.parametrize("value", ["1e12", "1e999", "NaN", "-Infinity"])
+@pytest.mark.parametrize("kind", ["polygon", "circle", "rectangle"])
+def test_coordinates_beyond_any_image_are_errors(kind: str, value: str, folder: Path):
+    points = [[1, 1], [5, 5]] if kind != "polygon" else [[1, 1], [5, 5], [1, 5]]
+    text = json.dumps({"shape_type": kind, "points": points, "label": "cell"}).replace("5", value)
+    shape = f'{{"shapes": [{text}], "imagePath": "a.png"}}'
+    (folder / "a.json").write_text(shape)
+    assert "a.json, shapes[0]" in refusal(folder)
+
+
+def test_polygons_of_more_points_than_the_bound_are_errors(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("maskrcnn.formats.reading.MOST_POINTS", 3)
+    assert "expected at most 3 points, got 4" in refusal(labelme(folder, {}))
+
+
+@pytest.mark.parametrize(
+    ("rle", "width"), [("0, 999999999999", 5), ("0, -4", 5), ("0, 1", 999999999)]
+)
+def test_cvat_masks_larger_than_their_image_are_not_expanded(rle: str, width: int, folder: Path):
+    mask = f'<mask label="cell" rle="{rle}" left="1" top="1" width="{width}" height="5"/>'
+    image = f'<image id="0" name="a.png" width="100" height="80">{mask}</image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{image}</annotations>")
+    assert "a.png, mask 0: mask: expected" in refusal(folder / "annotations.xml")

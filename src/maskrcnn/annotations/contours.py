@@ -193,7 +193,13 @@ def ellipse(center: tuple[float, float], radii: tuple[float, float], angle: floa
         center: (x, y).
         radii: along x and y before the rotation, in pixels.
         angle: rotation in radians, clockwise on the screen.
+
+    Raises:
+        ValueError: a number is not finite.
     """
+    if not np.isfinite([*center, *radii, angle]).all():
+        raise ValueError(f"expected finite numbers, got center {center} and radii {radii}")
+
     # a chord over the angle 2 pi / n stays within r (1 - cos(pi / n)) of its arc
     step = np.arccos(1 - min(0.05 / max(*radii, 0.05), 0.9))
     count = int(np.ceil(np.pi / np.clip(step, np.pi / _MOST_POINTS, np.pi / 12)))

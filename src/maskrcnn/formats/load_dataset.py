@@ -9,17 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Literal
+from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import Category
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
+from .bounded_files import Json
 from .format import Format
 from .reading import Annotated
 
-_PACKED = (".zip", ".tar", ".gz")
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_ROOTS: dict[str, dict[str, type]] = {
+    "LabelMe": {"shapes": list, "imagePath": object},
+    "VIA": {"_via_img_metadata": dict},
+    "GeoJSON": {"features": list},
+    "COCO": {"images": list, "annotations": list},
+}
+"""The keys of a JSON file by which its format is recognized, and the type of their values."""
 
 
 def load_dataset(
@@ -132,7 +142,9 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
         raise DataError(unreadable[0])
 
     kind = "folder" if source.path.is_dir() else "file"
-    suggestion = "; unpack it first" if source.path.suffix.lower() in _PACKED else ""
+    suggestion = _unpack_first(source.path)
+    if source.path.is_file() and source.path.suffix.lower() == ".json":
+        suggestion = f"; {_reason(source.json)}"
     lines = [
         f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
         "Known formats:",
@@ -140,6 +152,38 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
         *(f"Not readable: {error}" for error in unreadable),
     ]
     raise DataError("\n".join(lines))
+
+
+def _unpack_first(path: Path) -> str:
+    """A suggestion where a path is an archive, or a folder with nothing but archives and images."""
+    archives = [path] if path.is_file() else sorted(path.iterdir())
+    packed = [p.name for p in archives if p.suffix.lower() in _PACKED and p.is_file()]
+    if not packed and path.is_file() and (is_zipfile(path) or is_tarfile(path)):
+        packed = [path.name]
+    return f"; {packed[0]} is an archive; unpack it first" if packed else ""
+
+
+def _reason(content: Json) -> str:
+    """Why the content of a JSON file is no known format."""
+    if isinstance(content, list):
+        first = content[0] if content else None
+        if isinstance(first, dict) and {"image_id", "category_id", "score"} <= first.keys():
+            return "it holds results, not annotations; pass it to evaluate"
+        return f"it holds a list of {len(content):,} entries, which are not Label Studio tasks"
+    if not isinstance(content, dict):
+        return f"expected an object, got {content!r:.40}"
+    for name, expected in _ROOTS.items():
+        if not content.keys() & expected.keys():
+            continue
+        for key, kind in expected.items():
+            if key not in content:
+                return f'it looks like {name}, but has no "{key}"'
+            if not isinstance(content[key], kind):
+                wanted = "a list" if kind is list else "an object"
+                return f'it looks like {name}, but expected "{key}" as {wanted}, ' + (
+                    f"got {content[key]!r:.40}"
+                )
+    return f"its keys are {', '.join(list(map(str, content))[:8]) or 'none'}"
 
 
 def read_split(

@@ -47,7 +47,9 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     folders = [Path(images)] if images is not None else [*folders, source.folder.parent / "images"]
     candidates = {path: _image(path, folders) for path in files}
     found = [path for path in candidates.values() if path is not None]
-    root = Path(images) if images is not None else (found[0].parent if found else source.folder)
+    root = found[0].parent if found else source.folder
+    if images is not None:
+        root = Path(images)
     builder = DatasetBuilder(source.name, root)
 
     for path in tracked(files, "reading GeoJSON"):
