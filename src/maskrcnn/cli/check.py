@@ -14,6 +14,7 @@ def check(
     images: Path | None = None,
     val: str | None = None,
     val_images: Path | None = None,
+    attribute: str | None = None,
     fix: Path | None = None,
     html: Path | None = None,
     decode: bool = True,
@@ -30,6 +31,7 @@ def check(
         val: Annotations to validate on. They are checked too, and compared with the training
             images. By default the data set's own split "val"; "none" skips it.
         val_images: Folder of the validation images; by default --images.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         fix: Write a COCO file in which every problem with an unambiguous fix is fixed.
         html: Write an HTML page with counts, sizes, problems and drawn samples.
         decode: Decode every image; otherwise read headers only.
@@ -47,6 +49,7 @@ def check(
         images,
         validation=validation,
         validation_images=val_images,
+        attribute=attribute,
         decode_images=decode,
         fix=fix,
         html=html,

@@ -23,6 +23,7 @@ def train(
     val: str | None = None,
     no_val: Annotated[bool, Parameter(negative=())] = False,
     val_images: Path | None = None,
+    attribute: str | None = None,
     pretrained: str | None = None,
     model: Preset | Literal["auto"] = "auto",
     no_recipe: Annotated[bool, Parameter(negative=())] = False,
@@ -50,6 +51,7 @@ def train(
             split "val" that --data itself has, or else 15 % of its images.
         no_val: Train on all images, without validation.
         val_images: Folder of the validation images. Default: --images.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         pretrained: Initial weights: an ImageNet trunk (resnet50_imagenet), or a detector, as the
             name of published weights, a run folder or a checkpoint. All weights that fit are kept.
             Default: random weights.
@@ -76,6 +78,7 @@ def train(
         images=images,
         val=False if no_val else val,
         val_images=val_images,
+        attribute=attribute,
         pretrained=pretrained,
         model=model,
         recipe=not no_recipe,

@@ -39,6 +39,7 @@ def check_dataset(
     *,
     validation: DataSource | None = None,
     validation_images: str | Path | None = None,
+    attribute: str | None = None,
     decode_images: bool = True,
     fix: str | Path | None = None,
     html: str | Path | None = None,
@@ -57,6 +58,7 @@ def check_dataset(
             folder, only the annotations are checked.
         validation: data to validate on; checked too, and compared with `data`.
         validation_images: its image folder; by default `images`.
+        attribute: the attribute that holds the category, as for `load_dataset`.
         decode_images: False reads image headers only.
         fix: COCO file to write, in which every problem with an unambiguous fix is fixed;
             `CheckReport.fixed` lists the changes.
@@ -79,7 +81,9 @@ def check_dataset(
         >>> len(report.data)
         4
     """
-    opened, validation_opened, missing = _open_both(data, images, validation, validation_images)
+    opened, validation_opened, missing = _open_both(
+        data, images, validation, validation_images, attribute
+    )
     decoded = decode(opened, progress) if decode_images else []
     fixed = None
     validation_report = None
@@ -121,20 +125,21 @@ def _open_both(
     images: str | Path | None,
     validation: DataSource | None,
     validation_images: str | Path | None,
+    attribute: str | None,
 ) -> tuple[CocoDataset, CocoDataset | None, list[Problem]]:
     """Opens the data and the validation set; a missing validation split is a problem."""
-    opened = _open(data, images)
+    opened = _open(data, images, attribute)
     if validation is None:
         return opened, None, []
     try:
-        return opened, _open(validation, validation_images or images), []
+        return opened, _open(validation, validation_images or images, attribute), []
     except MissingSplit as error:
         suggestion = "correct the path, or remove the split from the list"
         missing = Problem("no validation images", opened.name, str(error), suggestion, True)
         return opened, None, [missing]
 
 
-def _open(source: DataSource, images: str | Path | None) -> CocoDataset:
+def _open(source: DataSource, images: str | Path | None, attribute: str | None) -> CocoDataset:
     if isinstance(source, CocoDataset):
         return source
     with warnings.catch_warnings():
@@ -143,7 +148,7 @@ def _open(source: DataSource, images: str | Path | None) -> CocoDataset:
             return CocoDataset(source, images, on_error="drop")
         from ..formats.load_dataset import load_dataset
 
-        return load_dataset(source, images, on_error="drop")
+        return load_dataset(source, images, attribute=attribute, on_error="drop")
 
 
 def _path_of(source: DataSource | None) -> str | Path | None:

@@ -32,6 +32,7 @@ def convert_annotations(
     images: str | Path | None = None,
     val: str | Path | None = None,
     val_images: str | Path | None = None,
+    attribute: str | None = None,
     image_files: ImageFiles | None = None,
     simplify: float = 0.0,
     on_error: Literal["raise", "drop"] = "raise",
@@ -48,6 +49,7 @@ def convert_annotations(
         images: folder of the images; by default where the format says they are.
         val: a second source, written as the split "val".
         val_images: folder of its images; by default `images`.
+        attribute: as for `load_dataset`.
         image_files: copy or link the images into `out`, or reference them where they are. By
             default they are copied for yolo, voc and png, which need them beside the annotations,
             and referenced for the others.
@@ -77,9 +79,9 @@ def convert_annotations(
         2
     """
     check_new(Path(out), format)
-    parts = _all_splits(source, images, on_error)
+    parts = _all_splits(source, images, attribute, on_error)
     if val is not None:
-        val_parts = _all_splits(val, val_images or images, on_error)
+        val_parts = _all_splits(val, val_images or images, attribute, on_error)
         parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
     return write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
@@ -97,13 +99,16 @@ def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated
 
 
 def _all_splits(
-    path: str | Path, images: str | Path | None, on_error: Literal["raise", "drop"]
+    path: str | Path,
+    images: str | Path | None,
+    attribute: str | None,
+    on_error: Literal["raise", "drop"],
 ) -> dict[str, Annotated]:
     """Every split of a source by name, checked; {"": ...} for a source that is not divided.
 
     A split whose images are missing is left out with a warning, unless there is no other.
     """
-    source, split = locate(path)
+    source, split = locate(path, attribute)
     known = recognized_format(source, images)
     names = [split] if split else _distinct(known.splits(source)) or [""]
     parts: dict[str, Annotated] = {}
@@ -192,6 +197,7 @@ def write_all(
                 tolerance=simplify,
                 progress=progress,
             )
+            assert known.write is not None, format  # it has a name to be written by
             known.write(annotated, target, lost)
         if out.is_dir():
             out.rmdir()

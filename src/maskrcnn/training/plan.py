@@ -111,6 +111,7 @@ def plan_training(
     images: str | Path | None = None,
     val: str | Path | CocoDataset | Literal[False] | None = None,
     val_images: str | Path | None = None,
+    attribute: str | None = None,
     pretrained: str | Path | None = None,
     model: str = "auto",
     recipe: bool = True,
@@ -133,6 +134,7 @@ def plan_training(
             if there is none, 15 % of the images are split off, at most 500. False trains on all
             images without validation.
         val_images: folder of the validation images; None = `images`.
+        attribute: the attribute that holds the category, as for `load_dataset`.
         pretrained: initial weights: the name of an ImageNet trunk, or the name, file or run folder
             of a detector. None = random weights.
         model: name of a preset. "auto" uses the architecture of a pretrained detector, or else one
@@ -182,11 +184,12 @@ def plan_training(
     if not isinstance(data, str | Path):
         source, dataset = None, data
     else:
-        source, dataset = data, load_dataset(data, images, on_error=on_error)
+        source = data
+        dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
     processes = Processes.start(device)
     seed = int(settings.get("seed", 0))
     dataset, validation, val_source = _validation(
-        dataset, source, images, val, val_images or images, on_error, seed, progress
+        dataset, source, images, val, val_images or images, attribute, on_error, seed, progress
     )
 
     if resume and (out / "config.json").is_file():
@@ -224,6 +227,7 @@ def _validation(
     images: str | Path | None,
     val: str | Path | CocoDataset | Literal[False] | None,
     val_images: str | Path | None,
+    attribute: str | None,
     on_error: Literal["raise", "drop"],
     seed: int,
     progress: bool,
@@ -244,7 +248,9 @@ def _validation(
         )
         return data, validation, text
     if isinstance(val, str | Path):
-        val = load_dataset(val, val_images, categories=data.categories, on_error=on_error)
+        val = load_dataset(
+            val, val_images, categories=data.categories, attribute=attribute, on_error=on_error
+        )
     return data, val, str(val)
 
 
