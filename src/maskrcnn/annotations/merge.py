@@ -12,11 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..config import Category
 from .categories import category_to_coco
 from .coco_dataset import CocoDataset
+from .coco_types import Json, JsonObject
 from .labeled_categories import KEYS, labeled_ids
 from .problems import DataError
 
@@ -61,8 +61,8 @@ def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
     folder, file_names = _merged_file_names(datasets)
 
     merged_ids = {name: category.id for name, category in categories.items()}
-    images: dict[str, dict[str, Any]] = {}
-    annotations: list[dict[str, Any]] = []
+    images: dict[str, dict[str, Json]] = {}
+    annotations: list[dict[str, Json]] = []
     for data, names in zip(datasets, file_names, strict=True):
         new_ids = {c.id: merged_ids[c.name] for c in _used_categories(data)}
         for index, file_name in enumerate(names):
@@ -144,13 +144,13 @@ def _merged_file_names(datasets: Sequence[CocoDataset]) -> tuple[Path | None, li
 
 
 def _merge_image(
-    images: dict[str, dict[str, Any]],
+    images: dict[str, dict[str, Json]],
     file_name: str,
     data: CocoDataset,
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     annotated: set[int],
     new_ids: Mapping[int, int],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Adds an image to `images`, or its labeled categories to the image of the same file.
 
     Args:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 
 
@@ -55,22 +55,6 @@ class AnnotationSource:
         """
         is_xml = self.path.suffix.lower() == ".xml" and self.path.is_file()
         return read_xml(self.path) if is_xml else None
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: the file is missing or is not valid JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: annotation file not found") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path.name}: not valid JSON: {error}; export it again from the tool"
-        ) from None
 
 
 def read_xml(path: Path) -> ElementTree.Element:
