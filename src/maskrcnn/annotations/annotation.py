@@ -394,7 +394,6 @@ def _read_keypoints(
     """Returns [keypoints, 3] in the order of the file, None if no keypoint is labeled."""
     values = raw.get("keypoints")
     if not values or (isinstance(values, list | tuple) and not any(values)):
-        _compare_count(raw, 0, problems)
         return None
 
     if not isinstance(values, list | tuple):
@@ -438,7 +437,14 @@ def _read_keypoints(
         )
         return None
 
-    _compare_count(raw, int((visibility > 0).sum()), problems)
+    num_labeled = int((visibility > 0).sum())
+    given = raw.get("num_keypoints", num_labeled)
+    if given != num_labeled:
+        problems.warning(
+            "num_keypoints is wrong",
+            f"num_keypoints is {shown(given, 40)}, {num_labeled} are labeled",
+            "num_keypoints is ignored",
+        )
 
     outside = (points[:, :2] < -KEYPOINT_OFFSET) | (points[:, :2] > (size[1], size[0]))
     labeled_outside = (visibility > 0) & outside.any(axis=1)
@@ -448,17 +454,6 @@ def _read_keypoints(
         points[labeled_outside] = 0
 
     return points if (points[:, 2] > 0).any() else None
-
-
-def _compare_count(raw: JsonObject, num_labeled: int, problems: _ProblemLog) -> None:
-    """Warns where `num_keypoints` is not the number of labeled keypoints."""
-    given = raw.get("num_keypoints", num_labeled)
-    if given is not None and given != num_labeled:
-        problems.warning(
-            "num_keypoints is wrong",
-            f"num_keypoints is {shown(given, 40)}, {num_labeled} are labeled",
-            "num_keypoints is ignored",
-        )
 
 
 def _compare_parts(

@@ -31,7 +31,7 @@ from .interpretation import interpret
 from .json_file import read_json
 from .labeled_categories import find_key_problems, labeled_ids
 from .locate_images import locate_images
-from .notes import describe_notes
+from .notes import Note, Notes, describe_notes
 from .problems import DataError, DataWarning, Problem, describe, find_problems, without_objects
 from .structure import check_structure
 
@@ -138,7 +138,7 @@ class CocoDataset:
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
-        self.notes = (*interpreted.notes, *located.notes)
+        self.notes = (*interpreted.notes, *located.notes, *self._absent_categories())
 
         self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None
@@ -318,6 +318,15 @@ class CocoDataset:
         self._labels = {c.id: label for label, c in used}
         self._keypoint_order = {c.id: _keypoint_order(c, self._in_file[c.id]) for _, c in used}
 
+    def _absent_categories(self) -> tuple[Note, ...]:
+        """Returns a note on the requested categories that the file does not define."""
+        notes = Notes()
+        for category in self.categories:
+            if category.id not in self._in_file:
+                what = "requested categories that the file does not define"
+                notes.add(what, "excluded from the loss and the metric here", category.name)
+        return notes.all()
+
     def _image_entry(self, index: int) -> JsonObject:
         return self._content["images"][self._indices[index]]
 
@@ -453,6 +462,15 @@ def _select_categories(
             f"{name}: none of the requested categories is in the file. "
             f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
+
+    wanted = {c.name for c in requested}
+    others = {n.casefold().strip(): n for n in by_name if n not in wanted}
+    for absent in wanted.difference(by_name):
+        if (similar := others.get(absent.casefold().strip())) is not None:
+            raise DataError(
+                f'{name}: expected the category "{absent}", got "{similar}"; '
+                "give both the same spelling"
+            )
 
     unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(

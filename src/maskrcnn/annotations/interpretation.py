@@ -34,6 +34,7 @@ from .problems import Problem
 from .shown_values import shown
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_MOST_ID = 2**62  # larger ids are problems
 _LONGEST = 40  # characters of a number; text of thousands of digits is none
 _WORDS = {"true": 1, "yes": 1, "false": 0, "no": 0, "": 0}
 _CVAT = "attributes.rotation"
@@ -122,7 +123,7 @@ class _Interpreter:
         numbers = {t: int(t) for t in texts if t.isascii() and t.isdigit() and len(t) < 19}
         if len(set(numbers.values())) < len(numbers):
             numbers = {}
-        whole = [int(i) for i in given if isinstance(i, int)]
+        whole = [int(i) for i in given if isinstance(i, int) and abs(i) < _MOST_ID]
         free = max([0, *whole, *numbers.values()]) + 1
 
         others = [text for text in texts if text not in numbers]
@@ -161,6 +162,8 @@ class _Interpreter:
         for key in ("iscrowd", "ignore"):
             changes |= self._flag(index, raw, key, where)
 
+        if raw.get("num_keypoints") and not raw.get("keypoints"):
+            self.notes.add("num_keypoints without keypoints", "not used", where)
         if not isinstance(raw.get("where", ""), str):  # the readers of other formats write text
             changes["where"] = ""
 
@@ -233,7 +236,7 @@ class _Interpreter:
                 annotation=index,
             )
         )
-        return {key: 0}
+        return {}
 
     def _rotated(self, raw: JsonObject, where: str) -> dict[str, Json]:
         """The mask and the box of an annotation whose box is turned."""

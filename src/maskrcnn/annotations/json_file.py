@@ -116,8 +116,9 @@ def _explained(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
     after = text[error.pos : error.pos + 200].lstrip()
     if after.startswith(("//", "/*", "#")):
         return "it has a comment, which JSON does not know", "remove the comment"
-    if before.endswith(",") and after[:1] in ("]", "}"):
-        return f"there is a comma before {after[0]}", "remove the comma"
+    closing = after.removeprefix(",").lstrip()  # Python 3.13 points at the comma
+    if closing[:1] in ("]", "}") and (before.endswith(",") or after[:1] == ","):
+        return f"there is a comma before {closing[0]}", "remove the comma"
     if not after:
         return "the file ends too early", "was it copied or downloaded in full?"
     if error.msg == "Extra data":

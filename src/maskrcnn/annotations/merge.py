@@ -9,7 +9,7 @@ Out: one data set with all their categories, matched by name. Every image record
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .categories import category_to_coco
 from .coco_dataset import CocoDataset
 from .coco_types import Json, JsonObject
 from .labeled_categories import KEYS, labeled_ids
+from .notes import Note, Notes
 from .problems import DataError
 
 
@@ -83,7 +84,9 @@ def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
         "annotations": annotations,
         "categories": [category_to_coco(c) for c in categories.values()],
     }
-    return CocoDataset(content, folder, name=" + ".join(d.name for d in datasets))
+    merged = CocoDataset(content, folder, name=" + ".join(d.name for d in datasets))
+    merged.notes = (*(note for d in datasets for note in d.notes), *_similar_names(categories))
+    return merged
 
 
 def _used_categories(data: CocoDataset) -> list[Category]:
@@ -111,6 +114,18 @@ def _merge_categories(datasets: Sequence[CocoDataset]) -> dict[str, Category]:
                     "Rename one category, or make them equal"
                 )
     return merged
+
+
+def _similar_names(names: Iterable[str]) -> tuple[Note, ...]:
+    """Returns a note on names that differ only in case and spaces, which stay two categories."""
+    notes = Notes()
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            what = "category names that are nearly equal"
+            notes.add(what, "kept apart; rename one to join them", f'"{other}" and "{name}"')
+    return notes.all()
 
 
 def _describe_keypoints(category: Category) -> str:
