@@ -20,8 +20,16 @@ from maskrcnn.annotations.shown_values import shown
 
 WIDTH, HEIGHT = 100, 80
 TINY = {
-    **{"trunk.stem_channels": 8, "trunk.res2_channels": 8, "neck.channels": 8, "rpn.convs": (8,)},
-    **{"box.fcs": (16,), "mask.convs": (8,), "mask.upsample": (8,), "box.max_detections": 5},
+    "input.min_size": 64,
+    "input.max_size": 96,
+    "trunk.stem_channels": 8,
+    "trunk.res2_channels": 8,
+    "neck.channels": 8,
+    "rpn.convs": (8,),
+    "box.fcs": (16,),
+    "box.max_detections": 5,
+    "mask.convs": (8,),
+    "mask.upsample": (8,),
 }
 SQUARE = [[10, 10, 40, 10, 40, 30, 10, 30]]
 IMAGE = {"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}
@@ -55,9 +63,11 @@ def _write(folder: Path, content: dict, *images: str) -> Path:
 
 @pytest.mark.parametrize(
     ("written", "is_crowd"),
-    [("0", False), ("1", True), ("false", False), ("True", True), ("", False), ("1.0", True)]
-    + [(0, False), (1, True), (False, False), (True, True), (0.0, False), (1.0, True)]
-    + [(None, False)],
+    [
+        *(("0", False), ("1", True), ("false", False), ("True", True), ("", False), ("1.0", True)),
+        *((0, False), (1, True), (False, False), (True, True), (0.0, False), (1.0, True)),
+        (None, False),
+    ],
 )
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
 def test_a_crowd_is_what_the_file_says_however_it_is_written(key, written, is_crowd):
@@ -403,8 +413,12 @@ def test_entries_of_any_type_are_problems_not_tracebacks():
         "?" * 40,
         [10**30],
         [0.5, 7999.5],
-    ]
-    + [[[4000, 4000]], [None], "o" * 100_000, ["a"], 5],
+        [[4000, 4000]],
+        [None],
+        "o" * 100_000,
+        ["a"],
+        5,
+    ],
 )
 def test_rle_of_any_counts_is_refused_without_taking_memory(counts):
     written = {"size": [HEIGHT, WIDTH], "counts": counts}
@@ -414,7 +428,7 @@ def test_rle_of_any_counts_is_refused_without_taking_memory(counts):
 
 def test_huge_images_and_masks_are_refused_with_the_bound():
     huge = {"width": 10**9, "height": 10**9}
-    with pytest.raises(DataError, match="image too large.*at most 2,147,483,648 pixels"):
+    with pytest.raises(DataError, match=r"image too large.*at most 2,147,483,648 pixels"):
         CocoDataset(_content(image=huge))
     for read in (rle.decode, rle.area, rle.bbox, rle.decode_crop):
         with pytest.raises(ValueError, match="expected at most 2,147,483,648"):
@@ -499,7 +513,7 @@ def test_objects_that_are_all_crowds_are_reported_at_opening_by_check_and_train(
         "2 annotations, of which 2 are usable, all as regions to ignore",
     )
     assert "no object to learn" in str(mr.check_dataset(path, progress=False))
-    with pytest.raises(ValueError, match="training cannot start: ann.json: no object to learn"):
+    with pytest.raises(ValueError, match=r"training cannot start: ann.json: no object to learn"):
         mr.train(mr.maskrcnn_r18_small(data.categories), data, out=tmp_path / "run")
     assert CocoDataset(_content() | {"annotations": []}).warnings == ()
 
@@ -516,9 +530,8 @@ def test_keypoint_messages_show_plain_numbers_and_count_what_is_wrong():
     assert "values 3, 7" in message([1, 1, 7, 2, 2, 3])
     assert "2 of 6 values, such as nan" in message([float("nan"), 1, 2, float("nan"), 2, 2])
     assert "5 values for the 2 keypoints" in message([1, 1, 2, 2, 2])
-    assert "keypoints without names" in str(
-        pytest.raises(DataError, CocoDataset, _content({"keypoints": [1, 1, 2]})).value
-    )
+    with pytest.raises(DataError, match="keypoints without names"):
+        CocoDataset(_content({"keypoints": [1, 1, 2]}))
     data = CocoDataset(_content({"num_keypoints": 5}) | {"categories": [category]})
     assert _notes(data) == {"num_keypoints without keypoints": 1}
 
@@ -577,5 +590,5 @@ def test_verbs_take_a_file_or_a_data_set_alike(tmp_path):
         mr.convert_annotations(source, out, "coco")
         assert len(mr.load_dataset(out)) == 1
     assert mr.evaluate(run.model, path).num_objects == 1
-    with pytest.raises(TypeError, match="expected annotated images as a file, .* got int"):
+    with pytest.raises(TypeError, match=r"expected annotated images as a file, .* got int"):
         mr.train(model, 5, out=tmp_path / "other")

@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -47,7 +48,10 @@ _TOP_LEVEL = {"images", "annotations", "categories", "info", "licenses", "type"}
 _ID_LISTS = ("labeled_categories", "neg_category_ids", "not_exhaustive_category_ids")
 _MOST_NAMES = 8  # fields named in a note
 _TEXT = ("numbers written as text", "read as numbers")
-_SCALARS = ("width", "height", "area", "num_keypoints")
+_SIZES = ("width", "height")
+_SCALARS = (*_SIZES, "area", "num_keypoints")
+_NUMBERS = ("area", "num_keypoints", "bbox", "keypoints", "segmentation")
+_SOURCES = {"id": "annotations", "image_id": "images", "category_id": "categories"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class _Interpreter:
 
     def _image(self, index: int, raw: JsonObject) -> dict[str, Json]:
         changes = self._id_changes(raw, "images", {"id": "images"})
-        changes |= self._numbers(raw, ("width", "height"), f"images[{index}]")
+        changes |= self._numbers(raw, _SIZES, lambda: f"images[{index}]")
         for key in _ID_LISTS:
             ids = raw.get(key)
             if isinstance(ids, list) and not all(type(i) is int for i in ids):
@@ -154,16 +158,15 @@ class _Interpreter:
         return self._id_changes(raw, "categories", {"id": "categories"})
 
     def _annotation(self, index: int, raw: JsonObject) -> dict[str, Json]:
-        where = _where(index, raw)
-        sources = {"id": "annotations", "image_id": "images", "category_id": "categories"}
-        changes = self._id_changes(raw, "annotations", sources)
-        names = ("area", "num_keypoints", "bbox", "keypoints", "segmentation")
-        changes |= self._numbers(raw, names, where)
+        changes = self._id_changes(raw, "annotations", _SOURCES)
+        changes |= self._numbers(raw, _NUMBERS, partial(_where, index, raw))
         for key in ("iscrowd", "ignore"):
-            changes |= self._flag(index, raw, key, where)
+            value = raw.get(key, 0)
+            if type(value) is not int or value not in (0, 1):
+                changes |= self._flag(index, raw, key)
 
         if raw.get("num_keypoints") and not raw.get("keypoints"):
-            self.notes.add("num_keypoints without keypoints", "not used", where)
+            self.notes.add("num_keypoints without keypoints", "not used", _where(index, raw))
         if not isinstance(raw.get("where", ""), str):  # the readers of other formats write text
             changes["where"] = ""
 
@@ -171,7 +174,7 @@ class _Interpreter:
         extra = raw.keys() - _USED
         box = raw.get("bbox")
         if extra or (isinstance(box, list | tuple) and len(box) == 5):
-            rotated = self._rotated({**raw, **changes}, where)
+            rotated = self._rotated({**raw, **changes}, _where(index, raw))
             self._count_unused(raw, extra, is_turned=bool(rotated))
         return changes | rotated
 
@@ -198,26 +201,28 @@ class _Interpreter:
         is_number = value.isascii() and value.isdigit() and len(value) < 19
         return int(value) if is_number else value
 
-    def _numbers(self, raw: JsonObject, names: Iterable[str], where: str) -> dict[str, Json]:
+    def _numbers(
+        self, raw: JsonObject, names: Iterable[str], where: Callable[[], str]
+    ) -> dict[str, Json]:
         """New values of the fields in which numbers are text, or sizes are whole floats."""
         changes: dict[str, Json] = {}
         for name in names:
             value = raw.get(name)
-            if name in ("width", "height") and isinstance(value, float) and value.is_integer():
+            if name in _SIZES and isinstance(value, float) and value.is_integer():
                 changes[name] = int(value)
                 continue
             new = number_of(value) if name in _SCALARS else _with_numbers(value)
             if new is not value:
                 changes[name] = new
-                example = f"{name} {shown(value, 40)} of {where}"
-                self.notes.add(*_TEXT, example)
+                self.notes.add(*_TEXT, f"{name} {shown(value, 40)} of {where()}")
         return changes
 
-    def _flag(self, index: int, raw: JsonObject, key: str, where: str) -> dict[str, Json]:
+    def _flag(self, index: int, raw: JsonObject, key: str) -> dict[str, Json]:
         """The new value of `iscrowd` or `ignore`; a problem where it is neither yes nor no."""
         value = raw.get(key)
-        if value is None or (type(value) is int and value in (0, 1)):
+        if value is None:
             return {}
+        where = _where(index, raw)
         if isinstance(value, str):
             flag = _WORDS.get(value.strip().lower(), number_of(value))
             self.notes.add(f"{key} written as text", "read as 0 or 1", f"{where}: {shown(value)}")
@@ -271,12 +276,12 @@ class _Interpreter:
     def _count_unused(self, raw: JsonObject, extra: Iterable[str], is_turned: bool) -> None:
         """Counts the fields of an annotation that nothing reads."""
         names = []
-        for key in sorted(extra):
+        for key in sorted(extra, key=str):
             value = raw[key]
             inner = value.items() if isinstance(value, Mapping) and key == "attributes" else ()
-            names += [f"attributes.{name}" for name, part in inner if not _is_empty(part)]
+            names += [f"attributes.{name}"[:50] for name, part in inner if not _is_empty(part)]
             if not inner and not _is_empty(value):
-                names.append(key)
+                names.append(str(key)[:50])
         if is_turned and _CVAT in names:
             names.remove(_CVAT)
         self.unused.update(names)
