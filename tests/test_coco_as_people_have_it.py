@@ -191,6 +191,7 @@ def test_a_box_with_cvats_rotation_is_the_turned_rectangle():
     # clockwise on the screen: the upper right corner of the box moves to the lower right
     assert annotation.polygons[0][1] == pytest.approx((63.33, 57.09), abs=0.01)
     assert _notes(data) == {"boxes with attributes.rotation": 1}
+    assert CocoDataset(data.content()).notes == ()  # turned once, and never again
 
 
 def test_detectron2s_five_numbers_turn_the_other_way():

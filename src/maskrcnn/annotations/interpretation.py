@@ -267,7 +267,9 @@ class _Interpreter:
             handled = "turned about their centers; they become polygons"
             self.notes.add(f"boxes with {name}", handled, where)
             x, y, width, height = four
-            return _turned(x + width / 2, y + height / 2, width, height, angle)
+            attributes = {k: v for k, v in raw["attributes"].items() if k != "rotation"}
+            turned = _turned(x + width / 2, y + height / 2, width, height, angle)
+            return turned | {"attributes": attributes}
         else:
             handled = "used without turning them; export polygons to train on the turned shape"
             self.notes.add(f"boxes with {name}", handled, where)
