@@ -7,13 +7,12 @@ and holes counterclockwise. So the even-odd rule and the winding rule both give 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from .coco_types import RLE
+from .coco_types import RLE, JsonObject
 
 Polygon = Float[np.ndarray, "_ 2"]
 _MOST_POINTS = 4096  # of an ellipse
@@ -163,7 +162,7 @@ def fill(polygons: Sequence[Polygon], size: tuple[int, int]) -> RLE:
     return union([mask.frPoly(values, *size) for values in flat], size)
 
 
-def union(parts: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
+def union(parts: Sequence[RLE | JsonObject], size: tuple[int, int]) -> RLE:
     """Returns the compressed RLE of the union of some RLEs.
 
     Args:

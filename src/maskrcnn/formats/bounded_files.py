@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from ..annotations.json_file import parse_json
 from ..annotations.problems import DataError
 
 Json = Any
@@ -38,18 +38,7 @@ def read_json(path: Path) -> Json:
         DataError: the file is missing, is not valid JSON, or exceeds a bound.
     """
     data = _read(path, MOST_JSON, "JSON")
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise DataError(
-            f"{path.name}: lists or objects are nested too deeply; "
-            "annotations need fewer than 10 levels; export it again from the tool"
-        ) from None
-    except ValueError as error:  # invalid JSON or UTF-8, or a number of thousands of digits
-        reason = "the file is empty" if not data.strip() else str(error)
-        raise DataError(
-            f"{path.name}: not valid JSON: {reason}; export it again from the tool"
-        ) from None
+    return parse_json(data, path.name)
 
 
 def read_xml(path: Path) -> ElementTree.Element:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from ..annotations.categories import mirrored_keypoints, parse_categories
+from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
 from ..annotations.labeled_categories import labeled_ids
 from ..annotations.problems import DataWarning
@@ -25,12 +26,12 @@ from .writing import ConversionTarget, ImageFiles, Unrepresentable, by_image, la
 
 
 def convert_annotations(
-    source: str | Path,
+    source: str | Path | CocoDataset,
     out: str | Path,
     format: str,
     *,
     images: str | Path | None = None,
-    val: str | Path | None = None,
+    val: str | Path | CocoDataset | None = None,
     val_images: str | Path | None = None,
     attribute: str | None = None,
     image_files: ImageFiles | None = None,
@@ -41,7 +42,7 @@ def convert_annotations(
     """Writes annotations in another format, and reports anything that it cannot represent.
 
     Args:
-        source: what `load_dataset` reads. All splits are written unless one is named
+        source: a data set, or what `load_dataset` reads. All splits are written unless one is named
             ("data.yaml:val").
         out: the new folder; for coco, via and cvat also a file (.json, .xml). It must not exist.
         format: coco, yolo-seg, yolo-pose, labelme, via, cvat, voc, png (one file per image) or
@@ -88,7 +89,7 @@ def convert_annotations(
     )
 
 
-def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated:
+def _only_split(source: str | Path | CocoDataset, parts: Mapping[str, Annotated]) -> Annotated:
     """The one split of a source that is written beside another source."""
     if len(parts) > 1:
         raise ValueError(
@@ -99,7 +100,7 @@ def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated
 
 
 def _all_splits(
-    path: str | Path,
+    path: str | Path | CocoDataset,
     images: str | Path | None,
     attribute: str | None,
     on_error: Literal["raise", "drop"],
@@ -108,6 +109,9 @@ def _all_splits(
 
     A split whose images are missing is left out with a warning, unless there is no other.
     """
+    if isinstance(path, CocoDataset):
+        return {"": Annotated(cast("CocoContent", path.content()), path.image_folder, path.name)}
+
     source, split = locate(path, attribute)
     known = recognized_format(source, images)
     names = [split] if split else _distinct(known.splits(source)) or [""]

@@ -6,7 +6,7 @@ Out: a `CocoDataset`, checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tarfile import is_tarfile
@@ -14,6 +14,7 @@ from typing import Literal
 from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import JsonObject
 from ..annotations.problems import DataError
 from ..config import Category
 from .all_formats import FORMATS
@@ -78,6 +79,42 @@ def load_dataset(
     source, split = locate(path, attribute)
     known = recognized_format(source, images)
     return read_split(known, source, images, split).dataset(categories, on_error)
+
+
+def as_dataset(
+    data: str | Path | JsonObject | CocoDataset,
+    images: str | Path | None = None,
+    *,
+    categories: Sequence[Category] | None = None,
+    on_error: Literal["raise", "drop"] = "raise",
+) -> CocoDataset:
+    """Returns annotated images, however they are given.
+
+    Args:
+        data: a data set, which is returned as it is apart from the order of its categories; what
+            `load_dataset` reads; or COCO content as a dict.
+        images: folder of the images, unless `data` is a data set.
+        categories: the categories and their order, matched by name. A data set with other names
+            keeps its own.
+        on_error: as for `load_dataset`.
+
+    Raises:
+        DataError: the data cannot be read.
+        TypeError: `data` is something else.
+    """
+    if isinstance(data, CocoDataset):
+        names = [c.name for c in categories or data.categories]
+        own = [c.name for c in data.categories]
+        same = names != own and sorted(names) == sorted(own)
+        return data.with_categories(categories) if categories and same else data
+    if isinstance(data, Mapping):
+        return CocoDataset(data, images, categories=categories, on_error=on_error)
+    if isinstance(data, str | Path):
+        return load_dataset(data, images, categories=categories, on_error=on_error)
+    raise TypeError(
+        "expected annotated images as a file, a folder, a COCO dict or a CocoDataset, "
+        f"got {type(data).__name__}; open them with load_dataset"
+    )
 
 
 def validation_split(path: str | Path, images: str | Path | None = None) -> str | None:

@@ -66,7 +66,7 @@ class Annotated:
         Raises:
             DataError: some annotations are unusable or could not be read.
         """
-        if not self.content.get("categories", True):
+        if not self.content.get("categories", True) and not self.content.get("annotations"):
             if not self.problems:
                 raise DataError(f"{self.name}: {_EMPTY}")
             problems = describe(self.name, self.problems)

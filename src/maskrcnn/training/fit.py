@@ -88,9 +88,9 @@ class State:
 
 def train(
     model: ModelConfig | MaskRCNN,
-    data: CocoDataset,
+    data: CocoDataset | str | Path,
     *,
-    val: CocoDataset | None = None,
+    val: CocoDataset | str | Path | None = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     out: str | Path = "runs/train",
     resume: bool = False,
@@ -105,7 +105,8 @@ def train(
     Args:
         model: a configuration, or a model whose own weights are trained further; the object itself
             is not modified.
-        data: annotated training images; their categories must be the model's.
+        data: annotated training images, or what `load_dataset` reads; their categories are the
+            model's, matched by name.
         val: images to validate on, every `config.evaluate_every` epochs and at the end. None trains
             without validation, and the last model is the result.
         config: length, learning rate, batch size, augmentation and all other settings of the
@@ -143,7 +144,13 @@ def train(
         >>> sorted(path.name for path in run.out.glob("*.safetensors"))
         ['checkpoint.safetensors', 'last.safetensors']
     """
+    from ..formats.load_dataset import as_dataset
     from .unlabeled import open_unlabeled
+
+    categories = (model if isinstance(model, ModelConfig) else model.config).categories
+    data = as_dataset(data, categories=categories)
+    if val is not None:
+        val = as_dataset(val, categories=categories)
 
     processes = Processes.start(device)
     images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
@@ -230,6 +237,9 @@ class Trainer:
         warnings = (summary(part.name, part.warnings) for part in parts.values() if part.warnings)
         for line in dict.fromkeys(warnings):
             self.log.say(f"{line}; maskrcnn check lists them")
+        notes = (f"{part.name}: {note}" for part in parts.values() for note in part.notes)
+        for line in dict.fromkeys(notes):
+            self.log.say(line)
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(self.state.total))
         if resume and checkpoint:

@@ -50,6 +50,11 @@ def check_settings(
 
     if not len(data):
         wrong.append("the data set has no images")
+    elif not any(data.labels(index) for index in range(len(data))):
+        wrong.append(
+            f"{data.name}: no object to learn; annotate at least one, and check that iscrowd and "
+            "ignore are 0 for objects"
+        )
     if unlabeled is not None:
         wrong += _wrong_for_unlabeled(config)
     if wrong:
