@@ -8,7 +8,13 @@ Source: cocodataset.org, "Data format" and "Results format".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
+
+Json = Any
+"""A value of a JSON file that is not checked yet: anything that JSON can hold."""
+JsonObject = Mapping[str, Json]
+"""An object of a JSON file whose values are not checked yet."""
 
 
 class RLE(TypedDict):
