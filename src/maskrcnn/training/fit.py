@@ -37,7 +37,14 @@ from .curves import draw_curves
 from .learner import Learner
 from .log import RunLog, read_rows
 from .processes import Processes
-from .setup import check_settings, duration, first_line, make_network, number_of_steps
+from .setup import (
+    check_settings,
+    duration,
+    first_line,
+    make_network,
+    number_of_steps,
+    warn_about_heads,
+)
 from .time_budget import TimeBudget, next_review, with_least_left
 from .validate import evaluation_rows, validate, validation_columns
 
@@ -200,6 +207,8 @@ class Trainer:
         self.clock = clock or time.monotonic
 
         start = make_network(model, data, val, config, pretrained)
+        if processes.main:
+            warn_about_heads(start.network.config, data)
         self.learner = Learner(start.network, data, config, processes, unlabeled, self.clock)
         self.images_per_step = self.learner.images_per_step
         self.state = State(total=number_of_steps(config, len(data), self.images_per_step))

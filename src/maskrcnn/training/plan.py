@@ -23,6 +23,7 @@ from .setup import duration
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..recipe.recipe import Recipe
+    from ..weights.heads import Head
     from .fit import Run
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
@@ -270,12 +271,13 @@ def _preset(
 ) -> Recipe:
     """A preset and the default settings, chosen without looking at the data."""
     from .. import presets
-    from ..recipe.recipe import Reason, Recipe
-    from ..weights.pretrained import config_of, kind_of
+    from ..recipe.recipe import NEW_HEAD, Reason, Recipe
+    from ..weights.pretrained import config_for, kind_of
 
+    new_heads: tuple[Head, ...] = ()
     if name == "auto" and pretrained is not None and kind_of(pretrained) == "detector":
         name = str(pretrained)
-        model = config_of(pretrained, data.categories)
+        model, new_heads = config_for(pretrained, data)
     elif name == "auto":
         raise ValueError(
             "recipe=False (--no-recipe) needs a model (--model), such as maskrcnn_r18_small"
@@ -285,10 +287,21 @@ def _preset(
 
     # The intensity range of 16-bit images is always fitted.
     changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
+    start = "detector; all weights that fit are kept"
+    if pretrained is None:
+        start = "all weights are random, those of the heads too"
+    elif kind_of(pretrained) == "trunk":
+        start = "ImageNet trunk; the heads and all other weights are random"
+    reasons = (
+        Reason("model", name, "given; nothing is chosen from the data"),
+        *(Reason(f"model.{head}", "new head", NEW_HEAD) for head in new_heads),
+        Reason("pretrained", pretrained or "none", start),
+        Reason("settings", "defaults", "no recipe: the default settings, unless given"),
+    )
     return Recipe(
         override_config(model, changes, "model."),
         override_config(TrainConfig(), _of_training(settings)),
-        (Reason("model", name, "given; nothing is chosen from the data"),),
+        reasons,
         pretrained,
     )
 
