@@ -13,12 +13,13 @@ import training_run
 from training_run import tiny_config, tiny_model
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
-from maskrcnn.config import Category, ModelConfig, NeckConfig
+from maskrcnn.config import Category, ModelConfig, NeckConfig, RPNConfig, TrainConfig
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_fpn
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
 from maskrcnn.training.plan import plan_training
+from maskrcnn.training.setup import make_network, warn_about_heads
 from maskrcnn.weights.heads import head_problems, parts_of, with_needed_heads
 from maskrcnn.weights.load import load, save
 from maskrcnn.weights.pretrained import config_for, kind_of, start
@@ -400,13 +401,13 @@ def test_a_model_without_a_head_for_the_data_is_reported(data: CocoDataset, tmp_
     with pytest.warns(UserWarning, match=r"4 of 8 objects have keypoints, .* no keypoint head"):
         train_once(model, data, tmp_path / "model")
     with pytest.warns(UserWarning, match=r"4 of 8 objects have masks, .* no mask head"):
-        train_once(replace(tiny_model(data), mask=None), data, tmp_path / "config")
+        warn_about_heads(replace(tiny_model(data), mask=None), data)
 
 
-def test_a_head_without_annotations_is_reported(data: CocoDataset, tmp_path: Path) -> None:
+def test_a_head_without_annotations_is_reported(data: CocoDataset) -> None:
     boxes = drawn(data, masks=False, keypoints=True)
     with pytest.warns(UserWarning, match=r"the mask head is not trained: none of the 8 objects"):
-        train_once(MaskRCNN.from_config(tiny_model(data)), boxes, tmp_path / "run")
+        warn_about_heads(tiny_model(data), boxes)
 
 
 def test_a_recipe_leaves_out_the_heads_that_the_data_do_not_need(
@@ -426,8 +427,13 @@ def test_a_recipe_leaves_out_the_heads_that_the_data_do_not_need(
 
 
 def test_a_c4_model_cannot_have_keypoints_and_says_so(data: CocoDataset) -> None:
-    config = replace(tiny_model(data), keypoint=None, neck=NeckConfig(kind="c4"))
-    config = replace(config, rpn=replace(config.rpn, sizes=((16,),)), mask=None)
+    config = replace(
+        tiny_model(data),
+        neck=NeckConfig(kind="c4"),
+        rpn=RPNConfig(sizes=((16,),)),
+        mask=None,
+        keypoint=None,
+    )
     config, added = with_needed_heads(config, parts_of(data))
     assert added == ("mask",)
     assert config.mask is not None
@@ -473,10 +479,10 @@ def test_keypoints_in_another_order_are_refused(data: CocoDataset, tmp_path: Pat
     with pytest.raises(ValueError, match=r'"stick": the training data has the keypoints top, end'):
         train_once(model, data, tmp_path / "run")
     reopened = CocoDataset(data.content(), data.image_folder, categories=model.config.categories)
-    train_once(model, reopened, tmp_path / "run")
+    make_network(model, reopened, None, TrainConfig(), None)
     numbered = replace(stick, keypoints=("keypoint 0", "keypoint 1"))
     config = replace(tiny_model(data), categories=(card, numbered))
-    train_once(config, data, tmp_path / "numbered")
+    make_network(config, data, None, TrainConfig(), None)
 
 
 def train_once(model: MaskRCNN | ModelConfig, data: CocoDataset, out: Path) -> None:
