@@ -13,7 +13,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,43 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # Settings that a resumed run may change because no weight depends on them.
 FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
+# Settings of the length, which a resumed run may change: its schedule is then planned anew.
+LENGTH = ("train.epochs", "train.steps", "train.max_time")
+
+
+class EarlierSession(NamedTuple):
+    """What a resumed run continues from."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """The learner's tensors, by group."""
+    state: dict[str, Any]
+    """The progress of the run."""
+    length: TrainLength
+    """The length that the run had."""
+
+
+class TrainLength(NamedTuple):
+    """What decides the length of a run; the others of `LENGTH` have no effect."""
+
+    max_time: float | None
+    steps: int | None
+    epochs: float | None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> TrainLength:
+        """The length that a configuration describes."""
+        by_epochs = not config.max_time and not config.steps
+        return cls(config.max_time, config.steps, config.epochs if by_epochs else None)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_time:
+            parts.append(f"{self.max_time:g} s")
+        if self.steps:
+            parts.append(f"{'at most ' * bool(self.max_time)}{self.steps} steps")
+        if self.epochs:
+            parts.append(f"{self.epochs:g} epochs")
+        return ", ".join(parts)
 
 
 def write_checkpoint(
@@ -106,27 +143,30 @@ def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
         )
 
 
-def claim_folder(
+def read_session(
     out: Path, settings: dict[str, Any], resume: bool, processes: Processes
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Makes `out` the folder of a run with these settings.
-
-    Returns:
-        The tensors and the state to continue from; None for a new run.
+) -> EarlierSession | None:
+    """Reads what a run with these settings continues from; None for a new run.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed or whose settings differ; `out`
-            is a file.
+        ValueError: the folder holds a run that is not to be resumed, or whose settings differ in
+            more than its length; `out` is a file.
     """
     checkpoint = out / "checkpoint.safetensors"
     files = processes.from_main(files_of_run(out))
     refuse_folder(out, files, resume)
-    content = None
-    if checkpoint.name in files:
-        tensors, stored = read_checkpoint(checkpoint)
-        _refuse_other_settings(out, stored["settings"], settings)
-        content = tensors, stored["state"]
+    if checkpoint.name not in files:
+        return None
 
+    tensors, stored = read_checkpoint(checkpoint)
+    earlier = _complete(stored["settings"], settings)
+    _refuse_other_settings(out, earlier, settings)
+    length = TrainLength.of(from_dict(TrainConfig, earlier["train"]))
+    return EarlierSession(tensors, stored["state"], length)
+
+
+def claim_folder(out: Path, settings: dict[str, Any], processes: Processes) -> None:
+    """Makes `out` the folder of a run with these settings."""
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
         # What a killed process was writing, also safetensors' own temporary file.
@@ -134,15 +174,16 @@ def claim_folder(
             partial.unlink()
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
-    return content
 
 
 def _refuse_other_settings(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = differences(_complete(then, now), now)
-    changed = [line for line in changed if line.split(":")[0] not in FREE]
+    changed = [
+        line for line in differences(then, now) if line.split(":")[0] not in (*FREE, *LENGTH)
+    ]
     if changed:
         raise ValueError(
             f"cannot resume {out}: these settings differ: {'; '.join(changed)}. "
+            "Only the length (epochs, steps, max_time) may change. "
             "Resume with the run's own settings and data, or start a new run in another folder; "
             f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) "
             "starts it from this run's weights"

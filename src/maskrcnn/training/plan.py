@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -258,9 +258,18 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
     run = with_current_names(json.loads(path.read_text()))
     model = from_dict(ModelConfig, run["model"])
     training = from_dict(TrainConfig, run["train"])
+    of_training = _of_training(settings)
+
+    # A new length replaces the recorded one, also if it is of another kind.
+    if "max_time" not in of_training and of_training.keys() & {"epochs", "steps"}:
+        training = replace(training, max_time=None)
+    if "steps" not in of_training and "epochs" in of_training:
+        training = replace(training, steps=None)
+    if "steps" not in of_training and "max_time" in of_training and training.max_time is None:
+        training = replace(training, steps=None)
     return Recipe(
         override_config(model, _of_model(settings), "model."),
-        override_config(training, _of_training(settings)),
+        override_config(training, of_training),
         (Reason("settings", path.name, "settings of the run to resume"),),
         pretrained,
     )
