@@ -275,14 +275,14 @@ def test_what_a_model_cannot_predict_is_reported_by_evaluate(tmp_path: Path) -> 
     data = mr.CocoDataset(training_run.draw(tmp_path, 1))
     config = training_run.tiny_model(data)
     config = mr.override_config(config, {"mask": None, "keypoint": None})
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="model") as caught:
         mr.evaluate(mr.MaskRCNN.from_config(config), data)
     texts = [str(w.message) for w in caught]
     assert any("the masks of 1 of 2 objects are not evaluated" in text for text in texts)
     assert any("the keypoints of 1 of 2 objects are not evaluated" in text for text in texts)
     (stick,) = (c for c in data.categories if c.name == "stick")
     other = mr.override_config(config, {"categories": (stick, Category("tree", 9))})
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="model") as caught:
         mr.evaluate(mr.MaskRCNN.from_config(other), data)
     texts = [str(w.message) for w in caught]
     assert any("does not detect card (1 objects)" in text for text in texts)

@@ -8,6 +8,7 @@ Out: `Evaluation`: the standard numbers of each task, over all categories and fo
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
