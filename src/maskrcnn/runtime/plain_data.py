@@ -1,4 +1,4 @@
-"""Plain data from files: JSON that nobody has checked yet."""
+"""Plain data from files: objects of JSON, YAML and TOML that nobody has checked yet."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 PlainData = Mapping[str, Any]
 """A JSON, YAML or TOML object whose keys and values are not checked yet."""
+PlainDict = dict[str, Any]
+"""The same, while it is put together."""
 
 
 def read_json(path: str | Path) -> Any:

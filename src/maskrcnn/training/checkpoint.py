@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..runtime.atomic_files import replacing
+from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class EarlierSession(NamedTuple):
 
     tensors: dict[str, dict[str, Tensor]]
     """The learner's tensors, by group."""
-    state: dict[str, Any]
+    state: PlainDict
     """The progress of the run."""
     length: TrainLength
     """The length that the run had."""
@@ -69,7 +70,7 @@ class TrainLength(NamedTuple):
 
 
 def write_checkpoint(
-    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: PlainData
 ) -> None:
     """Replaces the checkpoint at `path`. Groups of tensors are stored as "<group>:<name>"."""
     from safetensors.torch import save_file
@@ -83,7 +84,7 @@ def write_checkpoint(
         save_file(flat, partial, metadata={"state": json.dumps({"schema": SCHEMA, **state})})
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], PlainDict]:
     """Returns the groups of tensors and the state that `write_checkpoint` stored.
 
     Raises:
@@ -144,7 +145,7 @@ def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
 
 
 def read_session(
-    out: Path, settings: dict[str, Any], resume: bool, processes: Processes
+    out: Path, settings: PlainDict, resume: bool, processes: Processes
 ) -> EarlierSession | None:
     """Reads what a run with these settings continues from; None for a new run.
 
@@ -165,7 +166,7 @@ def read_session(
     return EarlierSession(tensors, stored["state"], length)
 
 
-def claim_folder(out: Path, settings: dict[str, Any], processes: Processes) -> None:
+def claim_folder(out: Path, settings: PlainDict, processes: Processes) -> None:
     """Makes `out` the folder of a run with these settings."""
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def claim_folder(out: Path, settings: dict[str, Any], processes: Processes) -> N
             partial.write_text(json.dumps(settings, indent=1))
 
 
-def _refuse_other_settings(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _refuse_other_settings(out: Path, then: PlainData, now: PlainData) -> None:
     changed = [
         line for line in differences(then, now) if line.split(":")[0] not in (*FREE, *LENGTH)
     ]
@@ -190,7 +191,7 @@ def _refuse_other_settings(out: Path, then: Mapping[str, Any], now: Mapping[str,
         )
 
 
-def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(settings: PlainData, now: PlainData) -> PlainDict:
     """The settings of a run under today's names, with defaults for those added since it began.
 
     A default does what the package did before the setting existed. The initial weights were not
@@ -205,7 +206,7 @@ def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     return complete
 
 
-def fingerprint(data: CocoDataset) -> dict[str, Any]:
+def fingerprint(data: CocoDataset) -> PlainDict:
     """Identifies a data set by its counts and a hash of its annotations and choice of images."""
     records = [data[i] for i in range(len(data))]
     images = [(r.image_id, str(r.file_name)) for r in records]
@@ -225,7 +226,7 @@ def fingerprint(data: CocoDataset) -> dict[str, Any]:
     }
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(then: PlainData, now: PlainData) -> list[str]:
     """One line for each value that differs between two configurations as plain data, by dotted
     name.
     """
@@ -238,7 +239,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: PlainData, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..config import ModelConfig
 from ..model.maskrcnn import MaskRCNN
+from ..runtime.plain_data import PlainDict
 from .catalog import find
 from .download import sha256
 from .heads import Head, parts_of, with_needed_heads
@@ -46,9 +47,9 @@ class Start:
     """For a detector: which of its weights were kept."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> PlainDict:
         """The origin as plain data, for the run's config.json."""
-        record: dict[str, Any] = {"kind": self.kind, "source": self.source}
+        record: PlainDict = {"kind": self.kind, "source": self.source}
         if self.sha256:
             record["sha256"] = self.sha256[:16]
         if self.transfer:
