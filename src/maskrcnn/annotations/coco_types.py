@@ -111,6 +111,7 @@ class CocoResult(_ResultKeys, total=False):
     """One predicted object of a results file."""
 
     file_name: str
+    category_name: str
     bbox: list[float]
     segmentation: RLE | list[list[float]]
     keypoints: list[float]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import ExistingFile
 
 from ..presets import Preset
+from ..runtime.plain_data import PlainData, PlainDict
 
 SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -110,7 +111,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None) -> dict[str, Any]:
+def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None) -> PlainDict:
     """All settings that the user gave, by dotted name; words override the file.
 
     Raises:
@@ -131,9 +132,9 @@ def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None
     return settings
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(table: PlainData, prefix: str = "") -> PlainDict:
     """A TOML table by dotted names."""
-    flat: dict[str, Any] = {}
+    flat: PlainDict = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from .setup import duration
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..recipe.recipe import Recipe
+    from ..weights.heads import Head
     from .fit import Run
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
@@ -263,9 +264,18 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
     run = with_current_names(json.loads(path.read_text()))
     model = from_dict(ModelConfig, run["model"])
     training = from_dict(TrainConfig, run["train"])
+    of_training = _of_training(settings)
+
+    # A new length replaces the recorded one, also if it is of another kind.
+    if "max_time" not in of_training and of_training.keys() & {"epochs", "steps"}:
+        training = replace(training, max_time=None)
+    if "steps" not in of_training and "epochs" in of_training:
+        training = replace(training, steps=None)
+    if "steps" not in of_training and "max_time" in of_training and training.max_time is None:
+        training = replace(training, steps=None)
     return Recipe(
         override_config(model, _of_model(settings), "model."),
-        override_config(training, _of_training(settings)),
+        override_config(training, of_training),
         (Reason("settings", path.name, "settings of the run to resume"),),
         pretrained,
     )
@@ -276,12 +286,13 @@ def _preset(
 ) -> Recipe:
     """A preset and the default settings, chosen without looking at the data."""
     from .. import presets
-    from ..recipe.recipe import Reason, Recipe
-    from ..weights.pretrained import config_of, kind_of
+    from ..recipe.recipe import NEW_HEAD, Reason, Recipe
+    from ..weights.pretrained import config_for, kind_of
 
+    new_heads: tuple[Head, ...] = ()
     if name == "auto" and pretrained is not None and kind_of(pretrained) == "detector":
         name = str(pretrained)
-        model = config_of(pretrained, data.categories)
+        model, new_heads = config_for(pretrained, data)
     elif name == "auto":
         raise ValueError(
             "recipe=False (--no-recipe) needs a model (--model), such as maskrcnn_r18_small"
@@ -291,10 +302,21 @@ def _preset(
 
     # The intensity range of 16-bit images is always fitted.
     changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
+    start = "detector; all weights that fit are kept"
+    if pretrained is None:
+        start = "all weights are random, those of the heads too"
+    elif kind_of(pretrained) == "trunk":
+        start = "ImageNet trunk; the heads and all other weights are random"
+    reasons = (
+        Reason("model", name, "given; nothing is chosen from the data"),
+        *(Reason(f"model.{head}", "new head", NEW_HEAD) for head in new_heads),
+        Reason("pretrained", pretrained or "none", start),
+        Reason("settings", "defaults", "no recipe: the default settings, unless given"),
+    )
     return Recipe(
         override_config(model, changes, "model."),
         override_config(TrainConfig(), _of_training(settings)),
-        (Reason("model", name, "given; nothing is chosen from the data"),),
+        reasons,
         pretrained,
     )
 
