@@ -24,7 +24,6 @@ from torch import nn
 from torchvision.models import detection
 
 import maskrcnn as mr
-from maskrcnn.kernels.precision import computes_bfloat16
 
 from .charts import save_charts
 from .models import as_theirs, ours_of, random_image, torchvision_model, with_detections
@@ -45,18 +44,17 @@ def run(quick: bool) -> dict[str, Any]:
     theirs = torchvision_model(detections=max(objects))
     model = ours_of(theirs)
 
-    dtypes = ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.safetensors"
         mr.save(model, saved)
         torch.save(theirs.state_dict(), saved.with_suffix(".pth"))
-        speed = throughput(theirs, with_detections(model, 100), dtypes, batches, sides)
+        speed = throughput(theirs, with_detections(model, 100), dtypes(), batches, sides)
         many = against_objects(theirs, model, objects, rounds=1 if quick else 2)
 
         side = max(s for s in sides if s <= 800)
         space = [
             memory(saved, form, side, batch, 100)
-            for form in ("torchvision", *dtypes)
+            for form in ("torchvision", *dtypes())
             for batch in batches
         ]
         for row in many:
@@ -71,6 +69,8 @@ def run(quick: bool) -> dict[str, Any]:
         "peak memory above the model": space,
         "by the number of objects, full-size masks, 800 x 1066": many,
         f"300 objects on {HUGE[0]} x {HUGE[1]}, peak MB above the model": huge["peak MB"],
+        "share of the machine's limit, by batch": pivot(speed, "of the limit"),
+        **left_out(),
         "measured": speed,
     }
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

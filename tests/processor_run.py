@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -120,10 +121,10 @@ def check_roi_align() -> None:
             pyramid = Pyramid.of([*levels])
             return roi_align(pyramid, boxes, image, level, (4, 8), config, exact=exact)
 
-        expected = with_gradients(lambda *levels, read=read: read(*levels, exact=True), *levels)
+        expected = with_gradients(partial(read, exact=True), *levels)
         close = {"atol": 1e-4, "rtol": 1e-4}
         torch.testing.assert_close(with_gradients(read, *levels), expected, **close)
-        half = read(*(level.bfloat16() for level in levels))
+        half = read(*[x.bfloat16() for x in levels])
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), expected[0], atol=0.05, rtol=0.05)
 
