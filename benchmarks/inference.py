@@ -43,9 +43,7 @@ def run(quick: bool) -> dict[str, Any]:
         with torch.no_grad():
             return theirs([as_theirs(image)])[0]
 
-    forms = {
-        f"ours {dtype}": mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes()
-    }
+    forms = {f"ours {dtype}": mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes()}
 
     work: dict[str, Callable[[], Any]] = {"torchvision": by_torchvision}
     work |= {

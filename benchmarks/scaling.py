@@ -26,6 +26,8 @@ from torchvision.models import detection
 import maskrcnn as mr
 
 from .charts import save_charts
+from .inference import count_operations
+from .limits import dtypes, left_out, rates
 from .models import as_theirs, ours_of, random_image, torchvision_model, with_detections
 from .timing import PeakMemory, in_new_process, in_turns
 
@@ -60,6 +62,7 @@ def run(quick: bool) -> dict[str, Any]:
         for row in many:
             row["peak MB"] = memory(saved, row["what"], SIZE, 1, row["objects"])["peak MB"]
 
+        ours = [row for row in speed if "of the limit" in row]
         huge = memory(saved, "float32", HUGE, 1, 300)
 
     if not quick:
@@ -69,7 +72,7 @@ def run(quick: bool) -> dict[str, Any]:
         "peak memory above the model": space,
         "by the number of objects, full-size masks, 800 x 1066": many,
         f"300 objects on {HUGE[0]} x {HUGE[1]}, peak MB above the model": huge["peak MB"],
-        "share of the machine's limit, by batch": pivot(speed, "of the limit"),
+        "share of the machine's limit, by batch": pivot(ours, "share of the limit", "of the limit"),
         **left_out(),
         "measured": speed,
     }
@@ -88,6 +91,7 @@ def throughput(
     forms = {dtype: mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes}
     theirs.roi_heads.detections_per_img = 100
 
+    best = rates()
     rows = []
     for side, rounds in sides.items():
         theirs.transform.min_size, theirs.transform.max_size = (side,), 2 * side
@@ -104,6 +108,7 @@ def throughput(
             rounds,
             warm_up=side == min(sides),
         )
+        _, operations = count_operations(_with_side(model, side), random_image(side, side, 0))
         for name, batch in work:
             seconds = min(times.seconds[f"{name} {batch}"])
             rows.append(
@@ -115,6 +120,9 @@ def throughput(
                     "s per image": seconds / batch,
                 }
             )
+            if name in forms:
+                limit = best[f"{name} GFLOP/s"] * 1e9 / operations  # images per second
+                rows[-1]["of the limit"] = batch / seconds / limit
     return rows
 
 
@@ -157,14 +165,14 @@ def _limited(model: nn.Module, count: int, images: list[np.ndarray]) -> None:
     by_torchvision(model, images)
 
 
-def pivot(rows: Rows, title: str) -> Rows:
-    """Table with a row per model and side, and a column per batch size."""
+def pivot(rows: Rows, title: str, value: str = "images per second") -> Rows:
+    """Table of a value with a row per model and side, and a column per batch size."""
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         line = lines.setdefault(
             (row["what"], row["side"]), {title: row["what"], "side": row["side"]}
         )
-        line[str(row["batch"])] = row["images per second"]
+        line[str(row["batch"])] = row[value]
     return [lines[key] for key in sorted(lines, key=lambda key: (key[1], key[0]))]
 
 

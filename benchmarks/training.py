@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import (
     MaskRCNN,
     anchor_utils,
@@ -43,6 +45,7 @@ from maskrcnn.training.optim import make_optimizer
 from maskrcnn.training.processes import Processes
 from maskrcnn.weights.from_torchvision import convert
 
+from .limits import dtypes, left_out, rates
 from .models import calibrate, random_image
 from .timing import in_turns
 
