@@ -108,7 +108,7 @@ def throughput(
             rounds,
             warm_up=side == min(sides),
         )
-        _, operations = count_operations(_with_side(model, side), random_image(side, side, 0))
+        _, operations = count_operations(model, random_image(side, side, 0))
         for name, batch in work:
             seconds = min(times.seconds[f"{name} {batch}"])
             rows.append(
