@@ -99,8 +99,8 @@ class RPN(nn.Module):
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
         for conv in self.convs:  # the input of each is zero beyond its map
             x = torch.where(inside, x, 0.0)
-            x = onednn.convolution(x, conv.weight, conv.bias, onednn.DENSE)  # ty: ignore[invalid-argument-type]
-            x = F.relu(x)
+            assert isinstance(conv, nn.Conv2d)
+            x = F.relu(onednn.convolution(x, conv.weight, conv.bias, onednn.DENSE))
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)
