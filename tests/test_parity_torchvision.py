@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from keypoint_parity import assert_keypoints_close, recorded_heatmaps
 from PIL import Image
 from torch import nn
 from torchvision.models import detection
@@ -158,22 +159,13 @@ def test_single_images_are_predicted_as_torchvision_does(pair, size):
     image = texture(*size, seed=sum(size))
     with torch.no_grad():
         (theirs,) = pair.theirs.eval()([as_input(image)])
-    compare(
-        mr.predict(pair.ours, image, exact=True),
-        theirs,
-        boxes=1e-3,
-        scores=1e-4,
-        masks=0.999,
-        keypoints=1e-2,
-    )
-    compare(
-        mr.predict(pair.ours, image, exact=False),
-        theirs,
-        boxes=0.05,
-        scores=1e-3,
-        masks=0.98,
-        keypoints=1,
-    )
+    with recorded_heatmaps() as maps:
+        exact = mr.predict(pair.ours, image, exact=True)
+        fast = mr.predict(pair.ours, image, exact=False)
+    tolerances = {"boxes": 1e-3, "scores": 1e-4, "masks": 0.999, "keypoints": 1e-2}
+    compare(exact, theirs, maps[:1], **tolerances)
+    tolerances = {"boxes": 0.05, "scores": 1e-3, "masks": 0.98, "keypoints": 1}
+    compare(fast, theirs, maps[1:], **tolerances)
 
 
 def test_batches_are_predicted_as_torchvision_does(pair):
@@ -183,12 +175,13 @@ def test_batches_are_predicted_as_torchvision_does(pair):
     for ours, one in zip(
         mr.predict(pair.ours, images, batch_size=2, exact=True), theirs, strict=True
     ):
-        compare(ours, one, boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
+        compare(ours, one, [], boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
 
 
 def compare(
     ours: mr.Instances,
     theirs: Mapping[str, torch.Tensor],
+    maps: list[tuple[torch.Tensor, torch.Tensor]],
     *,
     boxes: float,
     scores: float,
@@ -218,9 +211,20 @@ def compare(
         assert overlap.min() > masks
         assert ((dense.sum((1, 2)) > 0).float().mean()) > 0.8
     if "keypoints" in theirs:
-        torch.testing.assert_close(
-            ours.keypoints[..., :2], theirs["keypoints"][..., :2], atol=keypoints, rtol=0
-        )
+        for heatmaps, inputs in maps:
+            own = heatmaps[partner], inputs[partner]
+            assert_keypoints_close(
+                ours.keypoints,
+                theirs["keypoints"],
+                theirs["boxes"],
+                own,
+                pixels=keypoints,
+                logits=10 * scores,
+            )
+        if not maps:
+            torch.testing.assert_close(
+                ours.keypoints[..., :2], theirs["keypoints"][..., :2], atol=keypoints, rtol=0
+            )
         if (
             keypoints < 1
         ):  # a box that grows past a whole pixel is read on another grid: the peak jumps
