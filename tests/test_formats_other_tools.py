@@ -643,14 +643,22 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "aa"><!ENTITY b "&a;&a;">]>'
         ("a.xml", f"{BOMB}<annotation>&b;</annotation>", "has a DOCTYPE"),
         ("a.xml", '<!DOCTYPE a SYSTEM "file:///etc/hosts"><annotation/>', "has a DOCTYPE"),
         ("a.xml", "<annotation>" * 5000, "more than 200 elements inside each other"),
-        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", "[" * 100_000, "nested 100,000 deep"),
         ("a.json", '{"images": ' + "9" * 5000 + "}", "not valid JSON"),
         ("a.json", "", "the file is empty"),
-        ("a.json", '{"images": [], "annotations": 5}', '"annotations" as a list, got 5'),
+        (
+            "a.json",
+            '{"images": [], "categories": [], "annotations": 5}',
+            '"annotations": expected a list, got 5',
+        ),
         ("a.json", '{"images": []}', 'it looks like COCO, but has no "annotations"'),
         ("a.json", '{"shapes": 7, "imagePath": "a.png"}', '"shapes" as a list, got 7'),
         ("a.json", '{"features": {}}', '"features" as a list, got {}'),
-        ("a.json", '[{"image_id": 1, "category_id": 1, "score": 1}]', "pass it to evaluate"),
+        (
+            "a.json",
+            '[{"image_id": 1, "category_id": 1, "score": 1}]',
+            "To measure them, use evaluate",
+        ),
         ("a.json", "17", "expected an object, got 17"),
         ("a.zip", "", "a.zip is an archive; unpack it first"),
     ],
@@ -681,6 +689,7 @@ def test_files_above_the_bound_are_refused(folder: Path, monkeypatch: pytest.Mon
 def test_links_that_point_to_themselves_end(folder: Path):
     data = voc(folder, BOX)
     (data / "loop").symlink_to(data)
+    (data / "b.json").symlink_to(data / "b.json")
     assert len(mr.load_dataset(data)) == 1
 
 

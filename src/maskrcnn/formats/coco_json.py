@@ -111,7 +111,10 @@ def _files(source: AnnotationSource) -> dict[str, Path]:
 
 def _mentions_coco(path: Path) -> bool:
     """Whether COCO's keys occur in a file; does not parse it, because it can be large."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError:  # such as a link that points nowhere
+        return False
     return all(f'"{key}"'.encode() in data for key in ("images", "annotations", "categories"))
 
 

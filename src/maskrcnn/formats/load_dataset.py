@@ -203,9 +203,6 @@ def _unpack_first(path: Path) -> str:
 def _reason(content: Json) -> str:
     """Why the content of a JSON file is no known format."""
     if isinstance(content, list):
-        first = content[0] if content else None
-        if isinstance(first, dict) and {"image_id", "category_id", "score"} <= first.keys():
-            return "it holds results, not annotations; pass it to evaluate"
         return f"it holds a list of {len(content):,} entries, which are not Label Studio tasks"
     if not isinstance(content, dict):
         return f"expected an object, got {content!r:.40}"

@@ -523,9 +523,10 @@ def _segment(
         lost.add("keypoints", where)
     polygon = one_polygon(raw, (height, width), tolerance)
     if polygon is not None and (polygon := inside(polygon, (height, width))) is not None:
-        if len(polygon) == 3:  # six numbers could also be a box with confidence and track id
-            polygon = np.concatenate([polygon, polygon[-1:]])
-        return (polygon / (width, height)).ravel().tolist()
+        values = (polygon / (width, height)).ravel()
+        if _may_be_tracked_box(values):
+            values = np.concatenate([values, values[-2:]])  # the reader asks for this
+        return values.tolist()
 
     box = box_of(raw)
     if box is None:
