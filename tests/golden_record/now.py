@@ -868,7 +868,7 @@ def checked(record: Record, folder: Path) -> None:
     fixed = folder / "fixed.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = mr.check_dataset(path, validation=judged, fix=fixed, progress=False)
+        report = mr.check_dataset(path, val=judged, fix=fixed, progress=False)
     add_findings(record, "checked/messy", report.problems)
     add_findings(record, "checked/done", report.fixed.changes)
     add_findings(record, "checked/left", report.fixed.remaining)

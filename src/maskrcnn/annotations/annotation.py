@@ -268,6 +268,14 @@ def _read_mask(segmentation: Json, size: tuple[int, int], problems: _ProblemLog)
         )
         return _AnnotatedMask()
 
+    if len(segmentation) >= 3 and all(len(p) == 2 for p in segmentation):
+        problems.error(
+            "segmentation format not recognized",
+            f"the mask is {len(segmentation)} points, not a list of polygons",
+            "write a list of polygons [[x, y, x, y, ...], ...] or an RLE object",
+        )
+        return _AnnotatedMask()
+
     parts = [_read_polygon(values, problems) for values in segmentation]
     usable = [part for part in parts if part is not None]
     if not usable:

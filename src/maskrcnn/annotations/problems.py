@@ -256,8 +256,8 @@ def _check_image_files(
             suggestion = "fix width and height, or use the image that was annotated"
             if header.stored_size == annotated_size:
                 suggestion = (
-                    "the annotations ignore the file's EXIF rotation: "
-                    "remove that tag from the file, or annotate the upright image"
+                    "they ignore the file's EXIF rotation: write the upright size if the "
+                    "objects fit it (--fix does); else annotate the upright image"
                 )
             problems.append(
                 Problem("image size mismatch", where, detail, suggestion, True, image=index)
