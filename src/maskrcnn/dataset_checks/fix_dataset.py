@@ -145,7 +145,7 @@ class _Draft:
         """What is still wrong, with indices into the content as it is now; errors first."""
         image_at = {index: n for n, index in enumerate(self.images)}
         annotation_at = {index: n for n, index in enumerate(self.annotations)}
-        problems = [*self.of_files, *self.problems]
+        problems = sorted([*self.problems, *self.of_files], key=_rank)
         errors = [p for p in problems if p.is_error]
         warned = [
             p
@@ -167,10 +167,9 @@ class _Draft:
         """Fixes what concerns more than one annotation; returns whether anything has changed."""
         before = len(self.changes)
         self._drop_duplicates()
-        self._drop_duplicate_images()
-        self._fix_corners()
-        self._fix_sizes()
+        self._fix_images()
         self._shift_categories()
+        self._fix_corners()
         self._fix_ids()
         return len(self.changes) > before
 
@@ -179,7 +178,6 @@ class _Draft:
         before = len(self.changes)
         wrong = {p.annotation for p in self.problems if p.annotation is not None}
         images = self._proven_images()
-        keys = Counter(map(_box_key, self.annotations.values()))
 
         for index in sorted(wrong):
             raw = self.annotations[index]
@@ -194,21 +192,12 @@ class _Draft:
                 continue
             if new is None:
                 del self.annotations[index]
-            elif _box_key(new) != _box_key(raw) and self._resembles_another(new, keys):
-                continue  # two objects would get one box
             else:
                 self.annotations[index] = new
             where = f"annotation {raw['id']} ({image['file_name']})"
             for kind, detail, what in changes:
                 self._add_change(kind, where, detail, what)
         return len(self.changes) > before
-
-    def _resembles_another(self, new: JsonObject, keys: Counter[str]) -> bool:
-        """Whether another annotation has the same box, but is not the same object."""
-        if not _box_key(new) or not keys[_box_key(new)]:
-            return False
-        others = [a for a in self.annotations.values() if _box_key(a) == _box_key(new)]
-        return any(_key(other) != _key(new) for other in others)
 
     def _add_change(self, kind: str, where: str, detail: str, what: str) -> None:
         self.changes.append(Problem(kind, where, detail, what, False))
@@ -228,28 +217,32 @@ class _Draft:
             if n not in wrong and image["id"] not in unclear
         }
 
-    def _drop_duplicate_images(self) -> None:
-        known: set[str] = set()
-        for index, image in list(self.images.items()):
-            key = repr(image)
-            if key in known:
-                where = f"images[{index}]"
-                detail = f"{image!r:.80}"
-                self._add_change("image id used twice", where, detail, "duplicate dropped")
-                del self.images[index]
-            known.add(key)
+    def _fix_images(self) -> None:
+        """Drops duplicate entries, and sets sizes to those of the files where that is certain."""
+        seen: set[str] = set()
+        copies = []
+        for index, image in self.images.items():
+            if repr(image) in seen:
+                copies.append(index)
+            seen.add(repr(image))
 
-    def _fix_sizes(self) -> None:
-        """Sets sizes to those of the files, where nothing is given or the objects prove it."""
+        self._fix_sizes(set(copies))
+        for index in copies:
+            image = self.images.pop(index)
+            detail = f"{image!r:.80}"
+            self._add_change("image id used twice", f"images[{index}]", detail, "duplicate dropped")
+
+    def _fix_sizes(self, copies: set[int]) -> None:
         folder = self.data.image_folder
-        wrong = self._wrong_images() & self.images.keys()
+        wrong = self._wrong_images() & self.images.keys() - copies
         if folder is None or not wrong:
             return
         objects = defaultdict(list)
         for raw in self.annotations.values():
             if isinstance(raw, dict):
                 objects[repr(raw.get("image_id"))].append(raw)
-        uses = Counter(repr(i.get("id")) for i in self.images.values() if isinstance(i, dict))
+        entries = [image for n, image in self.images.items() if n not in copies]
+        uses = Counter(repr(i.get("id")) for i in entries if isinstance(i, dict))
 
         for index in sorted(wrong):
             image = self.images[index]
@@ -372,6 +365,13 @@ class _Draft:
             first[key] = raw.get("id")
 
 
+def _rank(problem: Problem) -> int:
+    """The order of problems in reports: the whole set, images, annotations."""
+    if problem.annotation is not None:
+        return 2
+    return 0 if problem.image is None else 1
+
+
 def _copy(entry: Json) -> Json:
     return dict(entry) if isinstance(entry, Mapping) else entry
 
@@ -393,10 +393,3 @@ def _has_box(raw: Json) -> bool:
 
 def _key(raw: JsonObject) -> str:
     return repr([raw.get(name) for name in _COMPARED])
-
-
-def _box_key(raw: Json) -> str:
-    """What two annotations of the same box have in common; "" without a box."""
-    if not isinstance(raw, dict) or not raw.get("bbox"):
-        return ""
-    return repr([raw.get(name) for name in ("image_id", "category_id", "bbox", "keypoints")])
