@@ -256,7 +256,7 @@ def _check_image_files(
             suggestion = "fix width and height, or use the image that was annotated"
             if header.stored_size == annotated_size:
                 suggestion = (
-                    "they ignore the file's EXIF rotation: write the upright size if the "
+                    "width and height ignore the EXIF rotation: write the upright size if the "
                     "objects fit it (--fix does); else annotate the upright image"
                 )
             problems.append(
