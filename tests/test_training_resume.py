@@ -34,10 +34,7 @@ class Server:
 
     def __init__(self) -> None:
         source = Path(training_run.__file__)
-        environment = os.environ | {
-            "PYTHONPATH": str(source.parents[1] / "src"),
-            "OMP_NUM_THREADS": "1",
-        }
+        environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
         self.process = subprocess.Popen(
             [sys.executable, source, "serve"],
             stdin=subprocess.PIPE,
