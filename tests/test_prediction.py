@@ -477,7 +477,7 @@ def test_categories_are_matched_by_name_and_keypoints_too() -> None:
         match="no category in common: the model detects stone, fly, the data annotates moss",
     ):
         match_categories(CATEGORIES, theirs[1:])
-    with pytest.raises(ValueError, match='"fly": expected 2 keypoints, .* got 3 in the data'):
+    with pytest.raises(ValueError, match=r'"fly": expected 2 keypoints, .* got 3 in the data'):
         match_categories(CATEGORIES, (Category("fly", 1, keypoints=("a", "b", "c")),))
 
 
