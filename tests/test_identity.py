@@ -235,10 +235,10 @@ def test_an_odd_result_is_counted(change: Entry, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"results\.json, line 1, column 1: not valid JSON.*empty or cut off"),
-        ('[{"image_id": 1,', r"line 1, column 17: not valid JSON.*cut off"),
+        ("", r"results\.json: not valid JSON: the file is empty"),
+        ('[{"image_id": 1,', r"line 1, column 17: not valid JSON: the file ends too early"),
         ('[\n  {"image_id" 1}]', r"line 2, column 15: not valid JSON: Expecting ':'"),
-        ("[" * 100_000, r"results\.json: not valid JSON: nested too deeply"),
+        ("[" * 100_000, r"results\.json: lists and objects are nested 100,000 deep"),
         ('{"results": []}', r"expected a list of detections.*got an object with the keys results"),
         ("3", r"expected a list of detections.*got a int"),
     ],

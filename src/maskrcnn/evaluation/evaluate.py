@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..annotations.coco_types import CocoCategory, CocoContent, CocoResult
+from ..annotations.json_file import read_json
 from ..config import Category
-from ..runtime.plain_data import PlainData, read_json
+from ..runtime.plain_data import PlainData
 from .given_results import match_results, plain_id, read_results
 from .metric import FIELD, Task, tables
 from .partial_annotation import ignore_unannotated
@@ -296,7 +297,7 @@ def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
 def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...]]:
     """The annotations as a COCO dict, and its categories in the order of their ids."""
     if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
-        data = read_json(data)
+        data = read_json(Path(data))
     elif isinstance(data, str | Path):
         data = _dataset(data, None)
     truth = data if isinstance(data, Mapping) else data.truth()

@@ -20,8 +20,9 @@ from typing import Any
 
 from ..annotations import rle
 from ..annotations.coco_types import CocoContent, CocoResult
+from ..annotations.json_file import read_json
 from ..config import Category
-from ..runtime.plain_data import PlainData, read_json
+from ..runtime.plain_data import PlainData
 from .metric import FIELD
 
 SHOWN = 5  # names in a message
@@ -40,7 +41,9 @@ def read_results(source: str | Path) -> list[PlainData]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not JSON or has no list of results.
     """
-    content = read_json(source)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: file not found")
+    content: Any = read_json(Path(source))
     if isinstance(content, Mapping) and isinstance(content.get("annotations"), list):
         return _with_names(content)
     if not isinstance(content, list):
