@@ -140,7 +140,6 @@ def train_on(data: CocoDataset, out: Path, clock: Any = None, **settings: Any) -
     train(tiny_model(data), data, config=config, out=out, resume=True, device="cpu", clock=clock)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("length", "steps"), [({"steps": 8}, 8), ({"epochs": 3.5}, 7)])
 def test_a_run_is_resumed_for_longer_with_its_schedule_planned_anew(
     data: CocoDataset,

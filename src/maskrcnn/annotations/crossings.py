@@ -1,7 +1,7 @@
 """Finds which of many polygons cross themselves, in one vectorized pass over all of them.
 
 In:  polygons [n, 2] with any number of points, open or closed, in either orientation.
-Out: an array with one bool for each.
+Out: for each whether it crosses itself, and whether it was searched.
 """
 
 from __future__ import annotations
