@@ -6,7 +6,7 @@ Detections of categories that the data does not annotate are left out: they cann
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..annotations.coco_types import CocoResult
@@ -26,6 +26,7 @@ def coco_results(
     *,
     batch_size: int = 1,
     progress: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[CocoResult]:
     """COCO results for every image of a dataset, down to the Predictor's `min_score`.
 
@@ -36,6 +37,7 @@ def coco_results(
         categories: those of `truth`.
         batch_size: up to this many images of equal padded shape share one forward pass.
         progress: show a progress bar.
+        advance: called with 1 after each image, for a caller that shows progress itself.
 
     Raises:
         ValueError: the model and the data have no category in common, or their keypoints differ.
@@ -56,6 +58,7 @@ def coco_results(
                 values = entry["keypoints"]
                 entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
             results.append(entry)
+        advance(1)
     return results
 
 
