@@ -356,10 +356,10 @@ class Trainer:
         assert self.val is not None
         state = self.state
         images = len(self.val)
-        start = self.clock()
         few = _spread(self.val, SAMPLED)
+        self.count_time()
         validate(self.learner.averaged, few, self.config, self.processes)
-        image_seconds = self.processes.from_main((self.clock() - start) / len(few))
+        image_seconds = self.processes.from_main(self.count_time() / len(few))
 
         if state.validated is None:
             count = self.budget.images_to_validate(images, image_seconds, evaluations)
@@ -393,9 +393,7 @@ class Trainer:
             images = _spread(images, state.validated)
         # Every image counts twice: the loss, and the predictions.
         with self.log.stage("validating", 2 * -(-len(images) // self.processes.world)) as advance:
-            numbers = validate(
-                self.learner.averaged, images, self.config, self.processes, advance
-            )
+            numbers = validate(self.learner.averaged, images, self.config, self.processes, advance)
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}

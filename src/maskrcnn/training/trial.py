@@ -18,12 +18,14 @@ from ..config import ModelConfig, TrainConfig
 from .learner import Learner
 from .processes import Processes
 from .setup import make_network
+from .validate import validate
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
 
 WARM_UP = 2  # steps: kernels are compiled, memory is allocated
 TIMED = 4  # steps
+VALIDATED = 6  # images
 LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has, at least two
 # A larger candidate may be this much cheaper than its arithmetic says: parts of a step cost the
 # same for all. Only candidates that this could make affordable are tried.
@@ -114,3 +116,34 @@ def step_seconds(
             if number > 0 and clock() - begin > LONGEST_TRIAL:
                 break
     return median(seconds[min(WARM_UP, len(seconds) - 1) :])
+
+
+def image_seconds(
+    model: ModelConfig,
+    data: CocoDataset,
+    config: TrainConfig,
+    *,
+    device: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """Seconds that a validation takes per image, from a few images and an untrained network.
+
+    An untrained network makes as many detections as it may; a trained one usually makes fewer and
+    takes less time.
+
+    Args:
+        model: the network.
+        data: images to validate on; the first few are used.
+        config: settings of the training.
+        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        clock: returns the time in seconds.
+    """
+    processes = Processes.alone(device)
+    network = make_network(model, data, None, config, None).network.to(processes.device)
+    seconds = 0.0
+
+    for images in (data.subset(range(1)), data.subset(range(min(VALIDATED, len(data))))):
+        start = clock()
+        validate(network, images, config, processes)
+        seconds = (clock() - start) / len(images)  # of the second pass; the first is a warm-up
+    return seconds

@@ -43,7 +43,11 @@ def loss_terms(config: ModelConfig) -> tuple[str, ...]:
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
     """The tasks that a model with these heads can be evaluated on."""
-    heads: dict[Task, object] = {"bbox": config.box, "segm": config.mask, "keypoints": config.keypoint}
+    heads: dict[Task, object] = {
+        "bbox": config.box,
+        "segm": config.mask,
+        "keypoints": config.keypoint,
+    }
     return [task for task, head in heads.items() if head is not None]
 
 
