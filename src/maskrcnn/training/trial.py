@@ -29,7 +29,7 @@ VALIDATED = 6  # images
 LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has, at least two
 # A larger candidate may be this much cheaper than its arithmetic says: parts of a step cost the
 # same for all. Only candidates that this could make affordable are tried.
-OPTIMISM = 0.6
+LEAST_SHARE_OF_WORK = 0.6
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def choose_candidate(
     cheapest = candidates[-1]
     least = cost(cheapest)
     for candidate in candidates[:-1]:
-        expected = least * max(1.0, OPTIMISM * candidate.work / cheapest.work)
+        expected = least * max(1.0, LEAST_SHARE_OF_WORK * candidate.work / cheapest.work)
         if expected * candidate.enough > seconds:
             continue
         measured = cost(candidate)
