@@ -9,8 +9,10 @@ READY := .venv/.ready
 demo: $(READY)
 	.venv/bin/maskrcnn demo
 
+# One process per core, each with one thread (tests/conftest.py). A process needs about 1 GB, and more than 16 do
+# not end sooner. PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
 test: $(READY)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal
 
 # Writes benchmarks/results/ and the tables of docs/performance.md. Run it on a quiet machine.
 bench: $(READY)

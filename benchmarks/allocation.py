@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .limits import dtypes, left_out
 from .timing import PeakMemory, Times, in_new_process, spread
 
 # Cases: preset, side of the image or of the four crops of a batch, precision.
@@ -33,8 +34,9 @@ def run(quick: bool) -> dict[str, Any]:
     cases = [("prediction", *case) for case in PREDICTIONS] + [
         ("training step", *case) for case in STEPS
     ]
+    cases = [case for case in cases if case[-1] in dtypes()]
     rows = [compared(case, 2 if quick else 3) for case in cases[-3 if quick else 0 :]]
-    return {"rows": rows}
+    return {"rows": rows, **left_out()}
 
 
 def compared(case: tuple[str, str, int, str], rounds: int) -> dict[str, Any]:

@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
+from maskrcnn.kernels.precision import computes_bfloat16
+
 Rates = dict[str, float]
 
 
+def dtypes(device: str = "cpu") -> tuple[Literal["float32", "bfloat16"], ...]:
+    """The types worth measuring: bfloat16 only where the device does not emulate it."""
+    if device == "cpu" and not computes_bfloat16(torch.device(device)):
+        return ("float32",)
+    return ("float32", "bfloat16")
+
+
+def left_out() -> dict[str, str]:
+    """What a benchmark on the CPU has to add to its result if it leaves bfloat16 out."""
+    if "bfloat16" in dtypes():
+        return {}
+    return {"left out": "bfloat16, which this processor does not compute but emulates in float32"}
+
+
 def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
-    """Best GFLOP/s in float32 and bfloat16, and GB/s of a copy (read and write counted)."""
+    """Best GFLOP/s in float32 and bfloat16, and GB/s of a copy (read and write counted).
+
+    On a CPU that emulates bfloat16, the rate in bfloat16 is left out: a product would take minutes.
+    """
     best_rates: Rates = {}
     size = 2048 if device == "cpu" else 8192
-    for dtype in (torch.float32, torch.bfloat16):
+    for name in dtypes(device):
+        dtype = getattr(torch, name)
         square = torch.randn(size, size, device=device, dtype=dtype)
         table = torch.randn(100, 256, 14, 14, device=device, dtype=dtype).to(
             memory_format=torch.channels_last
@@ -38,7 +58,7 @@ def rates(seconds: float = 1.0, device: str = "cpu") -> Rates:
         ]
         with torch.inference_mode():
             best = max(work / _best(function, seconds / 4, device) for work, function in candidates)
-        best_rates[f"{str(dtype).removeprefix('torch.')} GFLOP/s"] = best / 1e9
+        best_rates[f"{name} GFLOP/s"] = best / 1e9
 
     source = torch.ones(64_000_000, device=device)
     target = torch.empty_like(source)

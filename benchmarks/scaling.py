@@ -24,9 +24,10 @@ from torch import nn
 from torchvision.models import detection
 
 import maskrcnn as mr
-from maskrcnn.kernels.precision import computes_bfloat16
 
 from .charts import save_charts
+from .inference import count_operations
+from .limits import dtypes, left_out, rates
 from .models import as_theirs, ours_of, random_image, torchvision_model, with_detections
 from .timing import PeakMemory, in_new_process, in_turns
 
@@ -45,23 +46,23 @@ def run(quick: bool) -> dict[str, Any]:
     theirs = torchvision_model(detections=max(objects))
     model = ours_of(theirs)
 
-    dtypes = ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "model.safetensors"
         mr.save(model, saved)
         torch.save(theirs.state_dict(), saved.with_suffix(".pth"))
-        speed = throughput(theirs, with_detections(model, 100), dtypes, batches, sides)
+        speed = throughput(theirs, with_detections(model, 100), dtypes(), batches, sides)
         many = against_objects(theirs, model, objects, rounds=1 if quick else 2)
 
         side = max(s for s in sides if s <= 800)
         space = [
             memory(saved, form, side, batch, 100)
-            for form in ("torchvision", *dtypes)
+            for form in ("torchvision", *dtypes())
             for batch in batches
         ]
         for row in many:
             row["peak MB"] = memory(saved, row["what"], SIZE, 1, row["objects"])["peak MB"]
 
+        ours = [row for row in speed if "of the limit" in row]
         huge = memory(saved, "float32", HUGE, 1, 300)
 
     if not quick:
@@ -71,6 +72,8 @@ def run(quick: bool) -> dict[str, Any]:
         "peak memory above the model": space,
         "by the number of objects, full-size masks, 800 x 1066": many,
         f"300 objects on {HUGE[0]} x {HUGE[1]}, peak MB above the model": huge["peak MB"],
+        "share of the machine's limit, by batch": pivot(ours, "share of the limit", "of the limit"),
+        **left_out(),
         "measured": speed,
     }
 
@@ -88,6 +91,7 @@ def throughput(
     forms = {dtype: mr.optimize_for_inference(model, dtype=dtype) for dtype in dtypes}
     theirs.roi_heads.detections_per_img = 100
 
+    best = rates()
     rows = []
     for side, rounds in sides.items():
         theirs.transform.min_size, theirs.transform.max_size = (side,), 2 * side
@@ -104,6 +108,7 @@ def throughput(
             rounds,
             warm_up=side == min(sides),
         )
+        _, operations = count_operations(model, random_image(side, side, 0))
         for name, batch in work:
             seconds = min(times.seconds[f"{name} {batch}"])
             rows.append(
@@ -115,6 +120,9 @@ def throughput(
                     "s per image": seconds / batch,
                 }
             )
+            if name in forms:
+                limit = best[f"{name} GFLOP/s"] * 1e9 / operations  # images per second
+                rows[-1]["of the limit"] = batch / seconds / limit
     return rows
 
 
@@ -157,14 +165,14 @@ def _limited(model: nn.Module, count: int, images: list[np.ndarray]) -> None:
     by_torchvision(model, images)
 
 
-def pivot(rows: Rows, title: str) -> Rows:
-    """Table with a row per model and side, and a column per batch size."""
+def pivot(rows: Rows, title: str, value: str = "images per second") -> Rows:
+    """Table of a value with a row per model and side, and a column per batch size."""
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for row in rows:
         line = lines.setdefault(
             (row["what"], row["side"]), {title: row["what"], "side": row["side"]}
         )
-        line[str(row["batch"])] = row["images per second"]
+        line[str(row["batch"])] = row[value]
     return [lines[key] for key in sorted(lines, key=lambda key: (key[1], key[0]))]
 
 

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection import (
     MaskRCNN,
     anchor_utils,
@@ -35,7 +37,6 @@ import maskrcnn as mr
 from maskrcnn.annotations import rle
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
-from maskrcnn.kernels.precision import computes_bfloat16
 from maskrcnn.runtime.keep_memory import keep_memory
 from maskrcnn.synthetic.scenes import draw_scene
 from maskrcnn.synthetic.shapes import CATEGORIES
@@ -44,6 +45,7 @@ from maskrcnn.training.optim import make_optimizer
 from maskrcnn.training.processes import Processes
 from maskrcnn.weights.from_torchvision import convert
 
+from .limits import dtypes, left_out, rates
 from .models import calibrate, random_image
 from .timing import in_turns
 
@@ -79,14 +81,11 @@ def run(quick: bool) -> dict[str, Any]:
         for case in cases(quick):
             data = mosaics(Path(folder) / case.name / "images", case.side, case.tiles, count=12)
             step_rows, seconds[case.name] = steps(case, data, Path(folder))
-            precisions = (
-                ("float32", "bfloat16") if computes_bfloat16(torch.device("cpu")) else ("float32",)
-            )
             rows += step_rows + [
                 waiting(case, data, Path(folder), precision, 2 if quick else case.loaded)
-                for precision in precisions
+                for precision in dtypes()
             ]
-    return {"rows": rows, "seconds": seconds}
+    return {"rows": rows, **left_out(), "seconds": seconds}
 
 
 def cases(quick: bool) -> list[Case]:
@@ -138,9 +137,7 @@ def steps(
         [images.example(i, seed=i) for i in range(case.batch)], model.config.input.size_divisor
     )
 
-    precisions = {"ours float32": "float32"} | (
-        {"ours bfloat16": "bfloat16"} if computes_bfloat16(torch.device("cpu")) else {}
-    )
+    precisions = {f"ours {dtype}": dtype for dtype in dtypes()}
     trainers = {}
     for name, precision in precisions.items():
         trainers[name] = trainer(
@@ -161,7 +158,26 @@ def steps(
 
     times = in_turns(work, case.rounds)
     rows = [{"what": f"{case.name}, {row.pop('what')}", **row} for row in times.rows("torchvision")]
-    return [row | roi_counts[name] for row, name in zip(rows, work, strict=True)], times.seconds
+    for row, name in zip(rows, work, strict=True):
+        row |= roi_counts[name]
+        if name in trainers:
+            limit = limit_of(trainers[name].step, precisions[name])
+            row["limit s"] = limit
+            row["times its limit"] = times.median(name) / limit
+    return rows, times.seconds
+
+
+def limit_of(step: Callable[[], Any], dtype: str) -> float:
+    """Seconds that the operations of a step take at the machine's best rate.
+
+    They are counted without the oneDNN kernels, which PyTorch's counter does not know.
+    """
+    with (
+        patch("maskrcnn.kernels.onednn._is_candidate", lambda x: False),
+        FlopCounterMode(display=False) as counter,
+    ):
+        step()
+    return counter.get_total_flops() / rates()[f"{dtype} GFLOP/s"] / 1e9
 
 
 def torchvision_step(model: nn.Module, data: mr.CocoDataset, count: int) -> Callable[[], None]:

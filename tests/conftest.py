@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,10 @@ install_import_hook(
     "shape_checks.check",
 )
 
-torch.set_num_threads(2)
+# `make test` runs one process per core. Two threads that wait for each other on one core take four times the processor time.
+# xdist's processes and the programs that tests start inherit the variables. A test that needs several threads sets them.
+torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 # The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
 settings.register_profile("same examples", derandomize=True)
@@ -30,12 +33,3 @@ def shared() -> Path:
             f"no folder {folder.name}/ beside the checkout: real data and reference outputs are not part of the project"
         )
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Uses one thread: a network of eight channels is too small for two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

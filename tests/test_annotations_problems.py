@@ -165,7 +165,7 @@ def test_images_that_are_missing_or_broken_or_have_the_wrong_size_are_listed(tmp
     data = content()
     data["images"].append({"id": 73, "file_name": "none.png", "height": 5, "width": 5})
     data["images"].append({"id": 70, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
-    data["images"].append({"id": "a", "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
+    data["images"].append({"id": None, "file_name": "1.png", "height": HEIGHT, "width": WIDTH})
     data["images"].append({"id": 74, "file_name": "1.png", "height": HEIGHT})
     path = write(tmp_path, data)
     (tmp_path / "0.png").write_text("no image")
@@ -179,7 +179,7 @@ def test_images_that_are_missing_or_broken_or_have_the_wrong_size_are_listed(tmp
     assert "file not found" in text
     assert "image 70 (0.png)" in text
     assert "the file is 9 x 7 pixels, the annotations say 80 x 60" in text
-    assert "the annotations ignore the file's EXIF rotation" in text
+    assert "width and height ignore the EXIF rotation" in text
     assert "image id used twice" in text
     assert "image entry is broken" in text
     assert "image without size" in text

@@ -116,7 +116,7 @@ def test_training_images_in_the_validation_set_are_reported(tmp_path: Path):
     Image.open(tmp_path / "a" / "0.png").point(lambda v: int(v * 0.8)).save(
         tmp_path / "b" / "2.png"
     )
-    report = check_dataset(train, validation=val)
+    report = check_dataset(train, val=val)
     assert kinds(report.validation, True) == {"training image in validation": ["image 71 (1.png)"]}
     assert kinds(report.validation, False)["validation image like a training image"] == [
         "image 72 (2.png)"
@@ -127,7 +127,7 @@ def test_training_images_in_the_validation_set_are_reported(tmp_path: Path):
 
 def test_a_file_in_both_lists_is_reported_without_decoding(tmp_path: Path):
     path = data_set(tmp_path)
-    report = check_dataset(path, validation=path, decode_images=False).validation
+    report = check_dataset(path, val=path, decode_images=False).validation
     assert len(kinds(report, True)["training image in validation"]) == 3
 
 

@@ -148,7 +148,7 @@ def test_the_validation_split_of_the_data_is_checked_unless_refused(
     path = str(yolo(tmp_path))
     assert run(["check", path]) == 1
     assert "class 7" in capsys.readouterr().out
-    assert run(["check", path, "--val", "none"]) == 0
+    assert run(["check", path, "--no-val"]) == 0
 
 
 def test_a_listed_but_missing_validation_split_is_an_error_and_the_rest_is_checked(
@@ -160,7 +160,7 @@ def test_a_listed_but_missing_validation_split_is_an_error_and_the_rest_is_check
     printed = capsys.readouterr().out
     assert "1 images, 1 annotations" in printed
     assert "no validation images (1)" in printed
-    assert run(["check", str(path), "--val", "None"]) == 0
+    assert run(["check", str(path), "--no-val"]) == 0
 
 
 def test_fix_of_another_format_keeps_unreadable_shapes_listed_and_names_the_folder(

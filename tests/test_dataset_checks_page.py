@@ -30,7 +30,7 @@ def page(tmp_path: Path) -> str:
     ]
     path = write(tmp_path, data)
     check_dataset(
-        path, validation=path, fix=tmp_path / "fixed.json", html=tmp_path / "report" / "page.html"
+        path, val=path, fix=tmp_path / "fixed.json", html=tmp_path / "report" / "page.html"
     )
     return (tmp_path / "report" / "page.html").read_text()
 

@@ -60,7 +60,6 @@ def test_every_public_function_and_class_has_an_example() -> None:
     assert set(RECORDS) <= set(mr.__all__)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_example_of_a_public_name_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

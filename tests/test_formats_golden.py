@@ -330,7 +330,7 @@ def test_via_with_several_possible_category_attributes_is_an_error(folder: Path)
         )
     )
     with pytest.raises(
-        DataError, match='color, shape; rename the one that is the category to "category"'
+        DataError, match=r"color \(red\), shape \(round\); choose one with attribute"
     ):
         mr.load_dataset(folder)
 

@@ -150,9 +150,11 @@ def test_labels_txt_may_begin_with_a_byte_order_mark(folder: Path):
 
 
 def test_via_warns_which_of_several_attributes_it_uses_as_the_category(folder: Path):
-    (note,) = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
+    note, unused = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
+    assert unused.detail == 'attribute "Type" (1)'
     assert '"name" is used as the category, of the attributes Type, name' in note.detail
-    assert not mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
+    (unused,) = mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
+    assert unused.detail == 'attribute "name" (1)'
 
 
 def test_labelme_rectangles_of_four_corners_are_boxes_and_rotated_ones_masks(folder: Path):

@@ -97,7 +97,7 @@ def test_unreadable_images_name_the_file_and_the_reason(colors, tmp_path):
     Image.fromarray(np.tile(colors, (40, 40, 1))).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
     for name, reason in (
-        ("text.png", "unknown"),
+        ("text.png", "it is text"),
         ("empty.jpg", "empty"),
         ("cut.jpg", "truncated"),
         ("none.png", "file not found"),

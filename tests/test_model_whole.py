@@ -270,6 +270,23 @@ def test_predictions_are_the_same_alone_and_in_a_batch_of_the_same_shape() -> No
     torch.testing.assert_close(both.keypoints[1], single.keypoints[0], atol=1e-2, rtol=0)
 
 
+def test_two_threads_predict_like_one(request: pytest.FixtureRequest) -> None:
+    """The other tests use one thread."""
+    model = lively(tiny_config(FIGURES)).eval()
+    fast = optimize_for_inference(model)
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert torch.get_num_threads() == threads
+        with torch.inference_mode():
+            results.append([m(make_batch()) for m in (model, fast)])
+    for one, two in zip(*results, strict=True):
+        assert one.valid.any()
+        for name, value in vars(one).items():
+            torch.testing.assert_close(getattr(two, name), value, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_the_optimized_and_the_reference_model_predict_as_the_model_does(norm: str) -> None:
     config = tiny_config(FIGURES)

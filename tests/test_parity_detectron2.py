@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from keypoint_parity import assert_keypoints_close, recorded_heatmaps
 from pycocotools import mask as coco_mask
 
 import maskrcnn as mr
@@ -34,13 +35,19 @@ def golden(shared) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_predictions_equal_detectron2s(golden, name, exact):
     folder = golden / "detectron2" / name
-    result = mr.predict(mr.load(folder / "model_final.pth"), golden / "image.png", exact=exact)
+    with recorded_heatmaps() as maps:
+        result = mr.predict(mr.load(folder / "model_final.pth"), golden / "image.png", exact=exact)
     expected = np.load(folder / "expected.npz")
     assert result.labels.tolist() == expected["classes"].tolist()
     np.testing.assert_allclose(result.boxes, expected["boxes"], atol=0.01)
     np.testing.assert_allclose(result.scores, expected["scores"], atol=1e-4)
     if "keypoints" in expected:
-        np.testing.assert_allclose(result.keypoints, expected["keypoints"], atol=0.05)
+        theirs = torch.from_numpy(expected["keypoints"])
+        scores = result.keypoints[..., 2]
+        torch.testing.assert_close(scores, theirs[..., 2], atol=0.05, rtol=1e-7)
+        assert_keypoints_close(
+            result.keypoints, theirs, result.boxes, maps[0], pixels=0.05, logits=1e-3
+        )
     if result.mask_grids is not None:
         masks = json.loads((folder / "masks_rle.json").read_text())
         for ours, theirs in zip(result.masks().rle(), masks, strict=True):

@@ -218,8 +218,8 @@ def test_wrong_arguments_are_errors_that_name_the_fix(model: MaskRCNN, tmp_path:
         predict(model, make_image(48, 64), exact=True, dtype="bfloat16")
     with pytest.raises(ImageError, match="file not found"):
         predict(model, tmp_path / "absent.png")
-    with pytest.raises(TypeError, match="permute"):
-        predict(model, torch.zeros(3, 32, 32))  # ty: ignore[invalid-argument-type]
+    with pytest.raises(ImageError, match="permute"):
+        predict(model, torch.zeros(32, 32, 3))
     with pytest.raises(ValueError, match="expected at least 1, got 0"):
         list(predict(model, [make_image(48, 64)], batch_size=0))
 
@@ -477,9 +477,7 @@ def test_categories_are_matched_by_name_and_keypoints_too() -> None:
         match="no category in common: the model detects stone, fly, the data annotates moss",
     ):
         match_categories(CATEGORIES, theirs[1:])
-    with pytest.raises(
-        ValueError, match='"fly": expected 2 keypoints, as the model predicts, got 3'
-    ):
+    with pytest.raises(ValueError, match='"fly": expected 2 keypoints, .* got 3 in the data'):
         match_categories(CATEGORIES, (Category("fly", 1, keypoints=("a", "b", "c")),))
 
 
@@ -488,7 +486,8 @@ def test_a_model_without_heads_predicts_boxes_only() -> None:
     found = predict(MaskRCNN.from_config(config), make_image(64, 64))
     assert found.mask_grids is None
     assert found.keypoints is None
-    assert set(found.to_coco(1)[0]) == {"image_id", "category_id", "bbox", "score"}
+    keys = {"image_id", "category_id", "category_name", "bbox", "score"}
+    assert set(found.to_coco(1)[0]) == keys
 
 
 def test_few_calls_lie_between_predict_and_roi_align(model: MaskRCNN) -> None:

@@ -102,7 +102,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def machine(
-    folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """The folder as working directory, an empty cache, and a server of our own."""
     monkeypatch.chdir(folder)

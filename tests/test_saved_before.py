@@ -19,8 +19,6 @@ from maskrcnn.training.plan import check_setting_names
 SAVED = Path(__file__).parent / "fixtures" / "saved_before_renaming"
 SOURCES = {"model": "model.safetensors", "run": "run", "last": "run/last.safetensors"}
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def written_in(path: Path) -> dict[str, Any]:
     """The metadata of a model file."""

@@ -30,8 +30,6 @@ from maskrcnn.training.time_budget import TimeBudget, next_review, with_least_le
 from maskrcnn.training.validate import validate
 from maskrcnn.weights.load import load
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
@@ -341,10 +339,7 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
     data: CocoDataset, tmp_path: Path
 ) -> None:
     source, norms = Path(training_run.__file__), ("frozen", "group")
-    environment = os.environ | {
-        "PYTHONPATH": str(source.parents[1] / "src"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
     augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
     settings = {
         "steps": 3,

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import training_run
+from training_run import tiny_config, tiny_model
 
+from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.training.checkpoint import read_checkpoint
+from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
+from maskrcnn.training.optim import rate_factor, scaled_rate
+from maskrcnn.training.plan import plan_training
 
 KILLS = 5
 FILES = ("checkpoint.safetensors", "last.safetensors", "best.safetensors")
@@ -26,10 +34,7 @@ class Server:
 
     def __init__(self) -> None:
         source = Path(training_run.__file__)
-        environment = os.environ | {
-            "PYTHONPATH": str(source.parents[1] / "src"),
-            "OMP_NUM_THREADS": "1",
-        }
+        environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
         self.process = subprocess.Popen(
             [sys.executable, source, "serve"],
             stdin=subprocess.PIPE,
@@ -106,3 +111,138 @@ def rows_of(path: Path) -> list[dict[str, float]]:
         {k: v for k, v in row.items() if not k.endswith(("time", "wait", "seconds", "second"))}
         for row in read_rows(path)
     ]
+
+
+# Resuming with another length
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    return CocoDataset(training_run.draw(tmp_path_factory.mktemp("data"), 4))
+
+
+@pytest.fixture(scope="module")
+def finished(data: CocoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps, which are two epochs."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    train_on(data, out, steps=4)
+    return out
+
+
+@pytest.fixture
+def half(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to resume."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def train_on(data: CocoDataset, out: Path, clock: Any = None, **settings: Any) -> None:
+    config = tiny_config(**{"steps": None, **settings})
+    train(tiny_model(data), data, config=config, out=out, resume=True, device="cpu", clock=clock)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("length", "steps"), [({"steps": 8}, 8), ({"epochs": 3.5}, 7)])
+def test_a_run_is_resumed_for_longer_with_its_schedule_planned_anew(
+    data: CocoDataset,
+    half: Path,
+    capsys: pytest.CaptureFixture[str],
+    length: dict[str, Any],
+    steps: int,
+) -> None:
+    before = rows_of(half / "metrics.csv")
+    train_on(data, half, **length)
+    rows = rows_of(half / "metrics.csv")
+    assert rows[:4] == before
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    config = tiny_config(**{"steps": None, **length})
+    wanted = [scaled_rate(config, 1) * rate_factor(step, steps, config) for step in range(4, steps)]
+    assert [row["learning_rate"] for row in rows[4:]] == pytest.approx(wanted, rel=1e-4)
+    printed = capsys.readouterr().out
+    assert "resumed after step 4, with another length:" in printed
+    assert "before 4 steps. The schedule is planned anew from here" in printed
+    state = read_checkpoint(half / "checkpoint.safetensors")[1]
+    assert (state["state"]["step"], state["state"]["total"]) == (steps, steps)
+    stored = json.loads((half / "config.json").read_text())["train"]
+    assert stored == state["settings"]["train"]
+    assert stored["steps"] == length.get("steps")
+
+
+def test_a_run_is_resumed_with_a_longer_time_budget(data: CocoDataset, half: Path) -> None:
+    ticks = itertools.count(step=20.0)  # each look at the clock takes 20 s
+    clock = lambda: float(next(ticks))  # noqa: E731
+    train_on(data, half, clock=clock, max_time=600.0, checkpoint_every=1e9)
+    state = read_checkpoint(half / "checkpoint.safetensors")[1]["state"]
+    assert state["step"] == state["total"] > 6
+    assert 400 < state["seconds"] < 700
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"steps": 3}, r"for 3 steps: it has already trained 4 steps \(2 epochs"),
+        ({"epochs": 1.0}, r"for 1 epochs: it has already trained 4 steps"),
+        ({"max_time": 1e-6}, r"for 1e-06 s: it has already trained 4 steps .*Ask for more"),
+    ],
+)
+def test_a_run_that_is_longer_already_says_so_and_stays_as_it_is(
+    data: CocoDataset, half: Path, length: dict[str, Any], message: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in half.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        train_on(data, half, **length)
+    assert {path.name: path.read_bytes() for path in half.iterdir() if path.is_file()} == before
+
+
+def test_other_settings_than_the_length_are_refused_by_name(data: CocoDataset, half: Path) -> None:
+    config = tiny_config(steps=8, batch_size=4)
+    with pytest.raises(ValueError, match=r"cannot resume .*train\.batch_size: was 2, now 4.* Only"):
+        train(tiny_model(data), data, config=config, out=half, resume=True, device="cpu")
+    model = tiny_model(data)
+    model = replace(model, box=replace(model.box, samples=8))
+    with pytest.raises(ValueError, match=r"model\.box\.samples: was 16, now 8"):
+        train(model, data, config=tiny_config(steps=8), out=half, resume=True, device="cpu")
+    assert json.loads((half / "config.json").read_text())["train"]["steps"] == 4
+
+
+def test_a_run_that_stopped_early_goes_on_when_it_is_resumed_for_longer(
+    data: CocoDataset, tmp_path: Path
+) -> None:
+    def go(steps: int) -> dict[str, Any]:
+        config = tiny_config(steps=steps, patience=1, evaluate_every=1.0)
+        out = tmp_path / "run"
+        train(tiny_model(data), data, val=data, config=config, out=out, resume=True, device="cpu")
+        return read_checkpoint(out / "checkpoint.safetensors")[1]["state"]
+
+    stopped = go(6)
+    assert stopped["stopped"]
+    assert stopped["step"] == 4
+    assert go(6)["step"] == 4
+    assert go(8)["step"] > 4
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "wanted"),
+    [
+        ({"max_time": 50.0}, {"epochs": "48"}, (None, None, 48.0)),
+        ({"max_time": 50.0}, {"steps": 9}, (None, 9, 30.0)),
+        ({"steps": 4}, {"epochs": 48}, (None, None, 48.0)),
+        ({"steps": 4}, {"max_time": 70}, (70.0, None, 30.0)),
+        ({"steps": 4, "max_time": 50.0}, {"max_time": 70}, (70.0, 4, 30.0)),
+        ({"max_time": 50.0}, {"batch_size": 2}, (50.0, None, 30.0)),
+    ],
+)
+def test_a_new_length_replaces_the_recorded_one(
+    data: CocoDataset,
+    tmp_path: Path,
+    recorded: dict[str, Any],
+    given: dict[str, Any],
+    wanted: tuple[Any, ...],
+) -> None:
+    from maskrcnn.settings import to_dict
+
+    config = tiny_config(**{"steps": None, "epochs": 30.0, **recorded})
+    settings = {"model": to_dict(tiny_model(data)), "train": to_dict(config)}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    plan = plan_training(data, val=False, settings=given, out=tmp_path, resume=True, device="cpu")
+    training = plan.recipe.training
+    assert (training.max_time, training.steps, training.epochs) == wanted

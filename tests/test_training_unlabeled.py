@@ -33,8 +33,6 @@ from maskrcnn.training.teacher import Teacher, first_unlabeled_step, plain_view,
 from maskrcnn.training.time_budget import TimeBudget
 from maskrcnn.training.unlabeled import open_unlabeled
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Every score counts as confident, so that an untrained teacher gives pseudo-labels.
 EAGER = {
     "burn_in": 0.25,
@@ -351,10 +349,7 @@ def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch
     data: CocoDataset, images: Path, tmp_path: Path
 ) -> None:
     source = Path(training_run.__file__)
-    environment = os.environ | {
-        "PYTHONPATH": str(source.parents[1] / "src"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
     train: dict[str, Any] = {
         "steps": 2,
         "learning_rate": 0.002,

@@ -171,7 +171,8 @@ class Instances:
                 "add it: dataclasses.replace(instances, source=image)"
             )
         if isinstance(self.source, Path):
-            return read_image(self.source, self.intensity_range)
+            # the file was read before, perhaps with a higher limit
+            return read_image(self.source, self.intensity_range, self.size[0] * self.size[1])
         return self.source
 
     def masks(self) -> Masks:
@@ -203,7 +204,8 @@ class Instances:
             image_id: the image's id in the annotation file; by default the instances' own.
 
         Returns:
-            image_id, category_id, score and bbox (xywh); file_name if known; segmentation
+            image_id, category_id, category_name, score and bbox (xywh); file_name if known;
+            segmentation
             (compressed RLE) if the model has a mask head; keypoints if the object's category has
             them: x, y, score each, in COCO's pixel convention.
 
@@ -216,7 +218,7 @@ class Instances:
             >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
             >>> results = instances.to_coco(image_id=7)
             >>> sorted(results[0])
-            ['bbox', 'category_id', 'image_id', 'score', 'segmentation']
+            ['bbox', 'category_id', 'category_name', 'image_id', 'score', 'segmentation']
         """
         image_id = self.image_id if image_id is None else image_id
         if image_id is None:
@@ -236,7 +238,13 @@ class Instances:
             category = self.categories[label]
             entry = cast(
                 CocoResult,
-                {**origin, "category_id": category.id, "bbox": bboxes[n], "score": score},
+                {
+                    **origin,
+                    "category_id": category.id,
+                    "category_name": category.name,
+                    "bbox": bboxes[n],
+                    "score": score,
+                },
             )
             if rle is not None:
                 entry["segmentation"] = rle[n]

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .runtime.plain_data import PlainData, PlainDict
+
 T = TypeVar("T")
 
 OLD_NAMES = {
@@ -29,12 +31,12 @@ OLD_VALUES = {"dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"
 """Values of settings in such files, by current name, and their replacements."""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> PlainDict:
     """Returns a configuration as plain dicts, lists, numbers and strings, for JSON and TOML."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
+def from_dict(kind: type[T], values: PlainData, where: str = "") -> T:
     """Builds a configuration from plain data and checks every name and type.
 
     Args:
@@ -56,7 +58,7 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     )
 
 
-def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_current_names(values: PlainData) -> PlainDict:
     """Returns the settings of a saved file under their current names."""
     renamed = {}
     for old_name, value in values.items():
@@ -69,7 +71,7 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def override_config(config: T, changes: Mapping[str, Any], where: str = "") -> T:
+def override_config(config: T, changes: PlainData, where: str = "") -> T:
     """Returns a copy of a configuration in which some settings are replaced.
 
     Args:
@@ -104,7 +106,7 @@ def load_toml(path: str | Path, kind: type[T]) -> T:
     return from_dict(kind, read_toml(path))
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path) -> PlainDict:
     """Returns the tables of a TOML file.
 
     Raises:
@@ -123,7 +125,7 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
     """
     hints = typing.get_type_hints(type(config))
     known = {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
-    new: dict[str, Any] = {}
+    new: PlainDict = {}
     inner: dict[str, list[tuple[list[str], Any, str]]] = {}
 
     for (name, *rest), value, path in changes:

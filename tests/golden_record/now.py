@@ -157,9 +157,12 @@ def unnamed(value: Any) -> Any:
 
 
 def named(value: Any) -> Any:
-    """Plain data of a known format (COCO), whose keys count: each dict is a list of pairs."""
+    """Plain data of a known format (COCO), whose keys count: each dict is a list of pairs.
+
+    Results of earlier versions did not name their categories.
+    """
     if isinstance(value, dict):
-        return [[key, named(part)] for key, part in value.items()]
+        return [[key, named(part)] for key, part in value.items() if key != "category_name"]
     if isinstance(value, list | tuple):
         return [named(part) for part in value]
     if isinstance(value, np.generic):
@@ -868,7 +871,7 @@ def checked(record: Record, folder: Path) -> None:
     fixed = folder / "fixed.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = mr.check_dataset(path, validation=judged, fix=fixed, progress=False)
+        report = mr.check_dataset(path, val=judged, fix=fixed, progress=False)
     add_findings(record, "checked/messy", report.problems)
     add_findings(record, "checked/done", report.fixed.changes)
     add_findings(record, "checked/left", report.fixed.remaining)

@@ -33,6 +33,7 @@ from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_dataset import CocoDataset
+from ..formats.load_dataset import load_dataset
 from ..images.image_files import image_files
 from ..images.read import ImageError
 from ..images.similarity import DISTANCE
@@ -47,6 +48,7 @@ BASE = 0.1  # expected errors added to every image: the model may miss all of it
 CHOSEN_ONE_BY_ONE = 2000  # later images, which nobody annotates next, are sorted by their novelty
 NEAR = 0.1  # in median distances: an image this far from its nearest has half the novelty
 _LAST = 1e-9  # weight of the expected errors in the order of copies, which are last
+_ANNOTATIONS = (".json", ".xml", ".yaml", ".yml", ".csv")
 _PAIRED = 500  # images whose distances are measured for the median
 
 
@@ -142,7 +144,7 @@ class Ranking(Sequence[RankedImage]):
 
 def rank_images(
     model: MaskRCNN | str | Path | Predictor,
-    images: str | Path | Iterable[str | Path],
+    images: CocoDataset | str | Path | Iterable[str | Path],
     *,
     labeled: CocoDataset | str | Path | Iterable[str | Path] | None = None,
     progress: bool = False,
@@ -153,8 +155,8 @@ def rank_images(
     Args:
         model: a model, or what `load` reads; or a `Predictor`, for non-default settings (device,
             precision).
-        images: a folder (all images under it), or files.
-        labeled: images that are already annotated: a dataset, a folder, or files. They are not
+        images: a folder (all images under it), files, a data set, or its annotation file.
+        labeled: images that are already annotated, in the same forms. They are not
             ranked, and images that look like them rank low.
         progress: show a progress bar.
         console: where to show the bar.
@@ -334,6 +336,8 @@ def _sources(
     images: CocoDataset | str | Path | Iterable[str | Path],
 ) -> list[tuple[Path, ImageSource]]:
     """Image files, each with its source."""
+    if isinstance(images, str | Path) and Path(images).suffix.lower() in _ANNOTATIONS:
+        images = load_dataset(images)
     if isinstance(images, CocoDataset):
         records = (images[i] for i in range(len(images)))
         files = [(record.path, record.file_name) for record in records]

@@ -13,16 +13,15 @@ indices; they are moved to the centers of those pixels (+ 0.5).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..config import Category
 from . import rle as coco_rle
-from .coco_types import RLE
+from .coco_types import RLE, Json, JsonObject
+from .shown_values import shown
 
 ProblemReporter = Callable[[str, str, str, bool], None]
 """Called as `report_problem(kind, detail, suggestion, is_error)` for each problem."""
@@ -30,6 +29,9 @@ ProblemReporter = Callable[[str, str, str, bool], None]
 BoxXYXY = tuple[float, float, float, float]
 
 KEYPOINT_OFFSET = 0.5
+
+MOST = 1e15
+"""Numbers of annotations are at most this large: their products are still exact enough."""
 
 # A box is reported when it is farther than both from its mask. COCO's own boxes are off by up to 10
 # px.
@@ -99,7 +101,7 @@ class _AnnotatedMask:
 
 
 def read_annotation(
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     label: int,
     category: Category,
     keypoint_order: Sequence[int],
@@ -130,7 +132,7 @@ def read_annotation(
         if mask_is_flat:
             problems.warning(
                 "object without area",
-                f"bbox is {raw.get('bbox')}, and the mask is empty or has no area",
+                f"bbox is {shown(raw.get('bbox'))}, and the mask is empty or has no area",
                 "the object is left out",
             )
         else:
@@ -198,13 +200,13 @@ def far_apart(box: BoxXYXY, around: BoxXYXY) -> float:
     return distance if distance > tolerance else 0.0
 
 
-def is_number(value: Any) -> bool:
-    """Returns whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Json) -> bool:
+    """Returns whether a JSON value is a finite number of at most `MOST`."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST
 
 
 def _read_box(
-    bbox: Any, size: tuple[int, int], has_mask: bool, mask_is_flat: bool, problems: _ProblemLog
+    bbox: Json, size: tuple[int, int], has_mask: bool, mask_is_flat: bool, problems: _ProblemLog
 ) -> BoxXYXY | None:
     """Returns the box clipped to the image, None if it is missing or unusable.
 
@@ -216,7 +218,7 @@ def _read_box(
     if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(is_number, bbox)):
         problems.error(
             "box is not four numbers",
-            f"bbox is {bbox!r:.80}",
+            f"bbox is {shown(bbox)}",
             "write bbox as [x, y, width, height] in pixels",
         )
         return None
@@ -253,7 +255,7 @@ def _read_box(
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def _read_mask(segmentation: Any, size: tuple[int, int], problems: _ProblemLog) -> _AnnotatedMask:
+def _read_mask(segmentation: Json, size: tuple[int, int], problems: _ProblemLog) -> _AnnotatedMask:
     if isinstance(segmentation, Mapping):
         return _read_rle(segmentation, size, problems)
     if segmentation is None or (isinstance(segmentation, list) and not segmentation):
@@ -261,7 +263,15 @@ def _read_mask(segmentation: Any, size: tuple[int, int], problems: _ProblemLog) 
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
         problems.error(
             "segmentation format not recognized",
-            f"segmentation is {segmentation!r:.80}",
+            f"segmentation is {shown(segmentation)}",
+            "write a list of polygons [[x, y, x, y, ...], ...] or an RLE object",
+        )
+        return _AnnotatedMask()
+
+    if len(segmentation) >= 3 and all(len(p) == 2 for p in segmentation):
+        problems.error(
+            "segmentation format not recognized",
+            f"the mask is {len(segmentation)} points, not a list of polygons",
             "write a list of polygons [[x, y, x, y, ...], ...] or an RLE object",
         )
         return _AnnotatedMask()
@@ -301,16 +311,16 @@ def _reaches_image(bounds: BoxXYXY, size: tuple[int, int], problems: _ProblemLog
     return True
 
 
-def _read_polygon(values: list[Any], problems: _ProblemLog) -> tuple[np.ndarray, BoxXYXY] | None:
+def _read_polygon(values: list[Json], problems: _ProblemLog) -> tuple[np.ndarray, BoxXYXY] | None:
     """Returns the points [n, 2] and their bounding box."""
     try:
         points = np.array(values, dtype=np.float64)
-        if points.ndim != 1 or len(points) % 2 or not np.isfinite(points).all():
+        if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= MOST).all():
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         problems.error(
             "broken polygon",
-            f"a polygon of {len(values)} values: {values!r:.60}",
+            f"a polygon of {len(values)} values: {shown(values, 60)}",
             "write each polygon as [x, y, x, y, ...] with finite numbers",
         )
         return None
@@ -323,15 +333,13 @@ def _read_polygon(values: list[Any], problems: _ProblemLog) -> tuple[np.ndarray,
 
     problems.warning(
         "polygon without area",
-        f"{len(points)} points: {values!r:.60}",
+        f"{len(points)} points: {shown(values, 60)}",
         "this part of the mask is left out",
     )
     return None
 
 
-def _read_rle(
-    encoded: Mapping[str, Any], size: tuple[int, int], problems: _ProblemLog
-) -> _AnnotatedMask:
+def _read_rle(encoded: JsonObject, size: tuple[int, int], problems: _ProblemLog) -> _AnnotatedMask:
     encoded_size = encoded.get("size")
     if (
         "counts" not in encoded
@@ -340,14 +348,14 @@ def _read_rle(
     ):
         problems.error(
             "RLE size mismatch",
-            f"size is {encoded_size}, the image has height, width = {list(size)}",
+            f"size is {shown(encoded_size)}, the image has height, width = {list(size)}",
             'write {"size": [height, width], "counts": ...} for this image',
         )
         return _AnnotatedMask()
 
     try:
         runs = coco_rle.counts(encoded)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         problems.error(
             "broken RLE",
             str(error),
@@ -370,29 +378,26 @@ def _read_rle(
     )
 
 
-def _read_area(value: Any, mask_area: float | None, problems: _ProblemLog) -> float | None:
-    """Returns the area as stored in the file; warns where it cannot be that of the mask."""
-    area = float(value) if is_number(value) else None
+def _read_area(value: Json, mask_area: float | None, problems: _ProblemLog) -> float | None:
+    """Returns the area as stored in the file; None where it is missing or is no area."""
+    of_mask = "" if mask_area is None else f", the mask has {mask_area:.0f} px"
+    detail = f"area is {shown(value, 40)}{of_mask}"
+    if value is not None and not (is_number(value) and value >= 0):
+        suggestion = "it is computed anew from the mask, or without one from the box"
+        problems.warning("area is wrong", detail, suggestion)
+    if not (is_number(value) and value >= 0):
+        return None
 
-    if area is None:
-        is_wrong = value is not None
-    else:
-        is_wrong = area < 0 or (
-            mask_area is not None
-            and abs(area - mask_area) > max(_AREA_PIXELS, _AREA_SHARE * mask_area)
-        )
-    if is_wrong:
-        of_mask = "" if mask_area is None else f", the mask has {mask_area:.0f} px"
-        problems.warning(
-            "area is wrong",
-            f"area is {value!r:.40}{of_mask}",
-            "the value is kept; the evaluation groups objects by size with it",
-        )
+    area = float(value)
+    tolerance = max(_AREA_PIXELS, _AREA_SHARE * (mask_area or 0.0))
+    if mask_area is not None and abs(area - mask_area) > tolerance:
+        suggestion = "the value is kept; the evaluation groups objects by size with it"
+        problems.warning("area is wrong", detail, suggestion)
     return area
 
 
 def _read_keypoints(
-    raw: Mapping[str, Any], category: Category, size: tuple[int, int], problems: _ProblemLog
+    raw: JsonObject, category: Category, size: tuple[int, int], problems: _ProblemLog
 ) -> np.ndarray | None:
     """Returns [keypoints, 3] in the order of the file, None if no keypoint is labeled."""
     values = raw.get("keypoints")
@@ -402,7 +407,7 @@ def _read_keypoints(
     if not isinstance(values, list | tuple):
         problems.error(
             "wrong number of keypoints",
-            f"keypoints is {values!r:.80}",
+            f"keypoints is {shown(values)}",
             "write x, y, visibility of each keypoint, one after the other",
         )
         return None
@@ -414,29 +419,38 @@ def _read_keypoints(
             'list the names of the keypoints as "keypoints" of the category',
         )
         return None
-    if len(values) != 3 * count or not all(is_number(v) for v in values):
+    if len(values) != 3 * count:
         problems.error(
             "wrong number of keypoints",
             f'{len(values)} values for the {count} keypoints of category "{category.name}"',
-            f"write {3 * count} finite numbers: x, y, visibility of each keypoint",
+            f"write {3 * count} numbers: x, y, visibility of each keypoint",
+        )
+        return None
+    if broken := [v for v in values if not is_number(v)]:
+        problems.error(
+            "keypoint is not a number",
+            f"{len(broken)} of {len(values)} values, such as {shown(broken[0], 40)}",
+            "write finite numbers, or 0, 0, 0 for a keypoint that is not labeled",
         )
         return None
 
     points = np.array(values, dtype=np.float64).reshape(-1, 3)
     visibility = points[:, 2]
     if not ((visibility == 0) | (visibility == 1) | (visibility == 2)).all():
+        unknown = sorted(set(visibility.tolist()) - {0.0, 1.0, 2.0})
         problems.error(
             "unknown visibility",
-            f"values {sorted(set(visibility) - {0.0, 1.0, 2.0})}",
+            f"values {', '.join(f'{v:g}' for v in unknown[:10])}",
             "use 0 unlabeled, 1 hidden, 2 visible",
         )
         return None
 
-    num_labeled = (visibility > 0).sum()
-    if "num_keypoints" in raw and raw["num_keypoints"] != num_labeled:
+    num_labeled = int((visibility > 0).sum())
+    given = raw.get("num_keypoints", num_labeled)
+    if given != num_labeled:
         problems.warning(
             "num_keypoints is wrong",
-            f"num_keypoints is {raw['num_keypoints']}, {num_labeled} are labeled",
+            f"num_keypoints is {shown(given, 40)}, {num_labeled} are labeled",
             "num_keypoints is ignored",
         )
 

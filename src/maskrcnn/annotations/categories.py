@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..config import Category
-from .coco_types import CocoCategory
+from .coco_types import CocoCategory, Json, JsonObject
+from .shown_values import shown
 
 _OPPOSITE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
-def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
+def parse_categories(entries: Sequence[Json]) -> tuple[Category, ...]:
     """Returns the categories, sorted by id.
 
     Args:
@@ -44,6 +44,9 @@ def parse_categories(entries: Sequence[Any]) -> tuple[Category, ...]:
             by_id[category.id] = category
         except ValueError as error:
             problems.append(f"categories[{index}]: {error}")
+        except TypeError:  # None or a list where a number is expected
+            numbers = {key: entry.get(key) for key in ("flip", "sigmas")}
+            problems.append(f"categories[{index}]: expected lists of numbers, got {shown(numbers)}")
 
     names = [c.name for c in by_id.values()]
     problems += [
@@ -115,11 +118,14 @@ def _with_case_of(model: str, word: str) -> str:
     return word.capitalize() if model[0].isupper() else word
 
 
-def _parse_category(entry: Any) -> Category:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int):
+def _parse_category(entry: Json) -> Category:
+    if not isinstance(entry, Mapping) or type(entry.get("id")) is not int:
         raise ValueError(
-            f'expected an object with a whole-number "id" and a "name", got {entry!r:.80}'
+            f'expected an object with a whole-number "id" and a "name", got {shown(entry)}'
         )
+    for key in ("keypoints", "skeleton", "flip", "flip_pairs", "sigmas"):
+        if not isinstance(entry.get(key) or [], list | tuple):
+            raise ValueError(f"{key}: expected a list, got {shown(entry[key])}")
     keypoints = tuple(str(name) for name in entry.get("keypoints") or ())
     if len(set(keypoints)) != len(keypoints):
         raise ValueError(f"keypoint names must be unique, got {', '.join(keypoints)}")
@@ -135,17 +141,17 @@ def _parse_category(entry: Any) -> Category:
     )
 
 
-def _parse_skeleton(limbs: Any) -> tuple[tuple[int, int], ...]:
+def _parse_skeleton(limbs: Json) -> tuple[tuple[int, int], ...]:
     try:
         return tuple((int(a) - 1, int(b) - 1) for a, b in limbs)
     except (TypeError, ValueError):
         raise ValueError(
             "skeleton: expected pairs of keypoints counted from 1, such as [[1, 2], [2, 3]], "
-            f"got {limbs!r:.80}"
+            f"got {shown(limbs)}"
         ) from None
 
 
-def _parse_flip(entry: Mapping[str, Any], keypoints: tuple[str, ...]) -> tuple[int, ...]:
+def _parse_flip(entry: JsonObject, keypoints: tuple[str, ...]) -> tuple[int, ...]:
     if entry.get("flip"):
         return tuple(int(i) for i in entry["flip"])
     if "flip_pairs" not in entry:
@@ -158,14 +164,14 @@ def _parse_flip(entry: Mapping[str, Any], keypoints: tuple[str, ...]) -> tuple[i
         except (ValueError, IndexError, TypeError):
             raise ValueError(
                 f"flip_pairs: expected two of the keypoints {', '.join(keypoints)}, "
-                f"by name or counted from 0, got {pair!r}"
+                f"by name or counted from 0, got {shown(pair)}"
             ) from None
         flip[a] = b
         flip[b] = a
     return tuple(flip)
 
 
-def _keypoint_index(keypoint: Any, keypoints: tuple[str, ...]) -> int:
+def _keypoint_index(keypoint: Json, keypoints: tuple[str, ...]) -> int:
     if isinstance(keypoint, str):
         return keypoints.index(keypoint)
     return range(len(keypoints))[keypoint]  # negative indices count from the end

@@ -12,12 +12,11 @@ problems.py and annotation.py define what counts as an error or a warning.
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,9 +25,15 @@ from ..config import Category
 from ..images.read import read_image, read_values
 from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
 from .categories import category_to_coco, parse_categories
-from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage
+from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
+from .image_names import first_folder
+from .interpretation import interpret
+from .json_file import read_json
 from .labeled_categories import find_key_problems, labeled_ids
-from .problems import DataError, DataWarning, Problem, describe, find_problems
+from .locate_images import locate_images
+from .notes import Note, Notes, describe_notes
+from .problems import DataError, DataWarning, Problem, describe, find_problems, without_objects
+from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
@@ -76,6 +81,8 @@ class CocoDataset:
         warnings: problems that leave the data usable; `describe_warnings()` returns them as text.
         dropped: the errors whose annotations and images were dropped, empty unless `on_error` is
             "drop".
+        notes: what is read differently than written, and what is in the data and not used, each
+            with its count; `describe_notes()` returns them as text.
 
     Raises:
         DataError: all problems at once, with file, annotation id and suggestion.
@@ -98,7 +105,7 @@ class CocoDataset:
 
     def __init__(
         self,
-        annotations: str | Path | Mapping[str, Any],
+        annotations: str | Path | JsonObject,
         images: str | Path | None = None,
         *,
         categories: Sequence[Category] | None = None,
@@ -109,12 +116,12 @@ class CocoDataset:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
         self.name = self.annotations_path.name if self.annotations_path else name
 
-        content: Any = annotations
+        content: Json = annotations
         if self.annotations_path:
-            content = _load(self.annotations_path, self.name)
-        _check_structure(content, self.name)
-        content = _with_integers(content)
-        self._content: Mapping[str, list[Any]] = content
+            content = read_json(self.annotations_path)
+        check_structure(content, self.name)
+        interpreted = interpret(content)
+        content = interpreted.content
 
         # the categories of the file, and those of them that are used
         try:
@@ -122,17 +129,18 @@ class CocoDataset:
         except ValueError as error:
             lines = [f"{self.name}: the categories cannot be used:", *str(error).splitlines()]
             raise DataError("\n  ".join(lines)) from None
-        if categories is None:
-            self.categories = tuple(in_file.values())
-        else:
-            self.categories = _select_categories(categories, in_file, self.name)
-        used = [(label, c) for label, c in enumerate(self.categories) if c.id in in_file]
         self._in_file = in_file
-        self._labels = {c.id: label for label, c in used}
-        self._keypoint_order = {c.id: _keypoint_order(c, in_file[c.id]) for _, c in used}
+        if categories is None:
+            self._use_categories(tuple(in_file.values()))
+        else:
+            self._use_categories(_select_categories(categories, in_file, self.name))
 
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
-        self._check(on_error, problems)
+        located = locate_images(content["images"], self.image_folder)
+        self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
+        self.notes = (*interpreted.notes, *located.notes, *self._absent_categories())
+
+        self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None
 
     def __len__(self) -> int:
@@ -241,6 +249,30 @@ class CocoDataset:
         """Returns the warnings as text, grouped by kind."""
         return describe(self.name, self.warnings, "warning")
 
+    def describe_notes(self) -> str:
+        """Returns the notes as text, one a line."""
+        return describe_notes(self.name, self.notes)
+
+    def with_categories(self, categories: Sequence[Category]) -> CocoDataset:
+        """Returns the same images with their categories in another order, matched by name.
+
+        Args:
+            categories: the same names, for example `model.config.categories`. Their order is that
+                of the labels; their ids do not matter.
+
+        Raises:
+            DataError: the names are not those of this data set.
+        """
+        names = [c.name for c in categories]
+        if sorted(names) != sorted(c.name for c in self.categories):
+            raise DataError(
+                f"{self.name}: expected the categories {', '.join(names):.300}, "
+                f"got {', '.join(c.name for c in self.categories):.300}"
+            )
+        part = copy.copy(self)
+        part._use_categories(_select_categories(categories, self._in_file, self.name))
+        return part
+
     def truth(self) -> CocoContent:
         """Returns complete COCO annotations for the evaluation.
 
@@ -251,7 +283,8 @@ class CocoDataset:
         annotations: list[CocoAnnotation] = []
         for index in range(len(self)):
             raw_image = self._image_entry(index)
-            image = {key: raw_image[key] for key in ("id", "file_name", "height", "width")}
+            keys = ("id", "file_name", "height", "width", "original_id")
+            image = {key: raw_image[key] for key in keys if key in raw_image}
             if (labels := self.labeled(index)) is not None:
                 image["labeled_categories"] = [self.categories[i].id for i in sorted(labels)]
             images.append(cast(CocoImage, image))
@@ -263,14 +296,14 @@ class CocoDataset:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     @property
-    def raw(self) -> Mapping[str, list[Any]]:
+    def raw(self) -> Mapping[str, list[Json]]:
         """The content of the file as opened, unusable entries included.
 
         `Problem.annotation` and `Problem.image` are indices into its lists.
         """
         return self._content
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Json]:
         """Returns the content of the file with only the images and annotations in use."""
         return {
             **self._content,
@@ -278,13 +311,29 @@ class CocoDataset:
             "annotations": [raw for i in self._indices for raw in self._annotations[i]],
         }
 
-    def _image_entry(self, index: int) -> Mapping[str, Any]:
+    def _use_categories(self, categories: tuple[Category, ...]) -> None:
+        """Sets the categories, whose order is that of the labels."""
+        self.categories = categories
+        used = [(label, c) for label, c in enumerate(categories) if c.id in self._in_file]
+        self._labels = {c.id: label for label, c in used}
+        self._keypoint_order = {c.id: _keypoint_order(c, self._in_file[c.id]) for _, c in used}
+
+    def _absent_categories(self) -> tuple[Note, ...]:
+        """Returns a note on the requested categories that the file does not define."""
+        notes = Notes()
+        for category in self.categories:
+            if category.id not in self._in_file:
+                what = "requested categories that the file does not define"
+                notes.add(what, "excluded from the loss and the metric here", category.name)
+        return notes.all()
+
+    def _image_entry(self, index: int) -> JsonObject:
         return self._content["images"][self._indices[index]]
 
-    def _raw_annotations(self, index: int) -> list[Any]:
+    def _raw_annotations(self, index: int) -> list[Json]:
         return self._annotations[self._indices[index]]
 
-    def _path(self, image: Mapping[str, Any]) -> Path:
+    def _path(self, image: JsonObject) -> Path:
         if self.image_folder is None:
             raise DataError(
                 f"{self.name}: no folder of images; "
@@ -299,7 +348,10 @@ class CocoDataset:
 
         images = self._content["images"]
         annotations = self._content["annotations"]
-        result = find_problems(images, annotations, self._labels, self._in_file, self.image_folder)
+        unnamed = {p.image for p in earlier if p.is_error}
+        result = find_problems(
+            images, annotations, self._labels, self._in_file, self.image_folder, unnamed
+        )
         problems = [*earlier, *result.problems, *find_key_problems(images, self._in_file)]
         errors = [p for p in problems if p.is_error]
         if errors:
@@ -310,7 +362,6 @@ class CocoDataset:
                     'To leave these out, open the data with on_error="drop" (--on-error drop).'
                 )
             warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
-        self.warnings = tuple(p for p in problems if not p.is_error)
         self.dropped: tuple[Problem, ...] = tuple(errors)
         self._deep_images = result.deep_images
 
@@ -318,13 +369,17 @@ class CocoDataset:
         dropped_annotations = {p.annotation for p in errors} | result.empty_annotations
         self._indices = [i for i in range(len(images)) if i not in dropped_images]
         """Index into the file's list for each image of the data set."""
-        self._annotations: dict[int, list[Any]] = {i: [] for i in self._indices}
+        self._annotations: dict[int, list[Json]] = {i: [] for i in self._indices}
         image_index = {images[i]["id"]: i for i in self._indices}
         for index, raw in enumerate(annotations):
             if index not in dropped_annotations and raw["image_id"] in image_index:
                 self._annotations[image_index[raw["image_id"]]].append(raw)
 
-    def _read(self, raw: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
+        used = [raw for entries in self._annotations.values() for raw in entries]
+        problems += without_objects(self.name, len(annotations), used)
+        self.warnings = tuple(p for p in problems if not p.is_error)
+
+    def _read(self, raw: JsonObject, size: tuple[int, int]) -> Annotation:
         category_id = raw["category_id"]
         return read_annotation(
             raw,
@@ -335,7 +390,7 @@ class CocoDataset:
             lambda *_: None,  # problems were reported on opening
         )
 
-    def _complete(self, raw: Mapping[str, Any], size: tuple[int, int]) -> CocoAnnotation:
+    def _complete(self, raw: JsonObject, size: tuple[int, int]) -> CocoAnnotation:
         """Returns an annotation with every field that the metric reads."""
         annotation = self._read(raw, size)
         complete: CocoAnnotation = {
@@ -395,57 +450,6 @@ def _category_for_evaluation(category: Category) -> CocoCategory:
     return entry
 
 
-def _load(path: Path, name: str) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: annotation file not found") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: not valid JSON: {error}; is it a COCO annotation file?") from None
-
-
-def _check_structure(content: Any, name: str) -> None:
-    if not isinstance(content, Mapping):
-        raise DataError(
-            f"{name}: expected a COCO object with images, annotations and categories, "
-            f"got a {type(content).__name__}"
-        )
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(content.get(key), list)]
-    if missing:
-        raise DataError(
-            f"{name}: expected COCO format, but it has no list {' and no list '.join(missing)}; "
-            f"its keys are {', '.join(content) or 'none'}"
-        )
-
-
-def _with_integers(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Converts ids and sizes such as 1.0 (pandas writes them) and "1" to integers."""
-    fields = {
-        "images": ("id", "width", "height"),
-        "annotations": ("id", "image_id", "category_id"),
-        "categories": ("id",),
-    }
-    converted = {}
-    for key, names in fields.items():
-        objects = (entry for entry in content[key] if isinstance(entry, Mapping))
-        if any(type(entry.get(name)) in (float, str) for entry in objects for name in names):
-            converted[key] = [_entry_with_integers(entry, names) for entry in content[key]]
-    return {**content, **converted}
-
-
-def _entry_with_integers(entry: Any, names: Sequence[str]) -> Any:
-    if not isinstance(entry, Mapping):
-        return entry
-    return {**entry, **{name: _as_integer(entry[name]) for name in names if name in entry}}
-
-
-def _as_integer(value: Any) -> Any:
-    is_integral_float = isinstance(value, float) and value.is_integer()
-    is_integral_text = isinstance(value, str) and value.isascii() and value.isdigit()
-    return int(value) if is_integral_float or is_integral_text else value
-
-
 def _select_categories(
     requested: Sequence[Category], in_file: Mapping[int, Category], name: str
 ) -> tuple[Category, ...]:
@@ -458,6 +462,15 @@ def _select_categories(
             f"{name}: none of the requested categories is in the file. "
             f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
+
+    wanted = {c.name for c in requested}
+    others = {n.casefold().strip(): n for n in by_name if n not in wanted}
+    for absent in wanted.difference(by_name):
+        if (similar := others.get(absent.casefold().strip())) is not None:
+            raise DataError(
+                f'{name}: expected the category "{absent}", got "{similar}"; '
+                "give both the same spelling"
+            )
 
     unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(
@@ -473,7 +486,7 @@ def _keypoint_order(requested: Category, in_file: Category) -> list[int]:
 
 
 def _find_image_folder(
-    images: str | Path | None, annotations: Path | None, entries: Sequence[Any]
+    images: str | Path | None, annotations: Path | None, entries: Sequence[Json]
 ) -> Path | None:
     if images is not None:
         if not Path(images).is_dir():
@@ -484,6 +497,4 @@ def _find_image_folder(
 
     objects = (entry for entry in entries if isinstance(entry, Mapping))
     names = (entry.get("file_name") for entry in objects)
-    folder = annotations.parent
-    has_image = any(isinstance(name, str) and (folder / name).is_file() for name in names)
-    return folder if has_image else None
+    return first_folder((n for n in names if isinstance(n, str)), [annotations.parent])

@@ -8,7 +8,13 @@ Source: cocodataset.org, "Data format" and "Results format".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
+
+Json = Any
+"""A value of a JSON file that is not checked yet: anything that JSON can hold."""
+JsonObject = Mapping[str, Json]
+"""An object of a JSON file whose values are not checked yet."""
 
 
 class RLE(TypedDict):
@@ -30,6 +36,8 @@ class _ImageKeys(TypedDict):
 class CocoImage(_ImageKeys, total=False):
     """One entry of the list `images`."""
 
+    original_id: str
+    """The id in the file, where it is text that is not a number."""
     labeled_categories: list[int]
     """Ids of the categories whose every object is annotated; without this key all."""
     neg_category_ids: list[int]
@@ -52,7 +60,7 @@ class CocoCategory(_CategoryKeys, total=False):
     """Limbs as pairs of indices into `keypoints`, counted from 1."""
     flip: list[int]
     """For each keypoint the one it becomes in a mirror image, counted from 0."""
-    flip_pairs: list[list[Any]]
+    flip_pairs: list[list[str] | list[int]]
     """Pairs of keypoints that change sides in a mirror image, by name or counted from 0."""
     sigmas: list[float]
     """OKS standard deviation of each keypoint."""
@@ -79,6 +87,8 @@ class CocoAnnotation(_AnnotationKeys, total=False):
     ignore: int
     score: float
     """Confidence, where the entry is a prediction to be corrected by hand."""
+    original_id: str
+    """The id in the file, where it is text that is not a number."""
     where: str
     """Location in a file of another format that this entry was read from."""
 
@@ -101,6 +111,7 @@ class CocoResult(_ResultKeys, total=False):
     """One predicted object of a results file."""
 
     file_name: str
+    category_name: str
     bbox: list[float]
     segmentation: RLE | list[list[float]]
     keypoints: list[float]

@@ -7,15 +7,15 @@ and holes counterclockwise. So the even-odd rule and the winding rule both give 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from .coco_types import RLE
+from .coco_types import RLE, JsonObject
 
 Polygon = Float[np.ndarray, "_ 2"]
+_MOST_POINTS = 4096  # of an ellipse
 
 
 def trace(mask: Bool[np.ndarray, "h w"]) -> list[Polygon]:
@@ -162,7 +162,7 @@ def fill(polygons: Sequence[Polygon], size: tuple[int, int]) -> RLE:
     return union([mask.frPoly(values, *size) for values in flat], size)
 
 
-def union(parts: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
+def union(parts: Sequence[RLE | JsonObject], size: tuple[int, int]) -> RLE:
     """Returns the compressed RLE of the union of some RLEs.
 
     Args:
@@ -186,13 +186,22 @@ def union(parts: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> RLE:
 def ellipse(center: tuple[float, float], radii: tuple[float, float], angle: float = 0.0) -> Polygon:
     """Returns an ellipse as a polygon that differs from it by less than 1/20 px.
 
+    It has at most 4,096 points, which suffice for radii up to 170,000 px.
+
     Args:
         center: (x, y).
         radii: along x and y before the rotation, in pixels.
         angle: rotation in radians, clockwise on the screen.
+
+    Raises:
+        ValueError: a number is not finite.
     """
+    if not np.isfinite([*center, *radii, angle]).all():
+        raise ValueError(f"expected finite numbers, got center {center} and radii {radii}")
+
     # a chord over the angle 2 pi / n stays within r (1 - cos(pi / n)) of its arc
-    count = max(12, int(np.ceil(np.pi / np.arccos(1 - min(0.05 / max(*radii, 0.05), 0.9)))))
+    step = np.arccos(1 - min(0.05 / max(*radii, 0.05), 0.9))
+    count = int(np.ceil(np.pi / np.clip(step, np.pi / _MOST_POINTS, np.pi / 12)))
     around = np.arange(count) * (2 * np.pi / count)
     x = radii[0] * np.cos(around)
     y = radii[1] * np.sin(around)
@@ -200,3 +209,19 @@ def ellipse(center: tuple[float, float], radii: tuple[float, float], angle: floa
     rotated_x = center[0] + x * np.cos(angle) - y * np.sin(angle)
     rotated_y = center[1] + x * np.sin(angle) + y * np.cos(angle)
     return np.stack([rotated_x, rotated_y], axis=1)
+
+
+def rotated_rectangle(
+    center: tuple[float, float], size: tuple[float, float], angle: float
+) -> Polygon:
+    """Returns the corners of a rectangle that is rotated about its center.
+
+    Args:
+        center: (x, y).
+        size: (width, height) before the rotation, in pixels.
+        angle: rotation in radians, clockwise on the screen.
+    """
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]) * size
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    return corners @ np.array([[cosine, sine], [-sine, cosine]]) + center

@@ -11,20 +11,27 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+MOST_PAIRS = 20_000_000
+"""Pairs of edges of one polygon that are compared; a polygon with more is not searched."""
+
 _PAIRS = 2_000_000  # pairs of edges compared at a time
 
 
-def self_crossing(polygons: Sequence[Float[np.ndarray, "_ 2"]]) -> Bool[np.ndarray, "P"]:
+def self_crossing(
+    polygons: Sequence[Float[np.ndarray, "_ 2"]],
+) -> tuple[Bool[np.ndarray, "P"], Bool[np.ndarray, "P"]]:
     """Returns for each polygon whether two of its edges cross, each in its interior.
 
-    A polygon that only touches itself, as around a hole, does not cross itself.
+    A polygon that only touches itself, as around a hole, does not cross itself. The second array
+    says which polygons were searched: those with at most `MOST_PAIRS` pairs of edges that are above
+    each other.
 
     The edges of all polygons, placed side by side along x, are sorted by their left ends. Each edge
     is compared with those that begin before it ends.
     """
     crossed = np.zeros(len(polygons), bool)
     if not polygons:
-        return crossed
+        return crossed, crossed
     start, end, first = _edges(polygons)
     owner = np.repeat(np.arange(len(polygons)), [len(p) for p in polygons])
 
@@ -42,13 +49,15 @@ def self_crossing(polygons: Sequence[Float[np.ndarray, "_ 2"]]) -> Bool[np.ndarr
     right_ends = high[:, 0] + shift[owner]
     num_begun = np.searchsorted(left_ends, right_ends, side="right")
     num_rivals = np.maximum(num_begun - np.arange(len(left_ends)) - 1, 0)
+    is_searched = np.bincount(owner, num_rivals, len(polygons)) <= MOST_PAIRS
+    num_rivals[~is_searched[owner]] = 0
 
     for one, other in _pairs(num_rivals):
         near = (low[other, 1] < high[one, 1]) & (high[other, 1] > low[one, 1])
         one, other = one[near], other[near]
         crosses = _cross_inside(start[one], end[one], start[other], end[other])
         crossed[owner[one[crosses]]] = True
-    return crossed
+    return crossed, is_searched
 
 
 def _pairs(num_rivals: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

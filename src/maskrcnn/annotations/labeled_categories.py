@@ -16,15 +16,16 @@ Segmentation", section 3, federated data set.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
+from .coco_types import Json, JsonObject
 from .problems import Problem
+from .shown_values import shown
 
 KEYS = ("labeled_categories", "neg_category_ids", "not_exhaustive_category_ids")
 
 
 def labeled_ids(
-    image: Mapping[str, Any], annotated: Collection[int], known: Collection[int]
+    image: JsonObject, annotated: Collection[int], known: Collection[int]
 ) -> frozenset[int] | None:
     """Returns the categories of which every object in the image is annotated.
 
@@ -48,7 +49,7 @@ def labeled_ids(
     return None if len(labeled) == len(set(known)) else frozenset(labeled)
 
 
-def find_key_problems(images: Sequence[Any], known: Collection[int]) -> list[Problem]:
+def find_key_problems(images: Sequence[Json], known: Collection[int]) -> list[Problem]:
     """Returns what is wrong with these keys in all image entries.
 
     Args:
@@ -76,9 +77,9 @@ def find_key_problems(images: Sequence[Any], known: Collection[int]) -> list[Pro
     return problems
 
 
-def _problem_of(key: str, value: Any, known: Collection[int]) -> str | None:
+def _problem_of(key: str, value: Json, known: Collection[int]) -> str | None:
     if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
-        return f"is {value!r:.80}"
+        return f"is {shown(value)}"
     # LVIS lists categories that a file without annotations of them need not define
     if key == "labeled_categories" and (unknown := sorted(set(value).difference(known))):
         return f"lists {unknown[:10]}, which the file does not define"

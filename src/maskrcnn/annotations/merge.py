@@ -9,15 +9,16 @@ Out: one data set with all their categories, matched by name. Every image record
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..config import Category
 from .categories import category_to_coco
 from .coco_dataset import CocoDataset
+from .coco_types import Json, JsonObject
 from .labeled_categories import KEYS, labeled_ids
+from .notes import Note, Notes
 from .problems import DataError
 
 
@@ -61,8 +62,8 @@ def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
     folder, file_names = _merged_file_names(datasets)
 
     merged_ids = {name: category.id for name, category in categories.items()}
-    images: dict[str, dict[str, Any]] = {}
-    annotations: list[dict[str, Any]] = []
+    images: dict[str, dict[str, Json]] = {}
+    annotations: list[dict[str, Json]] = []
     for data, names in zip(datasets, file_names, strict=True):
         new_ids = {c.id: merged_ids[c.name] for c in _used_categories(data)}
         for index, file_name in enumerate(names):
@@ -83,7 +84,9 @@ def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
         "annotations": annotations,
         "categories": [category_to_coco(c) for c in categories.values()],
     }
-    return CocoDataset(content, folder, name=" + ".join(d.name for d in datasets))
+    merged = CocoDataset(content, folder, name=" + ".join(d.name for d in datasets))
+    merged.notes = (*(note for d in datasets for note in d.notes), *_similar_names(categories))
+    return merged
 
 
 def _used_categories(data: CocoDataset) -> list[Category]:
@@ -111,6 +114,18 @@ def _merge_categories(datasets: Sequence[CocoDataset]) -> dict[str, Category]:
                     "Rename one category, or make them equal"
                 )
     return merged
+
+
+def _similar_names(names: Iterable[str]) -> tuple[Note, ...]:
+    """Returns a note on names that differ only in case and spaces, which stay two categories."""
+    notes = Notes()
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault("".join(name.casefold().split()), name)
+        if other != name:
+            what = "category names that are nearly equal"
+            notes.add(what, "kept apart; rename one to join them", f'"{other}" and "{name}"')
+    return notes.all()
 
 
 def _describe_keypoints(category: Category) -> str:
@@ -144,13 +159,13 @@ def _merged_file_names(datasets: Sequence[CocoDataset]) -> tuple[Path | None, li
 
 
 def _merge_image(
-    images: dict[str, dict[str, Any]],
+    images: dict[str, dict[str, Json]],
     file_name: str,
     data: CocoDataset,
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     annotated: set[int],
     new_ids: Mapping[int, int],
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Adds an image to `images`, or its labeled categories to the image of the same file.
 
     Args:

@@ -9,18 +9,21 @@ annotation.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..config import Category
+from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, read_header
 from ..runtime.progress import track
 from .annotation import ProblemReporter, read_annotation
+from .coco_types import Json, JsonObject
 from .crossings import self_crossing
+from .rle import MOST_PIXELS
+from .shown_values import shown
 
 _SHOWN = 20  # problems of each kind
 _CHUNK = 2000  # annotations whose polygons are searched for crossings in one call
@@ -104,11 +107,12 @@ def summary(name: str, problems: Sequence[Problem]) -> str:
 
 
 def find_problems(
-    images: Sequence[Any],
-    annotations: Sequence[Any],
+    images: Sequence[Json],
+    annotations: Sequence[Json],
     labels: Mapping[int, int],
     categories: Mapping[int, Category],
     folder: Path | None,
+    known: Collection[int | None] = (),
 ) -> FoundProblems:
     """Checks all entries of a file and the headers of its images.
 
@@ -118,12 +122,14 @@ def find_problems(
         labels: category id -> label, for the categories in use.
         categories: category id -> category as defined in the file.
         folder: folder of the images. None skips the image files.
+        known: indices of images whose files are not looked at, because the caller has reported
+            them.
     """
     problems, image_index = _check_image_entries(images)
 
     deep_images: set[int] = set()
     if folder is not None:
-        broken = {p.image for p in problems if p.is_error}
+        broken = {p.image for p in problems if p.is_error}.union(known)
         problems += _check_image_files(images, broken, folder, deep_images)
 
     search = _AnnotationSearch(images, annotations, image_index, labels, categories)
@@ -133,7 +139,7 @@ def find_problems(
     )
 
 
-def _check_image_entries(images: Sequence[Any]) -> tuple[list[Problem], dict[int, int]]:
+def _check_image_entries(images: Sequence[Json]) -> tuple[list[Problem], dict[int, int]]:
     """Returns problems of the entries themselves, and image id -> index of the usable entries."""
     problems: list[Problem] = []
     image_index: dict[int, int] = {}
@@ -160,7 +166,29 @@ def _check_image_entries(images: Sequence[Any]) -> tuple[list[Problem], dict[int
     return problems, image_index
 
 
-def _image_entry_error(index: int, image: Any, image_index: Mapping[int, int]) -> Problem | None:
+def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -> list[Problem]:
+    """Returns a problem if a data set has annotations, but no object to learn or to find.
+
+    Args:
+        name: of the data set.
+        num_annotated: number of annotations in the file.
+        used: the annotations that are usable.
+    """
+    if not num_annotated or not all(a.get("iscrowd") or a.get("ignore") for a in used):
+        return []
+    return [
+        Problem(
+            kind="no object to learn",
+            where=name,
+            detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable, "
+            "all as regions to ignore",
+            suggestion="check iscrowd and ignore: 0 is an object, 1 is a region to ignore",
+            is_error=False,
+        )
+    ]
+
+
+def _image_entry_error(index: int, image: Json, image_index: Mapping[int, int]) -> Problem | None:
     """Returns what makes an image entry unusable, None if it is fine."""
     if (
         not isinstance(image, Mapping)
@@ -168,12 +196,16 @@ def _image_entry_error(index: int, image: Any, image_index: Mapping[int, int]) -
         or not isinstance(image.get("file_name"), str)
     ):
         kind = "image entry is broken"
-        detail = f"{image!r:.80}"
+        detail = shown(image)
         suggestion = 'write {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}'
     elif not all(_is_integer(image.get(side)) and image[side] > 0 for side in ("width", "height")):
         kind = "image without size"
-        detail = f"width {image.get('width')!r}, height {image.get('height')!r}"
+        detail = f"width {shown(image.get('width'))}, height {shown(image.get('height'))}"
         suggestion = "write both, in pixels, as whole numbers > 0"
+    elif image["width"] * image["height"] > MOST_PIXELS:
+        kind = "image too large"
+        detail = f"width {shown(image['width'])}, height {shown(image['height'])}"
+        suggestion = f"images have at most {MOST_PIXELS:,} pixels; cut it into tiles"
     elif image["id"] in image_index:
         kind = "image id used twice"
         detail = f"id {image['id']} is also that of images[{image_index[image['id']]}]"
@@ -185,7 +217,7 @@ def _image_entry_error(index: int, image: Any, image_index: Mapping[int, int]) -
 
 
 def _check_image_files(
-    images: Sequence[Any], broken: set[int | None], folder: Path, deep_images: set[int]
+    images: Sequence[Json], broken: set[int | None], folder: Path, deep_images: set[int]
 ) -> list[Problem]:
     """Opens the header of every image and compares its size with the annotated one."""
     problems: list[Problem] = []
@@ -200,12 +232,20 @@ def _check_image_files(
             header = read_header(folder / image["file_name"])
         except ImageError as error:
             suggestion = "is images= the right folder? If so, restore the file"
+            if isinstance(error, TooManyPixelsError):
+                suggestion = RAISE_THE_LIMIT
             problems.append(
                 Problem("unreadable image", where, str(error), suggestion, True, image=index)
             )
             continue
         if header.deep:
             deep_images.add(index)
+        if header.frames > 1:
+            detail = f"{header.frames} frames" if header.frames > 2 else "several frames"
+            suggestion = "the first is used; save the others as images to use them too"
+            problems.append(
+                Problem("image with several frames", where, detail, suggestion, False, image=index)
+            )
 
         annotated_size = (image["height"], image["width"])
         if header.size != annotated_size:
@@ -216,8 +256,8 @@ def _check_image_files(
             suggestion = "fix width and height, or use the image that was annotated"
             if header.stored_size == annotated_size:
                 suggestion = (
-                    "the annotations ignore the file's EXIF rotation: "
-                    "remove that tag from the file, or annotate the upright image"
+                    "width and height ignore the EXIF rotation: write the upright size if the "
+                    "objects fit it (--fix does); else annotate the upright image"
                 )
             problems.append(
                 Problem("image size mismatch", where, detail, suggestion, True, image=index)
@@ -230,8 +270,8 @@ class _AnnotationSearch:
 
     def __init__(
         self,
-        images: Sequence[Any],
-        annotations: Sequence[Any],
+        images: Sequence[Json],
+        annotations: Sequence[Json],
         image_index: Mapping[int, int],
         labels: Mapping[int, int],
         categories: Mapping[int, Category],
@@ -248,7 +288,7 @@ class _AnnotationSearch:
         self.problems: list[Problem] = []
         self.empty: list[int] = []
         self._index_of_id: dict[int, int] = {}
-        self._index_of_content: dict[tuple[Any, ...], int] = {}
+        self._index_of_content: dict[tuple[Json, ...], int] = {}
         self._polygons: list[tuple[int, np.ndarray]] = []
         """Annotation index and points of each polygon not yet searched for crossings."""
 
@@ -288,12 +328,12 @@ class _AnnotationSearch:
         self._polygons += [(index, points) for points in annotation.polygons or ()]
         self._check_copies(index, raw, report_problem)
 
-    def _check_id(self, index: int, raw: Any, report_problem: ProblemReporter) -> bool:
+    def _check_id(self, index: int, raw: Json, report_problem: ProblemReporter) -> bool:
         """Returns whether the entry has an id; reports ids that are missing, used twice or 0."""
         if not isinstance(raw, Mapping) or not _is_integer(raw.get("id")):
             report_problem(
                 "annotation without id",
-                f"{raw!r:.80}",
+                shown(raw),
                 "give each annotation a whole-number id of its own",
                 True,
             )
@@ -316,7 +356,7 @@ class _AnnotationSearch:
             )
         return True
 
-    def _check_references(self, raw: Mapping[str, Any], report_problem: ProblemReporter) -> bool:
+    def _check_references(self, raw: JsonObject, report_problem: ProblemReporter) -> bool:
         """Returns whether the annotation's image and category exist; reports those that do not."""
         image_id = raw.get("image_id")
         if _is_integer(image_id) and image_id in self.broken_images:
@@ -324,7 +364,7 @@ class _AnnotationSearch:
         if not _is_integer(image_id) or image_id not in self.image_index:
             report_problem(
                 "annotation of an unknown image",
-                f"image_id is {image_id!r}",
+                f"image_id is {shown(image_id)}",
                 "add the image to the list, or drop the annotation",
                 True,
             )
@@ -336,16 +376,14 @@ class _AnnotationSearch:
             name = f' ("{unused.name}")' if unused else ""
             report_problem(
                 "annotation of an unknown category",
-                f"category_id is {category_id!r}{name}",
+                f"category_id is {shown(category_id)}{name}",
                 "add the category to the list (or to categories=), or drop the annotation",
                 True,
             )
             return False
         return True
 
-    def _check_copies(
-        self, index: int, raw: Mapping[str, Any], report_problem: ProblemReporter
-    ) -> None:
+    def _check_copies(self, index: int, raw: JsonObject, report_problem: ProblemReporter) -> None:
         """Warns of an annotation equal to an earlier one of the same image and category."""
         box, mask, keypoints = (raw.get(name) for name in ("bbox", "segmentation", "keypoints"))
         if not (box or mask or keypoints):
@@ -374,7 +412,15 @@ class _AnnotationSearch:
 
     def _check_crossings(self) -> None:
         """Warns of the polygons read since the last call that cross themselves."""
-        crosses = self_crossing([points for _, points in self._polygons])
+        crosses, is_searched = self_crossing([points for _, points in self._polygons])
+        for (index, points), searched in zip(self._polygons, is_searched, strict=True):
+            if not searched:
+                self._reporter(index)(
+                    "polygon not searched for crossings",
+                    f"{len(points):,} points",
+                    "it is used as it is; simplify it to have it checked",
+                    False,
+                )
         counts = Counter(
             index for (index, _), crossed in zip(self._polygons, crosses, strict=True) if crossed
         )
@@ -397,7 +443,7 @@ class _AnnotationSearch:
             where = f"annotations[{index}]"
             if isinstance(raw, Mapping) and _is_integer(raw.get("id")):
                 # files of other formats give their own location
-                where = raw.get("where") or f"annotation {raw['id']}"
+                where = raw.get("where") or f"annotation {raw.get('original_id', raw['id'])}"
                 image_id = raw.get("image_id")
                 if _is_integer(image_id) and image_id in self.image_index:
                     where += f" ({self.images[self.image_index[image_id]]['file_name']})"
@@ -408,5 +454,7 @@ class _AnnotationSearch:
         return report_problem
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _is_integer(value: Json) -> bool:
+    """Whether a value is a whole number of 64 bits."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and -(2**63) <= value < 2**63

@@ -12,13 +12,15 @@ Source: cocoapi, common/maskApi.c (rleToString, rleFrString, rleToBbox).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from .coco_types import RLE
+from .coco_types import RLE, Json, JsonObject
+
+MOST_PIXELS = 2**31
+"""Pixels of the largest image; masks of larger ones could fill the memory."""
 
 _SUBROWS = 4  # sample lines in each row of cells; along a line coverage is exact
 
@@ -67,37 +69,39 @@ def _image_index(changes: np.ndarray, rows: int, x0: int, y0: int, height: int) 
     return (column + x0) * height + row + y0
 
 
-def counts(rle: Mapping[str, Any]) -> Int64[np.ndarray, "runs"]:
+def counts(rle: RLE | JsonObject) -> Int64[np.ndarray, "runs"]:
     """Returns the lengths of the runs, the first one of zeros.
 
     Raises:
-        ValueError: `counts` is not valid RLE text, or the runs do not add up to the image.
+        ValueError: `counts` is not valid RLE text or whole numbers, the runs do not add up to the
+            image, or the image is larger than `MOST_PIXELS`.
     """
     height, width = rle["size"]
-    stored = rle["counts"]
-    if isinstance(stored, str | bytes):
-        runs = _from_text(stored)
-    else:
-        runs = np.asarray(stored, dtype=np.int64).reshape(-1)
+    if not 0 <= height * width <= MOST_PIXELS:
+        raise ValueError(f"RLE of {height} x {width} pixels, expected at most {MOST_PIXELS:,}")
 
+    stored = rle["counts"]
+    runs = _from_text(stored) if isinstance(stored, str | bytes) else _from_numbers(stored)
     if len(runs) and runs.min() < 0:
         raise ValueError(f"RLE has a run of negative length {runs.min()}")
-    if runs.sum() != height * width:
+    # No run exceeds the image, so that their sum cannot overflow.
+    total = int(runs.sum()) if not len(runs) or runs.max() <= height * width else int(runs.max())
+    if total != height * width:
         raise ValueError(
-            f"RLE runs sum to {runs.sum()}, expected height x width = {height} x {width} "
+            f"RLE runs sum to {total}, expected height x width = {height} x {width} "
             f"= {height * width}"
         )
     return runs
 
 
-def decode(rle: Mapping[str, Any]) -> Bool[np.ndarray, "H W"]:
+def decode(rle: RLE | JsonObject) -> Bool[np.ndarray, "H W"]:
     """Returns the dense mask of an RLE, compressed or not."""
     height, width = rle["size"]
     runs = counts(rle)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
-def decode_crop(rle: Mapping[str, Any]) -> tuple[Bool[np.ndarray, "h w"], int, int]:
+def decode_crop(rle: RLE | JsonObject) -> tuple[Bool[np.ndarray, "h w"], int, int]:
     """Returns the mask inside its bounding box, and the column and row at which the box starts.
 
     Memory grows with the object, not with the image.
@@ -111,12 +115,12 @@ def decode_crop(rle: Mapping[str, Any]) -> tuple[Bool[np.ndarray, "h w"], int, i
     return np.ascontiguousarray(columns[:, y0:y1].T), x0, y0
 
 
-def area(rle: Mapping[str, Any]) -> int:
+def area(rle: RLE | JsonObject) -> int:
     """Returns the number of pixels inside."""
     return int(counts(rle)[1::2].sum())
 
 
-def bbox(rle: Mapping[str, Any]) -> tuple[int, int, int, int]:
+def bbox(rle: RLE | JsonObject) -> tuple[int, int, int, int]:
     """Returns the bounding box (x0, y0, x1, y1) of the pixels inside; zeros for an empty mask."""
     return bounds(counts(rle), rle["size"][0])
 
@@ -215,6 +219,17 @@ def _to_text(runs: np.ndarray) -> str:
     groups = (values[:, None] >> (5 * position)) & 0x1F
     groups |= (position < digits[:, None] - 1) * 0x20
     return (groups + 48)[position < digits[:, None]].astype(np.uint8).tobytes().decode("ascii")
+
+
+def _from_numbers(stored: Json) -> np.ndarray:
+    """Returns runs that are a list of whole numbers."""
+    numbers = np.asarray(stored) if len(stored) else np.zeros(0, np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf":
+        raise ValueError("RLE counts are not a list of whole numbers")
+    runs = numbers.astype(np.int64)
+    if (runs != numbers).any():
+        raise ValueError("RLE counts are not whole numbers")
+    return runs
 
 
 def _from_text(text: str | bytes) -> np.ndarray:

@@ -65,6 +65,7 @@ def run(words: Sequence[str]) -> int:
     """
     debug = "--debug" in words or os.environ.get("MASKRCNN_DEBUG", "") not in ("", "0")
     words = [w for w in words if w != "--debug"]
+    words = ["/dev/stdin" if w == "-" else w for w in words]  # Cyclopts takes - for an option
 
     try:
         with warnings.catch_warnings():

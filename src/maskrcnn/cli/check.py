@@ -13,7 +13,9 @@ def check(
     *,
     images: Path | None = None,
     val: str | None = None,
+    no_val: Annotated[bool, Parameter(negative=())] = False,
     val_images: Path | None = None,
+    attribute: str | None = None,
     fix: Path | None = None,
     html: Path | None = None,
     decode: bool = True,
@@ -28,8 +30,10 @@ def check(
         data: Annotation file or folder of any known format. Select a split as data.yaml:val.
         images: Image folder; by default where the annotations say it is.
         val: Annotations to validate on. They are checked too, and compared with the training
-            images. By default the data set's own split "val"; "none" skips it.
+            images. By default the data set's own split "val".
+        no_val: Check only DATA, without its split "val".
         val_images: Folder of the validation images; by default --images.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         fix: Write a COCO file in which every problem with an unambiguous fix is fixed.
         html: Write an HTML page with counts, sizes, problems and drawn samples.
         decode: Decode every image; otherwise read headers only.
@@ -38,15 +42,16 @@ def check(
     from ..dataset_checks.check_dataset import check_dataset
     from ..formats.load_dataset import validation_split
 
-    if val and val.lower() == "none":
-        validation = None
-    else:
-        validation = val or validation_split(data, images)
+    if val is not None and no_val:
+        raise ValueError("--val and --no-val cannot be combined; omit one of them")
+    if val is None and not no_val:
+        val = validation_split(data, images)
     report = check_dataset(
         data,
         images,
-        validation=validation,
-        validation_images=val_images,
+        val=val,
+        val_images=val_images,
+        attribute=attribute,
         decode_images=decode,
         fix=fix,
         html=html,

@@ -17,14 +17,16 @@ def convert(
     images: Path | None = None,
     val: str | None = None,
     val_images: Path | None = None,
+    attribute: str | None = None,
     image_files: Literal["copy", "link", "reference"] | None = None,
     simplify: float = 0.0,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> None:
     """Write annotations in another format, and report what it cannot represent.
 
-    Reads COCO, YOLO (boxes, segmentation, pose), LabelMe, VIA 2, CVAT for images 1.1, Pascal VOC
-    and PNG masks. The format is recognized by its content.
+    Reads COCO, YOLO (boxes, segmentation, pose), LabelMe, VIA 2, CVAT for images 1.1, Label Studio,
+    QuPath GeoJSON, Pascal VOC and label maps (PNG, TIFF, .npy). Recognizes the format by its
+    content.
 
     Args:
         source: Annotation file or folder. Converts all splits, or the one named after a colon, as
@@ -34,6 +36,7 @@ def convert(
         images: Folder of the images; by default where the format says they are.
         val: Second source, written as the split "val".
         val_images: Folder of its images; by default --images.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         image_files: Copy or link the images into OUT, or reference them where they are. Default:
             copy for yolo, voc and png, reference for the others.
         simplify: Tolerance in pixels of polygons traced from masks. Larger values give fewer points
@@ -49,6 +52,7 @@ def convert(
         images=images,
         val=val,
         val_images=val_images,
+        attribute=attribute,
         image_files=image_files,
         simplify=simplify,
         on_error=on_error,

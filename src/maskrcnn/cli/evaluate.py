@@ -12,6 +12,7 @@ def evaluate(
     *,
     data: str,
     images: Path | None = None,
+    attribute: str | None = None,
     out: Path | None = None,
     max_detections: int | None = None,
     batch_size: int = 1,
@@ -26,6 +27,7 @@ def evaluate(
         data: Annotation file or folder, in any format that `maskrcnn convert` reads. Select a split
             as data.yaml:val.
         images: Folder of the images; by default where the format says they are.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         out: Folder for metrics.json and results.json; by default nothing is written.
         max_detections: Number of detections per image and category that count; by default the
             model's own limit, at least COCO's 100.
@@ -43,7 +45,7 @@ def evaluate(
     from .device import chosen
 
     keep_memory()
-    dataset = load_dataset(data, images, on_error=on_error)
+    dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
     run_on = chosen(device)
 
     is_results = Path(model).suffix.lower() == ".json"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from ..formats.format_name import FormatName
 
 if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
+    from ..prediction.predict_files import Summary
+
+_SHOWN = 3  # names in one line
 
 BFLOAT16 = (
     "Computing in bfloat16: results change slightly "
@@ -20,7 +25,7 @@ BFLOAT16 = (
 
 def predict(
     model: str,
-    inputs: list[Path],
+    inputs: list[str],
     /,
     *,
     out: Path,
@@ -31,15 +36,19 @@ def predict(
     device: str | None = None,
     tta: str | None = None,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
+    intensity_range: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Detect objects in images; write overlays and a results.json in COCO's format.
 
-    Images that cannot be read are skipped and listed; the exit status is then 1.
+    Images that cannot be read are skipped and listed; the exit status is then 1, or 2 if no image
+    can be read.
 
     Args:
         model: Name of published weights, run folder, or checkpoint (ours, torchvision's .pth,
             Detectron2's .pth or .pkl).
-        inputs: Images, or folders of images.
+        inputs: Images, folders of images, wildcards ("photos/**/*.jpg"), http(s) URLs, or - for
+            standard input. URLs and standard input: up to 256 MB and, for a URL, 60 seconds.
         out: Folder for the overlays and results.json.
         min_score: Drop detections with a lower score, 0 to 1.
         batch_size: Number of images of equal padded shape per forward pass.
@@ -53,6 +62,10 @@ def predict(
             (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.
         dtype: Compute precision. bfloat16 takes about half the time of float32 on devices that
             support it; auto uses it only there.
+        intensity_range: Values of 16-bit and floating-point images that become black and white,
+            such as 0 4095; by default those of the model, else the full range.
+        max_pixels: Largest width x height that is decoded. Default: MASKRCNN_MAX_PIXELS, else
+            500000000. Decoding takes up to 12 bytes per pixel, 32 for 16-bit color.
     """
     from rich.console import Console
 
@@ -69,7 +82,14 @@ def predict(
 
     keep_memory()
     network = load(model, device=chosen(device))
-    predictor = Predictor(network, dtype=dtype, tta=tta, min_score=min_score)
+    predictor = Predictor(
+        network,
+        dtype=dtype,
+        tta=tta,
+        min_score=min_score,
+        intensity_range=intensity_range,
+        max_pixels=max_pixels,
+    )
     _report_precision(predictor.network)
     if format == "yolo":
         format = "yolo-pose" if network.config.keypoint else "yolo-seg"
@@ -77,10 +97,19 @@ def predict(
         predictor, inputs, out, batch_size=batch_size, annotations=format, simplify=simplify
     )
 
+    report_skipped(summary.failed)
+    _report_unused(summary)
+    if not summary.images:
+        plural = "s" if len(summary.failed) != 1 else ""
+        print(
+            f"No image could be read ({len(summary.failed)} file{plural}); nothing was written.",
+            file=sys.stderr,
+        )
+        return 2
+
     Console().print(summary.table())
     # not in the table, which would wrap a long path
     print(f"{out / RESULTS}: detections; the overlays are beside it")
-    report_skipped(summary.failed)
     if format:
         lost = f", without:\n{summary.lost}" if summary.lost else ""
         print(f"{out / format}: annotations to correct{lost}")
@@ -91,6 +120,21 @@ def report_skipped(failed: Sequence[tuple[str, str]]) -> None:
     """Prints files that could not be read, each with its reason."""
     for file, reason in failed:
         print(f"Skipped: {reason if file in reason else f'{file}: {reason}'}", file=sys.stderr)
+
+
+def _report_unused(summary: Summary) -> None:
+    """Prints which files, and which frames, were not predicted."""
+    from ..images.image_files import describe_left_out
+
+    if summary.left_out:
+        text = describe_left_out(summary.left_out)
+        print(f"{text[0].upper()}{text[1:]}.", file=sys.stderr)
+    if frames := summary.several_frames:
+        names = ", ".join(frames[:_SHOWN]) + (", ..." if len(frames) > _SHOWN else "")
+        print(
+            f"{len(frames)} with several frames, of which the first was used: {names}",
+            file=sys.stderr,
+        )
 
 
 def _report_precision(network: MaskRCNN) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.types import ExistingFile
 
 from ..presets import Preset
+from ..runtime.plain_data import PlainData, PlainDict
 
 SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -23,6 +24,7 @@ def train(
     val: str | None = None,
     no_val: Annotated[bool, Parameter(negative=())] = False,
     val_images: Path | None = None,
+    attribute: str | None = None,
     pretrained: str | None = None,
     model: Preset | Literal["auto"] = "auto",
     no_recipe: Annotated[bool, Parameter(negative=())] = False,
@@ -50,6 +52,7 @@ def train(
             split "val" that --data itself has, or else 15 % of its images.
         no_val: Train on all images, without validation.
         val_images: Folder of the validation images. Default: --images.
+        attribute: Attribute that holds the category, for VIA files whose regions have several.
         pretrained: Initial weights: an ImageNet trunk (resnet50_imagenet), or a detector, as the
             name of published weights, a run folder or a checkpoint. All weights that fit are kept.
             Default: random weights.
@@ -76,6 +79,7 @@ def train(
         images=images,
         val=False if no_val else val,
         val_images=val_images,
+        attribute=attribute,
         pretrained=pretrained,
         model=model,
         recipe=not no_recipe,
@@ -107,7 +111,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None) -> dict[str, Any]:
+def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None) -> PlainDict:
     """All settings that the user gave, by dotted name; words override the file.
 
     Raises:
@@ -128,9 +132,9 @@ def parse_settings(file: Path | None, words: Sequence[str], max_time: str | None
     return settings
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(table: PlainData, prefix: str = "") -> PlainDict:
     """A TOML table by dotted names."""
-    flat: dict[str, Any] = {}
+    flat: PlainDict = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")

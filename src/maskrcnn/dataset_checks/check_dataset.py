@@ -9,11 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import JsonObject
 from ..annotations.problems import DataWarning, Problem
 from ..config import Category
 from ..formats.reading import MissingSplit
@@ -30,15 +30,16 @@ from .fix_dataset import FixedDataset, fix_dataset
 from .left_right import find_swapped
 from .whole_dataset import ObjectTable, find_box_format, find_problems, object_table
 
-DataSource = str | Path | Mapping[str, Any] | CocoDataset
+DataSource = str | Path | JsonObject | CocoDataset
 
 
 def check_dataset(
     data: DataSource,
     images: str | Path | None = None,
     *,
-    validation: DataSource | None = None,
-    validation_images: str | Path | None = None,
+    val: DataSource | None = None,
+    val_images: str | Path | None = None,
+    attribute: str | None = None,
     decode_images: bool = True,
     fix: str | Path | None = None,
     html: str | Path | None = None,
@@ -55,8 +56,9 @@ def check_dataset(
             dict, or a data set opened with on_error="drop".
         images: image folder; by default where the annotations say it is. For a dict without a
             folder, only the annotations are checked.
-        validation: data to validate on; checked too, and compared with `data`.
-        validation_images: its image folder; by default `images`.
+        val: data to validate on; checked too, and compared with `data`.
+        val_images: its image folder; by default `images`.
+        attribute: the attribute that holds the category, as for `load_dataset`.
         decode_images: False reads image headers only.
         fix: COCO file to write, in which every problem with an unambiguous fix is fixed;
             `CheckReport.fixed` lists the changes.
@@ -79,7 +81,7 @@ def check_dataset(
         >>> len(report.data)
         4
     """
-    opened, validation_opened, missing = _open_both(data, images, validation, validation_images)
+    opened, validation_opened, missing = _open_both(data, images, val, val_images, attribute)
     decoded = decode(opened, progress) if decode_images else []
     fixed = None
     validation_report = None
@@ -100,7 +102,7 @@ def check_dataset(
 
     if fix is not None:
         fixed = fix_dataset(opened, undecodable(decoded))
-        fixed.write(Path(fix), _path_of(data), _path_of(validation))
+        fixed.write(Path(fix), _path_of(data), _path_of(val))
 
     problems = [
         *missing,
@@ -119,22 +121,23 @@ def check_dataset(
 def _open_both(
     data: DataSource,
     images: str | Path | None,
-    validation: DataSource | None,
-    validation_images: str | Path | None,
+    val: DataSource | None,
+    val_images: str | Path | None,
+    attribute: str | None,
 ) -> tuple[CocoDataset, CocoDataset | None, list[Problem]]:
     """Opens the data and the validation set; a missing validation split is a problem."""
-    opened = _open(data, images)
-    if validation is None:
+    opened = _open(data, images, attribute)
+    if val is None:
         return opened, None, []
     try:
-        return opened, _open(validation, validation_images or images), []
+        return opened, _open(val, val_images or images, attribute), []
     except MissingSplit as error:
         suggestion = "correct the path, or remove the split from the list"
         missing = Problem("no validation images", opened.name, str(error), suggestion, True)
         return opened, None, [missing]
 
 
-def _open(source: DataSource, images: str | Path | None) -> CocoDataset:
+def _open(source: DataSource, images: str | Path | None, attribute: str | None) -> CocoDataset:
     if isinstance(source, CocoDataset):
         return source
     with warnings.catch_warnings():
@@ -143,7 +146,7 @@ def _open(source: DataSource, images: str | Path | None) -> CocoDataset:
             return CocoDataset(source, images, on_error="drop")
         from ..formats.load_dataset import load_dataset
 
-        return load_dataset(source, images, on_error="drop")
+        return load_dataset(source, images, attribute=attribute, on_error="drop")
 
 
 def _path_of(source: DataSource | None) -> str | Path | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from ..annotations.annotation import BoxXYXY
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import Json
 from ..annotations.problems import Problem
 from .check_charts import bars, heat_map, histogram, image_sizes
 from .samples import close_up, drawn_image, raw_box
@@ -26,6 +27,38 @@ if TYPE_CHECKING:
 _LISTED = 200  # problems of each kind
 _CLOSE_UPS = 4  # of each kind
 _SAMPLES = 12  # images
+
+
+class _ChangesOnPage(TypedDict):
+    """Changes of one kind."""
+
+    kind: str
+    what: str
+    count: int
+
+
+class _KindOnPage(TypedDict):
+    """Problems of one kind."""
+
+    kind: str
+    suggestion: str
+    is_error: bool
+    count: int
+    listed: list[tuple[str, str]]
+    """Where, and what."""
+    more: int
+    """Number of problems that are not listed."""
+    images: list[dict[str, str]]
+
+
+class _PartOnPage(TypedDict):
+    """One data set."""
+
+    title: str
+    charts: list[dict[str, str]]
+    kinds: list[_KindOnPage]
+    samples: list[dict[str, str]]
+    annotated: str
 
 
 def write_page(report: CheckReport, path: Path) -> None:
@@ -81,14 +114,14 @@ def _headline(report: CheckReport) -> list[dict[str, str]]:
     ]
 
 
-def _changes(changes: Sequence[Problem]) -> list[dict[str, Any]]:
+def _changes(changes: Sequence[Problem]) -> list[_ChangesOnPage]:
     return [
         {"kind": kind, "what": what, "count": len(group)}
         for (kind, what), group in _by_kind(changes).items()
     ]
 
 
-def _part(report: CheckReport, title: str) -> dict[str, Any]:
+def _part(report: CheckReport, title: str) -> _PartOnPage:
     """One data set on the page."""
     return {
         "title": title,
@@ -168,7 +201,7 @@ def _by_kind(problems: Sequence[Problem]) -> dict[tuple[str, str], list[Problem]
     return kinds
 
 
-def _kind(report: CheckReport, problems: list[Problem]) -> dict[str, Any]:
+def _kind(report: CheckReport, problems: list[Problem]) -> _KindOnPage:
     """One kind of problem: the list, and close-ups of a few that are spread over it."""
     chosen = _spread(len(problems), _CLOSE_UPS)
     close_ups = [_close_up(report, problems[n]) for n in chosen]
@@ -205,7 +238,7 @@ def _close_up(report: CheckReport, problem: Problem) -> dict[str, str] | None:
     return None if url is None else {"url": url, "text": f"{problem.where}: {problem.detail}"}
 
 
-def _problem_box(report: CheckReport, problem: Problem, raw: Any) -> BoxXYXY | None:
+def _problem_box(report: CheckReport, problem: Problem, raw: Json) -> BoxXYXY | None:
     """The box of a problem's annotation: as annotated, or else around its mask."""
     box = raw_box(raw)
     if raw is None or box is not None:

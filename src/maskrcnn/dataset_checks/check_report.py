@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.notes import Note
 from ..annotations.problems import Problem, describe, listed
 from ..config import ModelConfig
 from .fix_dataset import FixedDataset
@@ -37,6 +38,11 @@ class CheckReport:
         return tuple(p for p in (*self.problems, *validation) if p.is_error)
 
     @property
+    def notes(self) -> tuple[Note, ...]:
+        """What is read differently than written, and what is in the data and not used."""
+        return self.data.notes
+
+    @property
     def counts(self) -> str:
         """Numbers of images, annotations, categories and problems, in one line."""
         num_categories = len(self.data.categories)
@@ -60,6 +66,8 @@ class CheckReport:
             problems = [p for p in self.problems if p.is_error == is_error]
             if problems:
                 lines += [f" {title}", *listed(problems, most)]
+        if self.notes:
+            lines += [" notes", *(f"  {note}" for note in self.notes)]
         if self.fixed is not None:
             lines.append(describe("fixed", self.fixed.changes, "change", most))
             errors = [p for p in self.fixed.remaining if p.is_error]

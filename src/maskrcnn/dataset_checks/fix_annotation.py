@@ -1,6 +1,8 @@
-"""Fixes one annotation where the fix is unambiguous: `fix_annotation(raw, ...) -> raw or None`.
+"""Fixes one annotation where the fix is unambiguous: `fix_annotation(raw, size, category)`.
 
-    flat list of coordinates        becomes one polygon
+    flat list of coordinates,       becomes polygons
+      points [[x, y], ...]
+    RLE in a list or as text        becomes an RLE object
     polygon or RLE without area     is removed; if nothing else is left, the annotation is dropped
     RLE without size                gets the image's size, if its runs fill the image
     box that is broken, flat or     becomes the box around the mask. Without a mask, a flat box is
@@ -10,13 +12,14 @@
     keypoint outside the image      becomes unlabeled
     area, num_keypoints             are recomputed if wrong, or if what they measure has changed
 
-Everything else stays as it is, including unknown fields and values that are not wrong.
+Everything else stays as it is, including unknown fields and values that are not wrong. A fix is
+made only if the annotation then has fewer problems and no new one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -30,58 +33,163 @@ from ..annotations.annotation import (
     mask_bounds,
     read_annotation,
 )
+from ..annotations.coco_types import Json, JsonObject
 from ..config import Category
+from .size_evidence import fills
 
 # A box in another format must match its mask within this many pixels to prove that format.
 _EXACT = 2.0
 
+Change = tuple[str, str, str]
+"""Kind of problem, old state, what was changed."""
 ChangeReporter = Callable[[str, str, str], None]
-"""Called for each change with: kind of problem, old state, what was changed."""
+"""Called with the parts of each `Change`."""
 
 
 def fix_annotation(
-    raw: Mapping[str, Any], size: tuple[int, int], category: Category, report: ChangeReporter
-) -> dict[str, Any] | None:
+    raw: JsonObject, size: tuple[int, int], category: Category
+) -> tuple[dict[str, Json] | None, list[Change]]:
     """Fixes an annotation.
 
     Args:
         raw: the JSON object; it is not modified.
         size: (height, width) of the image.
         category: the annotation's category, as in the file.
-        report: called for each change.
 
     Returns:
-        The fixed object; None if nothing is left of it.
+        The fixed object, None if nothing is left of it; and the changes.
     """
+    before = _problems(raw, size, category)
+    new, changes = _fixed(raw, size, category, with_mask=True)
+    if new is None or _is_better(_problems(new, size, category), before):
+        return new, changes
+
+    # A box set to its mask may leave out a keypoint; the box is then fixed without the mask.
+    if raw.get("keypoints"):
+        new, changes = _fixed(raw, size, category, with_mask=False)
+        if new is not None and _is_better(_problems(new, size, category), before):
+            return new, changes
+    return dict(raw), []
+
+
+def _fixed(
+    raw: JsonObject, size: tuple[int, int], category: Category, with_mask: bool
+) -> tuple[dict[str, Json] | None, list[Change]]:
+    """The annotation with every fix, None if it must be dropped; and the changes."""
+    changes: list[Change] = []
+
+    def report(kind: str, detail: str, what: str) -> None:
+        changes.append((kind, detail, what))
+
     new = dict(raw)
+    _fix_format(new, size, report)
     _fix_mask(new, size, report)
     _fix_keypoints(new, category, size, report)
 
     read = _read(new, size, category)
-    around = _clipped(mask_bounds(read), size)
+    around = _clipped(mask_bounds(read), size) if with_mask else None
     if not _fix_box(new, read, around, size, report):
-        return None
+        return None, changes
 
     _fix_area(new, raw, size, category, report)
-    return new
+    return new, changes
 
 
-def _read(raw: Mapping[str, Any], size: tuple[int, int], category: Category) -> Annotation:
+def _problems(
+    raw: JsonObject, size: tuple[int, int], category: Category
+) -> tuple[set[str], set[str]]:
+    """The kinds of errors and of warnings that reading an annotation reports."""
+    found: tuple[set[str], set[str]] = (set(), set())
+    order = range(len(category.keypoints))
+
+    def add(kind: str, detail: str, suggestion: str, is_error: bool) -> None:
+        found[0 if is_error else 1].add(kind)
+
+    read_annotation(raw, 0, category, order, size, add)
+    return found
+
+
+def _is_better(after: tuple[set[str], set[str]], before: tuple[set[str], set[str]]) -> bool:
+    """Whether problems are gone and none is new; an error may have hidden warnings."""
+    if after[0] == before[0]:
+        return after[1] < before[1]
+    return after[0] < before[0]
+
+
+def _read(raw: JsonObject, size: tuple[int, int], category: Category) -> Annotation:
     return read_annotation(raw, 0, category, range(len(category.keypoints)), size, lambda *_: None)
 
 
-def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter) -> None:
+def _fix_format(new: dict[str, Json], size: tuple[int, int], report: ChangeReporter) -> None:
+    """Rewrites a mask that is written in another way than COCO's."""
+    kind = "segmentation format not recognized"
     given = new.get("segmentation")
 
-    if (
-        isinstance(given, list)
-        and len(given) >= 6
-        and len(given) % 2 == 0
-        and all(map(is_number, given))
-    ):
-        new["segmentation"] = given = [given]
-        points = f"{len(given[0]) // 2} points"
-        report("segmentation format not recognized", points, "converted to one polygon")
+    if isinstance(given, str):
+        given = _parsed(given, size)
+        if given is None:
+            return
+        new["segmentation"] = given
+        report(kind, "it was text", "read from the text")
+
+    if isinstance(given, list) and len(given) == 1 and isinstance(given[0], Mapping):
+        if "counts" in given[0]:
+            new["segmentation"] = given[0]
+            report(kind, "an RLE in a list", "taken out of the list")
+        return
+
+    polygons = _as_polygons(given)
+    if polygons is not None:
+        new["segmentation"] = polygons
+        points = f"{sum(map(len, polygons)) // 2} points"
+        count = f"{len(polygons)} polygons" if len(polygons) > 1 else "one polygon"
+        report(kind, points, f"converted to {count}")
+
+
+def _parsed(text: str, size: tuple[int, int]) -> Json:
+    """A mask written as text: JSON, or the counts of a compressed RLE; None for any other text."""
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if value is not None:
+            return value
+    rle = {"size": list(size), "counts": text}
+    return rle if fills(rle, size) else None
+
+
+def _as_polygons(mask: Json) -> list[list[Json]] | None:
+    """Polygons that are written as points or as one flat list; None for anything else."""
+    if not isinstance(mask, list):
+        return None
+    if len(mask) >= 6 and len(mask) % 2 == 0 and all(map(is_number, mask)):
+        return [mask]
+
+    flat = _flat_points(mask)
+    if flat is not None:
+        return [flat]
+    parts = [_flat_points(part) for part in mask]
+    if all(part is None for part in parts):
+        return None
+    return [old if part is None else part for old, part in zip(mask, parts, strict=True)]
+
+
+def _flat_points(points: Json) -> list[Json] | None:
+    """The coordinates of three or more points [x, y] or {"x": x, "y": y}, one after the other."""
+    if not isinstance(points, list) or len(points) < 3:
+        return None
+    pairs = [
+        [p["x"], p["y"]] if isinstance(p, Mapping) and p.keys() >= {"x", "y"} else p for p in points
+    ]
+    is_points = all(
+        isinstance(p, list | tuple) and len(p) == 2 and all(map(is_number, p)) for p in pairs
+    )
+    return [value for pair in pairs for value in pair] if is_points else None
+
+
+def _fix_mask(new: dict[str, Json], size: tuple[int, int], report: ChangeReporter) -> None:
+    given = new.get("segmentation")
 
     if isinstance(given, list) and given and all(isinstance(part, list) for part in given):
         kept = [part for part in given if not _flat(part)]
@@ -94,7 +202,7 @@ def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter
         isinstance(given, Mapping)
         and given.get("size") is None
         and "counts" in given
-        and _fills(given, size)
+        and fills(given, size)
     ):
         others = {key: value for key, value in given.items() if key != "size"}
         new["segmentation"] = given = {"size": list(size), **others}
@@ -103,14 +211,14 @@ def _fix_mask(new: dict[str, Any], size: tuple[int, int], report: ChangeReporter
     if (
         isinstance(given, Mapping)
         and given.get("size") in (list(size), tuple(size))
-        and _fills(given, size)
+        and fills(given, size)
         and coco_rle.area(given) == 0
     ):
         new["segmentation"] = []
         report("empty mask", "the RLE has no pixels", "mask removed")
 
 
-def _flat(part: list[Any]) -> bool:
+def _flat(part: list[Json]) -> bool:
     """Whether a polygon has no area; False for one that is broken in another way."""
     if len(part) % 2 or not all(map(is_number, part)):
         return False
@@ -118,17 +226,8 @@ def _flat(part: list[Any]) -> bool:
     return len(points) < 3 or not (points.max(axis=0) > points.min(axis=0)).all()
 
 
-def _fills(rle: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether the runs of an RLE cover exactly an image of this size."""
-    try:
-        coco_rle.counts({"size": list(size), "counts": rle.get("counts")})
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
 def _fix_keypoints(
-    new: dict[str, Any], category: Category, size: tuple[int, int], report: ChangeReporter
+    new: dict[str, Json], category: Category, size: tuple[int, int], report: ChangeReporter
 ) -> None:
     given = new.get("keypoints")
     if (
@@ -159,7 +258,7 @@ def _fix_keypoints(
 
 
 def _fix_box(
-    new: dict[str, Any],
+    new: dict[str, Json],
     read: Annotation,
     around: BoxXYXY | None,
     size: tuple[int, int],
@@ -215,12 +314,12 @@ def _clipped(box: BoxXYXY | None, size: tuple[int, int]) -> BoxXYXY | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def _has_empty_mask_only(new: Mapping[str, Any]) -> bool:
+def _has_empty_mask_only(new: JsonObject) -> bool:
     """Whether the mask is an empty list (by now) and no keypoint is given."""
     return new.get("segmentation") == [] and not any(new.get("keypoints") or ())
 
 
-def _reads_as_corners(given: Any, around: BoxXYXY) -> bool:
+def _reads_as_corners(given: Json, around: BoxXYXY) -> bool:
     """Whether a bbox matches the box around its mask as x0, y0, x1, y1 only."""
     x, y, width, height = given
     as_corners = np.abs(np.subtract(given, around)).max()
@@ -229,7 +328,7 @@ def _reads_as_corners(given: Any, around: BoxXYXY) -> bool:
 
 
 def _set_box(
-    new: dict[str, Any], corners: BoxXYXY, kind: str, what: str, report: ChangeReporter
+    new: dict[str, Json], corners: BoxXYXY, kind: str, what: str, report: ChangeReporter
 ) -> None:
     x0, y0, x1, y1 = corners
     report(kind, f"bbox was {new['bbox']!r:.80}", what)
@@ -237,8 +336,8 @@ def _set_box(
 
 
 def _fix_area(
-    new: dict[str, Any],
-    raw: Mapping[str, Any],
+    new: dict[str, Json],
+    raw: JsonObject,
     size: tuple[int, int],
     category: Category,
     report: ChangeReporter,
@@ -262,3 +361,6 @@ def _fix_area(
         x0, y0, x1, y1 = read.box
         new["area"] = (x1 - x0) * (y1 - y0)
         report("area is wrong", old, "set to the area of the box")
+    elif not is_number(raw["area"]) or raw["area"] < 0:
+        del new["area"]
+        report("area is wrong", old, "removed; it is computed where it is needed")

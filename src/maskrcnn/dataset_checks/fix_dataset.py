@@ -4,34 +4,40 @@ Out: the COCO content with all other fields unchanged, a list of changes, and a 
 problems. The `suggestion` of a change says what was done. fix_annotation.py has the rules for a
 single annotation; these are for the whole file:
 
-    image without size              gets the size of its file
-    image size mismatch           gets the size of its file where the image's RLEs have that size,
-                                    or where objects reach beyond the old size but not the new one
+    image without size              gets the size of its file, unless its objects contradict it
+    image size mismatch             gets the size of its file where its objects prove it
+                                    (size_evidence.py)
     duplicate image entry           is dropped
     boxes x0, y0, x1, y1            are all rewritten where the whole file proves it
     category ids counted from 0     are increased by one, where the categories are 1..C and the
                                     annotations use all of 0..C-1 and no other
     duplicate annotation            is dropped
     id missing, used twice or 0     is replaced by a new one
+
+An image whose entry or file is wrong proves nothing: nothing is fixed against its size. No file is
+read again but the headers of such images.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
 from ..annotations.annotation import is_number
+from ..annotations.categories import parse_categories
 from ..annotations.coco_dataset import CocoDataset
-from ..annotations.problems import DataError, DataWarning, Problem
+from ..annotations.coco_types import Json, JsonObject
+from ..annotations.labeled_categories import find_key_problems
+from ..annotations.problems import DataError, Problem, find_problems
 from ..images.read import ImageError, read_header
 from .fix_annotation import fix_annotation
+from .size_evidence import annotated_at, may_be_annotated_at
 from .whole_dataset import looks_like_corners, raw_boxes
 
 _COMPARED = ("image_id", "category_id", "bbox", "segmentation", "keypoints", "iscrowd", "ignore")
@@ -41,7 +47,7 @@ _COMPARED = ("image_id", "category_id", "bbox", "segmentation", "keypoints", "is
 class FixedDataset:
     """A fixed data set."""
 
-    content: dict[str, Any]
+    content: dict[str, Json]
     """COCO content; may still hold unusable entries, so it is not a checked `CocoContent`."""
     changes: list[Problem] = field(default_factory=list)
     """The fixed problems; their `suggestion` says what was done."""
@@ -65,10 +71,6 @@ class FixedDataset:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.content))
 
-    def add_change(self, kind: str, where: str, detail: str, what: str) -> None:
-        """Records a change."""
-        self.changes.append(Problem(kind, where, detail, what, False))
-
 
 def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> FixedDataset:
     """Fixes every problem with an unambiguous fix; the data set itself is not modified.
@@ -77,253 +79,317 @@ def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> Fixed
         data: opened with on_error="drop".
         undecodable: problems of images that cannot be decoded; they remain.
     """
-    raw = data.raw
-    result = FixedDataset(
-        {
-            **raw,
-            "images": [dict(i) if isinstance(i, Mapping) else i for i in raw["images"]],
-            "annotations": [
-                {k: v for k, v in a.items() if k != "where"} if isinstance(a, Mapping) else a
-                for a in raw["annotations"]
-            ],
-        }
-    )
+    draft = _Draft(data)
 
     # First what concerns the whole file, so that each annotation is then compared with the right
-    # image size, category and box format.
-    _drop_duplicates(result)
-    _fix_images(result, data)
-    _shift_categories(result, data)
-    _fix_corners(result, data)
-    _fix_ids(result)
-    # What opening the data reported holds for the content until something in it changes.
-    opened = data if not result.changes else _open(result.content, None, "")
-    _fix_annotations(result, opened)
-    _drop_duplicates(result)
-
-    # Problems without an index come from the reader of another format, not from the content.
-    from_reader = [p for p in data.dropped if p.annotation is None and p.image is None]
-    checked = data if not result.changes else _open(result.content, data.image_folder, data.name)
-    errors = [p for p in checked.dropped if p.annotation is not None or p.image is not None]
-    warned = [p for p in checked.warnings if p.annotation is not None or p.image is not None]
-    result.remaining = [*from_reader, *errors, *undecodable, *warned]
-    return result
+    # image size, category and box format. A fix may be what another one waits for.
+    while draft.fix_file() or draft.fix_annotations():
+        draft.find_problems()
+    return FixedDataset(draft.content(), draft.changes, draft.remaining(undecodable))
 
 
-def _open(content: dict[str, Any], folder: Path | None, name: str) -> CocoDataset:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        return CocoDataset(content, folder, on_error="drop", name=name)
+class _Draft:
+    """Content that is being fixed, in memory.
 
-
-def _fix_images(result: FixedDataset, data: CocoDataset) -> None:
-    """Drops duplicate entries and fixes sizes."""
-    broken = {p.image for p in data.dropped if p.image is not None}
-    objects = defaultdict(list)
-    for a in result.content["annotations"]:
-        if isinstance(a, dict):
-            objects[repr(a.get("image_id"))].append(a)
-
-    kept: list[Any] = []
-    known: set[str] = set()
-    for index, image in enumerate(result.content["images"]):
-        key = repr(image)  # as it was, before its size is fixed
-        if key in known:
-            where = f"images[{index}]"
-            result.add_change("image id used twice", where, f"{image!r:.80}", "duplicate dropped")
-            continue
-        known.add(key)
-        kept.append(image)
-        if index not in broken or data.image_folder is None or not isinstance(image, dict):
-            continue
-        if isinstance(image.get("file_name"), str):
-            path = data.image_folder / image["file_name"]
-            _fix_size(result, image, path, objects[repr(image.get("id"))])
-    result.content["images"] = kept
-
-
-def _fix_size(
-    result: FixedDataset, image: dict[str, Any], path: Path, objects: list[dict[str, Any]]
-) -> None:
-    """Sets an image's size to that of its file, where there is none or the objects prove it."""
-    try:
-        header = read_header(path)
-    except ImageError:
-        return
-
-    old = (image.get("height"), image.get("width"))
-    missing = not all(_is_whole(side) and side > 0 for side in old)
-    if old == header.size:
-        return
-    if not missing and (header.stored_size == old or not _proves(objects, old, header.size)):
-        return
-
-    image["height"], image["width"] = header.size
-    result.add_change(
-        "image without size" if missing else "image size mismatch",
-        f"image {image.get('id')} ({image['file_name']})",
-        f"height, width were {old[0]}, {old[1]}",
-        "set to the size of the file",
-    )
-
-
-def _proves(objects: list[dict[str, Any]], old: tuple[Any, Any], new: tuple[int, int]) -> bool:
-    """Whether the objects were annotated in an image of the new size (height, width).
-
-    They were if their RLEs have that size. Without RLEs, they were if some reach beyond the old
-    size and none beyond the new one.
+    Attributes:
+        images: the entries that are left, by their index in the file.
+        annotations: the same.
+        changes: what was changed so far.
+        problems: what is wrong with the content as it is now, with indices into the file.
+        of_files: problems that only opening the data finds, in image files or other formats.
     """
-    sizes = [
-        a["segmentation"].get("size") for a in objects if isinstance(a.get("segmentation"), dict)
-    ]
-    if sizes:
-        return all(size in (list(new), new) for size in sizes)
-    ends = _ends(objects)
-    return len(ends) > 0 and bool(
-        (ends > np.array(old[::-1]) + 1).any() and (ends <= np.array(new[::-1]) + 1).all()
-    )
 
+    def __init__(self, data: CocoDataset) -> None:
+        self.data = data
+        self.images = {n: _copy(image) for n, image in enumerate(data.raw["images"])}
+        self.annotations = {n: _copy(raw) for n, raw in enumerate(data.raw["annotations"])}
+        for raw in self.annotations.values():
+            if isinstance(raw, dict):
+                raw.pop("where", None)
+        self.changes: list[Problem] = []
+        self.categories = {c.id: c for c in parse_categories(data.raw["categories"])}
 
-def _ends(objects: list[dict[str, Any]]) -> np.ndarray:
-    """The right and lower ends of boxes and polygons, [n, 2]."""
-    ends: list[Any] = []
-    for a in objects:
-        box = a.get("bbox")
-        mask = a.get("segmentation")
+        self.find_problems()
+        in_content = {(p.kind, p.annotation, p.image) for p in self.problems}
+        self.of_files = [
+            p
+            for p in (*data.dropped, *data.warnings)
+            if (p.kind, p.annotation, p.image) not in in_content
+        ]
+
+    def content(self) -> dict[str, Json]:
+        """The content as it is now."""
+        lists = {"images": [*self.images.values()], "annotations": [*self.annotations.values()]}
+        return {**self.data.raw, **lists}
+
+    def find_problems(self) -> None:
+        """Checks the content; reads no file."""
+        images = [*self.images.values()]
+        labels = {i: label for label, i in enumerate(self.categories)}
+        annotations = [*self.annotations.values()]
+        found = find_problems(images, annotations, labels, self.categories, None).problems
+        found += find_key_problems(images, self.categories)
+
+        image_of = [*self.images]
+        annotation_of = [*self.annotations]
+        self.problems = [
+            replace(
+                p,
+                image=None if p.image is None else image_of[p.image],
+                annotation=None if p.annotation is None else annotation_of[p.annotation],
+            )
+            for p in found
+        ]
+
+    def remaining(self, undecodable: Sequence[Problem]) -> list[Problem]:
+        """What is still wrong, with indices into the content as it is now; errors first."""
+        image_at = {index: n for n, index in enumerate(self.images)}
+        annotation_at = {index: n for n, index in enumerate(self.annotations)}
+        problems = sorted([*self.problems, *self.of_files], key=_rank)
+        errors = [p for p in problems if p.is_error]
+        warned = [
+            p
+            for p in problems
+            if not p.is_error and (p.annotation is not None or p.image is not None)
+        ]
+        return [
+            replace(
+                p,
+                image=image_at.get(p.image) if p.image is not None else None,
+                annotation=annotation_at.get(p.annotation) if p.annotation is not None else None,
+            )
+            for p in (*errors, *undecodable, *warned)
+            if (p.image is None or p.image in image_at)
+            and (p.annotation is None or p.annotation in annotation_at)
+        ]
+
+    def fix_file(self) -> bool:
+        """Fixes what concerns more than one annotation; returns whether anything has changed."""
+        before = len(self.changes)
+        self._drop_duplicates()
+        self._fix_images()
+        self._shift_categories()
+        self._fix_corners()
+        self._fix_ids()
+        return len(self.changes) > before
+
+    def fix_annotations(self) -> bool:
+        """Fixes the annotations with problems; returns whether anything has changed."""
+        before = len(self.changes)
+        wrong = {p.annotation for p in self.problems if p.annotation is not None}
+        images = self._proven_images()
+
+        for index in sorted(wrong):
+            raw = self.annotations[index]
+            image = images.get(_id(raw, "image_id"))
+            category = self.categories.get(_id(raw, "category_id"))
+            if image is None or category is None:
+                continue
+
+            size = (image["height"], image["width"])
+            new, changes = fix_annotation(raw, size, category)
+            if not changes:
+                continue
+            if new is None:
+                del self.annotations[index]
+            else:
+                self.annotations[index] = new
+            where = f"annotation {raw['id']} ({image['file_name']})"
+            for kind, detail, what in changes:
+                self._add_change(kind, where, detail, what)
+        return len(self.changes) > before
+
+    def _add_change(self, kind: str, where: str, detail: str, what: str) -> None:
+        self.changes.append(Problem(kind, where, detail, what, False))
+
+    def _wrong_images(self) -> set[int]:
+        """Indices of the images whose size nothing can be compared with."""
+        problems = [*self.problems, *self.of_files]
+        return {p.image for p in problems if p.is_error and p.image is not None}
+
+    def _proven_images(self) -> dict[int, JsonObject]:
+        """The image entries without an error, by id."""
+        wrong = self._wrong_images()
+        unclear = {_id(self.images[n], "id") for n in wrong if n in self.images}
+        return {
+            image["id"]: image
+            for n, image in self.images.items()
+            if n not in wrong and image["id"] not in unclear
+        }
+
+    def _fix_images(self) -> None:
+        """Drops duplicate entries, and sets sizes to those of the files where that is certain."""
+        seen: set[str] = set()
+        copies = []
+        for index, image in self.images.items():
+            if repr(image) in seen:
+                copies.append(index)
+            seen.add(repr(image))
+
+        self._fix_sizes(set(copies))
+        for index in copies:
+            image = self.images.pop(index)
+            detail = f"{image!r:.80}"
+            self._add_change("image id used twice", f"images[{index}]", detail, "duplicate dropped")
+
+    def _fix_sizes(self, copies: set[int]) -> None:
+        folder = self.data.image_folder
+        wrong = self._wrong_images() & self.images.keys() - copies
+        if folder is None or not wrong:
+            return
+        objects = defaultdict(list)
+        for raw in self.annotations.values():
+            if isinstance(raw, dict):
+                objects[repr(raw.get("image_id"))].append(raw)
+        entries = [image for n, image in self.images.items() if n not in copies]
+        uses = Counter(repr(i.get("id")) for i in entries if isinstance(i, dict))
+
+        for index in sorted(wrong):
+            image = self.images[index]
+            if isinstance(image, dict) and isinstance(image.get("file_name"), str):
+                key = repr(image.get("id"))
+                if uses[key] == 1:
+                    self._fix_size(index, image, folder / image["file_name"], objects[key])
+
+    def _fix_size(
+        self, index: int, image: dict[str, Json], path: Path, objects: list[JsonObject]
+    ) -> None:
         try:
-            if isinstance(box, list) and len(box) == 4:
-                ends.append(np.add(box[:2], box[2:]))
-            if isinstance(mask, list):
-                ends += [np.reshape(part, (-1, 2)).max(axis=0) for part in mask]
-        except (TypeError, ValueError):  # broken in another way
-            continue
-    return np.array(ends, dtype=np.float64).reshape(-1, 2)
+            size = read_header(path).size
+        except ImageError:
+            return
 
+        old = (image.get("height"), image.get("width"))
+        given = [_is_whole(side) and side > 0 for side in old]
+        missing = not all(given)
+        if old == size:
+            return
+        if missing and any(g and a != b for g, a, b in zip(given, old, size, strict=True)):
+            return  # the side that is given is another one
+        if missing and not may_be_annotated_at(objects, size):
+            return
+        if not missing and not annotated_at(objects, size, old):
+            return
 
-def _shift_categories(result: FixedDataset, data: CocoDataset) -> None:
-    known = {c.id for c in data.categories}
-    entries = [a for a in result.content["annotations"] if isinstance(a, dict)]
-    used = [a.get("category_id") for a in entries]
-    count = len(known)
-    if (
-        known != set(range(1, count + 1))
-        or not all(map(_is_whole, used))
-        or set(used) != set(range(count))
-    ):
-        return
+        image["height"], image["width"] = size
+        self.of_files = [
+            p for p in self.of_files if (p.kind, p.image) != ("image size mismatch", index)
+        ]
+        self._add_change(
+            "image without size" if missing else "image size mismatch",
+            f"image {image.get('id')} ({image['file_name']})",
+            f"height, width were {old[0]}, {old[1]}",
+            "set to the size of the file",
+        )
 
-    for a in entries:
-        a["category_id"] += 1
-    result.add_change(
-        "annotation of an unknown category",
-        data.name,
-        f"annotations use 0..{count - 1}, the categories are 1..{count}",
-        "all category ids increased by one",
-    )
-
-
-def _fix_corners(result: FixedDataset, data: CocoDataset) -> None:
-    if not looks_like_corners(*raw_boxes(data)):
-        return
-    for a in result.content["annotations"]:
-        box = a.get("bbox") if isinstance(a, dict) else None
-        if isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box)):
-            a["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-    result.add_change(
-        "boxes are x0, y0, x1, y1", data.name, "all boxes", "converted to x, y, width, height"
-    )
-
-
-def _fix_ids(result: FixedDataset) -> None:
-    """Gives new ids to annotations whose id is missing, already used, or 0."""
-    entries = [a for a in result.content["annotations"] if isinstance(a, dict)]
-    taken = {a["id"] for a in entries if _is_whole(a.get("id"))}
-    free = max([0, *taken]) + 1
-    used = set()
-
-    for a in entries:
-        old = a.get("id")
-        if not _is_whole(old):
-            kind = "annotation without id"
-        elif old == 0:
-            kind = "annotation with id 0"
-        elif old in used:
-            kind = "annotation id used twice"
-        else:
-            used.add(old)
-            continue
-        a["id"] = free
-        used.add(free)
-        detail = f"of image {a.get('image_id')!r}, its id is now {free}"
-        result.add_change(kind, f"annotation {old!r}", detail, "replaced by a new id")
-        free += 1
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _fix_annotations(result: FixedDataset, opened: CocoDataset) -> None:
-    """Fixes the annotations in which opening the content found something wrong."""
-    wrong = {p.annotation for p in (*opened.dropped, *opened.warnings) if p.annotation is not None}
-    images = _usable_images(result.content["images"])
-    categories = {c.id: c for c in opened.categories}
-
-    kept = []
-    for index, raw in enumerate(result.content["annotations"]):
-        if index not in wrong or not isinstance(raw, dict):
-            kept.append(raw)
-            continue
-        image_id = raw.get("image_id")
-        category_id = raw.get("category_id")
-        image = images.get(image_id) if _is_whole(image_id) else None
-        category = categories.get(category_id) if _is_whole(category_id) else None
-        if image is None or category is None:
-            kept.append(raw)
-            continue
-
-        where = f"annotation {raw['id']} ({image['file_name']})"
-
-        def report(kind: str, detail: str, what: str, where: str = where) -> None:
-            result.add_change(kind, where, detail, what)
-
-        new = fix_annotation(raw, (image["height"], image["width"]), category, report)
-        if new is not None:
-            kept.append(new)
-    result.content["annotations"] = kept
-
-
-def _usable_images(entries: Sequence[Any]) -> dict[int, dict[str, Any]]:
-    """The first well-formed entry of each image id, whatever its file is like."""
-    images: dict[int, dict[str, Any]] = {}
-    for image in entries:
+    def _shift_categories(self) -> None:
+        entries = [a for a in self.annotations.values() if isinstance(a, dict)]
+        used = [a.get("category_id") for a in entries]
+        count = len(self.categories)
         if (
-            isinstance(image, dict)
-            and _is_whole(image.get("id"))
-            and isinstance(image.get("file_name"), str)
-            and all(_is_whole(image.get(side)) and image[side] > 0 for side in ("width", "height"))
+            self.categories.keys() != set(range(1, count + 1))
+            or not all(map(_is_whole, used))
+            or set(used) != set(range(count))
         ):
-            images.setdefault(image["id"], image)
-    return images
+            return
 
+        for a in entries:
+            a["category_id"] += 1
+        self._add_change(
+            "annotation of an unknown category",
+            self.data.name,
+            f"annotations use 0..{count - 1}, the categories are 1..{count}",
+            "all category ids increased by one",
+        )
 
-def _drop_duplicates(result: FixedDataset) -> None:
-    """Drops annotations that differ from an earlier one by their id only."""
-    first: dict[str, Any] = {}
-    kept = []
+    def _fix_corners(self) -> None:
+        entries = self.annotations.values()
+        boxes = [raw["bbox"] for raw in entries if _has_box(raw)]
+        ordered = all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in boxes)
+        images = list(self._proven_images().values())
+        if not ordered or not looks_like_corners(*raw_boxes(images, list(entries))):
+            return
 
-    for raw in result.content["annotations"]:
-        if isinstance(raw, dict):
-            key = repr([raw.get(name) for name in _COMPARED])
+        for raw in filter(_has_box, entries):
+            x0, y0, x1, y1 = raw["bbox"]
+            raw["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        self._add_change(
+            "boxes are x0, y0, x1, y1",
+            self.data.name,
+            "all boxes",
+            "converted to x, y, width, height",
+        )
+
+    def _fix_ids(self) -> None:
+        """Gives new ids to annotations whose id is missing, already used, or 0."""
+        entries = [a for a in self.annotations.values() if isinstance(a, dict)]
+        taken = {a["id"] for a in entries if _is_whole(a.get("id"))}
+        free = max([0, *taken]) + 1
+        used = set()
+
+        for a in entries:
+            old = a.get("id")
+            if not _is_whole(old):
+                kind = "annotation without id"
+            elif old == 0:
+                kind = "annotation with id 0"
+            elif old in used:
+                kind = "annotation id used twice"
+            else:
+                used.add(old)
+                continue
+            a["id"] = free
+            used.add(free)
+            detail = f"of image {a.get('image_id')!r:.80}, its id is now {free}"
+            self._add_change(kind, f"annotation {old!r:.80}", detail, "replaced by a new id")
+            free += 1
+
+    def _drop_duplicates(self) -> None:
+        """Drops annotations that differ from an earlier one by their id only."""
+        first: dict[str, Json] = {}
+
+        for index, raw in list(self.annotations.items()):
+            if not isinstance(raw, dict):
+                continue
+            key = _key(raw)
             annotated = any(raw.get(name) for name in ("bbox", "segmentation", "keypoints"))
             if annotated and key in first:
-                result.add_change(
+                self._add_change(
                     "annotation given twice",
                     f"annotation {raw.get('id')}",
                     f"the same as annotation {first[key]}",
                     "duplicate dropped",
                 )
+                del self.annotations[index]
                 continue
             first[key] = raw.get("id")
-        kept.append(raw)
-    result.content["annotations"] = kept
+
+
+def _rank(problem: Problem) -> int:
+    """The order of problems in reports: the whole set, images, annotations."""
+    if problem.annotation is not None:
+        return 2
+    return 0 if problem.image is None else 1
+
+
+def _copy(entry: Json) -> Json:
+    return dict(entry) if isinstance(entry, Mapping) else entry
+
+
+def _id(entry: Json, name: str) -> Json:
+    """An id of an entry that may be broken; None if it is no whole number."""
+    value = entry.get(name) if isinstance(entry, Mapping) else None
+    return value if _is_whole(value) else None
+
+
+def _is_whole(value: Json) -> TypeGuard[int]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _has_box(raw: Json) -> bool:
+    box = raw.get("bbox") if isinstance(raw, dict) else None
+    return isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))
+
+
+def _key(raw: JsonObject) -> str:
+    return repr([raw.get(name) for name in _COMPARED])

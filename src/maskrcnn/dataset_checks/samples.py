@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..annotations.annotation import BoxXYXY, is_number
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import Json
 from ..draw import draw_instances
 from ..images.read import ImageError, read_image
 from ..truth_instances import truth_instances
@@ -78,7 +78,7 @@ def close_up(data: CocoDataset, index: int, box: BoxXYXY | None) -> str | None:
     return _data_url(part)
 
 
-def raw_box(raw: Any) -> BoxXYXY | None:
+def raw_box(raw: Json) -> BoxXYXY | None:
     """The annotated box (xyxy) of an entry that may be broken; None without four numbers."""
     box = raw.get("bbox") if isinstance(raw, dict) else None
     if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(is_number, box)):

@@ -7,17 +7,16 @@ categories, objects beyond the reach of the anchors, boxes in another format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from ..annotations.annotation import mask_bounds
 from ..annotations.coco_dataset import CocoDataset
-from ..annotations.coco_types import CocoAnnotation
+from ..annotations.coco_types import CocoAnnotation, Json
 from ..annotations.problems import Problem
 from ..config import ModelConfig
 from ..preprocess import input_size
@@ -131,7 +130,7 @@ def _boxes(
     return boxes
 
 
-def _mask_type(segmentation: Any) -> str:
+def _mask_type(segmentation: Json) -> str:
     if not segmentation:
         return "none"
     return "polygons" if isinstance(segmentation, list) else "RLE"
@@ -178,7 +177,9 @@ def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
 
 def find_box_format(data: CocoDataset) -> list[Problem]:
     """Reports boxes that are provably x0, y0, x1, y1 or relative to the image."""
-    boxes, limit = raw_boxes(data)
+    wrong = {p.image for p in data.dropped}  # their sizes prove nothing
+    images = [image for n, image in enumerate(data.raw["images"]) if n not in wrong]
+    boxes, limit = raw_boxes(images, data.raw["annotations"])
 
     if looks_like_corners(boxes, limit):
         beyond = int(_reach_beyond(boxes, limit).sum())
@@ -206,18 +207,24 @@ def find_box_format(data: CocoDataset) -> list[Problem]:
     return []
 
 
-def raw_boxes(data: CocoDataset) -> tuple[Float[np.ndarray, "n 4"], Int64[np.ndarray, "n 2"]]:
+def raw_boxes(
+    images: Iterable[Json], annotations: Iterable[Json]
+) -> tuple[Float[np.ndarray, "n 4"], Int64[np.ndarray, "n 2"]]:
     """Every bbox of four numbers as the file has it, and (width, height) of its image.
 
     Includes those of unusable annotations.
+
+    Args:
+        images: the entries to compare with; boxes of other images are left out.
+        annotations: the entries with the boxes.
     """
     sizes = {}
-    for image in data.raw["images"]:
+    for image in images:
         with suppress(KeyError, TypeError, ValueError):
             sizes[image["id"]] = (int(image["width"]), int(image["height"]))
 
     rows = []
-    for raw in data.raw["annotations"]:
+    for raw in annotations:
         if not isinstance(raw, dict):
             continue
         box = raw.get("bbox")

@@ -6,10 +6,11 @@ Detections of categories that the data does not annotate are left out: they cann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ..annotations.coco_types import CocoResult
+from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
 from ..prediction.predictor import ImageSource, Predictor
 from ..runtime.progress import track
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def coco_results(
     predictor: Predictor,
     data: CocoDataset,
-    truth: Mapping[str, Any],
+    truth: CocoContent,
     categories: Sequence[Category],
     *,
     batch_size: int = 1,
@@ -44,6 +45,7 @@ def coco_results(
     """
     config = predictor.network.config
     matches = match_categories(config.categories, categories)
+    names = {c.id: c.name for c in categories}
     sources = _sources(data, truth, config.input.intensity_range)
     stream = predictor.stream(sources, batch_size)
 
@@ -54,6 +56,7 @@ def coco_results(
             if match is None:
                 continue
             entry["category_id"], keypoint_order = match
+            entry["category_name"] = names[match[0]]
             if "keypoints" in entry:
                 values = entry["keypoints"]
                 entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
@@ -100,18 +103,32 @@ def _match(ours: Category, theirs: Category | None) -> tuple[int, list[int]] | N
 def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
     if not ours.keypoints or not theirs.keypoints:
         return list(range(len(ours.keypoints)))
-    if set(ours.keypoints) == set(theirs.keypoints):
-        return [ours.keypoints.index(name) for name in theirs.keypoints]
-    if len(ours.keypoints) == len(theirs.keypoints):
+    known = {_plain(name): j for j, name in enumerate(ours.keypoints)}
+    if all(_plain(name) in known for name in theirs.keypoints):
+        return [known[_plain(name)] for name in theirs.keypoints]
+
+    # Without names on one side, the order decides.
+    unnamed = _are_numbered(ours.keypoints) or _are_numbered(theirs.keypoints)
+    if unnamed and len(ours.keypoints) == len(theirs.keypoints):
         return list(range(len(ours.keypoints)))
     raise ValueError(
         f'category "{ours.name}": expected {len(ours.keypoints)} keypoints, as the model '
-        f"predicts, got {len(theirs.keypoints)} in the data; use data with the same keypoints"
+        f"predicts ({', '.join(ours.keypoints):.200}), got {len(theirs.keypoints)} in the data "
+        f"({', '.join(theirs.keypoints):.200}); use data with the same keypoints, by name"
     )
 
 
+def _plain(name: str) -> str:
+    """A keypoint's name without case and separators: "left_eye" and "Left Eye" are one."""
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def _are_numbered(names: Sequence[str]) -> bool:
+    return all(re.fullmatch(r"(keypoint[ _]?)?\d+", name) for name in names)
+
+
 def _sources(
-    data: CocoDataset, truth: Mapping[str, Any], intensity_range: tuple[float, float] | None
+    data: CocoDataset, truth: CocoContent, intensity_range: tuple[float, float] | None
 ) -> Iterator[ImageSource]:
     for n, image in enumerate(truth["images"]):
         yield ImageSource(data.image(n, intensity_range), image["id"], image["file_name"])

@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from ..annotations.coco_types import CocoCategory, CocoContent, CocoResult
 from ..config import Category
+from ..runtime.plain_data import PlainData, read_json
+from .given_results import match_results, plain_id, read_results
 from .metric import FIELD, Task, tables
 from .partial_annotation import ignore_unannotated
 
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from ..model.maskrcnn import MaskRCNN
     from ..prediction.predictor import Predictor
 
-Results = Sequence[Mapping[str, Any]]
+Results = Sequence[PlainData]
+"""Results as given, not checked yet."""
 Numbers = dict[str, float]
 
 
@@ -85,7 +89,7 @@ class Evaluation:
 
 def evaluate(
     model: MaskRCNN | str | Path | Predictor | Results,
-    data: CocoDataset | str | Path | Mapping[str, Any],
+    data: CocoDataset | str | Path | PlainData,
     images: str | Path | None = None,
     *,
     out: str | Path | None = None,
@@ -141,6 +145,7 @@ def evaluate(
         predictor = Predictor(predictor)  # ty: ignore[invalid-argument-type]
     dataset = _dataset(data, images)
     truth, categories = _truth(dataset)
+    _warn_about_unevaluated(predictor, truth, categories)
     results = coco_results(
         predictor, dataset, truth, categories, batch_size=batch_size, progress=progress
     )
@@ -156,8 +161,8 @@ def evaluate(
 
 
 def evaluate_results(
-    results: Results,
-    truth: Mapping[str, Any],
+    results: Sequence[CocoResult],
+    truth: CocoContent,
     categories: Sequence[Category],
     tasks: Sequence[Task],
     max_detections: int = 100,
@@ -201,8 +206,8 @@ def evaluate_results(
 
 
 def _evaluate_given(
-    model: Any,
-    results: Results,
+    model: object,
+    given: Results,
     data: Any,
     max_detections: int | None,
     out: str | Path | None,
@@ -210,9 +215,7 @@ def _evaluate_given(
     """Checks and evaluates results; their fields decide which tasks."""
     truth, categories = _truth(data)
     where = str(model) if isinstance(model, str | Path) else "results"
-    results = _matched_by_name(results, truth, where)
-    _check_results(results, truth, categories, where)
-
+    results = match_results(given, truth, categories, where)
     tasks: list[Task] = [
         task
         for task, name in FIELD.items()
@@ -222,7 +225,48 @@ def _evaluate_given(
     return _written(evaluation, results, out)
 
 
-def _written(evaluation: Evaluation, results: Results, out: str | Path | None) -> Evaluation:
+def _warn_about_unevaluated(
+    predictor: Predictor, truth: CocoContent, categories: Sequence[Category]
+) -> None:
+    """Warns about what is annotated and the model cannot predict, and the other way round."""
+    from ..weights.heads import annotated_parts
+    from .coco_results import match_categories
+
+    config = predictor.network.config
+    parts = annotated_parts(truth["annotations"], categories)
+    for head, count in (("mask", parts.mask), ("keypoint", parts.keypoint)):
+        if count and getattr(config, head) is None:
+            warnings.warn(
+                f"the {head}s of {count} of {parts.objects} objects are not evaluated: the model "
+                f"has no {head} head",
+                stacklevel=3,
+            )
+
+    matches = match_categories(config.categories, categories)
+    matched = {match[0] for match in matches if match is not None}
+    counts = Counter(a["category_id"] for a in truth["annotations"])
+    unknown = [
+        f"{c.name} ({counts[c.id]} objects)"
+        for c in categories
+        if c.id not in matched and counts[c.id]
+    ]
+    if unknown:
+        warnings.warn(
+            f"the model does not detect {', '.join(unknown[:5])}, and gets an AP of 0 for that",
+            stacklevel=3,
+        )
+    extra = [c.name for c, m in zip(config.categories, matches, strict=True) if m is None]
+    if extra:
+        warnings.warn(
+            f"detections of {', '.join(extra[:5])} are not evaluated: "
+            f"{len(extra)} categories of the model are not in the data",
+            stacklevel=3,
+        )
+
+
+def _written(
+    evaluation: Evaluation, results: Sequence[CocoResult], out: str | Path | None
+) -> Evaluation:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         (Path(out) / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
@@ -230,16 +274,10 @@ def _written(evaluation: Evaluation, results: Results, out: str | Path | None) -
     return evaluation
 
 
-def _results(model: Any) -> list[Mapping[str, Any]] | None:
+def _results(model: object) -> Sequence[PlainData] | None:
     """The result entries if results were given, None for a model."""
     if isinstance(model, str | Path) and Path(model).suffix.lower() == ".json":
-        entries = json.loads(Path(model).read_text())
-        if not isinstance(entries, list):
-            raise ValueError(
-                f"{model}: expected a list of detections, as in a COCO results file, "
-                f"got a {type(entries).__name__}"
-            )
-        return entries
+        return read_results(model)
     return list(model) if isinstance(model, list | tuple) else None
 
 
@@ -255,12 +293,14 @@ def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
     return load_dataset(data, images)
 
 
-def _truth(data: Any) -> tuple[Mapping[str, Any], tuple[Category, ...]]:
+def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...]]:
     """The annotations as a COCO dict, and its categories in the order of their ids."""
-    if isinstance(data, str | Path):
-        data = json.loads(Path(data).read_text())
+    if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
+        data = read_json(data)
+    elif isinstance(data, str | Path):
+        data = _dataset(data, None)
     truth = data if isinstance(data, Mapping) else data.truth()
-    truth = {"annotations": [], **truth}
+    truth = _with_plain_ids({"annotations": [], **truth})
     if not {"images", "categories"} <= set(truth):
         raise ValueError(
             'annotations: expected the keys "images" and "categories", '
@@ -281,14 +321,28 @@ def _truth(data: Any) -> tuple[Mapping[str, Any], tuple[Category, ...]]:
     )
 
 
-def _category(entry: Mapping[str, Any], num_keypoints: int) -> Category:
+def _with_plain_ids(truth: PlainData) -> CocoContent:
+    """The annotations with integer ids wherever these are integers written as text."""
+    keys = ("id", "image_id", "category_id")
+
+    def plain(entry: Any) -> Any:
+        if not any(isinstance(entry.get(key), str | float) for key in keys):
+            return entry
+        return {**entry, **{key: plain_id(entry[key]) for key in keys if key in entry}}
+
+    lists = [name for name in ("images", "annotations", "categories") if name in truth]
+    plain_lists = {name: [plain(entry) for entry in truth[name]] for name in lists}
+    return cast(CocoContent, {**truth, **plain_lists})
+
+
+def _category(entry: CocoCategory, num_keypoints: int) -> Category:
     names = tuple(entry.get("keypoints") or (f"keypoint {j}" for j in range(num_keypoints)))
     return Category(
         entry["name"], entry["id"], keypoints=names, sigmas=tuple(entry.get("sigmas") or ())
     )
 
 
-def _has_truth(task: Task, truth: Mapping[str, Any], categories: Sequence[Category]) -> bool:
+def _has_truth(task: Task, truth: CocoContent, categories: Sequence[Category]) -> bool:
     if task == "keypoints":
         return any(c.keypoints for c in categories) and any(
             any(v > 0 for v in (a.get("keypoints") or ())[2::3]) for a in truth["annotations"]
@@ -296,115 +350,6 @@ def _has_truth(task: Task, truth: Mapping[str, Any], categories: Sequence[Catego
     return any(
         a.get("segmentation") or (task == "bbox" and a.get("bbox")) for a in truth["annotations"]
     )
-
-
-def _matched_by_name(results: Results, truth: Mapping[str, Any], where: str) -> Results:
-    """The results with the image ids of the annotation file.
-
-    The ids that `maskrcnn predict` writes count its files from 1, and would mean other images. So
-    an entry with a file name belongs to the image of that name.
-
-    Raises:
-        ValueError: an entry is no result, or its name fits no image or several.
-    """
-    names = {i["id"]: _slashed(i["file_name"]) for i in truth["images"] if i.get("file_name")}
-    ids_by_last: dict[str, list[Any]] = {}
-    for id_, name in names.items():
-        ids_by_last.setdefault(_last(name), []).append(id_)
-
-    matched = []
-    for n, entry in enumerate(results):
-        if not isinstance(entry, Mapping) or not isinstance(
-            entry.get("image_id"), int | str | None
-        ):
-            raise ValueError(
-                f"{where}, entry {n}: expected an object with image_id, category_id and score, "
-                f"got {entry!r:.60}"
-            )
-        name = _slashed(entry.get("file_name") or "")
-        if name and names and names.get(entry.get("image_id"), "") != name:
-            fitting = _images_named(name, names, ids_by_last.get(_last(name), []))
-            if len(fitting) != 1:
-                raise ValueError(
-                    f'{where}, entry {n}: "{name}" is the name of {len(fitting) or "none"} of the '
-                    f"{len(truth['images'])} annotated images. Evaluate the model instead of its "
-                    "results, or, if image_id is right, remove file_name from the results"
-                )
-            entry = {**entry, "image_id": fitting[0]}
-        matched.append(entry)
-    return matched
-
-
-def _images_named(name: str, names: Mapping[Any, str], same_last: Sequence[Any]) -> Sequence[Any]:
-    """The ids of the images that a name means, among those with the same last part.
-
-    Images of exactly this name; else those whose name ends with it, or with which it ends (one side
-    lacks leading folders); else those of the same file name in other folders.
-    """
-    exact = [i for i in same_last if names[i] == name]
-    if exact:
-        return exact
-    ending = [
-        i
-        for i in same_last
-        if f"/{names[i]}".endswith(f"/{name}") or f"/{name}".endswith(f"/{names[i]}")
-    ]
-    return ending or same_last
-
-
-def _slashed(name: Any) -> str:
-    return str(name).replace("\\", "/")
-
-
-def _last(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
-
-
-def _check_results(
-    results: Results, truth: Mapping[str, Any], categories: Sequence[Category], where: str
-) -> None:
-    images = {i["id"] for i in truth["images"]}
-    keypoints = {c.id: len(c.keypoints) for c in categories}
-    for n, entry in enumerate(results):
-        problem = _entry_problem(entry, images, keypoints)
-        if problem:
-            raise ValueError(f"{where}, entry {n}: {problem}")
-
-    counts = Counter(entry["category_id"] for entry in results)
-    unknown = sorted(set(counts) - set(keypoints))
-    if unknown and len(unknown) == len(counts):
-        raise ValueError(
-            f"{where}: none of its category ids {unknown[:10]} is annotated; "
-            f"the annotations have {sorted(keypoints)[:10]}"
-        )
-    if unknown:
-        count = sum(counts[c] for c in unknown)
-        warnings.warn(
-            f"{where}: ignored {count} detections of the categories {unknown[:10]}, "
-            "which are not annotated",
-            stacklevel=3,
-        )
-
-
-def _entry_problem(entry: Mapping[str, Any], images: set[Any], keypoints: Mapping[Any, int]) -> str:
-    if missing := [key for key in ("image_id", "category_id", "score") if key not in entry]:
-        return (
-            f"{', '.join(missing)} missing; each entry needs image_id, category_id, score, "
-            "and a bbox, segmentation or keypoints"
-        )
-    if entry["image_id"] not in images:
-        return (
-            f"image_id {entry['image_id']} is not among the {len(images)} annotated images; "
-            "use the ids of the annotation file"
-        )
-    category = entry["category_id"]
-    count = len(entry.get("keypoints") or ())
-    if count and category in keypoints and count != 3 * keypoints[category]:
-        return (
-            f"expected {3 * keypoints[category]} keypoint numbers (x, y and score each) for "
-            f"category {category}, got {count}"
-        )
-    return ""
 
 
 def _distinct_names(categories: Sequence[Category]) -> list[str]:

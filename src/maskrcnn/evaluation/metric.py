@@ -13,7 +13,7 @@ separate files: the area of a detected mask is that of the mask, not of its box.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from ..annotations.coco_types import CocoAnnotation, CocoContent, CocoResult
 from ..config import Category
 
 Task = Literal["bbox", "segm", "keypoints"]
@@ -75,8 +76,8 @@ class Tables:
 
 def tables(
     task: Task,
-    truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    truth: CocoContent,
+    results: Sequence[CocoResult],
     categories: Sequence[Category],
     cap: int,
 ) -> Tables:
@@ -108,8 +109,8 @@ def tables(
 
 def _run(
     task: Task,
-    truth: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
+    truth: CocoContent,
+    results: Sequence[CocoResult],
     categories: Sequence[Category],
     caps: list[int],
     sigmas: Sequence[float],
@@ -117,29 +118,41 @@ def _run(
     from hotcoco import COCO, COCOeval  # 0.1 s
 
     index = {c.id: k + 1 for k, c in enumerate(categories)}
-    # Ids count from 1 here: pycocotools reads an annotation id of 0 as "not matched", and some
-    # files repeat ids.
-    objects = [a for a in truth["annotations"] if a["category_id"] in index]
-    annotations = [
-        {**_for_task(a, task, len(sigmas)), "id": n, "category_id": index[a["category_id"]]}
-        for n, a in enumerate(objects, start=1)
-    ]
+    # Ids count from 1 here: pycocotools reads an annotation id of 0 as "not matched", some files
+    # repeat ids, and ids of images may be text.
+    image_ids = sorted((image["id"] for image in truth["images"]), key=lambda i: (str(type(i)), i))
+    image_index = {id_: n for n, id_ in enumerate(image_ids, start=1)}
     images = [
-        {key: image[key] for key in ("id", "height", "width") if key in image}
+        {"id": image_index[image["id"]]}
+        | {key: image[key] for key in ("height", "width") if key in image}
         for image in truth["images"]
+    ]
+    objects = [
+        a
+        for a in truth["annotations"]
+        if a["category_id"] in index and a["image_id"] in image_index
+    ]
+    annotations = [
+        {
+            **_for_task(a, task, len(sigmas)),
+            "id": n,
+            "image_id": image_index[a["image_id"]],
+            "category_id": index[a["category_id"]],
+        }
+        for n, a in enumerate(objects, start=1)
     ]
     numbered = [{"id": k, "name": str(k)} for k in index.values()]
 
     field = FIELD[task]
     detections = [
         {
-            "image_id": r["image_id"],
+            "image_id": image_index[r["image_id"]],
             "category_id": index[r["category_id"]],
-            field: r[field],
+            field: part,
             "score": r["score"],
         }
         for r in results
-        if r["category_id"] in index and r.get(field) is not None
+        if r["category_id"] in index and (part := _detected(r, task)) is not None
     ]
 
     coco = COCO({"images": images, "annotations": annotations, "categories": numbered})
@@ -159,7 +172,17 @@ def _run(
     )
 
 
-def _for_task(annotation: Mapping[str, Any], task: Task, num_keypoints: int) -> dict[str, Any]:
+def _detected(result: CocoResult, task: Task) -> Any:
+    """What a task compares of a result, None if it has no such part; a missing box is that of the
+    mask.
+    """
+    part = result.get(FIELD[task])
+    if task == "bbox" and part is None and (mask := result.get("segmentation")):
+        return _hull(mask, None)
+    return part
+
+
+def _for_task(annotation: CocoAnnotation, task: Task, num_keypoints: int) -> dict[str, Any]:
     """An annotation with what a task needs, or as an ignore region if it lacks that."""
     segmentation = annotation.get("segmentation") or None
     keypoints = annotation.get("keypoints") or None
@@ -201,7 +224,7 @@ def _hull(segmentation: Any, keypoints: Sequence[float] | None) -> list[float]:
     return [*low.tolist(), *(high - low).tolist()]
 
 
-def _area(annotation: Mapping[str, Any], segmentation: Any, box: Sequence[float]) -> float:
+def _area(annotation: CocoAnnotation, segmentation: Any, box: Sequence[float]) -> float:
     """The area in the file, else the mask's, else the box's."""
     if annotation.get("area") is not None:
         return float(annotation["area"])

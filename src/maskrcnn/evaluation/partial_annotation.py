@@ -10,18 +10,17 @@ Source: Gupta et al. 2019, "LVIS: A Dataset for Large Vocabulary Instance Segmen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from ..annotations.coco_types import CocoAnnotation, CocoContent, CocoImage, CocoResult
 from ..annotations.labeled_categories import KEYS, labeled_ids
 from ..config import Category
 
-Results = Sequence[Mapping[str, Any]]
-
 
 def ignore_unannotated(
-    results: Results, truth: Mapping[str, Any], categories: Sequence[Category]
-) -> tuple[Results, Mapping[str, Any]]:
+    results: Sequence[CocoResult], truth: CocoContent, categories: Sequence[Category]
+) -> tuple[Sequence[CocoResult], CocoContent]:
     """The results and the annotations to compare.
 
     They are the given ones if every image is annotated for all categories.
@@ -42,7 +41,7 @@ def ignore_unannotated(
 
     known = {c.id for c in categories}
     compared: dict[Any, frozenset[int]] = {}
-    regions: list[dict[str, Any]] = []
+    regions: list[CocoAnnotation] = []
     for i, image in partial.items():
         if (labeled := labeled_ids(image, annotated[i], known)) is not None:
             compared[i] = labeled | annotated[i]
@@ -57,10 +56,11 @@ def ignore_unannotated(
     return kept, {**truth, "annotations": [*truth["annotations"], *regions]}
 
 
-def _whole_image(image: Mapping[str, Any], category: int) -> dict[str, Any]:
+def _whole_image(image: CocoImage, category: int) -> CocoAnnotation:
     """A crowd region of a category that covers the image."""
     width, height = image["width"], image["height"]
     return {
+        "id": 0,
         "image_id": image["id"],
         "category_id": category,
         "bbox": [0, 0, width, height],

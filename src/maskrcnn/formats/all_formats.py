@@ -7,13 +7,18 @@ from difflib import get_close_matches
 from .coco_json import COCO
 from .cvat import CVAT
 from .format import Format
+from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
 from .png_masks import PNG_MASKS
+from .qupath import QUPATH
 from .via import VIA
 from .voc import VOC
 from .yolo import YOLO
 
-FORMATS: tuple[Format, ...] = (COCO, YOLO, LABELME, VIA, CVAT, VOC, PNG_MASKS)
+FORMATS: tuple[Format, ...] = (
+    *(COCO, YOLO, LABELME, LABEL_STUDIO, VIA, CVAT, VOC, QUPATH),
+    PNG_MASKS,
+)
 FORMAT_BY_NAME: dict[str, Format] = {name: known for known in FORMATS for name in known.written_as}
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
-from ..annotations.problems import DataError
+from .bounded_files import Json, read_json, read_xml
 
 
 class AnnotationSource:
@@ -17,10 +15,12 @@ class AnnotationSource:
 
     Attributes:
         path: the file or folder.
+        attribute: the attribute that the user says is the category; "" = the format decides.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, attribute: str = "") -> None:
         self.path = Path(path)
+        self.attribute = attribute
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class AnnotationSource:
         return next(iter(sorted(self.path.glob(pattern))), None) if self.path.is_dir() else None
 
     @cached_property
-    def json(self) -> Any:
+    def json(self) -> Json:
         """The content of a .json file; None for any other.
 
         Raises:
@@ -47,7 +47,7 @@ class AnnotationSource:
         return read_json(self.path) if is_json else None
 
     @cached_property
-    def xml(self) -> ElementTree.Element | None:
+    def xml(self) -> Element | None:
         """The root of an .xml file; None for any other.
 
         Raises:
@@ -55,51 +55,6 @@ class AnnotationSource:
         """
         is_xml = self.path.suffix.lower() == ".xml" and self.path.is_file()
         return read_xml(self.path) if is_xml else None
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: the file is missing or is not valid JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: annotation file not found") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path.name}: not valid JSON: {error}; export it again from the tool"
-        ) from None
-
-
-def read_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file. Entities that refer to other files are not followed.
-
-    Raises:
-        DataError: the file is not valid XML.
-    """
-    try:
-        return ElementTree.fromstring(path.read_bytes())
-    except ElementTree.ParseError as error:
-        raise DataError(
-            f"{path.name}: not valid XML: {error}; export it again from the tool"
-        ) from None
-    except (ValueError, LookupError) as error:
-        # encodings that Python's parser does not support, such as gb2312
-        raise DataError(f"{path.name}: unsupported encoding: {error}; save it as UTF-8") from None
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file, without a byte order mark.
-
-    Raises:
-        DataError: the file is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: not UTF-8: {error}; save it as UTF-8") from None
 
 
 def with_slashes(name: str, folders: Iterable[Path]) -> str:

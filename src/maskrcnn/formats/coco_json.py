@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from ..annotations import rle as coco_rle
-from ..annotations.coco_types import CocoAnnotation, CocoContent
+from ..annotations.coco_types import CocoAnnotation, CocoContent, JsonObject
+from ..annotations.image_names import first_folder, name_from_url
+from ..annotations.structure import check_structure, resembles_coco
 from .annotation_source import AnnotationSource
 from .format import Format
-from .reading import Annotated, folder_with
+from .reading import Annotated
 from .writing import ConversionTarget, Unrepresentable, mask_box, rle_of, size_of
 
 _MOST_FILES = 20  # a folder with more JSON files has another format, one file per image
@@ -24,7 +26,7 @@ _MOST_FILES = 20  # a folder with more JSON files has another format, one file p
 
 def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
     """Whether the file, or any file of the folder, is COCO's."""
-    return _is_coco(source.json) if source.path.is_file() else bool(_files(source))
+    return resembles_coco(source.json) if source.path.is_file() else bool(_files(source))
 
 
 def splits(source: AnnotationSource) -> list[str]:
@@ -38,15 +40,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     Without `images`, the images are searched for beside the file, and beside its folder.
 
     Raises:
-        ValueError: the file does not hold an object.
+        DataError: the file lacks one of COCO's lists.
     """
     path = _files(source)[split] if split else source.path
-    content = AnnotationSource(path).json
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected a COCO object with images, annotations and categories, "
-            f"got a {type(content).__name__}; export it again from the tool"
-        )
+    content = source.json if path == source.path else AnnotationSource(path).json
+    check_structure(content, path.name)
     if images is not None:
         return Annotated(cast("CocoContent", content), Path(images), path.name)
 
@@ -55,16 +53,14 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         for base in (path.parent, path.parent.parent)
         for part in (".", "images", path.stem, f"images/{path.stem}", path.stem.split("_")[-1])
     ]
-    folder = folder_with(_file_names(content), candidates)
+    folder = first_folder(_file_names(content), candidates)
     return Annotated(cast("CocoContent", content), folder, path.name)
 
 
-def _file_names(content: dict[str, Any]) -> list[str]:
+def _file_names(content: JsonObject) -> list[str]:
     """The file names of unchecked content, as far as it has any."""
-    entries = content.get("images")
-    if not isinstance(entries, list):
-        return []
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    entries = [entry for entry in content["images"] if isinstance(entry, dict)]
+    names = [e.get("file_name") or name_from_url(str(e.get("coco_url"))) for e in entries]
     return [name for name in names if isinstance(name, str)]
 
 
@@ -102,14 +98,6 @@ def _complete(raw: CocoAnnotation, size: tuple[int, int]) -> CocoAnnotation:
     return entry
 
 
-def _is_coco(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("images"), list)
-        and isinstance(content.get("annotations"), list)
-    )
-
-
 def _files(source: AnnotationSource) -> dict[str, Path]:
     """The COCO files of a folder by name; Roboflow's, which share one name, by folder."""
     candidates = sorted([*source.path.glob("*.json"), *source.path.glob("annotations/*.json")])
@@ -123,7 +111,10 @@ def _files(source: AnnotationSource) -> dict[str, Path]:
 
 def _mentions_coco(path: Path) -> bool:
     """Whether COCO's keys occur in a file; does not parse it, because it can be large."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError:  # such as a link that points nowhere
+        return False
     return all(f'"{key}"'.encode() in data for key in ("images", "annotations", "categories"))
 
 

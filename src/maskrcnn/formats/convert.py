@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from ..annotations.categories import mirrored_keypoints, parse_categories
+from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
 from ..annotations.labeled_categories import labeled_ids
 from ..annotations.problems import DataWarning
@@ -25,13 +26,14 @@ from .writing import ConversionTarget, ImageFiles, Unrepresentable, by_image, la
 
 
 def convert_annotations(
-    source: str | Path,
+    source: str | Path | CocoDataset,
     out: str | Path,
     format: str,
     *,
     images: str | Path | None = None,
-    val: str | Path | None = None,
+    val: str | Path | CocoDataset | None = None,
     val_images: str | Path | None = None,
+    attribute: str | None = None,
     image_files: ImageFiles | None = None,
     simplify: float = 0.0,
     on_error: Literal["raise", "drop"] = "raise",
@@ -40,7 +42,7 @@ def convert_annotations(
     """Writes annotations in another format, and reports anything that it cannot represent.
 
     Args:
-        source: what `load_dataset` reads. All splits are written unless one is named
+        source: a data set, or what `load_dataset` reads. All splits are written unless one is named
             ("data.yaml:val").
         out: the new folder; for coco, via and cvat also a file (.json, .xml). It must not exist.
         format: coco, yolo-seg, yolo-pose, labelme, via, cvat, voc, png (one file per image) or
@@ -48,6 +50,7 @@ def convert_annotations(
         images: folder of the images; by default where the format says they are.
         val: a second source, written as the split "val".
         val_images: folder of its images; by default `images`.
+        attribute: as for `load_dataset`.
         image_files: copy or link the images into `out`, or reference them where they are. By
             default they are copied for yolo, voc and png, which need them beside the annotations,
             and referenced for the others.
@@ -77,16 +80,16 @@ def convert_annotations(
         2
     """
     check_new(Path(out), format)
-    parts = _all_splits(source, images, on_error)
+    parts = _all_splits(source, images, attribute, on_error)
     if val is not None:
-        val_parts = _all_splits(val, val_images or images, on_error)
+        val_parts = _all_splits(val, val_images or images, attribute, on_error)
         parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
     return write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
 
 
-def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated:
+def _only_split(source: str | Path | CocoDataset, parts: Mapping[str, Annotated]) -> Annotated:
     """The one split of a source that is written beside another source."""
     if len(parts) > 1:
         raise ValueError(
@@ -97,13 +100,19 @@ def _only_split(source: str | Path, parts: Mapping[str, Annotated]) -> Annotated
 
 
 def _all_splits(
-    path: str | Path, images: str | Path | None, on_error: Literal["raise", "drop"]
+    path: str | Path | CocoDataset,
+    images: str | Path | None,
+    attribute: str | None,
+    on_error: Literal["raise", "drop"],
 ) -> dict[str, Annotated]:
     """Every split of a source by name, checked; {"": ...} for a source that is not divided.
 
     A split whose images are missing is left out with a warning, unless there is no other.
     """
-    source, split = locate(path)
+    if isinstance(path, CocoDataset):
+        return {"": Annotated(cast("CocoContent", path.content()), path.image_folder, path.name)}
+
+    source, split = locate(path, attribute)
     known = recognized_format(source, images)
     names = [split] if split else _distinct(known.splits(source)) or [""]
     parts: dict[str, Annotated] = {}
@@ -192,6 +201,7 @@ def write_all(
                 tolerance=simplify,
                 progress=progress,
             )
+            assert known.write is not None, format  # it has a name to be written by
             known.write(annotated, target, lost)
         if out.is_dir():
             out.rmdir()

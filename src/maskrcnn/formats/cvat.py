@@ -243,7 +243,7 @@ class _Shapes:
         _read_flags(instance, shape)
         try:
             _read_area(instance, shape, self.builder.size(self.image_id))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OverflowError) as error:
             self.builder.problem(
                 "broken shape", where, f"{shape.tag}: {error}", "draw it again in CVAT"
             )
@@ -361,11 +361,12 @@ def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
     runs = np.array([int(v) for v in shape.get("rle", "").split(",")])
     height = int(_number(shape, "height"))
     width = int(_number(shape, "width"))
+    if not (0 < height <= size[0] and 0 < width <= size[1]):
+        raise ValueError(f"expected a mask inside the image, got {width} x {height}")
+    total = sum(runs.tolist())
+    if runs.min() < 0 or total > height * width:
+        raise ValueError(f"expected RLE runs that sum to at most {height} x {width}, got {total}")
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    if len(inside) > height * width:
-        raise ValueError(
-            f"expected RLE runs that sum to at most {height} x {width}, got {len(inside)}"
-        )
     crop = np.pad(inside, (0, height * width - len(inside))).reshape(height, width)
     left = int(_number(shape, "left"))
     return coco_rle.encode_crop(crop, left, int(_number(shape, "top")), size)

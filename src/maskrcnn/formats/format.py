@@ -23,7 +23,7 @@ class Format:
     """Short name for messages and tests."""
     description: str
     """What files of this format look like, for the error that lists all known formats."""
-    written_as: tuple[FormatName, ...]
+    written_as: tuple[FormatName, ...] = ()
     """The names that `convert_annotations` knows it by; `yolo` has two, for masks and for poses."""
 
     recognize: Callable[[AnnotationSource, ImagesFolder], bool]
@@ -32,8 +32,11 @@ class Format:
     """Returns the names of the splits; empty if the source is not divided."""
     read: Callable[[AnnotationSource, ImagesFolder, str], Annotated]
     """Reads one split; "" for a source that is not divided."""
-    write: Callable[[Annotated, ConversionTarget, Unrepresentable], None]
-    """Writes one split, and records in the last argument whatever the format cannot represent."""
+    write: Callable[[Annotated, ConversionTarget, Unrepresentable], None] | None = None
+    """Writes one split, and records in the last argument whatever the format cannot represent.
+
+    None = the format is only read.
+    """
 
     suffix: str = ""
     """Suffix of the file, for a format that writes one file per split; "" = it writes a folder."""
@@ -45,5 +48,7 @@ class Format:
     """Confidence scores of predictions survive."""
     sides_from_names: bool = False
     """Left and right keypoints are recognized by their names alone; `flip` does not survive."""
+    has_attributes: bool = False
+    """Objects have named attributes, one of which is the category; the user can choose it."""
     holds_everything: bool = False
     """Everything in a COCO dictionary survives."""

@@ -1,6 +1,7 @@
 """Images whose values are object ids: reading them, taking them apart, and painting them.
 
-In: a PNG of 8 or 16 bits, with a palette, or RGB-coded. Out: ids [H, W], and one RLE for each id.
+In: an image of 8, 16 or 32 bits, with a palette, or RGB-coded; or a .npy file. Floating-point
+values must be whole. Out: ids [H, W], and one RLE for each id.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from PIL import Image
 
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE
+from ..images.open_image import open_image
+from ..images.read import read_stored
 
 Ids = Integer[np.ndarray, "H W"]
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+MOST_PIXELS_OF_MAP = 400_000_000
 
 
 def read_ids(path: Path) -> Ids:
@@ -27,20 +30,50 @@ def read_ids(path: Path) -> Ids:
     In an RGB file an id is R + 256 G + 65536 B, as in COCO panoptic: each color is an object.
 
     Raises:
-        ValueError: the file is not an image, or its values are not whole numbers.
+        ValueError: the file is not an image or array, or its values are not whole numbers.
     """
+    if path.suffix.lower() == ".npy":
+        return _whole(_read_array(path), path)
+
+    values = read_stored(path)
+    if values.ndim == 3 and values.shape[2] >= 3:
+        red, green, blue = np.moveaxis(values[:, :, :3].astype(np.int64), 2, 0)
+        return red + 256 * green + 65536 * blue
+    if values.ndim == 3:  # gray and alpha
+        values = values[:, :, 0]
+    return _whole(values, path)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, which may hold no Python objects, because these run code."""
     try:
-        with Image.open(path) as image:
-            if image.mode in ("RGB", "RGBA"):
-                red, green, blue = (np.asarray(image.getchannel(c), dtype=np.int64) for c in "RGB")
-                return red + 256 * green + 65536 * blue
-            values = np.asarray(image.getchannel("L") if image.mode == "LA" else image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path.name}: cannot be read as an image: {error}") from None
-    if values.dtype.kind == "f":
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, OverflowError) as error:
         raise ValueError(
-            f"{path.name}: expected whole-number ids, got floating-point values; "
-            "save it with 8 or 16 bits"
+            f"{path.name}: cannot be read as an array: {error}; "
+            "save it with numpy.save as whole numbers [height, width]"
+        ) from None
+    shape = values.shape
+    values = values.reshape([side for side in shape if side != 1] if len(shape) > 2 else shape)
+    if values.ndim != 2 or values.dtype.kind not in "buif" or values.size > MOST_PIXELS_OF_MAP:
+        raise ValueError(
+            f"{path.name}: expected numbers [height, width] of at most {MOST_PIXELS_OF_MAP:,} "
+            f"pixels, got {values.dtype} {list(shape)}"
+        )
+    return values
+
+
+def _whole(values: np.ndarray, path: Path) -> Ids:
+    """The values as whole numbers of 0 and more."""
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.rint(values))).all():
+        raise ValueError(
+            f"{path.name}: expected whole-number ids, got floating-point values with fractions; "
+            "save the label map, not probabilities or gray values"
+        )
+    if values.dtype.kind in "if" and values.size and values.min() < 0:
+        raise ValueError(
+            f"{path.name}: expected ids of 0 (background) and more, got {values.min():g}; "
+            "set other pixels to 0"
         )
     return values.astype(np.int64)
 
@@ -49,18 +82,19 @@ def read_mask(path: Path) -> RLE | None:
     """The RLE of all non-zero pixels of a file; None if there are none.
 
     Raises:
-        ValueError: the file is not an image.
+        ValueError: the file is not an image or array.
     """
-    try:
-        with Image.open(path) as image:
-            size = (image.height, image.width)
-            opaque = _without_alpha(image)
-            box = opaque.getbbox()
-            if box is None:
-                return None
-            values = np.asarray(opaque.crop(box))
-    except _UNREADABLE as error:
-        raise ValueError(f"{path.name}: cannot be read as an image: {error}") from None
+    if path.suffix.lower() == ".npy":
+        ids = read_ids(path)
+        return coco_rle.encode(ids > 0) if ids.any() else None
+
+    with open_image(path) as image:
+        size = (image.height, image.width)
+        opaque = _without_alpha(image)
+        box = opaque.getbbox()
+        if box is None:
+            return None
+        values = np.asarray(opaque)[box[1] : box[3], box[0] : box[2]]
     crop = (values.max(axis=2) if values.ndim == 3 else values) > 0
     return coco_rle.encode_crop(crop, box[0], box[1], size)
 

@@ -1,12 +1,13 @@
 """LabelMe: one JSON file per image, with shapes.
 
-polygon, circle, mask -> mask; rectangle -> box; point -> keypoint. Shapes that share group_id and
-label are one object. Points belong to the object of their group, and their label names the
-keypoint. The flag "occluded" marks a hidden keypoint, the flag "ignore" a region to ignore.
+polygon, circle, oriented_rectangle, mask -> mask; rectangle -> box; point -> keypoint. Shapes that
+share group_id and label are one object. Points belong to the object of their group, and their
+label names the keypoint. The flag "occluded" marks a hidden keypoint, the flag "ignore" a region to
+ignore.
 
 labels.txt beside the files gives the order of the categories and, indented, of their keypoints;
 LabelMe itself ignores the indentation. X-AnyLabeling's rectangles with four corners are boxes, or
-masks if they are rotated.
+masks if they are rotated. An image that is missing is taken from imageData.
 
 LabelMe's coordinates are continuous: the center of pixel 7 is 7.5.
 Source: github.com/wkentaro/labelme, labelme/utils/shape.py.
@@ -15,16 +16,16 @@ Source: github.com/wkentaro/labelme, labelme/utils/shape.py.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from ..annotations import rle as coco_rle
@@ -33,7 +34,9 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImag
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
-from .annotation_source import AnnotationSource, read_json, read_text
+from .annotation_source import AnnotationSource
+from .bounded_files import Json, JsonObject, part_of, read_json, read_text
+from .embedded_images import extract, folder_of_extracted
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, relative, tracked
 from .writing import (
@@ -51,12 +54,37 @@ from .writing import (
     size_of,
 )
 
-_AREAS = ("polygon", "rectangle", "circle", "mask")
-_ROTATED = "rotation"  # X-AnyLabeling's name for a rectangle with four points
+_AREAS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
+_ROTATED = ("oriented_rectangle", "rotation")  # with four points; the second is X-AnyLabeling's
+_FLAGS = ("ignore", "occluded")  # the flags with a meaning here
+_MOST_MASK = 100_000_000  # pixels of a mask shape
 _LABELS = "labels.txt"
-_BROKEN = (ValueError, TypeError, KeyError, AttributeError, OSError, binascii.Error)
+_BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 Objects = dict[Hashable, AnnotatedObject]
 """(label, group_id) -> object of a group; (index,) for a shape without a group."""
+
+
+class LabelmeShape(TypedDict):
+    """One shape of an image."""
+
+    label: str
+    points: list[list[float]]
+    group_id: int | None
+    description: str
+    shape_type: str
+    flags: dict[str, bool]
+    mask: str | None
+    """PNG in base64."""
+    score: NotRequired[float]
+
+
+class _LabelmeKeys(TypedDict, total=False):
+    """What every shape of an object has in common, beside its points."""
+
+    description: str
+    flags: dict[str, bool]
+    mask: str
+    score: float
 
 
 def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
@@ -74,6 +102,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     """Reads all files; images without a file are not annotated, and are left out."""
     files = [source.path] if source.path.is_file() else sorted(source.path.rglob("*.json"))
     contents = {path: _load(path) for path in tracked(files, "reading LabelMe files")}
+    with_image = {path for path, content in contents.items() if content and _drop_image(content)}
     image_paths = {
         path: _image(path, content["imagePath"], source.folder)
         for path, content in contents.items()
@@ -82,6 +111,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     paths = list(image_paths.values())
     candidates = [source.folder, source.folder.parent, source.folder / "images"]
     builder = DatasetBuilder(source.name, image_folder(images, candidates, paths))
+
+    extracted = folder_of_extracted(source.path)
+    none_exists = not any(((builder.folder or source.folder) / p).is_file() for p in paths)
+    if none_exists and with_image:
+        builder.folder = extracted
 
     # A folder given by the user may hold the images under their bare names.
     by_name = images is not None and not any((Path(images) / p).is_file() for p in paths)
@@ -99,6 +133,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             continue
 
         image_path = Path(image_paths[path]).name if by_name else image_paths[path]
+        if path in with_image and not ((builder.folder or Path()) / image_path).is_file():
+            own = extracted / path.relative_to(source.folder).parent / _name_of(image_path, path)
+            if not _extract(builder, path, own):
+                continue
+            image_path = relative(own, builder.folder or Path())
         other = spelled.get(path.parent / Path(image_path).stem)
         if images is None and other and not ((builder.folder or Path()) / image_path).is_file():
             builder.problem(
@@ -109,7 +148,15 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             )
             continue
 
-        image_id = builder.image(image_path, _size(content), path.name)
+        try:
+            size = _size(content)
+            for flag in _true_flags(content):
+                builder.unused(f'image flag "{flag}"')
+        except ValueError as error:
+            suggestion = "correct the file, or save it again in LabelMe"
+            builder.problem("broken file", path.name, str(error), suggestion)
+            continue
+        image_id = builder.image(image_path, size, path.name)
         if image_id is not None:
             keypoints |= _Shapes(builder, image_id, path.name).add_all(content["shapes"])
 
@@ -126,7 +173,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     return builder.build()
 
 
-def _load(path: Path) -> dict[str, Any] | None:
+def _load(path: Path) -> dict[str, Json] | None:
     """The content of a LabelMe file; None for any other file, or an unreadable one."""
     try:
         content = read_json(path)
@@ -140,14 +187,65 @@ def _load(path: Path) -> dict[str, Any] | None:
     return content if is_labelme else None
 
 
-def _size(content: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(height, width) if the file has both."""
-    height = content.get("imageHeight")
-    width = content.get("imageWidth")
-    return (height, width) if height and width else None
+def _drop_image(content: dict[str, Json]) -> bool:
+    """Removes the pixels of a file, which fill the memory; returns whether it had any."""
+    return bool(content.pop("imageData", None))
 
 
-def _image(path: Path, image_path: Any, folder: Path) -> str:
+def _extract(builder: DatasetBuilder, path: Path, image_path: Path) -> bool:
+    """Writes the pixels of a file as an image; False, with a problem added, if they are broken."""
+    try:
+        extract(str((_load(path) or {})["imageData"]), image_path)
+    except ValueError as error:
+        suggestion = "pass the folder of the images: images= (--images)"
+        builder.problem("broken imageData", path.name, f"imageData {error}", suggestion)
+        return False
+    builder.problem(
+        "image taken from imageData",
+        path.name,
+        "its image file was not found",
+        f"it is written to {image_path.parent}",
+        False,
+    )
+    return True
+
+
+def _name_of(image_path: str, path: Path) -> str:
+    """The bare name of an image; that of its JSON file where it has none."""
+    name = Path(image_path).name
+    return f"{path.stem}.png" if name in ("", "..") else name
+
+
+def _size(content: JsonObject) -> tuple[int, int] | None:
+    """(height, width) if the file has both.
+
+    Raises:
+        ValueError: they are not whole numbers.
+    """
+    sides: list[Json] = [content.get("imageHeight"), content.get("imageWidth")]
+    if not all(sides):
+        return None
+    try:
+        height, width = (float(side) for side in sides)
+    except (TypeError, ValueError, OverflowError):
+        height = width = 0.5
+    if not (height.is_integer() and width.is_integer()):
+        raise ValueError(
+            f"expected imageHeight and imageWidth as whole numbers, "
+            f"got {sides[0]!r:.20} and {sides[1]!r:.20}"
+        )
+    return int(height), int(width)
+
+
+def _true_flags(content: JsonObject) -> list[str]:
+    """The flags of an image or a shape that are set."""
+    flags = content.get("flags") or {}
+    if not isinstance(flags, dict):
+        raise ValueError(f'expected flags as {{"name": true}}, got {flags!r:.40}')
+    return [str(name) for name, is_set in flags.items() if is_set]
+
+
+def _image(path: Path, image_path: Json, folder: Path) -> str:
     """The path of a file's image, relative to the folder.
 
     The image is where imagePath says; else beside the file, because imagePath can be a path of
@@ -166,13 +264,14 @@ class _Shapes:
     image_id: int
     file: str
 
-    def add_all(self, shapes: list[Any]) -> set[str]:
+    def add_all(self, shapes: list[Json]) -> set[str]:
         """Adds the objects of the image; returns the labels of its points."""
         objects: Objects = {}
-        points: list[tuple[dict[str, Any], str]] = []
+        points: list[tuple[JsonObject, str]] = []
         for index, shape in enumerate(shapes):
             where = f"{self.file}, shapes[{index}]"
             try:
+                _group(shape)
                 if _label(shape) and _kind(shape) == "point":
                     points.append((shape, where))
                 else:
@@ -184,12 +283,13 @@ class _Shapes:
         # Points come last: the object that they belong to may follow them in the file.
         for shape, where in points:
             self._add_point(objects, shape, where)
-        for instance in objects.values():
+        for key, instance in objects.items():
             if instance.boxes or instance.polygons or instance.rles or instance.keypoints:
-                self.builder.add(self.image_id, instance)
+                group = key[-1] if isinstance(key, tuple) else key
+                self.builder.add_group(self.image_id, instance, f"group_id {group}")
         return {_label(shape) for shape, _ in points}
 
-    def _add_area(self, objects: Objects, shape: dict[str, Any], index: int, where: str) -> None:
+    def _add_area(self, objects: Objects, shape: JsonObject, index: int, where: str) -> None:
         """Adds a shape to the object of its group, or as an object of its own."""
         label = _label(shape)
         kind = _kind(shape)
@@ -198,7 +298,7 @@ class _Shapes:
                 "object without category", where, "has no label", "add one in LabelMe"
             )
             return
-        if kind not in (*_AREAS, _ROTATED):
+        if kind not in (*_AREAS, *_ROTATED):
             self.builder.problem(
                 "shape without area",
                 where,
@@ -207,20 +307,28 @@ class _Shapes:
             )
             return
 
-        group = shape.get("group_id")
+        group = _group(shape)
         key = (index,) if group is None else (label, group)
         instance = objects.setdefault(key, AnnotatedObject(label, where))
-        instance.ignore |= bool((shape.get("flags") or {}).get("ignore"))
+        flags = _true_flags(shape)
+        instance.ignore |= "ignore" in flags
+        for flag in flags:
+            if flag not in _FLAGS:
+                self.builder.unused(f'flag "{flag}"')
+        if shape.get("difficult"):
+            self.builder.unused("difficult")
+        for attribute in part_of(shape, "attributes"):  # of X-AnyLabeling
+            self.builder.unused(f'attribute "{attribute}"')
         if isinstance(shape.get("score"), int | float):
             instance.score = shape["score"]
         _read_area(instance, shape, kind, self.builder.size(self.image_id))
 
-    def _add_point(self, objects: Objects, shape: Mapping[str, Any], where: str) -> None:
+    def _add_point(self, objects: Objects, shape: JsonObject, where: str) -> None:
         """Adds a keypoint to the object of its group.
 
         In a group of points alone, the description names the category.
         """
-        group = shape.get("group_id")
+        group = _group(shape)
         candidates: list[AnnotatedObject] = []
         if group is not None:
             candidates = [
@@ -247,13 +355,13 @@ class _Shapes:
 
         try:
             ((x, y),) = shape["points"]
-            visibility = 1 if (shape.get("flags") or {}).get("occluded") else 2
+            visibility = 1 if "occluded" in _true_flags(shape) else 2
             candidates[0].keypoints[_label(shape)] = (
                 float(x) - KEYPOINT_OFFSET,
                 float(y) - KEYPOINT_OFFSET,
                 visibility,
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except _BROKEN:
             self.builder.problem(
                 "broken shape",
                 where,
@@ -262,18 +370,26 @@ class _Shapes:
             )
 
 
-def _label(shape: Any) -> str:
+def _group(shape: Json) -> Hashable:
+    """The group of a shape, None without one."""
+    group = shape.get("group_id") if isinstance(shape, dict) else None
+    if isinstance(group, list | dict):
+        raise ValueError(f"expected group_id as a number or null, got {group!r:.40}")
+    return group
+
+
+def _label(shape: Json) -> str:
     if not isinstance(shape, dict):
         raise ValueError(f"expected an object with label and points, got {shape!r:.40}")
     return "" if shape.get("label") is None else str(shape["label"]).strip()
 
 
-def _kind(shape: dict[str, Any]) -> Any:
+def _kind(shape: JsonObject) -> Json:
     return shape.get("shape_type") or "polygon"
 
 
 def _read_area(
-    instance: AnnotatedObject, shape: Mapping[str, Any], kind: str, size: tuple[int, int]
+    instance: AnnotatedObject, shape: JsonObject, kind: str, size: tuple[int, int]
 ) -> None:
     """Adds a shape to an object.
 
@@ -287,7 +403,7 @@ def _read_area(
     high = points.max(axis=0)
 
     # X-AnyLabeling: a rectangle by its corners, which may be rotated.
-    if kind == _ROTATED:
+    if kind in _ROTATED:
         kind = "polygon"
     elif kind == "rectangle" and len(points) == 4:
         if bool(((points == low) | (points == high)).all()):
@@ -309,21 +425,29 @@ def _read_area(
         instance.rles.append(_read_mask(shape, low, high, size))
 
 
-def _read_mask(
-    shape: Mapping[str, Any], low: np.ndarray, high: np.ndarray, size: tuple[int, int]
-) -> RLE:
-    """The RLE of a mask shape; `high` is the last pixel inside."""
+def _read_mask(shape: JsonObject, low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> RLE:
+    """The RLE of a mask shape; `high` is the last pixel inside, both are rounded.
+
+    The size of the PNG is compared with the points before its pixels are decoded.
+    """
     if not shape.get("mask"):
         raise ValueError("has no mask")
-    values = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+    height, width = (high - low + 1)[::-1].tolist()
+    try:
+        image = Image.open(io.BytesIO(base64.b64decode(shape["mask"])))
+        if abs(image.height - height) >= 1 or abs(image.width - width) >= 1:
+            raise ValueError(
+                f"expected height, width ({height:g}, {width:g}) from its points, "
+                f"got ({image.height}, {image.width})"
+            )
+        if image.height * image.width > _MOST_MASK:
+            raise ValueError(f"more than {_MOST_MASK:,} pixels")
+        values = np.asarray(image)
+    # Pillow's decoders raise whatever the broken bytes lead to.
+    except Exception as error:
+        raise ValueError(f"mask: {error or type(error).__name__}") from None
     crop = (values if values.ndim == 2 else values.max(axis=2)) > 0
-
-    x0, y0 = int(low[0]), int(low[1])
-    expected = (int(high[1]) - y0 + 1, int(high[0]) - x0 + 1)
-    if crop.shape != expected:
-        raise ValueError(
-            f"mask: expected height, width {expected} from its points, got {crop.shape}"
-        )
+    x0, y0 = np.floor(low + 0.5).astype(int).tolist()
     return coco_rle.encode_crop(crop, x0, y0, size)
 
 
@@ -347,7 +471,7 @@ def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable)
     categories = categories_by_id(annotated.content)
     for image, raws in target.each():
         path = target.folder / target.name(image).with_suffix(".json")
-        shapes: list[dict[str, Any]] = []
+        shapes: list[LabelmeShape] = []
         for group, raw in enumerate(raws, start=1):
             shapes += _write_object(
                 raw, image, categories[raw["category_id"]], group, target.tolerance, lost
@@ -384,13 +508,15 @@ def _write_object(
     group: int,
     tolerance: float,
     lost: Unrepresentable,
-) -> list[dict[str, Any]]:
+) -> list[LabelmeShape]:
     """The shapes of one object; several get the group as their group_id."""
     size = size_of(image)
-    shapes: list[dict[str, Any]] = []
+    shapes: list[LabelmeShape] = []
 
-    def add(kind: str, points: Any, more: dict[str, Any], label: str = category["name"]) -> None:
-        shape = {
+    def add(
+        kind: str, points: ArrayLike, more: _LabelmeKeys, label: str = category["name"]
+    ) -> None:
+        shape: LabelmeShape = {
             "label": label,
             "points": numbers(np.reshape(points, (-1, 2))),
             "group_id": None,
@@ -399,9 +525,9 @@ def _write_object(
             "flags": {},
             "mask": None,
         }
-        shapes.append(shape | more)
+        shapes.append({**shape, **more})
 
-    more: dict[str, Any] = {}
+    more: _LabelmeKeys = {}
     if ignored(raw):
         more["flags"] = {"ignore": True}
     if "score" in raw:
@@ -412,20 +538,23 @@ def _write_object(
         add("polygon", polygon, more)
     if not polygons and (rle := rle_of(raw, size)) is not None and coco_rle.area(rle):
         corners, mask = _write_mask(rle)
-        add("mask", corners, more | {"mask": mask})
+        add("mask", corners, {**more, "mask": mask})
     if (box := own_box(raw, size)) is not None:
         add("rectangle", box, more)
 
     # Keypoints without any other shape carry the category in their description.
-    alone = {} if shapes else {"description": category["name"]}
+    alone: _LabelmeKeys = {} if shapes else {"description": category["name"]}
     for name, x, y, visibility in keypoints_of(raw, category):
-        hidden = {"flags": {"occluded": True}} if visibility == 1 else {}
-        add("point", (x + KEYPOINT_OFFSET, y + KEYPOINT_OFFSET), alone | hidden, name)
+        of_point: _LabelmeKeys = {**alone}
+        if visibility == 1:
+            of_point["flags"] = {"occluded": True}
+        add("point", (x + KEYPOINT_OFFSET, y + KEYPOINT_OFFSET), of_point, name)
 
     if not shapes:
         lost.add("objects without box, mask and keypoints, left out", label_of(raw, image))
     if len(shapes) > 1 or alone:
-        return [shape | {"group_id": group} for shape in shapes]
+        for shape in shapes:
+            shape["group_id"] = group
     return shapes
 
 

@@ -6,20 +6,31 @@ Out: a `CocoDataset`, checked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Literal
+from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import JsonObject
 from ..annotations.problems import DataError
 from ..config import Category
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
+from .bounded_files import Json
 from .format import Format
 from .reading import Annotated
 
-_PACKED = (".zip", ".tar", ".gz")
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+_ROOTS: dict[str, dict[str, type]] = {
+    "LabelMe": {"shapes": list, "imagePath": object},
+    "VIA": {"_via_img_metadata": dict},
+    "GeoJSON": {"features": list},
+    "COCO": {"images": list, "annotations": list},
+}
+"""The keys of a JSON file by which its format is recognized, and the type of their values."""
 
 
 def load_dataset(
@@ -27,12 +38,13 @@ def load_dataset(
     images: str | Path | None = None,
     *,
     categories: Sequence[Category] | None = None,
+    attribute: str | None = None,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> CocoDataset:
     """Returns annotated images of any known format, checked.
 
     The format is recognized by its content: COCO, YOLO (detection, segmentation, pose), LabelMe,
-    VIA, CVAT, Pascal VOC, folders of PNG masks.
+    VIA, CVAT, Label Studio, Pascal VOC, QuPath GeoJSON, label maps (PNG, TIFF, .npy).
 
     Args:
         path: the annotation file, or the folder of the dataset. One of several splits is named
@@ -40,6 +52,8 @@ def load_dataset(
         images: folder of the images; by default where the format says they are.
         categories: the categories to use and their order, for example `model.config.categories`.
             They are matched by name. None = all.
+        attribute: the attribute that holds the category, in VIA files whose regions have several.
+            None = the one named category, class, label, name, ..., or the only one.
         on_error: how to handle unusable annotations and images. "raise" raises one error that
             lists them all; "drop" leaves them out, with one warning that lists them.
 
@@ -62,9 +76,45 @@ def load_dataset(
         >>> [c.name for c in mr.load_dataset(file, categories=reversed_order).categories]
         ['figure', 'ring', 'star', 'ball']
     """
-    source, split = locate(path)
+    source, split = locate(path, attribute)
     known = recognized_format(source, images)
     return read_split(known, source, images, split).dataset(categories, on_error)
+
+
+def as_dataset(
+    data: str | Path | JsonObject | CocoDataset,
+    images: str | Path | None = None,
+    *,
+    categories: Sequence[Category] | None = None,
+    on_error: Literal["raise", "drop"] = "raise",
+) -> CocoDataset:
+    """Returns annotated images, however they are given.
+
+    Args:
+        data: a data set, which is returned as it is apart from the order of its categories; what
+            `load_dataset` reads; or COCO content as a dict.
+        images: folder of the images, unless `data` is a data set.
+        categories: the categories and their order, matched by name. A data set with other names
+            keeps its own.
+        on_error: as for `load_dataset`.
+
+    Raises:
+        DataError: the data cannot be read.
+        TypeError: `data` is something else.
+    """
+    if isinstance(data, CocoDataset):
+        names = [c.name for c in categories or data.categories]
+        own = [c.name for c in data.categories]
+        same = names != own and sorted(names) == sorted(own)
+        return data.with_categories(categories) if categories and same else data
+    if isinstance(data, Mapping):
+        return CocoDataset(data, images, categories=categories, on_error=on_error)
+    if isinstance(data, str | Path):
+        return load_dataset(data, images, categories=categories, on_error=on_error)
+    raise TypeError(
+        "expected annotated images as a file, a folder, a COCO dict or a CocoDataset, "
+        f"got {type(data).__name__}; open them with load_dataset"
+    )
 
 
 def validation_split(path: str | Path, images: str | Path | None = None) -> str | None:
@@ -94,17 +144,21 @@ def validation_split(path: str | Path, images: str | Path | None = None) -> str 
     return f"{source.path}:{counterpart}" if counterpart else None
 
 
-def locate(path: str | Path) -> tuple[AnnotationSource, str]:
+def locate(path: str | Path, attribute: str | None = None) -> tuple[AnnotationSource, str]:
     """The file or folder, and the split named after a colon, or "".
+
+    Args:
+        path: the file or folder, and the split.
+        attribute: the attribute that the user says is the category.
 
     Raises:
         DataError: the file or folder does not exist.
     """
     if Path(path).exists():
-        return AnnotationSource(path), ""
+        return AnnotationSource(path, attribute or ""), ""
     before, _, split = str(path).rpartition(":")
     if before and Path(before).exists():
-        return AnnotationSource(before), split
+        return AnnotationSource(before, attribute or ""), split
     raise DataError(f"{path}: file or folder not found; check the path")
 
 
@@ -125,7 +179,9 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
         raise DataError(unreadable[0])
 
     kind = "folder" if source.path.is_dir() else "file"
-    suggestion = "; unpack it first" if source.path.suffix.lower() in _PACKED else ""
+    suggestion = _unpack_first(source.path)
+    if source.path.is_file() and source.path.suffix.lower() == ".json":
+        suggestion = f"; {_reason(source.json)}"
     lines = [
         f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
         "Known formats:",
@@ -133,6 +189,35 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
         *(f"Not readable: {error}" for error in unreadable),
     ]
     raise DataError("\n".join(lines))
+
+
+def _unpack_first(path: Path) -> str:
+    """A suggestion where a path is an archive, or a folder with nothing but archives and images."""
+    archives = [path] if path.is_file() else sorted(path.iterdir())
+    packed = [p.name for p in archives if p.suffix.lower() in _PACKED and p.is_file()]
+    if not packed and path.is_file() and (is_zipfile(path) or is_tarfile(path)):
+        packed = [path.name]
+    return f"; {packed[0]} is an archive; unpack it first" if packed else ""
+
+
+def _reason(content: Json) -> str:
+    """Why the content of a JSON file is no known format."""
+    if isinstance(content, list):
+        return f"it holds a list of {len(content):,} entries, which are not Label Studio tasks"
+    if not isinstance(content, dict):
+        return f"expected an object, got {content!r:.40}"
+    for name, expected in _ROOTS.items():
+        if not content.keys() & expected.keys():
+            continue
+        for key, kind in expected.items():
+            if key not in content:
+                return f'it looks like {name}, but has no "{key}"'
+            if not isinstance(content[key], kind):
+                wanted = "a list" if kind is list else "an object"
+                return f'it looks like {name}, but expected "{key}" as {wanted}, ' + (
+                    f"got {content[key]!r:.40}"
+                )
+    return f"its keys are {', '.join(list(map(str, content))[:8]) or 'none'}"
 
 
 def read_split(
@@ -147,8 +232,14 @@ def read_split(
         split: its name; "" = the train split, or the only one.
 
     Raises:
-        DataError: the split does not exist, or none is named and none is for training.
+        DataError: the split does not exist, or none is named and none is for training; or the
+            user chose an attribute, and the format has none.
     """
+    if source.attribute and not known.has_attributes:
+        raise DataError(
+            f'{source.name}: attribute="{source.attribute}" chooses among the attributes of VIA '
+            f"regions; this is {known.name}, which has none; remove it (--attribute)"
+        )
     splits = known.splits(source)
     if split and split not in splits:
         near = get_close_matches(split, splits, 1)

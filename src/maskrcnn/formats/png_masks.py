@@ -1,8 +1,9 @@
-"""Folders of PNG masks beside the images.
+"""Folders of masks beside the images: PNG, TIFF or .npy.
 
 masks/a.png        one file per image; each value or color is an object, 0 = background (png)
 masks/a/*.png      one file per object; non-zero pixels are inside; may overlap (png-each)
 a/images/a.png, a/masks/*.png   a folder per image, as in the Data Science Bowl 2018 (read only)
+a.png, a_masks.png, or a_img.png, a_masks.png   pairs in one folder, as Cellpose has (read only)
 
 objects.csv beside them (file, id, category, ignore) gives categories; without it everything is
 an "object".
@@ -23,7 +24,7 @@ from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
 from .format import Format
 from .id_maps import black_and_white, objects_of, paint, png, read_ids, read_mask
-from .reading import Annotated, AnnotatedObject, DatasetBuilder, relative, tracked
+from .reading import Annotated, AnnotatedObject, DatasetBuilder, relative, report_left_out, tracked
 from .writing import (
     ConversionTarget,
     Unrepresentable,
@@ -37,7 +38,8 @@ from .writing import (
 )
 
 _ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_cp_masks", "_instance", "_instances")
-_KINDS = (".png", ".tif", ".tiff")
+_KINDS = (".png", ".tif", ".tiff", ".npy")
+_IMAGE_ENDING = "_img"  # of Cellpose's images
 _LIST = "objects.csv"
 _HEAD = ("file", "id", "category", "ignore")
 Masks = Path | list[Path]
@@ -45,8 +47,21 @@ Masks = Path | list[Path]
 
 
 def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
-    """Whether a folder has masks that belong to images."""
-    return source.path.is_dir() and next(_pairs(source, images), None) is not None
+    """Whether a folder has masks that belong to images.
+
+    Raises:
+        DataError: it has nothing but Cellpose's _seg.npy files.
+    """
+    if not source.path.is_dir():
+        return False
+    if next(_pairs(source, images), None) is not None:
+        return True
+    if (seg := source.first("*_seg.npy")) is not None:
+        raise DataError(
+            f"{seg.name}: is not read, because it is a pickle, which can run any code; "
+            "save the masks in Cellpose as PNG or TIFF (File > Save masks, or --save_png)"
+        )
+    return False
 
 
 def splits(source: AnnotationSource) -> list[str]:
@@ -63,6 +78,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     unlisted: list[str] = []
     pairs = list(_pairs(source, images))
     _report_unpaired(source, images, pairs, builder)
+    report_left_out(builder, [image_path for image_path, _ in pairs])
 
     for image_path, masks in tracked(pairs, "reading masks"):
         image_id = builder.image(relative(image_path, root))
@@ -153,7 +169,10 @@ def _pairs(source: AnnotationSource, images: str | Path | None) -> Iterator[tupl
                 yield image_paths[0], _masks_in(masks)
 
     masks, folder = _folders(source, images)
-    if masks is None or not folder.is_dir():
+    if masks is None:
+        yield from _beside(source.path).items()
+        return
+    if not folder.is_dir():
         return
     for image_path in images_in(folder):
         own = masks / image_path.relative_to(folder).with_suffix("")
@@ -163,11 +182,24 @@ def _pairs(source: AnnotationSource, images: str | Path | None) -> Iterator[tupl
             yield image_path, mask
 
 
+def _beside(folder: Path) -> dict[Path, Masks]:
+    """Each image of a folder whose map is beside it, with that map."""
+    pairs: dict[Path, Masks] = {}
+    for image_path in images_in(folder, deep=False):
+        own = image_path.with_name(image_path.stem.removesuffix(_IMAGE_ENDING))
+        if (mask := _map_of(image_path, own)) is not None and mask.stem != image_path.stem:
+            pairs[image_path] = mask
+        elif (array := own.with_suffix(".npy")).is_file():
+            pairs[image_path] = array
+    maps = {path for path in pairs.values() if isinstance(path, Path)}
+    return {image_path: mask for image_path, mask in pairs.items() if image_path not in maps}
+
+
 def _map_of(image_path: Path, own: Path) -> Path | None:
     """The map of an image: a file of its name, with one of the usual endings."""
     for ending in _ENDINGS:
         for kind in (*_KINDS, *map(str.upper, _KINDS)):
-            path = own.with_name(f"{own.name}{ending}{kind}")
+            path = own.with_name(f"{own.name}{ending}{kind}")  # own has no suffix
             if path.is_file() and path.resolve() != image_path.resolve():
                 return path
     return None
@@ -198,6 +230,9 @@ def _report_unpaired(
     per_image = [] if images is not None else sorted(source.path.glob("*/masks"))
     image_folders = [folder, *(path.parent / "images" for path in per_image)]
     image_paths = {p for path in image_folders if path.is_dir() for p in images_in(path)}
+    if masks is None and not per_image:
+        maps = {paired for _, paired in pairs if isinstance(paired, Path)}
+        image_paths = set(images_in(source.path, deep=False)) - maps
     for image_path in sorted(image_paths - {path for path, _ in pairs}):
         builder.problem(
             "image without a mask",
@@ -329,7 +364,8 @@ PNG_MASKS = Format(
     name="png",
     description=(
         "PNG masks: a folder with images/ and masks/ (masks/a.png or masks/a/*.png), "
-        "or a folder per image (a/images, a/masks), or masks and images="
+        "or a folder per image (a/images, a/masks), or masks and images=, "
+        "or pairs (a.png, a_masks.png); also TIFF and .npy"
     ),
     written_as=("png", "png-each"),
     recognize=recognize,

@@ -11,6 +11,7 @@ Coordinates are COCO's: continuous pixels, except that whole-number keypoints ar
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,18 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoCont
 from ..annotations.contours import Polygon, fill, union
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
+from ..images.image_files import describe_left_out, list_images
+from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, image_size
 from ..runtime.progress import track
 
 BoxXYXY = tuple[float, float, float, float]
 _SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 _EMPTY = "no object is annotated and no category is named; annotate at least one object"
+MOST_PIXELS = 1e7
+"""Bound of coordinates and of the sides of an image; the largest slides have 300,000 pixels."""
+MOST_POINTS = 1_000_000
+"""Bound of the points of one object's polygons."""
 COCO_PERSON = ("nose", *(f"{side}_{name}" for name in _SIDES for side in ("left", "right")))
 
 
@@ -59,7 +66,7 @@ class Annotated:
         Raises:
             DataError: some annotations are unusable or could not be read.
         """
-        if not self.content.get("categories", True):
+        if not self.content.get("categories", True) and not self.content.get("annotations"):
             if not self.problems:
                 raise DataError(f"{self.name}: {_EMPTY}")
             problems = describe(self.name, self.problems)
@@ -119,6 +126,7 @@ class DatasetBuilder:
         self.name = name
         self.folder = images
         self.problems: list[Problem] = []
+        self._unused: Counter[str] = Counter()
         self._images: list[CocoImage] = []
         self._objects: list[tuple[int, AnnotatedObject]] = []
         self._categories: dict[str, CocoCategory] = {}
@@ -171,6 +179,15 @@ class DatasetBuilder:
         Returns:
             The id; None, with a problem added, if the size cannot be read.
         """
+        if size is not None and not 0 < min(size) <= max(size) <= MOST_PIXELS:
+            self.problem(
+                "size of the image is wrong",
+                where or file_name,
+                f"expected a width and height of 1 to {MOST_PIXELS:,.0f} pixels, "
+                f"got {size[1]} x {size[0]}",
+                "write the size of the image file",
+            )
+            return None
         if size is None and self.folder is None:
             self.problem(
                 "no folder of images",
@@ -185,6 +202,8 @@ class DatasetBuilder:
                 size = image_size((self.folder or Path()) / file_name)
             except ImageError as error:
                 suggestion = "check that images= (--images) is the right folder, or restore it"
+                if isinstance(error, TooManyPixelsError):
+                    suggestion = RAISE_THE_LIMIT
                 self.problem("unreadable image", where or file_name, str(error), suggestion)
                 return None
 
@@ -205,8 +224,50 @@ class DatasetBuilder:
         return self._categories[category].get("keypoints", [])
 
     def add(self, image_id: int, annotated: AnnotatedObject) -> None:
-        """Adds an object to an image."""
-        self._objects.append((image_id, annotated))
+        """Adds an object to an image; a problem instead if it exceeds a bound."""
+        count = sum(len(polygon) for polygon in annotated.polygons)
+        values = [np.asarray(p, dtype=float).reshape(-1) for p in annotated.polygons]
+        values += [np.array(box, dtype=float) for box in annotated.boxes]
+        values += [np.array(xyv[:2], dtype=float) for xyv in annotated.keypoints.values()]
+        # NaN is reported later, with the file name, unless the polygons are filled before.
+        nan = np.inf if annotated.rles else 0.0
+        magnitudes = [np.nan_to_num(np.abs(part), nan=nan, posinf=np.inf) for part in values]
+        wrong = [v for part in magnitudes for v in part[part > MOST_PIXELS].tolist()]
+        if wrong:
+            self.problem(
+                "coordinate out of bounds",
+                annotated.where,
+                f"expected numbers within +-{MOST_PIXELS:,.0f} pixels, got {wrong[0]:g}",
+                "draw it again",
+            )
+        elif count > MOST_POINTS:
+            self.problem(
+                "too many points",
+                annotated.where,
+                f"expected at most {MOST_POINTS:,} points, got {count:,}",
+                "simplify the polygon",
+            )
+        else:
+            self._objects.append((image_id, annotated))
+
+    def add_group(self, image_id: int, annotated: AnnotatedObject, group: str) -> None:
+        """Adds an object whose shapes a group joins; names it if that united several masks or
+        boxes, which also happens where different objects got the same group by accident.
+        """
+        count = max(len(annotated.polygons) + len(annotated.rles), len(annotated.boxes))
+        if count > 1:
+            self.problem(
+                "shapes united to one object",
+                annotated.where,
+                f'{count} shapes "{annotated.category}" share {group}',
+                "they are one object; if they are several, give each its own group",
+                False,
+            )
+        self.add(image_id, annotated)
+
+    def unused(self, what: str, count: int = 1) -> None:
+        """Counts something in the files that is not used; `build` reports all with their counts."""
+        self._unused[what] += count
 
     def problem(
         self, kind: str, where: str, detail: str, suggestion: str, is_error: bool = True
@@ -216,6 +277,10 @@ class DatasetBuilder:
 
     def build(self) -> Annotated:
         """Returns everything that was added, with ids."""
+        if self._unused:
+            counts = ", ".join(f"{what} ({n})" for what, n in self._unused.most_common())
+            self.problem("not used", self.name, counts, "they are left out", False)
+
         keypoints_of_objects: dict[str, list[list[str]]] = {}
         for _, annotated in self._objects:
             lists = keypoints_of_objects.setdefault(annotated.category, [])
@@ -301,6 +366,21 @@ def image_folder(
         return Path(images)
     folders = list(candidates)
     return folder_with(names, folders) or (folders[0] if folders[0].is_dir() else None)
+
+
+def report_left_out(builder: DatasetBuilder, images: Iterable[Path]) -> None:
+    """Warns about files in the folders of these images that are not read, for their ending."""
+    folders = sorted({image.parent for image in images})
+    listings = [list_images(folder, deep=False) for folder in folders if folder.is_dir()]
+    left_out = [path for listing in listings for path in listing.unexpected()]
+    if left_out:
+        builder.problem(
+            "files that are not images",
+            ", ".join(folder.name for folder in sorted({path.parent for path in left_out})),
+            describe_left_out(left_out),
+            "they are not used",
+            False,
+        )
 
 
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:

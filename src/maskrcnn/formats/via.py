@@ -5,6 +5,9 @@ its attribute "category" (or class, label, name, type, or the only one). Regions
 category are one object. A point's attribute "keypoint" names it, and "visibility" is COCO's. The
 attribute "ignore" marks a region to ignore. To VIA these are attributes like any other.
 
+A folder may hold one file per split, or folders that do: train/via_region_data.json,
+val/via_region_data.json. All files of a folder have the same attribute for the category.
+
 VIA's coordinates are continuous, and whole numbers if drawn by mouse: the center of pixel 7 is
 7.5. VIA stores no image sizes, so they are read from the images.
 Source: robots.ox.ac.uk/~vgg/software/via, version 2.
@@ -12,14 +15,12 @@ Source: robots.ox.ac.uk/~vgg/software/via, version 2.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -27,7 +28,8 @@ from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
-from .annotation_source import AnnotationSource, read_text, with_slashes
+from .annotation_source import AnnotationSource, with_slashes
+from .bounded_files import Json, JsonObject, part_of, read_csv
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
 from .writing import (
@@ -45,27 +47,70 @@ from .writing import (
 )
 
 _CATEGORY = ("category", "class", "label", "name", "type", "object", "species")
+_OWN = ("group", "keypoint", "visibility", "ignore", "score")  # attributes with a meaning here
 _CHOICES = ("dropdown", "radio", "checkbox")
 _CSV_HEAD = {"filename", "region_shape_attributes", "region_attributes"}
 _MOST_FILES = 20  # files of a folder that are parsed to recognize it
+_BROKEN = (ValueError, TypeError, KeyError, OverflowError)
+
+
+class ViaShape(TypedDict, total=False):
+    """The shape of a region, by its name."""
+
+    name: str
+    all_points_x: list[float]
+    all_points_y: list[float]
+    x: float
+    y: float
+    width: float
+    height: float
+    cx: float
+    cy: float
+
+
+class ViaRegion(TypedDict):
+    """One region of an image."""
+
+    shape_attributes: ViaShape
+    region_attributes: dict[str, str]
+
+
+class ViaImage(TypedDict):
+    """One image with its regions."""
+
+    filename: str
+    size: int
+    """Of the file in bytes; -1 = unknown."""
+    regions: list[ViaRegion]
+    file_attributes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One image of a file, whose regions are not checked yet."""
+
+    filename: str
+    regions: Sequence[Json]
 
 
 def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
-    """Whether the file, or a file of the folder, is VIA's."""
-    return _metadata(source) is not None
+    """Whether the file, or a file of the folder or of its folders, is VIA's."""
+    return bool(_files(source)) if source.path.is_dir() else _entries(source) is not None
 
 
 def splits(source: AnnotationSource) -> list[str]:
-    """Names of a folder's files."""
-    return [p.stem for p in _files(source)] if source.path.is_dir() else []
+    """Names of a folder's files, or of its folders that have a file."""
+    return list(_files(source)) if source.path.is_dir() else []
 
 
 def read(source: AnnotationSource, images: str | Path | None, split: str) -> Annotated:
     """Reads one file."""
+    root = source
+    siblings = {"": source}
     if source.path.is_dir():
-        source = AnnotationSource(next(p for p in _files(source) if p.stem == split))
-    project = source.json if isinstance(source.json, dict) else {}
-    core = project.get("_via_settings", {}).get("core", {})
+        siblings = {name: AnnotationSource(path) for name, path in _files(source).items()}
+        source = siblings[split]
+    core = part_of(part_of(source.json, "_via_settings"), "core")
     default = str(core.get("default_filepath", "")).replace("\\", "/")
 
     folder = source.folder
@@ -78,47 +123,63 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     ]
     searched = candidates if images is None else [Path(images)]
     entries = [
-        {**entry, "filename": with_slashes(str(entry["filename"]), searched)}
-        for entry in _metadata(source) or []
+        _Entry(with_slashes(entry.filename, searched), entry.regions)
+        for entry in _entries(source) or []
     ]
-    file_names = [entry["filename"] for entry in entries]
-    builder = DatasetBuilder(source.name, image_folder(images, candidates, file_names))
+    name = source.name if source is root else f"{root.name}:{split}"
+    file_names = [entry.filename for entry in entries]
+    builder = DatasetBuilder(name, image_folder(images, candidates, file_names))
 
-    declared = project.get("_via_attributes", {}).get("region", {})
-    key = _category_key(builder, entries, declared)
-    for name in declared.get(key, {}).get("options", {}):
-        builder.category(str(name).strip())
+    # One attribute for all splits, so that a category has the same name in each of them.
+    declared = part_of(part_of(source.json, "_via_attributes"), "region")
+    others = [other for other in siblings.values() if other is not source]
+    regions = [region for entry in entries for region in entry.regions]
+    regions += [r for other in others for entry in _entries(other) or [] for r in entry.regions]
+    key = _category_key(builder, root, regions, declared)
+
+    for option in part_of(declared.get(key), "options"):
+        builder.category(str(option).strip())
     for entry in tracked(entries, "reading VIA regions"):
-        image_id = builder.image(entry["filename"])
+        image_id = builder.image(entry.filename)
         if image_id is not None:
-            _Regions(builder, image_id, entry["filename"], key).add_all(entry["regions"])
+            _Regions(builder, image_id, entry.filename, key).add_all(entry.regions)
     return builder.build()
 
 
-def _files(source: AnnotationSource) -> list[Path]:
-    """The VIA files of a folder.
+def _files(source: AnnotationSource) -> dict[str, Path]:
+    """The VIA files of a folder by name; else those of its folders, by the folder's name.
 
     Raises:
         DataError: a file cannot be parsed, and there is no other.
     """
-    files: list[Path] = []
     errors: list[DataError] = []
-    for path in sorted([*source.path.glob("*.json"), *source.path.glob("*.csv")])[:_MOST_FILES]:
-        try:
-            if _metadata(AnnotationSource(path)) is not None:
-                files.append(path)
-        except DataError as error:
-            errors.append(error)
-    if errors and not files:
+    for pattern in ("*", "*/*"):
+        candidates = [*source.path.glob(f"{pattern}.json"), *source.path.glob(f"{pattern}.csv")]
+        files: list[Path] = []
+        for path in sorted(candidates)[:_MOST_FILES]:
+            try:
+                if _entries(AnnotationSource(path)) is not None:
+                    files.append(path)
+            except DataError as error:
+                errors.append(error)
+        if files and pattern == "*":
+            return {path.stem: path for path in files}
+
+        alone = Counter(path.parent for path in files)
+        if files:
+            return {
+                path.parent.name
+                if alone[path.parent] == 1
+                else f"{path.parent.name}/{path.stem}": path
+                for path in files
+            }
+    if errors:
         raise errors[0]
-    return files
+    return {}
 
 
-def _metadata(source: AnnotationSource) -> list[dict[str, Any]] | None:
-    """filename and regions of each image; None if this is not VIA's."""
-    if source.path.is_dir():
-        files = _files(source)
-        return _metadata(AnnotationSource(files[0])) if files else None
+def _entries(source: AnnotationSource) -> list[_Entry] | None:
+    """The images of a file with their regions; None if it is not VIA's."""
     if source.path.suffix.lower() == ".csv":
         return _from_csv(source.path)
     content = source.json
@@ -129,99 +190,152 @@ def _metadata(source: AnnotationSource) -> list[dict[str, Any]] | None:
             f"{source.name}: VIA 3 projects are not supported; export it as COCO in VIA 3"
         )
 
-    entries = content.get("_via_img_metadata", content)
-    if not isinstance(entries, dict):
+    images = content.get("_via_img_metadata", content)
+    if not isinstance(images, dict) or (not images and "_via_img_metadata" not in content):
         return None
-    for entry in entries.values():
-        if not (isinstance(entry, dict) and "filename" in entry and "regions" in entry):
-            return None
-    if not entries and "_via_img_metadata" not in content:
+    if not all(
+        isinstance(i, dict) and {"filename", "regions"} <= i.keys() for i in images.values()
+    ):
         return None
-    return [{**entry, "regions": _as_list(entry["regions"])} for entry in entries.values()]
+    for key, image in images.items():
+        if not isinstance(image["regions"], list | dict | None):
+            raise DataError(
+                f'{source.name}, image "{key:.40}": expected regions as a list, '
+                f"got {image['regions']!r:.40}; export the file again from VIA"
+            )
+    return [_Entry(str(i["filename"]), _as_list(i["regions"])) for i in images.values()]
 
 
-def _as_list(regions: Any) -> Any:
+def _as_list(regions: Json) -> list[Json]:
     """Regions as a list; before version 2 they were an object with numbers for keys."""
-    return list(regions.values()) if isinstance(regions, dict) else regions
+    return list(regions.values()) if isinstance(regions, dict) else regions or []
 
 
-def _from_csv(path: Path) -> list[dict[str, Any]] | None:
-    """filename and regions of each image; None if the columns are not VIA's."""
-    text = read_text(path).removeprefix("#")  # VIA 1 starts with "#filename"
-    try:
-        rows = list(csv.DictReader(io.StringIO(text)))
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name}: not valid CSV: {error}; export it again from the tool"
-        ) from None
+def _from_csv(path: Path) -> list[_Entry] | None:
+    """The images of a CSV file with their regions; None if the columns are not VIA's."""
+    rows = read_csv(path)
     if not rows or not set(rows[0]) >= _CSV_HEAD:
         return None
 
-    entries: dict[str, dict[str, Any]] = {}
+    regions: dict[str, list[Json]] = {}
     for line, row in enumerate(rows, start=2):
-        entry = entries.setdefault(row["filename"], {"filename": row["filename"], "regions": []})
+        of_image = regions.setdefault(row["filename"], [])
         try:
             shape = json.loads(row["region_shape_attributes"] or "{}")
             attributes = json.loads(row["region_attributes"] or "{}")
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path.name}, line {line}: region attributes are not valid JSON: {error}; "
                 "export the file again"
             ) from None
         if shape:
-            entry["regions"].append({"shape_attributes": shape, "region_attributes": attributes})
-    return list(entries.values())
+            of_image.append({"shape_attributes": shape, "region_attributes": attributes})
+    return [_Entry(filename, of_image) for filename, of_image in regions.items()]
 
 
 def _category_key(
-    builder: DatasetBuilder, entries: Sequence[Mapping[str, Any]], declared: Mapping[str, Any]
+    builder: DatasetBuilder,
+    source: AnnotationSource,
+    regions: Sequence[Json],
+    declared: JsonObject,
 ) -> str:
     """The attribute that holds the category; "" if no region has attributes.
 
+    Counts the other attributes as not used.
+
     Raises:
-        DataError: several attributes could be the category.
+        DataError: several attributes could be the category, or the chosen one does not exist.
     """
-    used = Counter(
-        key
-        for entry in entries
-        for region in entry["regions"]
-        for key in _part(region, "region_attributes")
-    )
-    keys = {key.lower(): key for key in [*used, *declared]}
+    values: dict[str, dict[int, str]] = {}
+    for index, region in enumerate(regions):
+        for key, value in part_of(region, "region_attributes").items():
+            of_key = values.setdefault(key, {})
+            if text := _value(value):
+                of_key[index] = text
+
+    key = _chosen_key(builder, source, values, declared)
+    for other, given in values.items():
+        if other not in (key, *_OWN) and given and given != values.get(key):
+            builder.unused(f'attribute "{other}"', len(given))
+    return key
+
+
+def _chosen_key(
+    builder: DatasetBuilder,
+    source: AnnotationSource,
+    values: Mapping[str, Mapping[int, str]],
+    declared: JsonObject,
+) -> str:
+    """The attribute that holds the category.
+
+    Args:
+        builder: gets a problem where the attribute is a guess.
+        source: the file or folder, with the attribute that the user chose.
+        values: attribute -> index of the region -> its value.
+        declared: the attributes that the project declares.
+
+    Raises:
+        DataError: several attributes could be the category, or the chosen one does not exist.
+    """
+    keys = {key.lower(): key for key in [*values, *declared]}
+    if source.attribute:
+        if (key := keys.get(source.attribute.lower())) is None:
+            raise DataError(
+                f'{source.path}: no region has the attribute "{source.attribute}"; '
+                f"the attributes are {', '.join(keys.values()) or 'none'}"
+            )
+        return key
+
+    # Attributes that have the same value in every region are no question: the first is used.
+    distinct: dict[tuple[tuple[int, str], ...], str] = {}
+    for key, given in values.items():
+        distinct.setdefault(tuple(given.items()), key)
     known = next((keys[name] for name in _CATEGORY if name in keys), None)
+    rivals = [key for key in distinct.values() if key.lower() in _CATEGORY]
 
     # "category" is certain; any other name is a guess if several attributes could be meant.
-    rivals = [key for key in used if key.lower() in _CATEGORY]
     if known is not None and known.lower() != "category" and len(rivals) > 1:
         builder.problem(
             "attribute of the category guessed",
             builder.name,
             f'"{known}" is used as the category, of the attributes {", ".join(rivals)}',
-            'rename the one that is the category to "category"',
+            'choose another with attribute="NAME" (--attribute NAME)',
             False,
         )
     if known is not None:
         return known
 
-    chosen = [key for key, entry in declared.items() if entry.get("type") in _CHOICES]
+    chosen = [k for k, entry in declared.items() if part_of(declared, k).get("type") in _CHOICES]
     if len(chosen) == 1:
         return chosen[0]
-    if len(keys) > 1:
+    possible = [key for key in distinct.values() if key not in _OWN]
+    if len(possible) > 1:
+        examples = [f"{key} ({', '.join(_some(values[key].values()))})" for key in possible]
         raise DataError(
-            f"{builder.name}: regions have the attributes {', '.join(keys.values())}; "
-            'rename the one that is the category to "category"'
+            f"{source.path}: several attributes could be the category: {', '.join(examples)}; "
+            f'choose one with attribute="{possible[0]}" (--attribute {possible[0]})'
         )
-    return next(iter(keys.values()), "")
+    return next(iter(possible or [key for key in keys.values() if key not in _OWN]), "")
+
+
+def _some(values: Iterable[str]) -> list[str]:
+    """Up to three different values, as examples."""
+    different = list(dict.fromkeys(values))
+    return [*different[:3], *(["..."] if len(different) > 3 else [])]
+
+
+Group = tuple[int | str, ...]
+"""(category, group) of a region; (index,) for a region without a group."""
 
 
 @dataclass
 class _Point:
     """A region that is a point, with the group that it belongs to."""
 
-    shape: Mapping[str, Any]
-    attributes: Mapping[str, Any]
+    shape: JsonObject
+    attributes: JsonObject
     where: str
-    group: tuple[Any, ...]
+    group: Group
 
 
 @dataclass
@@ -234,14 +348,14 @@ class _Regions:
     key: str
     """The attribute that holds the category."""
 
-    def add_all(self, regions: Sequence[Any]) -> None:
+    def add_all(self, regions: Sequence[Json]) -> None:
         """Adds the objects of the image."""
-        objects: dict[tuple[Any, ...], AnnotatedObject] = {}
+        objects: dict[Group, AnnotatedObject] = {}
         points: list[_Point] = []
         for index, region in enumerate(regions):
             where = f"{self.file}, region {index}"
-            shape = _part(region, "shape_attributes")
-            attributes = _part(region, "region_attributes")
+            shape = part_of(region, "shape_attributes")
+            attributes = part_of(region, "region_attributes")
             category = _value(attributes.get(self.key)) if self.key else "object"
             if not category:
                 self.builder.problem(
@@ -252,7 +366,7 @@ class _Regions:
                 )
                 continue
 
-            group: tuple[Any, ...] = (index,)
+            group: Group = (index,)
             if attributes.get("group") not in (None, ""):
                 group = (category, str(attributes["group"]))
             if shape.get("name") == "point":
@@ -261,9 +375,17 @@ class _Regions:
 
             instance = objects.setdefault(group, AnnotatedObject(category, where))
             instance.ignore |= str(attributes.get("ignore", "")).lower() in ("1", "true", "yes")
+            if shape.get("name") == "polyline":
+                self.builder.problem(
+                    "line read as polygon",
+                    where,
+                    "a polyline, which has no area",
+                    "its last point is joined to its first",
+                    False,
+                )
             try:
                 _read_shape(instance, shape)
-            except (ValueError, TypeError, KeyError) as error:
+            except _BROKEN as error:
                 self.builder.problem(
                     "broken region",
                     where,
@@ -278,7 +400,7 @@ class _Regions:
             if instance.boxes or instance.polygons or instance.keypoints:
                 self.builder.add(self.image_id, instance)
 
-    def _add_point(self, objects: dict[tuple[Any, ...], AnnotatedObject], point: _Point) -> None:
+    def _add_point(self, objects: dict[Group, AnnotatedObject], point: _Point) -> None:
         """Adds a keypoint to the object of its group."""
         shape = point.shape
         attributes = point.attributes
@@ -296,7 +418,7 @@ class _Regions:
             x = float(shape["cx"]) - KEYPOINT_OFFSET
             y = float(shape["cy"]) - KEYPOINT_OFFSET
             visibility = int(_value(attributes.get("visibility")) or 2)
-        except (ValueError, TypeError, KeyError):
+        except _BROKEN:
             values = (shape.get("cx"), shape.get("cy"), attributes.get("visibility"))
             self.builder.problem(
                 "broken point",
@@ -305,17 +427,13 @@ class _Regions:
                 "draw it again; visibility is 2 (visible), 1 (hidden), 0 (absent) or empty",
             )
             return
-        instance = objects.setdefault(point.group, AnnotatedObject(point.group[0], point.where))
+        instance = objects.setdefault(
+            point.group, AnnotatedObject(str(point.group[0]), point.where)
+        )
         instance.keypoints[str(attributes["keypoint"])] = (x, y, visibility)
 
 
-def _part(region: Any, name: str) -> Mapping[str, Any]:
-    """The shape or the attributes of a region; empty if there are none."""
-    part = region.get(name) if isinstance(region, Mapping) else None
-    return part if isinstance(part, Mapping) else {}
-
-
-def _value(given: Any) -> str:
+def _value(given: Json) -> str:
     """An attribute's value: a text, or the only chosen option of a checkbox."""
     if isinstance(given, Mapping):
         chosen = [name for name, is_on in given.items() if is_on]
@@ -323,7 +441,7 @@ def _value(given: Any) -> str:
     return "" if given is None else str(given).strip()
 
 
-def _read_shape(instance: AnnotatedObject, shape: Mapping[str, Any]) -> None:
+def _read_shape(instance: AnnotatedObject, shape: JsonObject) -> None:
     """Adds a shape to an object.
 
     Raises:
@@ -353,12 +471,12 @@ def _read_shape(instance: AnnotatedObject, shape: Mapping[str, Any]) -> None:
 def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
     """Writes a project file, which VIA opens with Project > Load."""
     categories = categories_by_id(annotated.content)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, ViaImage] = {}
     for image, raws in target.each():
         name = target.refer(image, target.file.parent)
         path = (annotated.images or Path()) / image["file_name"]
         file_size = path.stat().st_size if path.is_file() else -1
-        regions: list[dict[str, Any]] = []
+        regions: list[ViaRegion] = []
         for group, raw in enumerate(raws, start=1):
             category = categories[raw["category_id"]]
             regions += _write_object(raw, image, category, group, target.tolerance, lost)
@@ -376,7 +494,9 @@ def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable)
     target.write(target.file, json.dumps(_project(target.file.stem, metadata, names)))
 
 
-def _project(name: str, metadata: dict[str, Any], categories: Sequence[str]) -> dict[str, Any]:
+def _project(
+    name: str, metadata: dict[str, ViaImage], categories: Sequence[str]
+) -> dict[str, Json]:
     """A project file of VIA 2, in which the category is chosen from a list."""
     dropdown = {
         "type": "dropdown",
@@ -429,20 +549,22 @@ def _write_object(
     group: int,
     tolerance: float,
     lost: Unrepresentable,
-) -> list[dict[str, Any]]:
+) -> list[ViaRegion]:
     """The regions of one object; several get the group as an attribute."""
     size = size_of(image)
-    shapes: list[dict[str, Any]] = []
+    shapes: list[ViaShape] = []
     for polygon in polygons(raw, size, tolerance):
         x, y = numbers(polygon.T)
         shapes.append({"name": "polygon", "all_points_x": x, "all_points_y": y})
     if (box := own_box(raw, size)) is not None:
         x0, y0, x1, y1 = box
-        corner = {"x": number(x0), "y": number(y0)}
-        extent = {"width": number(x1 - x0), "height": number(y1 - y0)}
-        shapes.append({"name": "rect", **corner, **extent})
+        width = number(x1 - x0)
+        height = number(y1 - y0)
+        shapes.append(
+            {"name": "rect", "x": number(x0), "y": number(y0), "width": width, "height": height}
+        )
 
-    attributes: dict[str, Any] = {"category": category["name"]}
+    attributes: dict[str, str] = {"category": category["name"]}
     if ignored(raw):
         attributes["ignore"] = "1"
     if "score" in raw:
@@ -453,22 +575,26 @@ def _write_object(
 
     if not keypoints and not shapes:
         lost.add("objects without box, mask and keypoints, left out", label_of(raw, image))
-    regions = [{"shape_attributes": shape, "region_attributes": attributes} for shape in shapes]
+    regions: list[ViaRegion] = [
+        {"shape_attributes": shape, "region_attributes": attributes} for shape in shapes
+    ]
     for name, x, y, visibility in keypoints:
-        center = {"cx": number(x + KEYPOINT_OFFSET), "cy": number(y + KEYPOINT_OFFSET)}
+        point: ViaShape = {
+            "name": "point",
+            "cx": number(x + KEYPOINT_OFFSET),
+            "cy": number(y + KEYPOINT_OFFSET),
+        }
         more = {"keypoint": name, "visibility": str(visibility)}
-        regions.append(
-            {
-                "shape_attributes": {"name": "point", **center},
-                "region_attributes": attributes | more,
-            }
-        )
+        regions.append({"shape_attributes": point, "region_attributes": attributes | more})
     return regions
 
 
 VIA = Format(
     name="via",
-    description="VIA 2: a project or export (JSON with _via_img_metadata or regions, or its CSV)",
+    description=(
+        "VIA 2: a project or export (JSON with _via_img_metadata or regions, or its CSV), "
+        "or a folder of them (train/via_region_data.json)"
+    ),
     written_as=("via",),
     recognize=recognize,
     splits=splits,
@@ -476,4 +602,5 @@ VIA = Format(
     write=write,
     suffix=".json",
     sides_from_names=True,
+    has_attributes=True,
 )

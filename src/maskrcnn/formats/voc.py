@@ -8,6 +8,11 @@ than 254 objects get a map of 16 bits. Class colors are those of labelmap.txt, o
 Boxes count pixels from 1 and include the last one: xmin 1, xmax W is the whole width. Objects
 marked `difficult` are regions to ignore, as in VOC's evaluation.
 
+Other tools add shapes, whose coordinates are continuous: <polygon>, once for each part, with
+<x1>, <y1>, <x2>, ... (RectLabel, Roboflow) or with points <pt> of <x> and <y>; and <robndbox> with
+<cx>, <cy>, <w>, <h> and <angle> in radians (roLabelImg, labelImg2). What else an object has is
+counted and named.
+
 Source: Everingham and Winn, "The PASCAL Visual Object Classes Challenge 2012 Development Kit".
 """
 
@@ -20,13 +25,15 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 import numpy as np
-from PIL import Image
 
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
+from ..annotations.contours import Polygon, rotated_rectangle
 from ..annotations.problems import DataError
 from ..annotations.rle import decode
-from ..images.image_files import IMAGE_SUFFIXES
-from .annotation_source import AnnotationSource, read_xml
+from ..images.image_files import image_suffixes
+from ..images.open_image import open_image
+from .annotation_source import AnnotationSource
+from .bounded_files import read_head, read_text, read_xml
 from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors
 from .reading import Annotated, AnnotatedObject, BoxXYXY, DatasetBuilder, tracked
@@ -52,7 +59,9 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-_HEAD_BYTES = 2000  # in which the root element of a file starts
+_READ = {"name", "bndbox", "difficult", "polygon", "robndbox", "part", "deleted", "type"}
+_SAYS_NOTHING = ("", "0", "Unspecified", "no")  # values of the other fields
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 ClassColors = dict[tuple[int, ...], str]
 """Color in SegmentationClass -> class."""
 
@@ -88,7 +97,13 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             builder.problem("broken file", path.name, str(error), "restore the file")
             continue
         file_name = _file_name(image_folder, name, xml.findtext("filename"))
-        image_id = builder.image(file_name, _size(xml), path.name)
+        try:
+            size = _size(xml)
+        except ValueError as error:
+            suggestion = "write the size of the image file"
+            builder.problem("size of the image is wrong", path.name, str(error), suggestion)
+            continue
+        image_id = builder.image(file_name, size, path.name)
         if image_id is not None:
             _read_objects(builder, image_id, xml, root, name, colors)
     return builder.build()
@@ -101,7 +116,7 @@ def _is_voc(source: AnnotationSource) -> bool:
     first = source.first("Annotations/**/*.xml") or source.first("*.xml")
     if first is None:
         return False
-    return re.search(rb"<annotation[\s>]", first.read_bytes()[:_HEAD_BYTES]) is not None
+    return re.search(rb"<annotation[\s>]", read_head(first)) is not None
 
 
 def _folders(source: AnnotationSource) -> list[str]:
@@ -124,7 +139,7 @@ def _sets(source: AnnotationSource) -> dict[str, Path]:
 
     sets = {}
     for path in sorted(folder.glob("*.txt")):
-        lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        lines = read_text(path).splitlines() or [""]
         if len(lines[0].split()) <= 1:
             sets[path.stem] = path
     return sets
@@ -138,7 +153,7 @@ def _names(source: AnnotationSource, folder: Path, split: str) -> list[str]:
         lines = [line.strip() for line in _lines(_sets(source)[split])]
         return [
             Path(line).with_suffix("").as_posix()
-            if Path(line).suffix.lower() in IMAGE_SUFFIXES
+            if Path(line).suffix.lower() in image_suffixes()
             else line
             for line in lines
         ]
@@ -156,7 +171,7 @@ def _names(source: AnnotationSource, folder: Path, split: str) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _image_folder(root: Path, names: Sequence[str]) -> Path:
@@ -167,7 +182,7 @@ def _image_folder(root: Path, names: Sequence[str]) -> Path:
             return folder
 
     candidates = [*own, root, root.parent / "JPEGImages", root.parent / "images"]
-    files = [f"{name}{suffix}" for name in names[:20] for suffix in IMAGE_SUFFIXES]
+    files = [f"{name}{suffix}" for name in names[:20] for suffix in image_suffixes()]
     for folder in candidates:
         if any((folder / file).is_file() for file in files):
             return folder
@@ -177,18 +192,28 @@ def _image_folder(root: Path, names: Sequence[str]) -> Path:
 def _file_name(folder: Path, name: str, given: str | None) -> str:
     """The image of an annotation: the one that it names, or the one of the same name."""
     candidates = [str(Path(name).parent / given)] if given else []
-    candidates += [f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
+    candidates += [f"{name}{suffix}" for suffix in sorted(image_suffixes())]
     existing = (candidate for candidate in candidates if (folder / candidate).is_file())
     return next(existing, given or f"{name}.jpg")
 
 
 def _size(xml: Element) -> tuple[int, int] | None:
-    """(height, width) if the file has both and neither is 0."""
+    """(height, width) if the file has both and neither is 0.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
     height = xml.findtext("size/height")
     width = xml.findtext("size/width")
-    if not height or not width or not int(height) * int(width):
+    if not height or not width:
         return None
-    return int(height), int(width)
+    try:
+        size = (int(float(height)), int(float(width)))
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"expected width and height in pixels, got {width:.20} and {height:.20}"
+        ) from None
+    return size if size[0] * size[1] else None
 
 
 def _colors(root: Path, builder: DatasetBuilder) -> ClassColors:
@@ -210,7 +235,12 @@ def _colors(root: Path, builder: DatasetBuilder) -> ClassColors:
         name, color = fields[:2]
         if name != "background":
             builder.category(name)
-            classes[tuple(int(v) for v in color.split(",") if v.strip())] = name
+            try:
+                classes[tuple(int(v) for v in color.split(",") if v.strip())] = name
+            except ValueError:
+                raise DataError(
+                    f"{path.name}: expected lines as cat:128,0,0::, got {line[:40]!r}"
+                ) from None
     return classes
 
 
@@ -226,22 +256,25 @@ def _read_objects(
     masks = _masks(builder, image_id, root / "SegmentationObject" / f"{name}.png")
     for number_, node in enumerate(xml.iterfind("object"), start=1):
         where = f"{name}.xml, object {number_}"
-        ignore = (node.findtext("difficult") or "0").strip() == "1"
-        instance = AnnotatedObject(node.findtext("name") or "", where, ignore=ignore)
-        sides = ("xmin", "ymin", "xmax", "ymax")
+        if (node.findtext("deleted") or "").strip() == "1":
+            builder.unused("objects marked as deleted")
+            continue
         try:
-            x0, y0, x1, y1 = (float(node.findtext(f"bndbox/{side}") or "nan") for side in sides)
+            instance = _read_object(node, where)
         except ValueError as error:
-            suggestion = "write xmin, ymin, xmax, ymax in pixels"
-            builder.problem("broken box", where, str(error), suggestion)
+            builder.problem("broken shape", where, str(error), "draw it again in the tool")
             continue
         if node.find("part") is not None:
             parts = ", ".join(part.findtext("name") or "" for part in node.iterfind("part"))
             builder.problem("parts of an object", where, parts, "they are left out", False)
+        for field in node:
+            if field.tag not in _READ and (len(field) or not _says_nothing(field)):
+                builder.unused(f"<{field.tag}>")
 
-        if np.isfinite([x0, y0, x1, y1]).all():
-            instance.boxes.append((x0 - 1, y0 - 1, x1, y1))
         if number_ in masks:
+            if instance.polygons:
+                builder.unused("shapes of objects that are in SegmentationObject")
+            instance.polygons = []
             instance.rles.append(masks.pop(number_))
         builder.add(image_id, instance)
 
@@ -260,6 +293,64 @@ def _read_objects(
             )
         else:
             builder.add(image_id, AnnotatedObject(category, where, rles=[rle]))
+
+
+def _says_nothing(field: Element) -> bool:
+    return (field.text or "").strip() in _SAYS_NOTHING
+
+
+def _read_object(node: Element, where: str) -> AnnotatedObject:
+    """The object of an XML element: its box, polygons and rotated box.
+
+    Raises:
+        ValueError: a shape is broken.
+    """
+    ignore = (node.findtext("difficult") or "0").strip().lower() in ("1", "true")
+    instance = AnnotatedObject((node.findtext("name") or "").strip(), where, ignore=ignore)
+    for box in node.iterfind("bndbox"):
+        if box.find("x1") is not None and box.find("xmin") is None:  # four corners
+            instance.polygons.append(_read_polygon(box))
+            continue
+        x0, y0, x1, y1 = (_float(box, side) for side in _SIDES)
+        if np.isfinite([x0, y0, x1, y1]).all():
+            instance.boxes.append((x0 - 1, y0 - 1, x1, y1))
+
+    for polygon in node.iterfind("polygon"):
+        if len(polygon):
+            instance.polygons.append(_read_polygon(polygon))
+    for box in node.iterfind("robndbox"):
+        cx, cy, w, h, angle = (_float(box, part) for part in ("cx", "cy", "w", "h", "angle"))
+        if not np.isfinite([cx, cy, w, h, angle]).all() or w <= 0 or h <= 0:
+            raise ValueError("robndbox: expected cx, cy, w, h > 0 and angle in radians")
+        instance.polygons.append(rotated_rectangle((cx, cy), (w, h), angle))
+    return instance
+
+
+def _read_polygon(node: Element) -> Polygon:
+    """The points of <x1>, <y1>, <x2>, ..., or of elements with <x> and <y>.
+
+    Raises:
+        ValueError: a point lacks a coordinate, or there are fewer than three.
+    """
+    points = [(_float(point, "x"), _float(point, "y")) for point in node if len(point)]
+    if not points:
+        numbers = sorted(int(p.tag[1:]) for p in node if re.fullmatch(r"[xy]\d{1,7}", p.tag))
+        points = [(_float(node, f"x{k}"), _float(node, f"y{k}")) for k in dict.fromkeys(numbers)]
+    if len(points) < 3 or not np.isfinite(points).all():
+        raise ValueError(
+            f"{node.tag}: expected 3 or more points <x1>, <y1>, <x2>, ..., got {len(points)}"
+            + (", not all with both coordinates" if len(points) > 2 else "")
+        )
+    return np.array(points)
+
+
+def _float(node: Element, name: str) -> float:
+    """The number in a child element; NaN without one."""
+    text = node.findtext(name) or "nan"
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"<{name}>: expected a number of pixels, got {text[:40]!r}") from None
 
 
 def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]:
@@ -281,7 +372,7 @@ def _masks(builder: DatasetBuilder, image_id: int, path: Path) -> dict[int, RLE]
         )
         return {}
 
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         mode = opened.mode
     if mode in ("RGB", "RGBA"):
         ids = _palette_indices(ids)
@@ -299,7 +390,7 @@ def _palette_indices(ids: np.ndarray) -> np.ndarray:
 def _class_map(path: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -394,7 +485,7 @@ def _write_labelmap(target: ConversionTarget, categories: Mapping[int, CocoCateg
 
 def _head(image_path: Path, image: CocoImage, segmented: bool) -> Element:
     """An annotation without objects."""
-    with Image.open(image_path) as opened:
+    with open_image(image_path) as opened:
         depth = len(opened.getbands())
     xml = Element("annotation")
     SubElement(xml, "folder").text = "JPEGImages"

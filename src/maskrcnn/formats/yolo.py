@@ -6,6 +6,9 @@ Each line of a text file is an object, in fractions of the image's width and hei
     detection       class cx cy w h
     pose            class cx cy w h x y [v] ...
 
+A line of eight numbers is a polygon of four points, which is also what an oriented box is. A folder
+with images/ and labels/ takes its names from its own data.yaml, or from one above it.
+
 A line holds one polygon: several parts, and holes, are joined by cuts of zero width, which change
 no pixel. Numbers have ten digits, so coordinates survive a round trip to within a millionth of a
 pixel.
@@ -16,10 +19,11 @@ Source: docs.ultralytics.com, "Instance segmentation datasets" and "Pose estimat
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -29,6 +33,7 @@ from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoImage
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
 from .annotation_source import AnnotationSource, with_slashes
+from .bounded_files import read_text, read_yaml
 from .format import Format
 from .reading import (
     COCO_PERSON,
@@ -37,6 +42,7 @@ from .reading import (
     BoxXYXY,
     DatasetBuilder,
     MissingSplit,
+    report_left_out,
     tracked,
 )
 from .writing import (
@@ -55,7 +61,23 @@ from .writing import (
 )
 
 SPLITS = ("train", "val", "test")
+_MOST_CLASSES = 100_000
+_MOST_KEYPOINTS = 10_000
 _BEYOND = 0.01  # fraction of a side that labels may exceed the image by, as Ultralytics allows
+
+
+class YoloSettings(TypedDict, total=False):
+    """What is read from data.yaml; nothing of it is checked yet."""
+
+    path: Any
+    train: Any
+    val: Any
+    test: Any
+    nc: Any
+    names: Any
+    kpt_shape: Any
+    flip_idx: Any
+    kpt_names: Any
 
 
 def recognize(source: AnnotationSource, images: str | Path | None = None) -> bool:
@@ -74,20 +96,22 @@ def splits(source: AnnotationSource) -> list[str]:
 def read(source: AnnotationSource, images: str | Path | None, split: str) -> Annotated:
     """Reads one split; without a data.yaml, all images."""
     yaml = _yaml(source)
-    settings: Mapping[str, Any] = {} if yaml is None else _load(yaml)
+    settings = _load(yaml) if yaml is not None else _settings_above(source)
     root = source.path if yaml is None else yaml.parent / str(settings.get("path") or "")
     root = root.resolve() if root.is_dir() else (yaml or source.path).parent.resolve()
     if yaml is None:
         image_paths = images_in(root / "images")
     else:
-        image_paths = _images(settings[split], root, yaml, images)
+        image_paths = _images(settings.get(split), root, yaml, images)
 
     builder = DatasetBuilder(f"{source.name}:{split}" if split else source.name, root)
     names = _names(settings, source)
     for index, name in enumerate(names):
         keypoints, flip = _keypoints(settings, index, yaml or source.path)
         builder.category(name, keypoints, flip=flip)
+    _report_names(settings, names, builder)
     _report_unlabeled(image_paths, builder)
+    report_left_out(builder, image_paths or [root / "images" / "any"])
 
     dimensions = int(settings["kpt_shape"][1]) if settings.get("kpt_shape") else 0
     lines = _Lines(builder, names, dimensions)
@@ -96,11 +120,37 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         image_id = builder.image(Path(os.path.relpath(image_path, root)).as_posix())
         if image_id is None or not labels.is_file():
             continue
-        text = labels.read_text(encoding="utf-8-sig", errors="replace")
+        try:
+            text = read_text(labels)
+        except DataError as error:
+            builder.problem("broken file", labels.name, str(error), "restore the file")
+            continue
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
                 lines.add(image_id, line.split(), f"{labels.name}, line {number}")
     return builder.build()
+
+
+def _report_names(settings: YoloSettings, names: Sequence[str], builder: DatasetBuilder) -> None:
+    """Reports names that several classes share, and another number of classes."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            numbers = ", ".join(str(k) for k, other in enumerate(names) if other == name)
+            builder.problem(
+                "name used twice",
+                builder.name,
+                f'classes {numbers} are all named "{name}"',
+                "they are one category; if they differ, correct names in data.yaml",
+                False,
+            )
+    if "nc" in settings and "names" in settings and settings["nc"] != len(names):
+        builder.problem(
+            "number of classes differs",
+            builder.name,
+            f"nc is {settings['nc']!r:.20}, names has {len(names)} entries",
+            "names is used; correct nc or names in data.yaml",
+            False,
+        )
 
 
 def _report_unlabeled(images: Sequence[Path], builder: DatasetBuilder) -> None:
@@ -141,16 +191,20 @@ class _Lines:
     def add(self, image_id: int, words: list[str], where: str) -> None:
         """Adds the object of one line, or a problem."""
         try:
-            label = int(float(words[0]))
+            number = float(words[0])
             values = np.array(words[1:], dtype=np.float64)
         except ValueError:
+            number = 0.5
+            values = np.zeros(0)
+        if not number.is_integer():
             self.builder.problem(
                 "broken line",
                 where,
                 f"{' '.join(words):.60}",
-                "write numbers: class x y x y ..., or class cx cy w h",
+                "write numbers: class x y x y ..., or class cx cy w h; the class is a whole number",
             )
             return
+        label = int(number)
         if not 0 <= label < len(self.names):
             self.builder.problem(
                 "unknown class",
@@ -160,6 +214,15 @@ class _Lines:
             )
             return
 
+        if not self.dimensions and _may_be_tracked_box(values):
+            self.builder.problem(
+                "box or triangle",
+                where,
+                f"{' '.join(words):.60}",
+                "for a box with confidence and track id remove the last two numbers; "
+                "for a triangle repeat its last point",
+            )
+            return
         is_polygon = not self.dimensions and len(values) >= 6 and len(values) % 2 == 0
         if not self._check_values(values, label, is_polygon, where):
             return
@@ -227,6 +290,18 @@ class _Lines:
             )
 
 
+def _may_be_tracked_box(values: np.ndarray) -> bool:
+    """Whether six numbers are cx cy w h, a confidence and a track id as well as three points.
+
+    The track id is a whole number above 0; a triangle may end at the lower border of the image.
+    """
+    if len(values) != 6 or not (values[5] >= 1 and values[5].is_integer()):
+        return False
+    cx, cy, w, h, confidence = values[:5]
+    margin = min(cx - w / 2, cy - h / 2, 1 - cx - w / 2, 1 - cy - h / 2)
+    return bool(margin >= -_BEYOND and min(w, h) > 0 and 0 <= confidence <= 1)
+
+
 def _keypoint(point: np.ndarray, width: int, height: int) -> tuple[float, float, int]:
     """x, y, visibility; a point without visibility is unlabeled if it is (0, 0).
 
@@ -250,18 +325,23 @@ def _yaml(source: AnnotationSource) -> Path | None:
     return None
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _settings_above(source: AnnotationSource) -> YoloSettings:
+    """The settings of one split: those of a data.yaml one or two folders up; else empty."""
+    path = source.path.resolve()
+    for folder in (path.parent, path.parent.parent):
+        yaml = _yaml(AnnotationSource(folder))
+        if yaml is not None:
+            return _load(yaml)
+    return {}
+
+
+def _load(path: Path) -> YoloSettings:
     """The settings of a YAML file; empty if it holds anything but a mapping."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name}: not valid YAML: {error}; correct the file") from None
-    return content if isinstance(content, dict) else {}
+    content = read_yaml(path)
+    return cast("YoloSettings", content) if isinstance(content, dict) else {}
 
 
-def _names(settings: Mapping[str, Any], source: AnnotationSource) -> list[str]:
+def _names(settings: YoloSettings, source: AnnotationSource) -> list[str]:
     """Names of the classes: from data.yaml, else from classes.txt, else their numbers.
 
     Raises:
@@ -270,6 +350,7 @@ def _names(settings: Mapping[str, Any], source: AnnotationSource) -> list[str]:
     given = settings.get("names")
     if isinstance(given, dict) and all(str(key).isdecimal() for key in given):
         by_number = {int(key): name for key, name in given.items()}  # keys may be quoted
+        _check_count(max(by_number, default=-1) + 1, source)
         given = [by_number.get(i, i) for i in range(max(by_number, default=-1) + 1)]
     elif given is not None and not isinstance(given, list):
         raise DataError(
@@ -281,9 +362,9 @@ def _names(settings: Mapping[str, Any], source: AnnotationSource) -> list[str]:
         candidates = (source.folder / "classes.txt", source.folder / "labels" / "classes.txt")
         file = next((path for path in candidates if path.is_file()), None)
         if file is None:
-            given = range(int(settings.get("nc", 0)))
+            given = range(_check_count(settings.get("nc", 0), source))
         else:
-            given = file.read_text(encoding="utf-8-sig").split("\n")
+            given = read_text(file).split("\n")
         given = [name for name in given if name != ""]
     if not given:
         raise DataError(
@@ -293,7 +374,17 @@ def _names(settings: Mapping[str, Any], source: AnnotationSource) -> list[str]:
     return [str(name).strip() for name in given]
 
 
-def _keypoints(settings: Mapping[str, Any], index: int, path: Path) -> tuple[list[str], list[int]]:
+def _check_count(count: Any, source: AnnotationSource) -> int:
+    """The number of classes, if it is one."""
+    if not isinstance(count, int) or not 0 <= count <= _MOST_CLASSES:
+        raise DataError(
+            f"{source.name}: expected 1 to {_MOST_CLASSES:,} classes, got {count!r:.30}; "
+            "correct nc or names"
+        )
+    return count
+
+
+def _keypoints(settings: YoloSettings, index: int, path: Path) -> tuple[list[str], list[int]]:
     """Names of a class's keypoints, and the one that each becomes in a mirror image.
 
     Names are kpt_names; else COCO's, if number and flip_idx are COCO's; else numbered.
@@ -304,14 +395,16 @@ def _keypoints(settings: Mapping[str, Any], index: int, path: Path) -> tuple[lis
     shape = settings.get("kpt_shape")
     if not shape:
         return [], []
-    if not isinstance(shape, list) or len(shape) != 2 or shape[1] not in (2, 3):
+    is_shape = isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int)
+    if not is_shape or shape[1] not in (2, 3) or not 0 < shape[0] <= _MOST_KEYPOINTS:
         raise DataError(
             f"{path.name}: expected kpt_shape as [keypoints, 2] (x, y) "
             f"or [keypoints, 3] (x, y, visibility), got {shape}"
         )
     count = shape[0]
-    flip: list[int] = list(settings.get("flip_idx") or ())
-    if flip and sorted(flip) != list(range(count)):
+    given_flip = settings.get("flip_idx") or []
+    flip: list[int] = given_flip if isinstance(given_flip, list) else [given_flip]
+    if flip and sorted(map(str, flip)) != sorted(map(str, range(count))):
         raise DataError(
             f"{path.name}: flip_idx must name each of the {count} keypoints of kpt_shape once, "
             f"counted from 0; got {flip}"
@@ -319,6 +412,8 @@ def _keypoints(settings: Mapping[str, Any], index: int, path: Path) -> tuple[lis
 
     given = settings.get("kpt_names") or {}
     names = given.get(index) if isinstance(given, dict) else given
+    if names and not isinstance(names, list):
+        raise DataError(f"{path.name}: expected kpt_names as {{0: [nose, ...]}}, got {names!r:.40}")
     if not names:
         is_person = count == len(COCO_PERSON) and flip == list(mirrored_keypoints(COCO_PERSON))
         names = COCO_PERSON if is_person else [f"keypoint {j}" for j in range(count)]
@@ -343,7 +438,7 @@ def _images(entry: Any, root: Path, yaml: Path, images: str | Path | None) -> li
             paths += images_in(location)
             continue
         folders = (location.parent, root)
-        for line in location.read_text(encoding="utf-8-sig").splitlines():
+        for line in read_text(location).splitlines():
             if name := line.strip():
                 name = with_slashes(name, folders)
                 existing = (f / name for f in folders if (f / name).is_file())
@@ -428,7 +523,10 @@ def _segment(
         lost.add("keypoints", where)
     polygon = one_polygon(raw, (height, width), tolerance)
     if polygon is not None and (polygon := inside(polygon, (height, width))) is not None:
-        return (polygon / (width, height)).ravel().tolist()
+        values = (polygon / (width, height)).ravel()
+        if _may_be_tracked_box(values):
+            values = np.concatenate([values, values[-2:]])  # the reader asks for this
+        return values.tolist()
 
     box = box_of(raw)
     if box is None:
@@ -527,7 +625,7 @@ def _write_yaml(
     import yaml
 
     path = target.folder / "data.yaml"
-    settings: dict[str, Any] = dict(_load(path)) if path.exists() else {"path": "."}
+    settings: dict[str, object] = dict(_load(path)) if path.exists() else {"path": "."}
     settings[split] = f"images/{split}"
     settings["names"] = {n: c["name"] for n, c in enumerate(categories.values())}
 

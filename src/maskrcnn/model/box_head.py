@@ -108,7 +108,9 @@ class BoxHead(nn.Module):
         x = x.mean(dim=(2, 3)) if self.averages else x.flatten(1)
         for fc in self.fcs:
             x = connect(x, fc)  # ty: ignore[invalid-argument-type]
-        return self.class_logits(x).float(), self.box_deltas(x).float().unflatten(1, (-1, 4))
+        class_logits = connect(x, self.class_logits, relu=False).float()
+        box_deltas = connect(x, self.box_deltas, relu=False).float()
+        return class_logits, box_deltas.unflatten(1, (-1, 4))
 
     def losses(
         self,

@@ -18,7 +18,7 @@ from ..config import KeypointHeadConfig
 from ..ops import heatmaps as keypoint_ops
 from ..ops.device import constant
 from ..ops.distributed import all_reduce_mean
-from .layers import conv_tower, initialize
+from .layers import conv_tower, deconvolve, initialize
 
 
 class KeypointHead(nn.Module):
@@ -43,7 +43,7 @@ class KeypointHead(nn.Module):
         """Returns heatmaps of all keypoints of all categories."""
         for conv in self.convs:
             x = conv(x, relu=True)
-        return keypoint_ops.upsample2(self.heatmaps(x).float())
+        return keypoint_ops.upsample2(deconvolve(x, self.heatmaps).float())
 
     def loss(
         self,

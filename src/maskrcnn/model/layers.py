@@ -1,7 +1,7 @@
 """The building blocks of all parts: normalization by name, convolution with what follows it.
 
 `convolve` and `connect` add and apply the ReLU in the same pass over memory where the hardware
-allows (`kernels/onednn.py`).
+allows, and compute in bfloat16 on any (`kernels/onednn.py`).
 """
 
 from __future__ import annotations
@@ -111,19 +111,28 @@ def convolve(
         bias = shift.to(weight.dtype)
         norm = None
 
+    geometry = onednn.Geometry(conv.padding, conv.stride, conv.dilation, conv.groups)
     if norm is None or isinstance(norm, nn.Identity):
-        geometry = onednn.Geometry(conv.padding, conv.stride, conv.dilation, conv.groups)
         return onednn.convolution(x, weight, bias, geometry, add=add, relu=relu)
 
-    x = norm(conv(x))
+    x = norm(onednn.convolution(x, weight, bias, geometry))
     if add is not None:
         x = x.add_(add)
     return F.relu(x, inplace=True) if relu else x
 
 
-def connect(x: Float[Tensor, "K C"], layer: nn.Linear) -> Float[Tensor, "K C2"]:
-    """Returns the ReLU of a fully connected layer."""
-    return onednn.linear_relu(x, layer.weight, layer.bias)
+def deconvolve(
+    x: Float[Tensor, "B C H W"], conv: nn.ConvTranspose2d
+) -> Float[Tensor, "B C2 H2 W2"]:
+    """Returns the transposed convolution of x."""
+    return onednn.transposed_convolution(x, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def connect(
+    x: Float[Tensor, "K C"], layer: nn.Linear, *, relu: bool = True
+) -> Float[Tensor, "K C2"]:
+    """Returns a fully connected layer of x, by default with a ReLU."""
+    return onednn.linear(x, layer.weight, layer.bias, relu=relu)
 
 
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:

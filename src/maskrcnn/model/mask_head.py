@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..config import MaskHeadConfig
+from ..kernels import onednn
 from ..ops.device import no_autocast
 from ..ops.distributed import all_reduce_mean
 from .layers import conv_tower, initialize
@@ -81,7 +82,7 @@ def _upsample_fourfold(
     """
     assert up.bias is not None
     weight = up.weight.permute(2, 3, 1, 0).reshape(4 * up.out_channels, -1, 1, 1)
-    x = F.relu(F.conv2d(x, weight, up.bias.repeat(4)), inplace=True)
+    x = F.relu(onednn.convolution(x, weight, up.bias.repeat(4), onednn.DENSE), inplace=True)
     return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
 
 

@@ -67,9 +67,9 @@ class MaskRCNN(nn.Module):
         self.config = config
         self.optimized = False
         """Set by `optimize_for_inference`: cannot be trained."""
-        self.layout = torch.preserve_format
-        """Memory format of the features. `optimize_for_inference` and training set channels last,
-        which is faster and rounds differently."""
+        self.channels_last = False
+        """Whether the features are in channels-last order. `optimize_for_inference` and training
+        set it, which is faster and rounds differently."""
 
         self.trunk = trunk
         self.neck = neck
@@ -267,7 +267,8 @@ class MaskRCNN(nn.Module):
         """Computes the features of the images, in the precision of the weights."""
         pixels = batch.images if batch.normalized else self.normalize(batch)
         dtype = next(self.trunk.parameters()).dtype
-        features = self.trunk(pixels.to(dtype, memory_format=self.layout))
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        features = self.trunk(pixels.to(dtype, memory_format=layout))
         return Pyramid.of(self.neck(features))
 
     def normalize(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import RPNConfig
+from ..kernels import onednn
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
@@ -79,8 +80,10 @@ class RPN(nn.Module):
             for conv in self.convs:
                 x = convolve(x, conv, relu=True)  # ty: ignore[invalid-argument-type]
             x = x.to(self.objectness.weight.dtype)
-            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float())
+            logits.append(convolve(x, self.objectness).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(
+                convolve(x, self.deltas).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float()
+            )
         return logits, deltas
 
     def sampled(
@@ -96,15 +99,15 @@ class RPN(nn.Module):
         x, inside = surroundings(pyramid, index // per_cell, reach=len(self.convs))
         for conv in self.convs:  # the input of each is zero beyond its map
             x = torch.where(inside, x, 0.0)
-            x = F.conv2d(x, conv.weight, conv.bias)  # ty: ignore[no-matching-overload]
-            x = F.relu(x)
+            assert isinstance(conv, nn.Conv2d)
+            x = F.relu(onednn.convolution(x, conv.weight, conv.bias, onednn.DENSE))
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)
         own = (index % per_cell).flatten()
         row = torch.arange(len(own), device=own.device)
-        logits = self.objectness(x).flatten(1)[row, own]
-        deltas = self.deltas(x).view(len(own), per_cell, 4)[row, own]
+        logits = convolve(x, self.objectness).flatten(1)[row, own]
+        deltas = convolve(x, self.deltas).view(len(own), per_cell, 4)[row, own]
         return logits.float().view(index.shape), deltas.float().view(*index.shape, 4)
 
     def anchors(

@@ -76,7 +76,7 @@ def optimize_for_inference(
         model.trunk.compile()
         model.neck.compile()
     model.optimized = True
-    model.layout = torch.channels_last
+    model.channels_last = True
     return model
 
 
@@ -86,7 +86,7 @@ def reference(model: MaskRCNN) -> MaskRCNN:
     It shares the weights, is not fused, is in evaluation mode and uses torchvision's RoIAlign.
     """
     view = _shallow_copy(model).eval()
-    view.layout = torch.preserve_format
+    view.channels_last = False
     for part in view.modules():
         if isinstance(part, RoIPooler):
             part.use_torchvision_kernel = True

@@ -1,21 +1,23 @@
 """The work of `maskrcnn predict`: many files in, one results file and an overlay per image out.
 
-In:  a model, files and folders.
+In:  a model; files, folders, wildcard patterns, http(s) URLs, and "-" for standard input.
 Out: OUT/results.json, COCO results with `image_id` (the number of the sorted file, from 1) and
      `file_name`; OUT/<file name>, the overlays, in the structure of the input folders;
      OUT/FORMAT, draft annotations, if requested.
 
-Files that cannot be read are skipped and listed in the summary.
+Files that cannot be read are skipped and listed in the summary. Without any image that can be read,
+nothing is written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -23,12 +25,12 @@ from typing import TYPE_CHECKING, TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_types import CocoResult
-from ..images.image_files import image_files
 from ..images.read import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..runtime.atomic_files import replacing
 from .annotation_drafts import AnnotationDrafts
+from .predict_inputs import NamedImage, find_inputs
 from .predictor import ImageSource, Predictor
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RESULTS = "results.json"
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
+_LONGEST_NAME = 255  # bytes, of one part of a path
 MIN_SCORE = 0.5
 """Detections with a lower score are left out, unless a Predictor sets another limit."""
 
@@ -56,6 +60,10 @@ class Summary:
     """Skipped files, each with the reason."""
     lost: str = ""
     """What the annotation format cannot represent."""
+    left_out: list[Path] = field(default_factory=list)
+    """Files in the given folders that are not images by their ending."""
+    several_frames: list[str] = field(default_factory=list)
+    """Images with several frames, of which the first was used."""
 
     def table(self) -> Table:
         """Objects per category, for a terminal."""
@@ -91,7 +99,9 @@ def predict_files(
     Args:
         model: a model, or what `load` reads, for detections scored 0.5 or higher; or a
             `Predictor`, which has its own settings.
-        inputs: files and folders; for a folder, all images under it.
+        inputs: files, folders, patterns such as "photos/**/*.jpg", http(s) URLs as text, and "-"
+            for one image on standard input. For a folder, all images under it. A URL and standard
+            input are read up to 256 MB, a URL up to 60 seconds.
         out: the folder to write to; created if it does not exist. Images under it are not read.
         batch_size: up to this many images of equal padded shape share one forward pass.
         overlays: draw the objects of each image on a copy of it.
@@ -105,10 +115,10 @@ def predict_files(
         What was detected, and which files were skipped.
 
     Raises:
-        FileNotFoundError: an input does not exist.
+        FileNotFoundError: an input does not exist, or nothing matches a pattern.
         FileExistsError: OUT/FORMAT exists already.
-        ValueError: an input folder has no images, `out` is a file, or an overlay would replace an
-            input.
+        ValueError: an input folder has no images, `out` is a file, an overlay would replace an
+            input, or annotations are requested for URLs or standard input.
 
     Example:
         >>> import maskrcnn as mr
@@ -125,15 +135,20 @@ def predict_files(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder for the results, got a file")
-    files = _named_files(inputs, out)
-    targets = _overlay_paths(files, out) if overlays else {}
+    found = find_inputs(inputs, out)
+    targets = _overlay_paths(found.images, out) if overlays else {}
+    if annotations and (no_file := [image.name for image in found.images if not image.path]):
+        raise ValueError(
+            f"{no_file[0]}: annotations need image files, which URLs and standard input are not; "
+            "save the image first"
+        )
     predictor = model if isinstance(model, Predictor) else Predictor(model, min_score=MIN_SCORE)
     drafts = AnnotationDrafts(annotations, out, simplify) if annotations else None
 
     out.mkdir(parents=True, exist_ok=True)
-    paths = {name: path for path, name in files}
-    sources = [ImageSource(path, n, name) for n, (path, name) in enumerate(files, start=1)]
-    summary = Summary(out)
+    paths = {image.name: image.path for image in found.images}
+    sources = [ImageSource(i.image, n, i.name) for n, i in enumerate(found.images, start=1)]
+    summary = Summary(out, left_out=found.left_out)
     start = time.perf_counter()
     columns = (
         TextColumn("{task.description}"),
@@ -142,23 +157,33 @@ def predict_files(
         TimeRemainingColumn(),
     )
     with (
+        suppress(_NothingRead),
         Progress(*columns, console=console, disable=not progress) as bar,
         _json_list(out / RESULTS) as append,
     ):
-        task = bar.add_task("Predicting", total=len(files))
+        task = bar.add_task("Predicting", total=len(sources))
 
         def skip(source: ImageSource, error: ImageError) -> None:
-            summary.failed.append((str(source.image), str(error)))
+            is_file = isinstance(source.image, Path)
+            summary.failed.append((str(source.image if is_file else source.file_name), str(error)))
             if progress:
-                bar.console.print(f"skipped: {error}", style="red", markup=False, highlight=False)
+                # a file name may have bytes that no terminal can show
+                text = f"skipped: {error}".encode("utf-8", "backslashreplace").decode()
+                bar.console.print(text, style="red", markup=False, highlight=False)
             bar.advance(task)
 
-        for instances in predictor.stream(sources, batch_size, keep_images=overlays, on_error=skip):
+        def note_frames(source: ImageSource) -> None:
+            summary.several_frames.append(source.file_name or "")
+
+        stream = predictor.stream(
+            sources, batch_size, keep_images=overlays, on_error=skip, on_frames=note_frames
+        )
+        for instances in stream:
             name = instances.file_name or ""
             results = instances.to_coco()
             append(results)
-            if drafts:
-                drafts.add(paths[name], instances, results)
+            if drafts and (path := paths[name]):
+                drafts.add(path, instances, results)
             if overlays:
                 _save_overlay(instances, targets[name])
 
@@ -167,69 +192,50 @@ def predict_files(
             summary.images_with.update(set(instances.names))
             bar.advance(task)
 
+        if not summary.images:
+            raise _NothingRead
         summary.lost = drafts.write(progress=False) if drafts else ""
     summary.seconds = time.perf_counter() - start
     return summary
 
 
-def _named_files(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, str]]:
-    """All files, sorted, each with a unique name.
-
-    The name is relative to the input folder of the file, or, where such names collide, to the
-    folder that all files have in common.
-    """
-    names: dict[Path, str] = {}
-    for given in map(Path, inputs):
-        if given.is_dir():
-            skip_results = _inside(out, given)
-            for path in image_files(given):
-                if not (skip_results and _inside(path, out)):
-                    names[path] = path.relative_to(given).as_posix()
-        elif given.exists():
-            names[given] = given.name
-        else:
-            raise FileNotFoundError(f"{given}: file or folder not found")
-
-    unique = {path.resolve(): (path, name) for path, name in names.items()}
-    files = sorted(unique.values())
-    if not files:
-        raise ValueError(
-            f"no images to predict: {', '.join(map(str, inputs)) or 'no inputs given'}"
-        )
-    if len({name for _, name in files}) < len(files):
-        root = Path(os.path.commonpath([path.absolute().parent for path, _ in files]))
-        files = [(path, path.absolute().relative_to(root).as_posix()) for path, _ in files]
-    return files
+class _NothingRead(Exception):
+    """No image could be read: the results of an earlier run stay as they are."""
 
 
-def _inside(path: Path, folder: Path) -> bool:
-    """Whether a path is strictly below a folder."""
-    return folder.resolve() in path.resolve().parents
-
-
-def _overlay_paths(files: Sequence[tuple[Path, str]], out: Path) -> dict[str, Path]:
+def _overlay_paths(images: Sequence[NamedImage], out: Path) -> dict[str, Path]:
     """The path of each overlay, by the image's name.
 
     JPEG stays JPEG, all else becomes PNG. Where two paths collide, the suffix is added to the whole
     name: a.tif and a.png become a.tif.png and a.png.png.
     """
     plain: dict[str, Path] = {}
-    for _, name in files:
-        is_jpeg = Path(name).suffix.lower() in (".jpg", ".jpeg")
-        plain[name] = Path(name).with_suffix(".jpg" if is_jpeg else ".png")
+    for image in images:
+        is_jpeg = Path(image.name).suffix.lower() in _JPEG
+        plain[image.name] = Path(image.name).with_suffix(".jpg" if is_jpeg else ".png")
 
     counts = Counter(plain.values())
     paths = {
-        name: out / (path if counts[path] == 1 else Path(name + path.suffix))
+        name: out / _shortened(path if counts[path] == 1 else Path(name + path.suffix))
         for name, path in plain.items()
     }
 
-    inputs = {path.resolve() for path, _ in files}
+    inputs = {image.path.resolve() for image in images if image.path}
     if clash := [path for path in paths.values() if path.resolve() in inputs]:
         raise ValueError(
             f"the overlay would replace the image {clash[0]}; choose another folder for the results"
         )
     return paths
+
+
+def _shortened(path: Path) -> Path:
+    """The path, with a name that file systems accept: its end becomes a hash if it is too long."""
+    name = os.fsencode(path.name)
+    if len(name) <= _LONGEST_NAME:
+        return path
+    digest = hashlib.blake2b(name, digest_size=8).hexdigest()
+    kept = name[: _LONGEST_NAME - len(digest) - len(path.suffix) - 1].decode(errors="ignore")
+    return path.with_name(f"{kept}-{digest}{path.suffix}")
 
 
 def _save_overlay(instances: Instances, path: Path) -> None:

@@ -1,6 +1,6 @@
 """From images to their objects: `predict(model, "street.jpg")`, or a `Predictor` for many calls.
 
-In:  a model; one image (a file, an array [H, W, 3], a PIL image) or several (a list, an iterator).
+In:  a model; one image (see `read_input`) or several (a list, an iterator).
 Out: Instances in each image's own pixels; an iterator in the order of the input for several images.
 
 Only images whose inputs pad to the same shape share a batch, so the predictions for an image do
@@ -10,7 +10,8 @@ not depend on its neighbors. At most a few batches are held at once, whatever th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -19,23 +20,26 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..images.read import ImageError, read_image
+from ..images.image_files import ImageWarning, is_pattern
+from ..images.open_image import pixel_limit
+from ..images.read import ImageError
+from ..images.remote import is_url, url_name
 from ..instances import Instances
 from ..kernels.precision import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
+from .image_input import ImageInput, check_input, is_image, read_input
 from .optimize import optimize_for_inference, reference
 from .tta import parse_tta, predict_views
 
-ImageInput = str | Path | np.ndarray | Image.Image
 Dtype = Literal["float32", "bfloat16", "auto"]
 LOOKAHEAD = 4
 """Number of batches whose images may wait for others of the same padded shape."""
+_SHOWN = 3  # names in a warning
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class PreparedImage:
     """At the model's input size, not padded."""
     to_model: Float[Tensor, "3 3"]
     """From the image's pixels to the model's."""
+    frames: int = 1
+    """Frames of the image. More than 1: only the first is used."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,10 +106,14 @@ class Predictor:
             these. Detections of all views are merged.
         min_score: drop detections with a lower score, 0 to 1; by default the model's own
             `box.score_threshold`, the lowest value allowed.
+        intensity_range: values of 16-bit and floating-point images that become black and white,
+            such as (0, 4095); by default the model's own `input.intensity_range`.
+        max_pixels: largest width x height that is decoded; by default that of
+            MASKRCNN_MAX_PIXELS, else 500 million.
 
     Raises:
-        ValueError: `min_score` is below the model's threshold, an unknown `dtype` or `tta`, or
-            `exact` with another precision than float32.
+        ValueError: `min_score` is below the model's threshold, an unknown `dtype` or `tta`,
+            `exact` with another precision than float32, or a wrong range or limit.
 
     Example:
         >>> import maskrcnn as mr
@@ -126,7 +136,13 @@ class Predictor:
         exact: bool = False,
         tta: str | None = None,
         min_score: float | None = None,
+        intensity_range: tuple[float, float] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
+        if intensity_range is not None and not intensity_range[0] < intensity_range[1]:
+            raise ValueError(
+                f"intensity_range: expected (low, high) with low < high, got {intensity_range}"
+            )
         if isinstance(model, str | Path):
             from ..weights.load import load
 
@@ -146,19 +162,26 @@ class Predictor:
         self.min_score = lowest if min_score is None else min_score
         self.network = _prepared(model, exact, dtype, _resolved(device, model))
         """The prepared network."""
+        self.intensity_range = intensity_range or model.config.input.intensity_range
+        """Values of 16-bit and floating-point images that become black and white."""
+        self.max_pixels = pixel_limit(max_pixels)
+        """Largest width x height that is decoded."""
 
     def __call__(self, image: ImageInput | ImageSource) -> Instances:
         """The objects in one image, in its own pixels.
 
         Args:
-            image: a file, a PIL image, or an array [H, W, 3] RGB (also gray, and 16-bit).
+            image: see `predict`.
 
         Raises:
             ImageError: the image cannot be read.
-            ValueError: the path is a folder.
+            ValueError: the path is a folder or a wildcard pattern.
+            TypeError: this is not an image.
         """
         source = _one_source(image)
         pending = self._read(source, keep_image=True)
+        if pending.prepared is not None and pending.prepared.frames > 1:
+            warnings.warn(_several_frames([source], 1), ImageWarning, stacklevel=2)
         self._predict_batch([pending])
         return cast(Instances, pending.result)
 
@@ -169,24 +192,31 @@ class Predictor:
         *,
         keep_images: bool = False,
         on_error: Callable[[ImageSource, ImageError], None] | None = None,
+        on_frames: Callable[[ImageSource], None] | None = None,
     ) -> Iterator[Instances]:
         """The objects in each of several images, in the order of the images.
 
         Args:
-            images: files, arrays or PIL images; read a few batches ahead at most. Their ids count
-                from 1.
+            images: of any kind that `predict` takes; read a few batches ahead at most. Their ids
+                count from 1.
             batch_size: up to this many images of equal padded shape share one forward pass.
             keep_images: keep the pixels of files in the results, not only their paths.
             on_error: called with an image that cannot be read, which is then skipped; by default
                 the error is raised.
+            on_frames: called with an image that has several frames, of which only the first is
+                used; by default one warning counts these images.
 
         Raises:
             ImageError: an image cannot be read and there is no `on_error`.
             ValueError: `images` is a path, or `batch_size` is below 1.
+            TypeError: an entry is not an image; the message has its index.
         """
         if isinstance(images, str | Path):
             raise ValueError(_several_expected(images))
-        return self._stream(_sources(images), batch_size, keep_images, on_error)
+        sources = _sources(images)
+        if on_frames is not None:
+            return self._stream(sources, batch_size, keep_images, on_error, on_frames)
+        return self._warning_of_frames(sources, batch_size, keep_images, on_error)
 
     def detections(self, batch: Batch) -> Detections:
         """The network's detections for a batch, on the CPU, in model-input pixels."""
@@ -204,10 +234,9 @@ class Predictor:
         Raises:
             ImageError: the image cannot be read.
         """
-        config = self.network.config.input
-        pixels = read_image(image, config.intensity_range)
+        pixels, frames = read_input(image, self.intensity_range, self.max_pixels)
         resize = prepare_as_torchvision if self.normalizes_first else prepare
-        return PreparedImage(pixels, *resize(pixels, config))
+        return PreparedImage(pixels, *resize(pixels, self.network.config.input), frames)
 
     def collate(self, images: Iterable[Tensor], to_model: Iterable[Tensor]) -> Batch:
         """A batch of prepared pixels, padded to the largest, with fixed seeds."""
@@ -228,24 +257,51 @@ class Predictor:
         """
         return self.network.config.input.resize == "torch"
 
-    def _stream(
+    def _warning_of_frames(
         self,
         sources: Iterable[ImageSource],
         batch_size: int,
         keep_images: bool,
         on_error: Callable[[ImageSource, ImageError], None] | None,
     ) -> Iterator[Instances]:
+        """Streams, and at the end warns once about all images with several frames."""
+        shown: list[ImageSource] = []
+        count = 0
+
+        def note(source: ImageSource) -> None:
+            nonlocal count
+            count += 1
+            if len(shown) < _SHOWN:
+                shown.append(replace(source, image=source.file_name or "an image"))
+
+        yield from self._stream(sources, batch_size, keep_images, on_error, note)
+        if count:
+            warnings.warn(_several_frames(shown, count), ImageWarning, stacklevel=2)
+
+    def _stream(
+        self,
+        sources: Iterable[ImageSource],
+        batch_size: int,
+        keep_images: bool,
+        on_error: Callable[[ImageSource, ImageError], None] | None,
+        on_frames: Callable[[ImageSource], None],
+    ) -> Iterator[Instances]:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         queue: list[_Pending] = []
-        for source in sources:
+        for index, source in enumerate(sources):
             try:
                 queue.append(self._read(source, keep_images))
             except ImageError as error:
+                if not isinstance(source.image, str | Path):  # they are named already
+                    error = ImageError(f"images[{index}]: {error}")
                 if on_error is None:
-                    raise
+                    raise error from None
                 on_error(source, error)
                 continue
+            read = queue[-1].prepared
+            if read is not None and read.frames > 1:
+                on_frames(source)
 
             # a full batch runs at once; the oldest image does not wait forever for a full one
             group = _same_shape(queue, queue[-1])
@@ -265,7 +321,7 @@ class Predictor:
         shape = tuple(-(-side // divisor) * divisor for side in prepared.pixels.shape[1:])
 
         image: ImageInput = prepared.image
-        if isinstance(source.image, str | Path) and not keep_image:
+        if isinstance(source.image, str | Path) and not is_url(source.image) and not keep_image:
             image = Path(source.image)
         return _Pending(replace(source, image=image), prepared, shape)
 
@@ -284,6 +340,7 @@ class Predictor:
                 image_id=pending.source.image_id,
                 file_name=pending.source.file_name,
                 source=pending.source.image,
+                intensity_range=self.intensity_range,
             )
             pending.prepared = None
 
@@ -299,6 +356,8 @@ def predict(
     exact: bool = False,
     tta: str | None = None,
     min_score: float | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
 ) -> Instances: ...
 
 
@@ -313,6 +372,8 @@ def predict(
     exact: bool = False,
     tta: str | None = None,
     min_score: float | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[Instances]: ...
 
 
@@ -326,26 +387,33 @@ def predict(
     exact: bool = False,
     tta: str | None = None,
     min_score: float | None = None,
+    intensity_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
 ) -> Instances | Iterator[Instances]:
     """The objects in one image (Instances), or in several (an iterator of Instances, in order).
 
-    A call of `Predictor`, which documents `device`, `dtype`, `exact`, `tta` and `min_score`.
+    A call of `Predictor`, which documents the settings from `device` on.
 
     Args:
         model: a model, or what `load` reads.
-        images: one image: a file, a PIL image, or an array [H, W, 3] RGB (also gray, and 16-bit).
-            Several: a list or an iterator of these; for a folder, `image_files(folder)`.
+        images: one image: a file name, an http(s) URL as text, the bytes of a file, a binary file
+            object, a PIL image, an array [H, W, 3] RGB (also gray, and 16-bit), or a tensor
+            [3, H, W] RGB, uint8 or floating point 0 to 1. A URL is read up to 256 MB and 60
+            seconds. Several: a list or an iterator of these; for a folder or a pattern such as
+            "photos/*.jpg", `image_files`.
         batch_size: of several images, up to this many of equal padded shape share a forward pass.
         device: see `Predictor`.
         dtype: see `Predictor`.
         exact: see `Predictor`.
         tta: see `Predictor`.
         min_score: see `Predictor`.
+        intensity_range: see `Predictor`.
+        max_pixels: see `Predictor`.
 
     Raises:
         ImageError: an image cannot be read.
-        ValueError: `images` is a folder, or a setting is wrong.
-        TypeError: an image is a tensor.
+        ValueError: `images` is a folder or a pattern, or a setting is wrong.
+        TypeError: `images`, or an entry of it, is not an image.
 
     Example:
         >>> import maskrcnn as mr
@@ -358,16 +426,24 @@ def predict(
         >>> [instances.image_id for instances in mr.predict(model, images, batch_size=2)]
         [1, 2]
     """
-    if isinstance(images, ImageInput):
+    is_one = is_image(images)
+    if is_one:
         _one_source(images)  # reports a folder before the model is loaded
-    elif isinstance(images, Tensor):
-        raise TypeError(_TENSOR)
+    elif not isinstance(images, Iterable) or isinstance(images, Mapping):
+        check_input(images, "images")
     predictor = Predictor(
-        model, device=device, dtype=dtype, exact=exact, tta=tta, min_score=min_score
+        model,
+        device=device,
+        dtype=dtype,
+        exact=exact,
+        tta=tta,
+        min_score=min_score,
+        intensity_range=intensity_range,
+        max_pixels=max_pixels,
     )
-    if isinstance(images, ImageInput):
-        return predictor(images)
-    return predictor.stream(images, batch_size)
+    if is_one:
+        return predictor(cast(ImageInput, images))
+    return predictor.stream(cast(Iterable[ImageInput], images), batch_size)
 
 
 def to_instances(
@@ -425,32 +501,44 @@ def to_instances(
     )
 
 
-_TENSOR = (
-    "expected uint8 arrays [H, W, 3], got a tensor; "
-    "for a tensor [3, H, W], pass tensor.permute(1, 2, 0).numpy()"
-)
-
-
 def _one_source(image: Any) -> ImageSource:
     """The source of one image; a file gets the id 1 and its own name."""
     if isinstance(image, ImageSource):
         return image
-    if isinstance(image, Tensor):
-        raise TypeError(_TENSOR)
-    if not isinstance(image, str | Path):
-        return ImageSource(image)
-    if Path(image).is_dir():
+    check_input(image, "image")
+    if isinstance(image, str | Path) and (Path(image).is_dir() or _is_pattern(image)):
         raise ValueError(_several_expected(image))
-    return ImageSource(image, 1, Path(image).name)
+    name = _name(image)
+    return ImageSource(image) if name is None else ImageSource(image, 1, name)
+
+
+def _name(image: Any) -> str | None:
+    if isinstance(image, str) and is_url(image):
+        return url_name(image)
+    return Path(image).name if isinstance(image, str | Path) else None
+
+
+def _is_pattern(path: str | Path) -> bool:
+    return not is_url(path) and is_pattern(path)
 
 
 def _several_expected(path: str | Path) -> str:
-    if not Path(path).is_dir():
+    is_folder = Path(path).is_dir()
+    if not is_folder and not _is_pattern(path):
         return f"{path}: expected several images, got one path; pass a list"
     return (
-        f"{path} is a folder, expected images. "
+        f"{path} is a {'folder' if is_folder else 'pattern'}, expected images. "
         f'Pass the list mr.image_files("{path}"), or write result files with mr.predict_files.'
     )
+
+
+def _several_frames(shown: Sequence[ImageSource], count: int) -> str:
+    """What is not used of images with several frames."""
+    names = ", ".join(str(source.file_name or "the image") for source in shown)
+    if count == 1:
+        return f"{names}: several frames, the first is used"
+    more = ", ..." if count > len(shown) else ""
+    return f"{count:,} images have several frames, the first of each is used: {names}{more}"
 
 
 def _sources(images: Iterable[ImageInput | ImageSource]) -> Iterator[ImageSource]:
@@ -458,8 +546,8 @@ def _sources(images: Iterable[ImageInput | ImageSource]) -> Iterator[ImageSource
         if isinstance(image, ImageSource):
             yield image
         else:
-            name = Path(image).name if isinstance(image, str | Path) else None
-            yield ImageSource(image, number, name)
+            check_input(image, f"images[{number - 1}]")
+            yield ImageSource(image, number, _name(image))
 
 
 def _same_shape(queue: list[_Pending], one: _Pending) -> list[_Pending]:

@@ -23,11 +23,14 @@ from .. import presets
 from ..annotations.coco_dataset import CocoDataset
 from ..config import ModelConfig, TrainConfig
 from ..settings import override_config
-from ..weights.pretrained import Kind, config_of, kind_of
+from ..weights.heads import Head
+from ..weights.pretrained import Kind, config_for, kind_of
 from . import choices as choose
 from .choices import Choices, Reason
 from .memory_estimate import GIB, available_memory
 from .statistics import statistics_of
+
+NEW_HEAD = "annotated, and the pretrained model has no such head: it starts from random weights"
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ def _begin(
 ) -> Choices:
     """The architecture, with the settings that the user gave."""
     why = "given"
+    new_heads: tuple[Head, ...] = ()
     if kind == "detector" and pretrained is not None and model == "auto":
         name = str(pretrained)
         why = "architecture of the pretrained detector, with heads for these categories"
-        config = config_of(pretrained, data.categories)
+        config, new_heads = config_for(pretrained, data)
     elif isinstance(model, ModelConfig):
         name = "configuration"
         config = model
@@ -154,6 +158,11 @@ def _begin(
 
     choices = Choices(kind, device, frozenset(settings), config, training)
     choices.reasons.append(Reason("model", name, why))
+    choices.reasons += [
+        Reason(f"model.{head}", "new head", NEW_HEAD)
+        for head in new_heads
+        if getattr(config, head) is not None
+    ]
     starts = {
         "none": "random weights",
         "trunk": "ImageNet trunk; the other weights are random",

@@ -13,13 +13,14 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..runtime.atomic_files import replacing
+from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
@@ -29,10 +30,47 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # Settings that a resumed run may change because no weight depends on them.
 FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
+# Settings of the length, which a resumed run may change: its schedule is then planned anew.
+LENGTH = ("train.epochs", "train.steps", "train.max_time")
+
+
+class EarlierSession(NamedTuple):
+    """What a resumed run continues from."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    """The learner's tensors, by group."""
+    state: PlainDict
+    """The progress of the run."""
+    length: TrainLength
+    """The length that the run had."""
+
+
+class TrainLength(NamedTuple):
+    """What decides the length of a run; the others of `LENGTH` have no effect."""
+
+    max_time: float | None
+    steps: int | None
+    epochs: float | None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> TrainLength:
+        """The length that a configuration describes."""
+        by_epochs = not config.max_time and not config.steps
+        return cls(config.max_time, config.steps, config.epochs if by_epochs else None)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_time:
+            parts.append(f"{self.max_time:g} s")
+        if self.steps:
+            parts.append(f"{'at most ' * bool(self.max_time)}{self.steps} steps")
+        if self.epochs:
+            parts.append(f"{self.epochs:g} epochs")
+        return ", ".join(parts)
 
 
 def write_checkpoint(
-    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
+    path: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: PlainData
 ) -> None:
     """Replaces the checkpoint at `path`. Groups of tensors are stored as "<group>:<name>"."""
     from safetensors.torch import save_file
@@ -46,7 +84,7 @@ def write_checkpoint(
         save_file(flat, partial, metadata={"state": json.dumps({"schema": SCHEMA, **state})})
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], PlainDict]:
     """Returns the groups of tensors and the state that `write_checkpoint` stored.
 
     Raises:
@@ -106,27 +144,30 @@ def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
         )
 
 
-def claim_folder(
-    out: Path, settings: dict[str, Any], resume: bool, processes: Processes
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Makes `out` the folder of a run with these settings.
-
-    Returns:
-        The tensors and the state to continue from; None for a new run.
+def read_session(
+    out: Path, settings: PlainDict, resume: bool, processes: Processes
+) -> EarlierSession | None:
+    """Reads what a run with these settings continues from; None for a new run.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed or whose settings differ; `out`
-            is a file.
+        ValueError: the folder holds a run that is not to be resumed, or whose settings differ in
+            more than its length; `out` is a file.
     """
     checkpoint = out / "checkpoint.safetensors"
     files = processes.from_main(files_of_run(out))
     refuse_folder(out, files, resume)
-    content = None
-    if checkpoint.name in files:
-        tensors, stored = read_checkpoint(checkpoint)
-        _refuse_other_settings(out, stored["settings"], settings)
-        content = tensors, stored["state"]
+    if checkpoint.name not in files:
+        return None
 
+    tensors, stored = read_checkpoint(checkpoint)
+    earlier = _complete(stored["settings"], settings)
+    _refuse_other_settings(out, earlier, settings)
+    length = TrainLength.of(from_dict(TrainConfig, earlier["train"]))
+    return EarlierSession(tensors, stored["state"], length)
+
+
+def claim_folder(out: Path, settings: PlainDict, processes: Processes) -> None:
+    """Makes `out` the folder of a run with these settings."""
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
         # What a killed process was writing, also safetensors' own temporary file.
@@ -134,22 +175,23 @@ def claim_folder(
             partial.unlink()
         with replacing(out / "config.json") as partial:
             partial.write_text(json.dumps(settings, indent=1))
-    return content
 
 
-def _refuse_other_settings(out: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = differences(_complete(then, now), now)
-    changed = [line for line in changed if line.split(":")[0] not in FREE]
+def _refuse_other_settings(out: Path, then: PlainData, now: PlainData) -> None:
+    changed = [
+        line for line in differences(then, now) if line.split(":")[0] not in (*FREE, *LENGTH)
+    ]
     if changed:
         raise ValueError(
             f"cannot resume {out}: these settings differ: {'; '.join(changed)}. "
+            "Only the length (epochs, steps, max_time) may change. "
             "Resume with the run's own settings and data, or start a new run in another folder; "
             f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) "
             "starts it from this run's weights"
         )
 
 
-def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(settings: PlainData, now: PlainData) -> PlainDict:
     """The settings of a run under today's names, with defaults for those added since it began.
 
     A default does what the package did before the setting existed. The initial weights were not
@@ -164,7 +206,7 @@ def _complete(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     return complete
 
 
-def fingerprint(data: CocoDataset) -> dict[str, Any]:
+def fingerprint(data: CocoDataset) -> PlainDict:
     """Identifies a data set by its counts and a hash of its annotations and choice of images."""
     records = [data[i] for i in range(len(data))]
     images = [(r.image_id, str(r.file_name)) for r in records]
@@ -184,7 +226,7 @@ def fingerprint(data: CocoDataset) -> dict[str, Any]:
     }
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(then: PlainData, now: PlainData) -> list[str]:
     """One line for each value that differs between two configurations as plain data, by dotted
     name.
     """
@@ -197,7 +239,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: PlainData, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -32,12 +32,19 @@ from typing import TYPE_CHECKING
 from ..annotations.problems import summary
 from ..config import ModelConfig, TrainConfig
 from ..settings import to_dict
-from .checkpoint import claim_folder, fingerprint, write_checkpoint
+from .checkpoint import TrainLength, claim_folder, fingerprint, read_session, write_checkpoint
 from .curves import draw_curves
 from .learner import Learner
 from .log import RunLog, read_rows
 from .processes import Processes
-from .setup import check_settings, duration, first_line, make_network, number_of_steps
+from .setup import (
+    check_settings,
+    duration,
+    first_line,
+    make_network,
+    number_of_steps,
+    warn_about_heads,
+)
 from .time_budget import TimeBudget, next_review, with_least_left
 from .validate import evaluation_rows, validate, validation_columns
 
@@ -93,9 +100,9 @@ class State:
 
 def train(
     model: ModelConfig | MaskRCNN,
-    data: CocoDataset,
+    data: CocoDataset | str | Path,
     *,
-    val: CocoDataset | None = None,
+    val: CocoDataset | str | Path | None = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     out: str | Path = "runs/train",
     resume: bool = False,
@@ -111,7 +118,8 @@ def train(
     Args:
         model: a configuration, or a model whose own weights are trained further; the object itself
             is not modified.
-        data: annotated training images; their categories must be the model's.
+        data: annotated training images, or what `load_dataset` reads; their categories are the
+            model's, matched by name.
         val: images to validate on, every `config.evaluate_every` epochs and at the end. None trains
             without validation, and the last model is the result.
         config: length, learning rate, batch size, augmentation and all other settings of the
@@ -151,7 +159,13 @@ def train(
         >>> sorted(path.name for path in run.out.glob("*.safetensors"))
         ['checkpoint.safetensors', 'last.safetensors']
     """
+    from ..formats.load_dataset import as_dataset
     from .unlabeled import open_unlabeled
+
+    categories = (model if isinstance(model, ModelConfig) else model.config).categories
+    data = as_dataset(data, categories=categories)
+    if val is not None:
+        val = as_dataset(val, categories=categories)
 
     processes = Processes.start(device)
     images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
@@ -212,6 +226,8 @@ class Trainer:
         self.started = self.clock() if started is None else started
 
         start = make_network(model, data, val, config, pretrained)
+        if processes.main:
+            warn_about_heads(start.network.config, data)
         self.learner = Learner(start.network, data, config, processes, unlabeled, self.clock)
         self.images_per_step = self.learner.images_per_step
         self.state = State(total=number_of_steps(config, len(data), self.images_per_step))
@@ -226,29 +242,70 @@ class Trainer:
             "pretrained": start.record,
         }
         self.settings |= {name: fingerprint(part) for name, part in parts.items()}
-        checkpoint = claim_folder(out, self.settings, resume, processes)
-        if checkpoint:
-            tensors, state = checkpoint
-            self.state = State(**state)
-            self.learner.restore(tensors, self.state.scaler)
+        earlier = read_session(out, self.settings, resume, processes)
+        new_plan = ""
+        if earlier:
+            self.state = State(**earlier.state)
+            self.learner.restore(earlier.tensors, self.state.scaler)
             self.started -= self.state.seconds
+            new_plan = self._plan_anew(earlier.length)
+        claim_folder(out, self.settings, processes)
 
         self.budget = TimeBudget(config.max_time or math.inf)
         self.saved_at = self.clock()
         self.next_row: dict[str, float] = {}
-        self.log = self._log(progress, resumed=bool(checkpoint))
+        self.log = self._log(progress, resumed=earlier is not None)
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
         # Parts of one file share its warnings; each is shown once.
         warnings = (summary(part.name, part.warnings) for part in parts.values() if part.warnings)
         for line in dict.fromkeys(warnings):
             self.log.say(f"{line}; maskrcnn check lists them")
+        notes = (f"{part.name}: {note}" for part in parts.values() for note in part.notes)
+        for line in dict.fromkeys(notes):
+            self.log.say(line)
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(self.state.total))
-        if resume and checkpoint:
-            self.log.say(f"resumed after step {self.state.step}")
+        if resume and earlier:
+            self.log.say(f"resumed after step {self.state.step}{new_plan}")
         elif resume:
             self.log.say(f"no checkpoint in {out}: starting from the beginning")
+
+    def _plan_anew(self, before: TrainLength) -> str:
+        """Replaces the number of steps of a resumed run where its length has changed.
+
+        Returns:
+            What changed, as text; empty if nothing did.
+
+        Raises:
+            ValueError: the run is already longer.
+        """
+        state = self.state
+        length = TrainLength.of(self.config)
+        if length == before:
+            return ""
+
+        total = number_of_steps(self.config, len(self.data), self.images_per_step)
+        if total is None:
+            is_over = state.seconds >= (length.max_time or 0)
+        else:
+            is_over = state.step > total
+        if is_over:
+            epochs = state.step * self.images_per_step / len(self.data)
+            raise ValueError(
+                f"cannot resume {self.out} for {length}: it has already trained {state.step} steps "
+                f"({epochs:.3g} epochs, {duration(state.seconds)}). Ask for more, or start a new "
+                "run in another folder"
+            )
+
+        state.total = total
+        state.review = None
+        state.stopped = False
+        state.evaluations_since_best = 0
+        return (
+            f", with another length: {length}, before {before}. "
+            "The schedule is planned anew from here"
+        )
 
     def draw_examples(self) -> None:
         """Writes examples.png before the first step of a run."""

@@ -56,6 +56,9 @@ class NonFiniteLossError(ValueError):
         super().__init__(message)
         self.image_ids = image_ids
 
+    def __reduce__(self) -> tuple[type, tuple[str, list[int]]]:
+        return type(self), (str(self), self.image_ids)
+
 
 class TrainStep(nn.Module):
     """`losses` as a forward call, which is what DistributedDataParallel hooks into."""
@@ -99,7 +102,7 @@ class Learner:
         # their gradients.
         layout = torch.contiguous_format if processes.device.type == "cpu" else torch.channels_last
         self.model = network.to(processes.device).to(memory_format=layout).train()
-        self.model.layout = torch.channels_last
+        self.model.channels_last = True
 
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema) if config.ema else None

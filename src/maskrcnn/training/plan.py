@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from .setup import duration
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..recipe.recipe import Recipe
+    from ..weights.heads import Head
     from .fit import Run
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
@@ -111,6 +112,7 @@ def plan_training(
     images: str | Path | None = None,
     val: str | Path | CocoDataset | Literal[False] | None = None,
     val_images: str | Path | None = None,
+    attribute: str | None = None,
     pretrained: str | Path | None = None,
     model: str = "auto",
     recipe: bool = True,
@@ -133,6 +135,7 @@ def plan_training(
             if there is none, 15 % of the images are split off, at most 500. False trains on all
             images without validation.
         val_images: folder of the validation images; None = `images`.
+        attribute: the attribute that holds the category, as for `load_dataset`.
         pretrained: initial weights: the name of an ImageNet trunk, or the name, file or run folder
             of a detector. None = random weights.
         model: name of a preset. "auto" uses the architecture of a pretrained detector, or else one
@@ -182,11 +185,12 @@ def plan_training(
     if not isinstance(data, str | Path):
         source, dataset = None, data
     else:
-        source, dataset = data, load_dataset(data, images, on_error=on_error)
+        source = data
+        dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
     processes = Processes.start(device)
     seed = int(settings.get("seed", 0))
     dataset, validation, val_source = _validation(
-        dataset, source, images, val, val_images or images, on_error, seed, progress
+        dataset, source, images, val, val_images or images, attribute, on_error, seed, progress
     )
 
     if resume and (out / "config.json").is_file():
@@ -224,6 +228,7 @@ def _validation(
     images: str | Path | None,
     val: str | Path | CocoDataset | Literal[False] | None,
     val_images: str | Path | None,
+    attribute: str | None,
     on_error: Literal["raise", "drop"],
     seed: int,
     progress: bool,
@@ -244,7 +249,9 @@ def _validation(
         )
         return data, validation, text
     if isinstance(val, str | Path):
-        val = load_dataset(val, val_images, categories=data.categories, on_error=on_error)
+        val = load_dataset(
+            val, val_images, categories=data.categories, attribute=attribute, on_error=on_error
+        )
     return data, val, str(val)
 
 
@@ -257,9 +264,18 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
     run = with_current_names(json.loads(path.read_text()))
     model = from_dict(ModelConfig, run["model"])
     training = from_dict(TrainConfig, run["train"])
+    of_training = _of_training(settings)
+
+    # A new length replaces the recorded one, also if it is of another kind.
+    if "max_time" not in of_training and of_training.keys() & {"epochs", "steps"}:
+        training = replace(training, max_time=None)
+    if "steps" not in of_training and "epochs" in of_training:
+        training = replace(training, steps=None)
+    if "steps" not in of_training and "max_time" in of_training and training.max_time is None:
+        training = replace(training, steps=None)
     return Recipe(
         override_config(model, _of_model(settings), "model."),
-        override_config(training, _of_training(settings)),
+        override_config(training, of_training),
         (Reason("settings", path.name, "settings of the run to resume"),),
         pretrained,
     )
@@ -270,12 +286,13 @@ def _preset(
 ) -> Recipe:
     """A preset and the default settings, chosen without looking at the data."""
     from .. import presets
-    from ..recipe.recipe import Reason, Recipe
-    from ..weights.pretrained import config_of, kind_of
+    from ..recipe.recipe import NEW_HEAD, Reason, Recipe
+    from ..weights.pretrained import config_for, kind_of
 
+    new_heads: tuple[Head, ...] = ()
     if name == "auto" and pretrained is not None and kind_of(pretrained) == "detector":
         name = str(pretrained)
-        model = config_of(pretrained, data.categories)
+        model, new_heads = config_for(pretrained, data)
     elif name == "auto":
         raise ValueError(
             "recipe=False (--no-recipe) needs a model (--model), such as maskrcnn_r18_small"
@@ -285,10 +302,21 @@ def _preset(
 
     # The intensity range of 16-bit images is always fitted.
     changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
+    start = "detector; all weights that fit are kept"
+    if pretrained is None:
+        start = "all weights are random, those of the heads too"
+    elif kind_of(pretrained) == "trunk":
+        start = "ImageNet trunk; the heads and all other weights are random"
+    reasons = (
+        Reason("model", name, "given; nothing is chosen from the data"),
+        *(Reason(f"model.{head}", "new head", NEW_HEAD) for head in new_heads),
+        Reason("pretrained", pretrained or "none", start),
+        Reason("settings", "defaults", "no recipe: the default settings, unless given"),
+    )
     return Recipe(
         override_config(model, changes, "model."),
         override_config(TrainConfig(), _of_training(settings)),
-        (Reason("model", name, "given; nothing is chosen from the data"),),
+        reasons,
         pretrained,
     )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +52,11 @@ def check_settings(
 
     if not len(data):
         wrong.append("the data set has no images")
+    elif not any(data.labels(index) for index in range(len(data))):
+        wrong.append(
+            f"{data.name}: no object to learn; annotate at least one, and check that iscrowd and "
+            "ignore are 0 for objects"
+        )
     if unlabeled is not None:
         wrong += _wrong_for_unlabeled(config)
     if wrong:
@@ -107,6 +114,8 @@ def make_network(
                 "Make the model with data.categories, and open all data with the same ones "
                 "(CocoDataset(..., categories=...))"
             )
+        if part is not None and description.keypoint is not None:
+            _refuse_other_keypoints(description, part, name)
 
     if description.input.intensity_range is None:
         intensities = data.intensity_range()
@@ -129,6 +138,32 @@ def make_network(
     if config.activation_checkpointing:
         checkpoint_activations(made.network)
     return made
+
+
+def _refuse_other_keypoints(model: ModelConfig, data: CocoDataset, name: str) -> None:
+    """Raises an error where the data's keypoints are others than the model's, or in another order.
+
+    A model may number its keypoints instead of naming them; then their count must agree.
+    """
+    for ours, theirs in zip(model.categories, data.categories, strict=True):
+        numbered = all(re.fullmatch(r"(keypoint )?\d+", keypoint) for keypoint in ours.keypoints)
+        same_count = len(ours.keypoints) == len(theirs.keypoints)
+        if not theirs.keypoints or ours.keypoints == theirs.keypoints or (numbered and same_count):
+            continue
+        raise ValueError(
+            f'category "{ours.name}": the {name} data has the keypoints '
+            f"{', '.join(theirs.keypoints)}, the model {', '.join(ours.keypoints) or 'none'}. "
+            "Open the data with the model's categories (CocoDataset(..., "
+            "categories=model.config.categories)), or make the model with data.categories"
+        )
+
+
+def warn_about_heads(model: ModelConfig, data: CocoDataset) -> None:
+    """Warns about annotations for which the model has no head, and heads without annotations."""
+    from ..weights.heads import head_problems, parts_of
+
+    for problem in head_problems(model, parts_of(data), data.name):
+        warnings.warn(problem, stacklevel=5)
 
 
 def checkpoint_activations(network: MaskRCNN) -> None:

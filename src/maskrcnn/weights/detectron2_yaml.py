@@ -12,12 +12,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..runtime.plain_data import PlainData, PlainDict
 from .pickles import WeightsError
 
 # Detectron2's defaults (detectron2/config/defaults.py, version 2) of the sections that describe the
@@ -90,7 +90,7 @@ _Loader.add_constructor(
 )
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> PlainDict:
     """Reads a Detectron2 configuration and merges it with its `_BASE_` and the defaults.
 
     Warns about settings that Detectron2 does not have.
@@ -109,7 +109,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _with_base(path: Path, above: tuple[Path, ...]) -> PlainDict:
     """Reads the settings of a file on top of those of its `_BASE_`."""
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -140,7 +140,7 @@ def _with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return _over(_with_base(base_path, (*above, path.resolve())), given)
 
 
-def _over(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _over(base: PlainDict, given: PlainData) -> PlainDict:
     """Returns nested settings in which those of `given` replace those of `base`."""
     both = {
         k: _over(base[k], v)
@@ -151,12 +151,12 @@ def _over(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(
-    defaults: Mapping[str, Any],
-    given: Mapping[str, Any],
+    defaults: PlainData,
+    given: PlainData,
     path: Path,
     where: str,
     unknown: list[str],
-) -> dict[str, Any]:
+) -> PlainDict:
     """Returns the defaults with the given settings on top, each as the type of its default.
 
     Sections that do not concern the network are left out. Names that are not among the defaults are

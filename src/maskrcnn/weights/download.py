@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..runtime.cache import cache_folder
+from ..runtime.cache import cache_folder, writable_cache_folder
 from ..runtime.progress import progress
 from .catalog import Weights
 
@@ -40,6 +40,11 @@ def fetch(weights: Weights) -> Path:
             or sends a file with another SHA-256.
     """
     target = cache_folder() / weights.file
+    if target.exists():  # the folder may be read-only
+        _verify(target, weights, f"{target} was removed; run again to download it")
+        return target
+
+    target = writable_cache_folder() / weights.file
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_suffix(".lock")):
         if not target.exists():
@@ -47,8 +52,6 @@ def fetch(weights: Weights) -> Path:
             _download(weights.url, part, target)
             _verify(part, weights, f"{part} was removed; run again, or get the file from elsewhere")
             part.replace(target)
-        else:
-            _verify(target, weights, f"{target} was removed; run again to download it")
     return target
 
 

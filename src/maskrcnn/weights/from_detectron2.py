@@ -34,6 +34,7 @@ from ..config import (
 )
 from ..model.resnet import BLOCKS
 from ..presets import make_categories
+from ..runtime.plain_data import PlainData
 from .catalog import coco_categories, person
 from .detectron2_names import renamed
 from .detectron2_yaml import read_config
@@ -106,7 +107,7 @@ def convert(state: Mapping[str, Tensor], path: Path) -> tuple[ModelConfig, dict[
     return config, renamed(state, config.neck.levels[0])
 
 
-def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
+def model_config(settings: PlainData, path: Path) -> ModelConfig:
     """Returns our configuration of the network that Detectron2 builds from its settings.
 
     Args:
@@ -138,7 +139,7 @@ def model_config(settings: Mapping[str, Any], path: Path) -> ModelConfig:
     )
 
 
-def _refuse_others(settings: Mapping[str, Any], path: Path) -> None:
+def _refuse_others(settings: PlainData, path: Path) -> None:
     """Raises an error that names the first unsupported part."""
     if settings["VERSION"] != 2:
         raise WeightsError(
@@ -177,7 +178,7 @@ def _refuse_others(settings: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _input(settings: Mapping[str, Any], neck: NeckConfig, path: Path) -> InputConfig:
+def _input(settings: PlainData, neck: NeckConfig, path: Path) -> InputConfig:
     m = settings["MODEL"]
     given = settings["INPUT"]
     mean = m["PIXEL_MEAN"]
@@ -199,7 +200,7 @@ def _input(settings: Mapping[str, Any], neck: NeckConfig, path: Path) -> InputCo
     )
 
 
-def _neck(m: Mapping[str, Any], path: Path) -> NeckConfig:
+def _neck(m: PlainData, path: Path) -> NeckConfig:
     """Returns FPN, C4 or DC5, if RPN and heads read the levels that they read in the model zoo."""
     rpn = m["RPN"]["IN_FEATURES"]
     heads = m["ROI_HEADS"]["IN_FEATURES"]
@@ -247,7 +248,7 @@ def _neck(m: Mapping[str, Any], path: Path) -> NeckConfig:
     )
 
 
-def _trunk(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> TrunkConfig:
+def _trunk(m: PlainData, neck: NeckConfig, path: Path) -> TrunkConfig:
     r = m["RESNETS"]
     # C4 has res5 in its head, which is never dilated.
     dilation: Any = 1
@@ -268,7 +269,7 @@ def _trunk(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> TrunkConfig:
     )
 
 
-def _rpn(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> RPNConfig:
+def _rpn(m: PlainData, neck: NeckConfig, path: Path) -> RPNConfig:
     r = m["RPN"]
     anchors = m["ANCHOR_GENERATOR"]
     levels = len(r["IN_FEATURES"])
@@ -312,7 +313,7 @@ def _rpn(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> RPNConfig:
     )
 
 
-def _box(m: Mapping[str, Any], neck: NeckConfig, most: int, path: Path) -> BoxHeadConfig:
+def _box(m: PlainData, neck: NeckConfig, most: int, path: Path) -> BoxHeadConfig:
     h = m["ROI_BOX_HEAD"]
     r = m["ROI_HEADS"]
     c4 = neck.kind == "c4"  # res5 is the head then, and settings of other layers are not used
@@ -338,7 +339,7 @@ def _box(m: Mapping[str, Any], neck: NeckConfig, most: int, path: Path) -> BoxHe
     )
 
 
-def _mask(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> MaskHeadConfig:
+def _mask(m: PlainData, neck: NeckConfig, path: Path) -> MaskHeadConfig:
     h = m["ROI_MASK_HEAD"]
     roi_head = "ROI_BOX_HEAD" if neck.kind == "c4" else "ROI_MASK_HEAD"
     return MaskHeadConfig(
@@ -351,7 +352,7 @@ def _mask(m: Mapping[str, Any], neck: NeckConfig, path: Path) -> MaskHeadConfig:
     )
 
 
-def _keypoint(m: Mapping[str, Any], path: Path) -> KeypointHeadConfig:
+def _keypoint(m: PlainData, path: Path) -> KeypointHeadConfig:
     h = m["ROI_KEYPOINT_HEAD"]
     return KeypointHeadConfig(
         roi=_roi(h, "ROI_KEYPOINT_HEAD", path),
@@ -362,7 +363,7 @@ def _keypoint(m: Mapping[str, Any], path: Path) -> KeypointHeadConfig:
     )
 
 
-def _roi(head: Mapping[str, Any], name: str, path: Path) -> RoIConfig:
+def _roi(head: PlainData, name: str, path: Path) -> RoIConfig:
     aligned = _choose(
         head["POOLER_TYPE"],
         {"ROIAlignV2": True, "ROIAlign": False},
@@ -376,7 +377,7 @@ def _roi(head: Mapping[str, Any], name: str, path: Path) -> RoIConfig:
     )
 
 
-def _categories(settings: Mapping[str, Any], keypoints: bool) -> tuple[Category, ...]:
+def _categories(settings: PlainData, keypoints: bool) -> tuple[Category, ...]:
     """Returns COCO's categories if data sets and count are COCO's; else numbered ones.
 
     The file has no names.

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..config import Category, ModelConfig
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
+from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 from . import detectron2_names, download, from_detectron2, from_torchvision
 from .catalog import Weights, find, recognize, weights
@@ -99,7 +100,7 @@ def load(
 def save(
     model: MaskRCNN,
     path: str | Path,
-    info: Mapping[str, Any] | None = None,
+    info: PlainData | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Writes a model to one `.safetensors` file; an error leaves an existing file unchanged.
@@ -149,7 +150,7 @@ def save(
     return path
 
 
-def read_info(path: str | Path) -> dict[str, Any]:
+def read_info(path: str | Path) -> PlainDict:
     """Returns the `info` that `save` stored with a model."""
     return _header(Path(path))["info"]
 
@@ -345,7 +346,7 @@ def _read_own(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> PlainDict:
     from safetensors import SafetensorError, safe_open
 
     try:

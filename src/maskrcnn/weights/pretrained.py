@@ -8,18 +8,22 @@ The caller names the weights; they are never guessed from the state of a network
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from ..config import Category, ModelConfig
+from ..config import ModelConfig
 from ..model.maskrcnn import MaskRCNN
+from ..runtime.plain_data import PlainDict
 from .catalog import find
 from .download import sha256
+from .heads import Head, parts_of, with_needed_heads
 from .load import _locate, _state_dict, load, load_trunk
 from .pickles import read_torch
 from .transfer import Transfer, for_categories, transferred
+
+if TYPE_CHECKING:
+    from ..annotations.coco_dataset import CocoDataset
 
 Kind = Literal["none", "trunk", "detector", "given"]
 NONE = "none"
@@ -43,9 +47,9 @@ class Start:
     """For a detector: which of its weights were kept."""
 
     @property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> PlainDict:
         """The origin as plain data, for the run's config.json."""
-        record: dict[str, Any] = {"kind": self.kind, "source": self.source}
+        record: PlainDict = {"kind": self.kind, "source": self.source}
         if self.sha256:
             record["sha256"] = self.sha256[:16]
         if self.transfer:
@@ -106,6 +110,25 @@ def start(config: ModelConfig, source: str | Path | None) -> Start:
     return Start(network, kind, str(source), digest, report)
 
 
-def config_of(source: str | Path, categories: Sequence[Category]) -> ModelConfig:
-    """Returns the configuration of a detector with its categories replaced."""
-    return for_categories(load(source).config, categories)
+def config_for(source: str | Path, data: CocoDataset) -> tuple[ModelConfig, tuple[Head, ...]]:
+    """Returns a detector's configuration fitted to a data set: its categories, and every head that
+    it needs.
+
+    Args:
+        source: a catalog name, a file or a run folder.
+        data: annotated training images.
+
+    Returns:
+        The configuration, and the heads that the detector does not have.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> from maskrcnn.weights.pretrained import config_for
+        >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
+        >>> config, new_heads = config_for("nuclei", data)
+        >>> new_heads
+        ('keypoint',)
+    """
+    config = for_categories(load(source).config, data.categories)
+    return with_needed_heads(config, parts_of(data))

@@ -24,12 +24,14 @@ Rows = list[tuple[int, int]]  # (row in the old model, row in the new one)
 def for_categories(config: ModelConfig, categories: Sequence[Category]) -> ModelConfig:
     """Returns a configuration with its categories replaced.
 
-    The keypoint head is removed if none of them has keypoints.
+    The keypoint head is removed if none of them has keypoints. Categories share its channels only
+    if they have the same keypoints.
     """
-    keypoints = any(c.keypoints for c in categories)
-    return replace(
-        config, categories=tuple(categories), keypoint=config.keypoint if keypoints else None
-    )
+    skeletons = {c.keypoints for c in categories if c.keypoints}
+    head = config.keypoint if skeletons else None
+    if head and len(skeletons) > 1:
+        head = replace(head, shared=False)
+    return replace(config, categories=tuple(categories), keypoint=head)
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,18 @@ class Transfer:
     unused: tuple[str, ...]
     """Parts of the old model that the new one does not have."""
 
+    @property
+    def new_heads(self) -> tuple[str, ...]:
+        """The heads of the new model that start from random weights as a whole: mask, keypoint."""
+        return tuple(h for h in ("mask", "keypoint") if f"{h}_head" in self.reinitialized)
+
     def __str__(self) -> str:
         sentences = [f"kept {self.kept} of {self.total} tensors"]
-        if self.reinitialized:
-            sentences.append(f"Random weights: {'; '.join(self.reinitialized)}")
+        sentences += [f"The {h} head is new: it starts from random weights" for h in self.new_heads]
+        whole = tuple(f"{h}_head" for h in self.new_heads)
+        others = [part for part in self.reinitialized if not part.startswith(whole)]
+        if others:
+            sentences.append(f"Random weights: {'; '.join(others)}")
         if self.unused:
             sentences.append(f"Not used: {'; '.join(self.unused)}")
         return ". ".join(sentences)

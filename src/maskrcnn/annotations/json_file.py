@@ -1,0 +1,132 @@
+"""Reads a JSON file that somebody else made: `read_json(path)`.
+
+Every failure is a `DataError` of one sentence with file, line, column and a suggestion. Nesting and
+the length of numbers are bounded, so that a file cannot exhaust the stack, here or later.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .coco_types import Json
+from .problems import DataError
+
+MOST_NESTED = 100
+"""Lists and objects inside each other that are read; COCO has 5."""
+
+_CHUNK = 2**24  # brackets and quotes whose depth is computed at a time
+_NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
+_STARTS = (
+    (b"\x1f\x8b", "the file is compressed (gzip); unpack it first"),
+    (b"PK\x03\x04", "the file is a ZIP archive; unpack it first"),
+    (b"version https://git-lfs", "the file is a pointer of Git LFS; run git lfs pull"),
+    (b"<", "the file is XML or HTML; was a web page saved instead of the file?"),
+)
+
+
+def read_json(path: Path) -> Json:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    NaN and Infinity are read as such numbers, though JSON does not have them.
+
+    Raises:
+        DataError: the file is missing, is not valid JSON, or exceeds a bound.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: annotation file not found") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return parse_json(data, path.name)
+
+
+def parse_json(data: bytes, name: str) -> Json:
+    """The content of JSON; `name` is that of its file in messages.
+
+    Raises:
+        DataError: not valid JSON, or a bound is exceeded.
+    """
+    text = _decoded(data, name)
+    if (depth := _depth(text)) > MOST_NESTED:
+        raise DataError(
+            f"{name}: lists and objects are nested {depth:,} deep, at most {MOST_NESTED} are read; "
+            "export it again from the tool"
+        )
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        reason, suggestion = _explained(text, error)
+        raise DataError(
+            f"{name}, line {error.lineno}, column {error.colno}: not valid JSON: {reason}; "
+            f"{suggestion}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+        raise DataError(f"{name}: not valid JSON: {error}; export it again from the tool") from None
+
+
+def _decoded(data: bytes, name: str) -> str:
+    """The text of JSON in any encoding that JSON may have."""
+    reason = next((reason for start, reason in _STARTS if data.lstrip().startswith(start)), None)
+    if not data.strip():
+        reason = "the file is empty; was it copied in full?"
+    if reason is not None:
+        raise DataError(f"{name}: not valid JSON: {reason}")
+
+    encoding = json.detect_encoding(data)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{name}, line {line}, column {column}: not valid JSON: "
+            f"byte {data[error.start]:#04x} is not {encoding}; save the file as UTF-8"
+        ) from None
+
+
+def _depth(text: str) -> int:
+    """How deep lists and objects are nested; brackets in strings do not count."""
+    data = text.encode("utf-8", "replace").replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = np.frombuffer(data.translate(None, _NO_BRACKETS), np.uint8)
+    step = np.zeros(256, np.int8)
+    step[list(b"[{")] = 1
+    step[list(b"]}")] = -1
+
+    depth = 0
+    deepest = 0
+    quotes = 0
+    for start in range(0, len(marks), _CHUNK):
+        chunk = marks[start : start + _CHUNK]
+        num_quotes = quotes + np.cumsum(chunk == ord('"'), dtype=np.int64)
+        depths = depth + np.cumsum(np.where(num_quotes % 2, 0, step[chunk]), dtype=np.int64)
+        deepest = max(deepest, int(depths.max()))
+        depth = int(depths[-1])
+        quotes = int(num_quotes[-1])
+    return deepest
+
+
+def _explained(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
+    """What is wrong at an error of the parser, and what to do."""
+    before = text[max(error.pos - 200, 0) : error.pos].rstrip()
+    after = text[error.pos : error.pos + 200].lstrip()
+    if after.startswith(("//", "/*", "#")):
+        return "it has a comment, which JSON does not know", "remove the comment"
+    closing = after.removeprefix(",").lstrip()  # Python 3.13 points at the comma
+    if closing[:1] in ("]", "}") and (before.endswith(",") or after[:1] == ","):
+        return f"there is a comma before {closing[0]}", "remove the comma"
+    if not after:
+        return "the file ends too early", "was it copied or downloaded in full?"
+    if error.msg == "Extra data":
+        return "a second value follows the first", "keep one object in the file"
+    if after.startswith("'") or re.match(r"(None|True|False)\b", after):
+        return f"{after[:12]!r} is Python, not JSON", "write the file with Python's json.dump"
+    if error.msg.startswith("Invalid control character"):
+        return "a line break or tab is inside a string", r"write it as \n or \t"
+    if error.msg.startswith("Invalid \\escape"):
+        return "a single backslash is inside a string", "write two, or a slash"
+    return f"{error.msg}, found {after[:20]!r}", "export it again from the tool"

@@ -1,0 +1,138 @@
+"""Predictions, losses and gradients are right on other processors, simulated where they differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskrcnn.kernels import onednn, probe
+from maskrcnn.kernels.probe import Probe, SlowKernelWarning
+
+TESTS = Path(__file__).parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+needs_x86 = pytest.mark.skipif(not X86, reason="the variables choose among x86 instructions")
+
+
+def run_on(way: str = "plain", **variables: str) -> dict[str, Any]:
+    """Runs tests/processor_run.py, which compares everything, in a process with these variables."""
+    path = os.pathsep.join([str(TESTS.parent / "src"), *filter(None, [os.getenv("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "processor_run.py"), way],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["others"] == []
+    return result
+
+
+@needs_x86
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_other_instructions_of_pytorch_compute_the_same(capability: str) -> None:
+    result = run_on(ATEN_CPU_CAPABILITY=capability)
+    assert result["capability"] == capability.upper()
+    assert result["private calls"] > 100
+    emulated = [name for name, way in result["report"].items() if way != "oneDNN"]
+    assert len(result["warnings"]) == bool(emulated)
+
+
+@needs_x86
+@pytest.mark.parametrize("pytorch", [{}, {"ATEN_CPU_CAPABILITY": "avx2"}], ids=["alone", "both"])
+def test_a_processor_without_avx512_emulates_bfloat16_with_one_warning(
+    pytorch: dict[str, str],
+) -> None:
+    result = run_on(ONEDNN_MAX_CPU_ISA="AVX2", **pytorch)
+    for name, way in result["report"].items():
+        assert way.startswith("emulated: " if "bfloat16" in name else "oneDNN"), (name, way)
+    (warning,) = result["warnings"]
+    assert "a convolution in bfloat16 on this processor (mkldnn_convolution: bf16 path" in warning
+    assert "in float32 and rounded: predictions are the same, slower" in warning
+    assert result["private calls"] > 100, "float32 is still fused"
+    assert not result["has bfloat16"], "--dtype auto means float32"
+
+
+def test_without_onednn_public_operations_compute_the_same() -> None:
+    result = run_on("off")
+    assert result["private calls"] == 0
+    assert result["warnings"] == [], "it was switched off on purpose"
+    assert all("mkldnn.enabled is False" in way for way in result["report"].values())
+    assert not result["has bfloat16"]
+
+
+def test_operations_that_fail_their_trial_are_not_used_and_one_warning_says_so() -> None:
+    result = run_on("refused")
+    assert result["private calls"] == 0
+    (warning,) = result["warnings"]
+    assert "a convolution in float32 on this processor (refused by the test)" in warning
+    assert "by PyTorch's public operation: predictions are the same, slower" in warning
+    assert not result["has bfloat16"]
+
+
+@pytest.fixture
+def not_warned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(probe, "_has_warned", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SlowKernelWarning)
+        yield
+
+
+def test_wrong_values_fail_a_trial(not_warned: None) -> None:
+    expected = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+    for wrong in (expected + 0.1, expected * torch.nan):
+        tried = Probe("product", lambda dtype, wrong=wrong: [(wrong.to(dtype), expected)])
+        assert not tried.works(torch.float32)
+        assert "wrong values" in tried.failure(torch.float32)
+    with pytest.warns(SlowKernelWarning, match="product in float32.*wrong values"):
+        tried.warn(torch.float32, instead="otherwise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tried.warn(torch.float32, instead="otherwise")  # once per process
+
+
+def test_a_type_is_tried_once_whatever_the_state_of_the_caller() -> None:
+    tried: list[torch.dtype] = []
+
+    def trial(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        tried.append(dtype)
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_inference_mode_enabled()
+        ones = torch.ones(2)
+        assert ones.device.type == "cpu"
+        return [(ones.to(dtype), ones.double())]
+
+    probed = Probe("product", trial)
+    state = torch.get_rng_state()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        threads = [threading.Thread(target=probed.works, args=(torch.float32,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert probed.works(torch.float32)
+        assert probed.works(torch.bfloat16)
+    assert tried == [torch.float32, torch.bfloat16]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_onednn_can_be_switched_off_at_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = onednn.CONVOLUTION.works(torch.float32)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.backends.mkldnn, "enabled", False)
+        assert not onednn.CONVOLUTION.works(torch.float32)
+    assert onednn.CONVOLUTION.works(torch.float32) == works
