@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
-from maskrcnn.demo.demonstration import demo_model, demo_training
+from maskrcnn.demo.demo_plan import demo_model, demo_training
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.fit import train
@@ -43,7 +43,9 @@ def main(out: Path, seconds: float | None) -> None:
             parts.append(CocoDataset(write_scenes(scenes, count, seed), scenes / "images"))
         drawn = time.perf_counter()
 
-        config = replace(demo_training(seconds / 60), batch_size=16, workers=8 if on_gpu else 0)
+        config = replace(
+            demo_training(), max_time=seconds, batch_size=16, workers=8 if on_gpu else 0
+        )
         device = "cuda" if on_gpu else "cpu"
         run = train(demo_model(), parts[0], config=config, out=Path(folder) / "run", device=device)
         trained = time.perf_counter()

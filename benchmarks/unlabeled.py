@@ -19,7 +19,7 @@ from typing import Any
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import AugmentConfig, TrainConfig
-from maskrcnn.demo.demonstration import demo_model, demo_training
+from maskrcnn.demo.demo_plan import demo_model, demo_training
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.fit import train
 
@@ -55,7 +55,7 @@ def compare(given: argparse.Namespace, out: Path) -> None:
     )
 
     config = replace(
-        demo_training(1, given.seed),
+        demo_training(given.seed),
         max_time=None,
         steps=given.steps,
         batch_size=4,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -8,21 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from maskrcnn import TrainConfig
+from maskrcnn import ModelConfig, TrainConfig
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
+from maskrcnn.demo.demo_plan import DemoPlan, demo_model, plan_demo
 from maskrcnn.demo.line_charts import line_chart, smoothed
 from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.training.trial import Candidate
 from maskrcnn.truth_instances import truth_instances
 
 
 def short_demo(out: Path, scenes: int) -> None:
     """A demo with two training steps: too few to learn, but every part runs."""
-    training = TrainConfig(steps=2, batch_size=2, evaluate_every=100, tensorboard=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maskrcnn.demo.demonstration.demo_training", lambda *_: training)
-        run_demo(out, scenes=(4, scenes))
+    training = TrainConfig(steps=2, batch_size=2, tensorboard=False)
+    candidate = Candidate("a small network", demo_model(), training, enough=2, work=1.0)
+    plan = DemoPlan(candidate, 1.0, 2, 100.0, 120.0, num_train=4, suffices=True)
+    run_demo(out, scenes=(4, scenes), plan=plan)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,43 @@ def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path):
     with pytest.raises(ValueError, match="choose another folder"):
         run_demo(tmp_path, minutes=0.02, scenes=(2, 1))
     assert (tmp_path / "run" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("step", "minutes", "total", "pixels", "suffices"),
+    [
+        (0.05, None, 4.0, 240, True),
+        (0.2, None, 4.0, 240, True),
+        (0.8, None, 7.4, 192, True),
+        (4.0, None, 35.0, 192, True),
+        (0.7, 3.0, 3.0, 192, False),
+        (0.05, 2.0, 2.0, 240, True),
+    ],
+)
+def test_the_demo_plans_as_long_as_this_machine_needs_and_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: float,
+    minutes: float | None,
+    total: float,
+    pixels: int,
+    suffices: bool,
+) -> None:
+    """`step` is the time of a step with the larger network; the smaller takes 0.45 of it."""
+
+    def time_of(model: ModelConfig, *_: object, **__: object) -> float:
+        return step * (1.0 if model.input.scale == 1.5 else 0.45)
+
+    monkeypatch.setattr("maskrcnn.demo.demo_plan.step_seconds", time_of)
+    monkeypatch.setattr("maskrcnn.demo.demo_plan.image_seconds", lambda *_, **__: 0.1)
+    plan = plan_demo(tmp_path, minutes, clock=itertools.repeat(0.0).__next__)
+    assert plan.total_seconds / 60 == pytest.approx(total, rel=0.35 if total > 8 else 0.15)
+    assert plan.suffices == suffices
+    assert f"at {pixels} px" in str(plan)
+    assert f"about {plan.total_seconds / 60:.1f} min" in str(plan)
+    assert ("slow machine" in str(plan)) == (total > 8)
+    assert ("fewer than" in str(plan)) == (not suffices)
+    assert plan.training_seconds < plan.total_seconds
 
 
 def test_truth_is_drawn_with_the_annotated_masks_and_keypoints(tmp_path: Path):

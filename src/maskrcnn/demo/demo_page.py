@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from ..evaluation.evaluate import Evaluation
 from ..instances import Instances
 from ..training.log import read_rows
 from ..truth_instances import truth_instances
+from .demo_plan import DemoPlan
 from .line_charts import Curve, line_chart, smoothed
 from .shipped_model import NucleiResult
 
@@ -44,12 +45,38 @@ LOSSES = {
 }
 
 
+class Scene(TypedDict):
+    """A validation scene on the page."""
+
+    id: int | str
+    path: str
+    num_true: int
+    num_predicted: int
+
+
+class Row(TypedDict):
+    """The metrics of a category, as text."""
+
+    name: str
+    objects: int
+    metrics: list[str]
+
+
+class Chart(TypedDict):
+    """A chart with its title and the names of its curves."""
+
+    title: str
+    names: list[str]
+    svg: str
+
+
 def write_page(
     out: Path,
     validation: CocoDataset,
     predictions: Sequence[Instances],
     evaluation: Evaluation,
     nuclei: NucleiResult,
+    plan: DemoPlan,
     seconds: float,
     num_train: int,
 ) -> Path:
@@ -61,6 +88,7 @@ def write_page(
         predictions: for each of these scenes.
         evaluation: of `predictions`.
         nuclei: what the shipped model predicted in a drawn micrograph.
+        plan: what was trained, and why.
         seconds: duration of the demo so far.
         num_train: number of scenes to train on.
 
@@ -100,6 +128,7 @@ def write_page(
         training_minutes=f"{rows[-1]['time'] / 60:.1f}",
         total_minutes=f"{seconds / 60:.1f}",
         machine=machine,
+        plan=str(plan),
         folder=out.name,
         run=f"{out.name}/run",
     )
@@ -108,7 +137,7 @@ def write_page(
     return page
 
 
-def _scene(out: Path, index: int, data: CocoDataset, prediction: Instances) -> dict[str, Any]:
+def _scene(out: Path, index: int, data: CocoDataset, prediction: Instances) -> Scene:
     """Writes truth and prediction side by side; returns what the page says about the scene."""
     record = data[index]
     pixels = data.image(index)
@@ -132,7 +161,7 @@ def _scene(out: Path, index: int, data: CocoDataset, prediction: Instances) -> d
     }
 
 
-def _table(evaluation: Evaluation, data: CocoDataset) -> list[dict[str, Any]]:
+def _table(evaluation: Evaluation, data: CocoDataset) -> list[Row]:
     """Metrics per category, and of all together."""
     counts = Counter(a.label for i in range(len(data)) for a in data[i].annotations)
 
@@ -142,15 +171,19 @@ def _table(evaluation: Evaluation, data: CocoDataset) -> list[dict[str, Any]]:
         ]
         return [f"{value:.3f}" if value >= 0 else "–" for value in values]  # -1: no such objects
 
-    rows = [
+    rows: list[Row] = [
         {"name": name, "objects": counts[label], "metrics": cells(tasks)}
         for label, (name, tasks) in enumerate(evaluation.per_category.items())
     ]
-    total = {"name": "all", "objects": sum(counts.values()), "metrics": cells(evaluation.tasks)}
+    total: Row = {
+        "name": "all",
+        "objects": sum(counts.values()),
+        "metrics": cells(evaluation.tasks),
+    }
     return [*rows, total]
 
 
-def _charts(rows: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+def _charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     """The APs and the loss terms over the minutes of the run."""
 
     def curve(name: str) -> Curve:

@@ -7,7 +7,7 @@ Detections of categories that the data does not annotate are left out: they cann
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..annotations.coco_types import CocoContent, CocoResult
@@ -27,6 +27,7 @@ def coco_results(
     *,
     batch_size: int = 1,
     progress: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> list[CocoResult]:
     """COCO results for every image of a dataset, down to the Predictor's `min_score`.
 
@@ -37,6 +38,7 @@ def coco_results(
         categories: those of `truth`.
         batch_size: up to this many images of equal padded shape share one forward pass.
         progress: show a progress bar.
+        advance: called with 1 after each image, for a caller that shows progress itself.
 
     Raises:
         ValueError: the model and the data have no category in common, or their keypoints differ.
@@ -59,6 +61,7 @@ def coco_results(
                 values = entry["keypoints"]
                 entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
             results.append(entry)
+        advance(1)
     return results
 
 

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..annotations.problems import summary
 from ..config import ModelConfig, TrainConfig
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 # `checkpoint_every` says.
 MOST_TIME_SAVING = 0.05
 REPORTED_CHANGE = 0.02  # of the number of steps, when it is corrected
+SAMPLED = 3  # validation images, to estimate the time of an evaluation
 
 
 @dataclass
@@ -84,13 +85,17 @@ class State:
     review: int | None = None
     """The step after which `total` is corrected next, in a run with `max_time`."""
     seconds: float = 0.0
-    """Seconds since the first step, over all sessions, with evaluations and checkpoints."""
+    """Seconds of the run over all sessions: preparing, steps, evaluations and checkpoints."""
+    validated: int | None = None
+    """Validation images that are used, in a run whose time does not suffice for all."""
+    pending: dict[str, float] = field(default_factory=dict)
+    """The numbers of a step that is done and saved but not yet evaluated."""
     best: dict[str, float] | None = None
     evaluations_since_best: int = 0
     stopped: bool = False
     """Whether the run ended early because AP did not improve."""
     log_bytes: int = 0
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -106,6 +111,7 @@ def train(
     unlabeled: str | Path | Iterable[str | Path] | CocoDataset | None = None,
     pretrained: str | Path | None = None,
     clock: Callable[[], float] | None = None,
+    started: float | None = None,
 ) -> Run:
     """Trains a model and keeps its best and its last state in a folder.
 
@@ -132,6 +138,8 @@ def train(
             weights. The run's config.json records the source and what did not fit.
         clock: returns the time in seconds, for `config.max_time`. `time.process_time` counts this
             process's own work, whatever else the machine does. None = wall-clock time.
+        started: the time, by `clock`, from which `config.max_time` counts. None = now. Earlier, if
+            preparing the run is part of the time.
 
     Returns:
         The trained model and the numbers of its evaluations.
@@ -173,14 +181,16 @@ def train(
         unlabeled=images,
         pretrained=pretrained,
         clock=clock,
+        started=started,
     )
     with contextlib.closing(trainer):
         trainer.draw_examples()
-        while not trainer.finished:
-            row = trainer.step()
+        while trainer.state.pending or not trainer.finished:
+            row = trainer.state.pending or trainer.step()
             if trainer.total_due():
-                row |= trainer.update_total()
-            if trainer.evaluation_due and "val_loss" not in row:
+                trainer.update_total()
+            if trainer.evaluation_due:
+                trainer.save_before_evaluation(row)
                 row |= trainer.evaluate()
             trainer.log.row(row, trainer.state.total)
             if trainer.checkpoint_due or "val_loss" in row:
@@ -204,6 +214,7 @@ class Trainer:
         unlabeled: CocoDataset | None = None,
         pretrained: str | Path | None = None,
         clock: Callable[[], float] | None = None,
+        started: float | None = None,
     ) -> None:
         check_settings(config, data, unlabeled)
         self.config = config
@@ -212,6 +223,7 @@ class Trainer:
         self.out = out
         self.processes = processes
         self.clock = clock or time.monotonic
+        self.started = self.clock() if started is None else started
 
         start = make_network(model, data, val, config, pretrained)
         if processes.main:
@@ -235,6 +247,7 @@ class Trainer:
         if earlier:
             self.state = State(**earlier.state)
             self.learner.restore(earlier.tensors, self.state.scaler)
+            self.started -= self.state.seconds
             new_plan = self._plan_anew(earlier.length)
         claim_folder(out, self.settings, processes)
 
@@ -305,13 +318,13 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """Runs one optimizer step; returns its numbers by column."""
         state = self.state
-        start = self.clock()
+        if not self.budget.steps:
+            self.count_time()
         row = self.learner.step(state.step, state.total)
-        seconds = self.clock() - start
+        seconds = self.count_time()
 
         self.budget.steps.append(seconds)
         state.step += 1
-        state.seconds += seconds
         row["step"] = state.step
         row["epoch"] = state.step * self.images_per_step / len(self.data)
         row["time"] = state.seconds
@@ -319,6 +332,12 @@ class Trainer:
         row |= self.next_row
         self.next_row = {}
         return row
+
+    def count_time(self) -> float:
+        """Updates the seconds of the run; returns those since the last call."""
+        seconds = self.clock() - self.started - self.state.seconds
+        self.state.seconds += seconds
+        return seconds
 
     @property
     def finished(self) -> bool:
@@ -331,6 +350,8 @@ class Trainer:
         """Whether an evaluation follows the step just done."""
         if self.val is None:
             return False
+        if self.state.pending:
+            return True
         every = self.config.evaluate_every * len(self.data)
         images = self.state.step * self.images_per_step
         return self.finished or images // every > (images - self.images_per_step) // every
@@ -343,25 +364,23 @@ class Trainer:
 
     def total_due(self) -> bool:
         """Whether to decide or correct the number of steps of a run with `max_time` now."""
+        if not self.budget.steps:
+            return False  # resumed before an evaluation
         if self.state.total is None:
             return self.processes.from_main(self.budget.ready(self.state.seconds))
         return self.state.step == self.state.review
 
-    def update_total(self) -> dict[str, float]:
-        """Decides or corrects how many steps fit into `max_time`.
-
-        If evaluations lie ahead and none has been timed, runs one; returns its numbers by column.
-        """
+    def update_total(self) -> None:
+        """Decides or corrects how many steps fit into `max_time`."""
         state = self.state
         budget = self.budget
         steps_per_evaluation = self.config.evaluate_every * len(self.data) / self.images_per_step
         first = state.total is None
         has_teacher = self.learner.teacher is not None
         if has_teacher:
-            start = self.clock()
             budget.burn_in = self.config.unlabeled.burn_in
             budget.unlabeled = self.learner.unlabeled_seconds()
-            state.seconds += self.clock() - start
+            self.count_time()
 
         def fitting() -> int:
             checkpoint_every = self.config.checkpoint_every
@@ -371,9 +390,8 @@ class Trainer:
             at_least = total if first else with_least_left(state.step, total)
             return min(at_least, self.config.steps or total)
 
-        row: dict[str, float] = {}
-        if self.val is not None and not budget.evaluation and fitting() > steps_per_evaluation:
-            row = self.evaluate()
+        if self.val is not None and not budget.evaluation:
+            self._plan_validation(1 + math.floor(fitting() / steps_per_evaluation))
 
         if first or budget.known:
             before = state.total
@@ -389,7 +407,34 @@ class Trainer:
         # With unlabeled images the remaining steps are slower than those measured: no correction.
         state.review = None if has_teacher else next_review(state.step, state.total)
         self.saved_at = -math.inf  # so that the number is on the disk before the next step
-        return row
+
+    def _plan_validation(self, evaluations: int) -> None:
+        """Times the validation of a few images, and limits their number if the time is short."""
+        assert self.val is not None
+        state = self.state
+        images = len(self.val)
+        few = _spread(self.val, SAMPLED)
+        self.count_time()
+        validate(self.learner.averaged, few, self.config, self.processes)
+        image_seconds = self.processes.from_main(self.count_time() / len(few))
+
+        if state.validated is None:
+            count = self.budget.images_to_validate(images, image_seconds, evaluations)
+            state.validated = count
+            if count < images:
+                self.log.say(
+                    f"validates on {count} of {images} images, spread over the set: all would take "
+                    f"{duration(images * image_seconds)} of {duration(self.budget.max_time)} "
+                    f"{'each time' if evaluations > 1 else ''}".rstrip()
+                )
+        self.budget.evaluation = state.validated * image_seconds
+
+    def save_before_evaluation(self, row: dict[str, float]) -> None:
+        """Writes a checkpoint from which a resumed run evaluates the step just done."""
+        if not self.state.pending:
+            self.state.pending = row
+            self.save()
+        self.state.pending = {}
 
     def evaluate(self) -> dict[str, float]:
         """Evaluates the averaged weights and keeps them if they are the best so far.
@@ -399,8 +444,13 @@ class Trainer:
         """
         assert self.val is not None
         state = self.state
-        start = self.clock()
-        numbers = validate(self.learner.averaged, self.val, self.config, self.processes)
+        self.count_time()
+        images = self.val
+        if state.validated is not None and state.validated < len(images):
+            images = _spread(images, state.validated)
+        # Every image counts twice: the loss, and the predictions.
+        with self.log.stage("validating", 2 * -(-len(images) // self.processes.world)) as advance:
+            numbers = validate(self.learner.averaged, images, self.config, self.processes, advance)
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}
@@ -411,9 +461,8 @@ class Trainer:
         patience = self.config.patience
         state.stopped = patience is not None and state.evaluations_since_best >= patience
 
-        seconds = self.clock() - start
+        seconds = self.count_time()
         self.budget.evaluation = seconds
-        state.seconds += seconds
         parts = ", ".join(
             f"{name.removeprefix('val/')} {value:.3f}"
             for name, value in numbers.items()
@@ -429,7 +478,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the newest model and the checkpoint."""
-        start = self.clock()
+        self.count_time()
         if self.processes.main:
             self._keep("last.safetensors")
             self.state.log_bytes = self.log.num_bytes()
@@ -440,10 +489,9 @@ class Trainer:
                 {"state": asdict(self.state), "settings": self.settings},
             )
 
+        seconds = self.count_time()
         self.saved_at = self.clock()
-        seconds = self.saved_at - start
         self.budget.checkpoint = seconds
-        self.state.seconds += seconds
         self.next_row["checkpoint_seconds"] = seconds
 
     def _keep(self, name: str) -> None:
@@ -492,3 +540,9 @@ class Trainer:
             first_step=self.state.step,
             total=self.state.total,
         )
+
+
+def _spread(data: CocoDataset, count: int) -> CocoDataset:
+    """At most `count` images, at equal distances."""
+    count = min(count, len(data))
+    return data.subset([i * len(data) // count for i in range(count)])

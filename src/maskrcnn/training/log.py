@@ -12,9 +12,10 @@ import csv
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 PLAIN_LINE_EVERY = 30.0  # seconds, without a terminal for a progress bar
 REFRESH_EVERY = 0.2  # seconds, of the progress bar
@@ -114,6 +115,36 @@ class RunLog:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
+    @contextmanager
+    def stage(self, description: str, total: int) -> Generator[Callable[[int], None]]:
+        """Shows the progress of something else than steps while the block runs.
+
+        Args:
+            description: what the block does, such as "validating".
+            total: how much there is to do.
+
+        Yields:
+            A function that adds to what is done.
+        """
+        task = self._bar.add_task(description, total=total, text="")
+        done = 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            now = time.monotonic()
+            if not self._bar.disable and now - self._refreshed > REFRESH_EVERY:
+                self._refreshed = now
+                self._bar.update(task, completed=done, refresh=True)
+            elif self._bar.disable and now - self._shown > PLAIN_LINE_EVERY:
+                self._shown = now
+                self.say(f"{description}: {done} of {total}")
+
+        try:
+            yield advance
+        finally:
+            self._bar.remove_task(task)
+
     def pause(self) -> None:
         """Hides the progress bar while something else draws one."""
         self._bar.stop()
@@ -163,7 +194,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         ]
 
 
-def _open_rows(path: Path, columns: Sequence[str], resume_at: int | None) -> Any:
+def _open_rows(path: Path, columns: Sequence[str], resume_at: int | None) -> TextIO:
     if resume_at is not None and path.is_file():
         file = path.open("r+", newline="")
         file.truncate(min(resume_at, path.stat().st_size))

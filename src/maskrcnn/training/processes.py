@@ -49,6 +49,12 @@ class Processes:
             atexit.register(dist.destroy_process_group)
         return cls(rank, world, chosen)
 
+    @classmethod
+    def alone(cls, device: str | torch.device | None = None) -> Processes:
+        """One process on the device that `start` chooses, also under torchrun: for measurements."""
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(0, 1, chosen)
+
     @property
     def main(self) -> bool:
         """Whether this process writes files and messages."""

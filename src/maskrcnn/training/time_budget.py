@@ -1,7 +1,8 @@
 """How many steps fit into a given time: decided from the steps measured so far, and corrected a few
 times during the run.
 
-In: seconds of each step, of an evaluation, of a checkpoint. Out: the number of steps of the run.
+In: seconds of each step, of an evaluation, of a checkpoint. Out: the number of steps of the run,
+and the number of validation images, which limits what evaluations take.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ LATEST_SHARE = 0.25
 # work on the machine comes and goes.
 REVIEWED_SHARES = (0.25, 0.5, 0.75, 0.9)
 LEAST_LEFT = 0.05  # of the steps, however late it is: the learning rate must decay
+# Evaluations take at most this share of the time. Where all validation images would take more, the
+# run validates on fewer, spread over the set.
+EVALUATION_SHARE = 0.15
+FEWEST_VALIDATED = 4  # images, however slow they are
 FIRST_STEPS = 3  # not counted: loaders start, memory is allocated
 FEWEST_STEPS = 12  # measured before a typical step is known
 
@@ -33,7 +38,7 @@ class TimeBudget:
     steps: list[float] = field(default_factory=list)
     """Seconds of each step."""
     evaluation: float = 0.0
-    """Seconds of the last evaluation."""
+    """Seconds of the last evaluation, or an estimate before the first one; 0 = there are none."""
     checkpoint: float = 0.0
     """Seconds of the last checkpoint."""
     unlabeled: float = 0.0
@@ -65,7 +70,7 @@ class TimeBudget:
     ) -> int:
         """Number of steps of the whole run that fit into `max_time`.
 
-        The last evaluation is not counted; earlier ones and checkpoints are.
+        Evaluations and checkpoints ahead are counted, also those at the end.
 
         Args:
             step: steps done so far.
@@ -74,7 +79,7 @@ class TimeBudget:
             checkpoint_every: seconds between two checkpoints.
         """
         each = self.step_seconds() * (1 + self.checkpoint / max(checkpoint_every, 1e-9))
-        left = self.max_time - seconds
+        left = self.max_time - seconds - self.evaluation - self.checkpoint
 
         def evaluations(total: int) -> int:
             by_end = math.floor((total - 1) / steps_per_evaluation)
@@ -92,6 +97,17 @@ class TimeBudget:
         while total > step and cost(total) > left:
             total -= 1
         return total
+
+    def images_to_validate(self, images: int, image_seconds: float, evaluations: int) -> int:
+        """How many of the validation images to use, so that evaluations take a small share.
+
+        Args:
+            images: in the validation set.
+            image_seconds: that an evaluation takes for one image.
+            evaluations: expected in the run.
+        """
+        most = EVALUATION_SHARE * self.max_time / max(evaluations, 1)
+        return min(images, max(FEWEST_VALIDATED, int(most / max(image_seconds, 1e-9))))
 
 
 def next_review(step: int, total: int) -> int | None:

@@ -9,14 +9,15 @@ is best.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..config import ModelConfig, TrainConfig
 from ..ops.device import is_async
+from ..preprocess import input_size
 from .processes import Processes
 from .sampler import BatchPlan
 
@@ -42,7 +43,11 @@ def loss_terms(config: ModelConfig) -> tuple[str, ...]:
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
     """The tasks that a model with these heads can be evaluated on."""
-    heads: dict[Task, Any] = {"bbox": config.box, "segm": config.mask, "keypoints": config.keypoint}
+    heads: dict[Task, object] = {
+        "bbox": config.box,
+        "segm": config.mask,
+        "keypoints": config.keypoint,
+    }
     return [task for task, head in heads.items() if head is not None]
 
 
@@ -53,23 +58,39 @@ def validation_columns(config: ModelConfig) -> list[str]:
 
 
 def validate(
-    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+    model: MaskRCNN,
+    validation: CocoDataset,
+    config: TrainConfig,
+    processes: Processes,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, float]:
     """Loss and average precision of `model` in evaluation mode.
 
     All processes take part and get the same numbers.
+
+    Args:
+        model: its weights are not changed.
+        validation: the images.
+        config: settings of the training; they limit the pixels of a batch.
+        processes: share the images.
+        advance: gets the number of images that are done, twice for each image: for the loss and for
+            the predictions.
     """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes)
-    numbers |= _precision(model, validation, config, processes)
+    numbers = _losses(model, validation, config, processes, advance)
+    numbers |= _precision(model, validation, config, processes, advance)
     model.train(was_training)
     return numbers
 
 
 @torch.no_grad()
 def _losses(
-    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+    model: MaskRCNN,
+    validation: CocoDataset,
+    config: TrainConfig,
+    processes: Processes,
+    advance: Callable[[int], None],
 ) -> dict[str, float]:
     """Mean loss terms of unaugmented images; anchors and RoIs are sampled the same every time."""
     from ..augmentation.loader import TrainingLoader
@@ -78,7 +99,7 @@ def _losses(
     images = TrainingSet(validation, model.config, None)
     plan = BatchPlan(
         len(validation),
-        config.batch_size,
+        validation_batch(model.config, validation, config),
         rank=processes.rank,
         world=processes.world,
         shuffle=False,
@@ -94,6 +115,7 @@ def _losses(
     ):
         losses = model.losses(batch.to(processes.device), truth.to(processes.device))
         sums += torch.stack([losses[term].float() for term in terms])
+        advance(len(batch.image_ids))
 
     means = dict(zip(terms, (processes.average(sums) / steps).tolist(), strict=True))
     return {"val_loss": sum(means.values())} | {
@@ -101,8 +123,26 @@ def _losses(
     }
 
 
+def validation_batch(model: ModelConfig, validation: CocoDataset, config: TrainConfig) -> int:
+    """Images that share a forward pass of the validation, with no more pixels than in training.
+
+    Training may look at crops, validation at whole images.
+    """
+    crop = config.augment.crop
+    if crop is None:
+        return config.batch_size
+    pixels = max(
+        math.prod(input_size(*validation.size(i), model.input)) for i in range(len(validation))
+    )
+    return max(1, min(config.batch_size, int(config.batch_size * crop**2 / pixels)))
+
+
 def _precision(
-    model: MaskRCNN, validation: CocoDataset, config: TrainConfig, processes: Processes
+    model: MaskRCNN,
+    validation: CocoDataset,
+    config: TrainConfig,
+    processes: Processes,
+    advance: Callable[[int], None],
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.coco_results import coco_results
@@ -121,7 +161,12 @@ def _precision(
             share.truth(),
             validation.categories,
             # On a CPU one image at a time is enough to keep it busy.
-            batch_size=config.batch_size if is_async(processes.device) else 1,
+            batch_size=(
+                validation_batch(model.config, validation, config)
+                if is_async(processes.device)
+                else 1
+            ),
+            advance=advance,
         )
     results = list(chain.from_iterable(processes.gather(own_results)))
 

@@ -1,0 +1,149 @@
+"""What a training step costs on this machine, and the choice of a candidate by it.
+
+In: candidates, the best first, and the seconds that training may take. Out: the first of them for
+which the time suffices, with the seconds of its steps: a few real steps of a network that is thrown
+away. `maskrcnn train --max-time` and the demo plan their time with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+from ..config import ModelConfig, TrainConfig
+from .learner import Learner
+from .processes import Processes
+from .setup import make_network
+from .validate import validate
+
+if TYPE_CHECKING:
+    from ..annotations.coco_dataset import CocoDataset
+
+WARM_UP = 2  # steps: kernels are compiled, memory is allocated
+TIMED = 4  # steps
+VALIDATED = 6  # images
+LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has, at least two
+# A larger candidate may be this much cheaper than its arithmetic says: parts of a step cost the
+# same for all. Only candidates that this could make affordable are tried.
+LEAST_SHARE_OF_WORK = 0.6
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train: a network, its settings, and how many steps it needs."""
+
+    name: str
+    """For the user."""
+    model: ModelConfig
+    training: TrainConfig
+    enough: int
+    """Optimizer steps from which the result is useful."""
+    work: float
+    """Arithmetic of one step, in any unit that the candidates share."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate to train, and what its steps cost here."""
+
+    candidate: Candidate
+    step_seconds: float
+    suffices: bool
+    """Whether the time suffices for `candidate.enough` steps."""
+
+    def steps_in(self, seconds: float) -> int:
+        """How many steps fit into a time."""
+        return max(0, int(seconds / self.step_seconds))
+
+
+def choose_candidate(
+    candidates: Sequence[Candidate], seconds: float, cost: Callable[[Candidate], float]
+) -> Choice:
+    """The first candidate whose `enough` steps fit, or the last one if none does.
+
+    The last one, which should be the cheapest, is timed first. Others are timed only if they may be
+    affordable, so that a slow machine does not spend its time on them.
+
+    Args:
+        candidates: the best first.
+        seconds: what training may take.
+        cost: times a candidate: seconds of one step.
+    """
+    cheapest = candidates[-1]
+    least = cost(cheapest)
+    for candidate in candidates[:-1]:
+        expected = least * max(1.0, LEAST_SHARE_OF_WORK * candidate.work / cheapest.work)
+        if expected * candidate.enough > seconds:
+            continue
+        measured = cost(candidate)
+        if measured * candidate.enough <= seconds:
+            return Choice(candidate, measured, suffices=True)
+    return Choice(cheapest, least, suffices=least * cheapest.enough <= seconds)
+
+
+def step_seconds(
+    model: ModelConfig,
+    data: CocoDataset,
+    config: TrainConfig,
+    *,
+    device: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """Seconds of an optimizer step, from a few real steps of a network that is thrown away.
+
+    Args:
+        model: the network.
+        data: images to train on; a few suffice.
+        config: settings of the training.
+        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        clock: returns the time in seconds.
+    """
+    processes = Processes.alone(device)
+    network = make_network(model, data, None, config, None).network
+    learner = Learner(network, data, config, processes, None, clock)
+    seconds: list[float] = []
+    begin = clock()
+
+    with contextlib.closing(learner):
+        for number in range(WARM_UP + TIMED):
+            start = clock()
+            learner.step(number, None)
+            seconds.append(clock() - start)
+            if number > 0 and clock() - begin > LONGEST_TRIAL:
+                break
+    return median(seconds[min(WARM_UP, len(seconds) - 1) :])
+
+
+def image_seconds(
+    model: ModelConfig,
+    data: CocoDataset,
+    config: TrainConfig,
+    *,
+    device: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> float:
+    """Seconds that a validation takes per image, from a few images and an untrained network.
+
+    An untrained network makes as many detections as it may; a trained one usually makes fewer and
+    takes less time.
+
+    Args:
+        model: the network.
+        data: images to validate on; the first few are used.
+        config: settings of the training.
+        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        clock: returns the time in seconds.
+    """
+    processes = Processes.alone(device)
+    network = make_network(model, data, None, config, None).network.to(processes.device)
+    seconds = 0.0
+
+    for images in (data.subset(range(1)), data.subset(range(min(VALIDATED, len(data))))):
+        start = clock()
+        validate(network, images, config, processes)
+        seconds = (clock() - start) / len(images)  # of the second pass; the first is a warm-up
+    return seconds
