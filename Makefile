@@ -9,8 +9,7 @@ READY := .venv/.ready
 demo: $(READY)
 	.venv/bin/maskrcnn demo
 
-# One process per core, each with one thread (tests/conftest.py). A process needs about 1 GB, and more than 16 do
-# not end sooner. PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
+# One process per core, at most 16, each with one thread (tests/conftest.py). PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
 test: $(READY)
 	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal
 
