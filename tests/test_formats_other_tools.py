@@ -681,7 +681,7 @@ def test_a_folder_with_an_archive_says_to_unpack_it(tmp_path: Path):
 
 
 def test_files_above_the_bound_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("maskrcnn.formats.bounded_files.MOST_JSON", 10)
+    monkeypatch.setattr("maskrcnn.annotations.json_file.MOST_BYTES", 10)
     message = refusal(via(folder, {"name": "part"}) / "via_region_data.json")
     assert "JSON files of at most 0 MiB are read" in message
 

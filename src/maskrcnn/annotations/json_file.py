@@ -1,7 +1,8 @@
 """Reads a JSON file that somebody else made: `read_json(path)`.
 
-Every failure is a `DataError` of one sentence with file, line, column and a suggestion. Nesting and
-the length of numbers are bounded, so that a file cannot exhaust the stack, here or later.
+Every failure is a `DataError` of one sentence with file, line, column and a suggestion. The
+size, the nesting and the length of numbers are bounded, so that a file cannot exhaust memory or the
+stack, here or later.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from .coco_types import Json
 from .problems import DataError
 
+MIB = 2**20
+MOST_BYTES = 4096 * MIB  # COCO's largest file has 450 MiB, LVIS's 1,100
 MOST_NESTED = 100
 """Lists and objects inside each other that are read; COCO has 5."""
 
@@ -36,13 +39,27 @@ def read_json(path: Path) -> Json:
     Raises:
         DataError: the file is missing, is not valid JSON, or exceeds a bound.
     """
+    return parse_json(read_bounded(path, MOST_BYTES, "JSON"), path.name)
+
+
+def read_bounded(path: Path, most: int, kind: str) -> bytes:
+    """The content of an annotation file of at most `most` bytes; `kind` names it in messages.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is larger.
+    """
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        if size > most:
+            raise DataError(
+                f"{path.name}: has {size / MIB:,.0f} MiB; {kind} files of at most "
+                f"{most / MIB:,.0f} MiB are read; split it"
+            )
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: annotation file not found") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return parse_json(data, path.name)
 
 
 def parse_json(data: bytes, name: str) -> Json:

@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from .bounded_files import Json, read_json, read_xml
+from ..annotations.coco_types import Json
+from ..annotations.json_file import read_json
+from .bounded_files import read_xml
 
 
 class AnnotationSource:

@@ -1,8 +1,8 @@
-"""Reads JSON, XML, YAML, CSV and text files that somebody else made, within stated bounds.
+"""Reads XML, YAML, CSV and text files that somebody else made, within stated bounds.
 
 A file cannot exhaust memory or run code: its size is bounded, XML may declare no entities, YAML may
 repeat no collections, and endless nesting is an error. Every failure is a `DataError` that names
-the file.
+the file. JSON is read by `annotations/json_file.py`.
 """
 
 from __future__ import annotations
@@ -15,30 +15,14 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from ..annotations.json_file import parse_json
+from ..annotations.coco_types import Json, JsonObject
+from ..annotations.json_file import MIB, read_bounded
 from ..annotations.problems import DataError
 
-Json = Any
-"""A value of a JSON file that is not checked yet: anything that JSON can hold."""
-JsonObject = Mapping[str, Json]
-"""An object of a JSON file whose values are not checked yet."""
-
-MIB = 2**20
-MOST_JSON = 4096 * MIB  # COCO's largest file has 450 MiB, LVIS's 1,100
 MOST_XML = 1024 * MIB
 MOST_TEXT = 256 * MIB
 MOST_YAML = 4 * MIB  # Python's YAML parser reads about 0.1 MiB per second
 MOST_NESTED = 200  # elements of XML inside each other
-
-
-def read_json(path: Path) -> Json:
-    """The content of a JSON file.
-
-    Raises:
-        DataError: the file is missing, is not valid JSON, or exceeds a bound.
-    """
-    data = _read(path, MOST_JSON, "JSON")
-    return parse_json(data, path.name)
 
 
 def read_xml(path: Path) -> ElementTree.Element:
@@ -47,7 +31,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     Raises:
         DataError: the file is missing, is not valid XML, or exceeds a bound.
     """
-    data = _read(path, MOST_XML, "XML")
+    data = read_bounded(path, MOST_XML, "XML")
     builder = ElementTree.TreeBuilder()
     depth = 0
 
@@ -164,25 +148,10 @@ def read_head(path: Path, size: int = 2000) -> bytes:
 
 def _text(path: Path, most: int, kind: str) -> str:
     try:
-        return _read(path, most, kind).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_bounded(path, most, kind).decode("utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name}: not UTF-8: {error}; save it as UTF-8") from None
-
-
-def _read(path: Path, most: int, kind: str) -> bytes:
-    """The bytes of a file of bounded size."""
-    try:
-        size = path.stat().st_size
-        if size > most:
-            raise DataError(
-                f"{path.name}: has {size / MIB:,.0f} MiB; {kind} files of at most "
-                f"{most / MIB:,.0f} MiB are read; split it"
-            )
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: annotation file not found") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def part_of(content: Json, name: str) -> JsonObject:

@@ -23,11 +23,12 @@ from jaxtyping import UInt8
 
 from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
+from ..annotations.coco_types import Json, JsonObject
 from ..annotations.contours import ellipse
 from ..images.image_files import image_suffixes, images_in
 from ..images.read import ImageError, image_size
 from .annotation_source import AnnotationSource
-from .bounded_files import Json, JsonObject, part_of
+from .bounded_files import part_of
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
 

@@ -30,12 +30,13 @@ from PIL import Image
 
 from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
-from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
+from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage, Json, JsonObject
 from ..annotations.contours import ellipse
+from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
-from .bounded_files import Json, JsonObject, part_of, read_json, read_text
+from .bounded_files import part_of, read_text
 from .embedded_images import extract, folder_of_extracted
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, relative, tracked

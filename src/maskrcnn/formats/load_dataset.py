@@ -14,12 +14,11 @@ from typing import Literal
 from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
-from ..annotations.coco_types import JsonObject
+from ..annotations.coco_types import Json, JsonObject
 from ..annotations.problems import DataError
 from ..config import Category
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
-from .bounded_files import Json
 from .format import Format
 from .reading import Annotated
 

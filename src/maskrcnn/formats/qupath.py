@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from ..annotations import rle as coco_rle
-from ..annotations.coco_types import RLE
+from ..annotations.coco_types import RLE, Json, JsonObject
 from ..annotations.contours import Polygon, fill, union
+from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
-from .bounded_files import Json, JsonObject, part_of, read_json
+from .bounded_files import part_of
 from .format import Format
 from .reading import MOST_PIXELS, Annotated, AnnotatedObject, DatasetBuilder, relative, tracked
 

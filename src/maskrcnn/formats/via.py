@@ -25,11 +25,11 @@ from typing import TypedDict
 import numpy as np
 
 from ..annotations.annotation import KEYPOINT_OFFSET
-from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoImage
+from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoImage, Json, JsonObject
 from ..annotations.contours import ellipse
 from ..annotations.problems import DataError
 from .annotation_source import AnnotationSource, with_slashes
-from .bounded_files import Json, JsonObject, part_of, read_csv
+from .bounded_files import part_of, read_csv
 from .format import Format
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
 from .writing import (

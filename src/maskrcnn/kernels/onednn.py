@@ -75,11 +75,30 @@ def convolution(
     if relu and _is_fusable(x, weight, add, training=True):
         return _FusedConvolution.apply(x, weight, bias, add, geometry)
 
-    padding, stride, dilation, groups = geometry
-    x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    x = plain_convolution(x, weight, bias, geometry)
     if add is not None:
         x = x.add_(add)
     return F.relu(x, inplace=True) if relu else x
+
+
+def plain_convolution(
+    x: Float[Tensor, "B C H W"],
+    weight: Float[Tensor, "C2 C1 K K"],
+    bias: Float[Tensor, "C2"] | None,
+    geometry: Geometry,
+) -> Float[Tensor, "B C2 H2 W2"]:
+    """Returns the zero-padded convolution of x by PyTorch's own operation, where nothing is fused.
+
+    It rounds differently from the fused one in some layouts.
+    """
+    padding, stride, dilation, groups = geometry
+    if dtype := _emulated_type(x, weight, CONVOLUTION):
+
+        def compute(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+        return _emulate(compute, dtype, x, weight, bias)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def transposed_convolution(

@@ -115,7 +115,7 @@ def convolve(
     if norm is None or isinstance(norm, nn.Identity):
         return onednn.convolution(x, weight, bias, geometry, add=add, relu=relu)
 
-    x = norm(onednn.convolution(x, weight, bias, geometry))
+    x = norm(onednn.plain_convolution(x, weight, bias, geometry))
     if add is not None:
         x = x.add_(add)
     return F.relu(x, inplace=True) if relu else x

@@ -82,7 +82,8 @@ def _upsample_fourfold(
     """
     assert up.bias is not None
     weight = up.weight.permute(2, 3, 1, 0).reshape(4 * up.out_channels, -1, 1, 1)
-    x = F.relu(onednn.convolution(x, weight, up.bias.repeat(4), onednn.DENSE), inplace=True)
+    x = onednn.plain_convolution(x, weight, up.bias.repeat(4), onednn.DENSE)
+    x = F.relu(x, inplace=True)
     return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
 
 

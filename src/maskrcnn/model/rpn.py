@@ -100,7 +100,7 @@ class RPN(nn.Module):
         for conv in self.convs:  # the input of each is zero beyond its map
             x = torch.where(inside, x, 0.0)
             assert isinstance(conv, nn.Conv2d)
-            x = F.relu(onednn.convolution(x, conv.weight, conv.bias, onednn.DENSE))
+            x = F.relu(onednn.plain_convolution(x, conv.weight, conv.bias, onednn.DENSE))
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)
