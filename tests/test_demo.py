@@ -75,6 +75,8 @@ def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path):
     [
         (0.05, None, 4.0, 240, True),
         (0.2, None, 4.0, 240, True),
+        (0.379, None, 4.5, 240, True),  # only whole steps count: 599 of 600 were planned
+        (0.393, None, 4.7, 240, True),
         (0.8, None, 7.4, 192, True),
         (4.0, None, 35.0, 192, True),
         (0.7, 3.0, 3.0, 192, False),

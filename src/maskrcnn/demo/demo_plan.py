@@ -126,7 +126,9 @@ def plan_demo(
     # As long as the steps take that are enough, within the usual and the longest time.
     spent = clock() - started
     if minutes is None:
-        needed = spent + other_seconds(MOST_SCENES) + candidate.enough * choice.step_seconds / SLACK
+        # One more, because only whole steps count.
+        enough_seconds = (candidate.enough + 1) * choice.step_seconds
+        needed = spent + other_seconds(MOST_SCENES) + enough_seconds / SLACK
         whole = max(USUAL_TIME, needed)
     left = max(1.0, whole - spent - other_seconds(MOST_SCENES))
     steps = max(1, choice.steps_in(SLACK * left))

@@ -260,7 +260,7 @@ def _warn_about_unevaluated(
     if extra:
         warnings.warn(
             f"detections of {', '.join(extra[:5])} are not evaluated: "
-            f"{len(extra)} categories of the model are not in the data",
+            f"not in the data, categories of the model: {len(extra)}",
             stacklevel=3,
         )
 
