@@ -37,6 +37,7 @@ def measured(**changes: Any) -> Statistics:
         masks=True,
         keypoints=False,
         colored=False,
+        photographs=False,
         varied=False,
         upright={"shape": 0.5, "position": 0.5, "perspective": 0.0, "light": 0.0},
     )

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 import maskrcnn as mr
 from maskrcnn.weights import load as loading
 from maskrcnn.weights.catalog import weights
-from maskrcnn.weights.load import load_trunk, read_info
+from maskrcnn.weights.load import read_info
 from maskrcnn.weights.pickles import WeightsError
+from maskrcnn.weights.trunk_weights import load_trunk
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def replace_config(model: mr.MaskRCNN) -> mr.MaskRCNN:
         ),
         (
             {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)},
-            "ImageNet classification trunk.*load_trunk",
+            "ImageNet classification trunk.*--pretrained",
         ),
         ({"conv1_w": torch.zeros(1), "res2_0_branch1_w": torch.zeros(1)}, "Caffe2 or Detectron1"),
         (

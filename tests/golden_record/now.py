@@ -63,7 +63,7 @@ from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
-from maskrcnn.weights.load import load_trunk
+from maskrcnn.weights.trunk_weights import load_trunk
 
 SMALL = 2048  # arrays of up to this many numbers are stored whole, of larger ones the hash, the sum and samples
 FEW = 8

@@ -25,7 +25,7 @@ def train(
     no_val: Annotated[bool, Parameter(negative=())] = False,
     val_images: Path | None = None,
     attribute: str | None = None,
-    pretrained: str | None = None,
+    pretrained: str = "auto",
     model: Preset | Literal["auto"] = "auto",
     no_recipe: Annotated[bool, Parameter(negative=())] = False,
     config: ExistingFile | None = None,
@@ -54,8 +54,8 @@ def train(
         val_images: Folder of the validation images. Default: --images.
         attribute: Attribute that holds the category, for VIA files whose regions have several.
         pretrained: Initial weights: an ImageNet trunk (resnet50_imagenet), or a detector, as the
-            name of published weights, a run folder or a checkpoint. All weights that fit are kept.
-            Default: random weights.
+            name of published weights, a run folder or a file. All weights that fit are kept. none:
+            random weights. auto: for photographs an ImageNet trunk that is on this machine.
         model: Architecture. auto uses that of a pretrained detector, or else one that suits the
             data and the machine.
         no_recipe: Use --model and the default settings. Choose nothing from the data.

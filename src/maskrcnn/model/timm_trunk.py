@@ -51,10 +51,10 @@ class TimmTrunk(nn.Module):
                 f'trunk.timm: expected a model with strides 4, 8, 16, 32, got "{config.timm}" '
                 f"with strides {reductions}"
             )
-        indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
-        self.channels: tuple[int, ...] = tuple(info.channels()[i] for i in indices)
+        self.indices = tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES)
+        self.channels: tuple[int, ...] = tuple(info.channels()[i] for i in self.indices)
         self.net = timm.create_model(
-            config.timm, features_only=True, pretrained=False, out_indices=indices
+            config.timm, features_only=True, pretrained=False, out_indices=self.indices
         )
 
         if config.norm == "group":

@@ -356,7 +356,9 @@ def norms(choices: Choices) -> None:
             for name, part in parts.items():
                 if part is not None:
                     choices.choose(f"model.{name}.norm", norm, why)
-    elif not model.trunk.timm:
+    elif model.trunk.timm:
+        choices.explain("model.trunk.norm", "frozen keeps the pretrained statistics")
+    else:
         if kind == "trunk":
             choices.choose("model.trunk.norm", "frozen", "keeps the pretrained statistics")
         images = choices.facts.images

