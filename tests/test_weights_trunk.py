@@ -190,6 +190,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         found = self.path == "/timm/resnet10t.c3_in1k/resolve/main/model.safetensors"
         self.send_response(200 if found else 404)
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("ETag", '"0123456789abcdef"')
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("Content-Length", str(len(self.content) if found else 0))
