@@ -267,7 +267,7 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
     training = from_dict(TrainConfig, run["train"])
     of_training = _of_training(settings)
     if pretrained == "auto":
-        pretrained = run["pretrained"]["source"]
+        pretrained = run.get("pretrained", {}).get("source")  # earlier runs have no record
 
     # A new length replaces the recorded one, also if it is of another kind.
     if "max_time" not in of_training and of_training.keys() & {"epochs", "steps"}:
