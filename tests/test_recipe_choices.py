@@ -35,6 +35,7 @@ def measured(**changes: Any) -> Statistics:
         counts=np.full(300, 4),
         category_share=np.ones(1),
         masks=True,
+        points=False,
         keypoints=False,
         colored=False,
         photographs=False,

@@ -10,7 +10,7 @@ the mask grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -170,9 +170,19 @@ class Truth(_Tensors):
     category's keypoints are at its slice."""
     has_keypoints: Bool[Tensor, "B N"]
     """The object's keypoints are annotated."""
+    points: Float[Tensor, "B N P 3"] | None = None
+    """x, y, label of points that are annotated instead of a mask: 1 beside the object, 2 on it, 0
+    no point. None: no object has such points."""
     labeled: Bool[Tensor, "B C"] | None = None
     """Whether all objects of a category are annotated in an image. False: unannotated regions may
     hold more of them. None: all objects of all categories are annotated."""
+
+    @property
+    def has_points(self) -> Bool[Tensor, "B N"]:
+        """The object has labeled points and no mask."""
+        if self.points is None:
+            return torch.zeros_like(self.has_mask)
+        return ~self.has_mask & (self.points[..., 2] > 0).any(dim=2)
 
     @classmethod
     def empty(
@@ -218,9 +228,23 @@ class Truth(_Tensors):
             )
 
         return cls(
-            **{f.name: concatenated(f.name) for f in fields(cls) if f.name != "labeled"},
+            **{f.name: concatenated(f.name) for f in fields(cls) if f.default is MISSING},
+            points=cls._points(truths, most),
             labeled=cls._labeled(truths),
         )
+
+    @staticmethod
+    def _points(truths: Sequence[Truth], most: int) -> Float[Tensor, "B N P 3"] | None:
+        counts = [t.points.shape[2] for t in truths if t.points is not None]
+        if not counts:
+            return None
+        rows = []
+        for truth in truths:
+            row = truth.boxes.new_zeros(len(truth.boxes), most, max(counts), 3)
+            if truth.points is not None:
+                row[:, : truth.points.shape[1], : truth.points.shape[2]] = truth.points
+            rows.append(row)
+        return torch.cat(rows)
 
     @staticmethod
     def _labeled(truths: Sequence[Truth]) -> Bool[Tensor, "B C"] | None:

@@ -68,6 +68,9 @@ class Annotation:
     """As stored in the file."""
     mask_area: float | None = None
     """Area of the mask in pixels, None without a mask. Overlapping parts count twice."""
+    points: np.ndarray | None = None
+    """[n, 3]: x, y, and 1 for a point on the object, 0 for one beside it. None without such points.
+    A cheap substitute for a mask (Cheng, Parkhi & Kirillov 2022)."""
 
     @property
     def empty(self) -> bool:
@@ -127,6 +130,7 @@ def read_annotation(
 
     box = _read_box(raw.get("bbox"), size, has_mask, mask_is_flat, problems)
     keypoints = _read_keypoints(raw, category, size, problems)
+    points = _read_points(raw, size, problems)
 
     if box is None and not has_mask and keypoints is None and not problems.has_error:
         if mask_is_flat:
@@ -141,6 +145,10 @@ def read_annotation(
                 "has no usable bbox, segmentation or keypoints",
                 "annotate it, or drop it",
             )
+    if points is not None and box is None and not has_mask:
+        suggestion = "write the object's bbox; its points are not used"
+        problems.warning("labeled points without a box", f"{len(points)} points", suggestion)
+        points = None
     _compare_parts(box, mask.bounds, keypoints, problems)
 
     if keypoints is not None:
@@ -158,6 +166,7 @@ def read_annotation(
         ignore=bool(raw.get("iscrowd", 0) or raw.get("ignore", 0)),
         area=_read_area(raw.get("area"), mask.area, problems),
         mask_area=mask.area,
+        points=points,
     )
 
 
@@ -462,6 +471,45 @@ def _read_keypoints(
         points[labeled_outside] = 0
 
     return points if (points[:, 2] > 0).any() else None
+
+
+def _read_points(
+    raw: JsonObject, size: tuple[int, int], problems: _ProblemLog
+) -> np.ndarray | None:
+    """Returns labeled points [n, 3] in continuous pixels, None if there are none."""
+    places = raw.get("point_coords")
+    labels = raw.get("point_labels")
+    if not places and not labels:
+        return None
+
+    def broken(detail: str) -> None:
+        suggestion = (
+            "write point_coords as [[x, y], ...] and point_labels as one 1 (on the object) or 0 "
+            "for each point"
+        )
+        problems.error("labeled points are broken", detail, suggestion)
+
+    if not isinstance(places, list | tuple) or not isinstance(labels, list | tuple):
+        broken(f"point_coords is {shown(places, 40)}, point_labels {shown(labels, 40)}")
+        return None
+    if len(places) != len(labels):
+        broken(f"{len(places)} point_coords and {len(labels)} point_labels")
+        return None
+    for point, label in zip(places, labels, strict=True):
+        is_pair = isinstance(point, list | tuple) and len(point) == 2
+        if not is_pair or not all(map(is_number, (*point, label))) or label not in (0, 1):
+            broken(f"point {shown(point, 40)} with the label {shown(label, 40)}")
+            return None
+
+    points = np.array([(*point, label) for point, label in zip(places, labels, strict=True)])
+    points = points.astype(np.float64).reshape(-1, 3)
+    points[:, :2] += KEYPOINT_OFFSET
+    outside = ((points[:, :2] < 0) | (points[:, :2] > (size[1], size[0]))).any(axis=1)
+    if outside.any():
+        detail = f"{outside.sum()} of {len(points)} points; the image is {size[1]} x {size[0]}"
+        problems.warning("labeled point outside the image", detail, "it is not used")
+        points = points[~outside]
+    return points if len(points) else None
 
 
 def _compare_parts(

@@ -404,6 +404,11 @@ class CocoDataset:
         elif annotation.polygons is not None:
             complete["segmentation"] = [p.reshape(-1).tolist() for p in annotation.polygons]
 
+        if annotation.points is not None:
+            xy = annotation.points[:, :2] - KEYPOINT_OFFSET
+            complete["point_coords"] = xy.tolist()
+            complete["point_labels"] = annotation.points[:, 2].astype(int).tolist()
+
         if self.categories[annotation.label].keypoints:
             keypoints = annotation.keypoints
             if keypoints is None:

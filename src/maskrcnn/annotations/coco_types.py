@@ -82,6 +82,10 @@ class CocoAnnotation(_AnnotationKeys, total=False):
     keypoints: list[float]
     """x, y, visibility for each keypoint of the category: 0 unlabeled, 1 hidden, 2 visible."""
     num_keypoints: int
+    point_coords: list[list[float]]
+    """Whole-pixel indices x, y of points that are labeled instead of a mask."""
+    point_labels: list[int]
+    """For each of these points 1 if it is on the object, 0 if it is not."""
     area: float
     iscrowd: int
     ignore: int

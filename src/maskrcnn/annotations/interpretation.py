@@ -42,7 +42,7 @@ _CVAT = "attributes.rotation"
 _ANGLES = ("rotation", "angle", "theta")
 _USED = {
     *("id", "image_id", "category_id", "bbox", "segmentation", "keypoints", "num_keypoints"),
-    *("area", "iscrowd", "ignore", "where", "original_id"),
+    *("area", "iscrowd", "ignore", "where", "original_id", "point_coords", "point_labels"),
 }
 _TOP_LEVEL = {"images", "annotations", "categories", "info", "licenses", "type"}
 _ID_LISTS = ("labeled_categories", "neg_category_ids", "not_exhaustive_category_ids")
@@ -50,7 +50,10 @@ _MOST_NAMES = 8  # fields named in a note
 _TEXT = ("numbers written as text", "read as numbers")
 _SIZES = ("width", "height")
 _SCALARS = (*_SIZES, "area", "num_keypoints")
-_NUMBERS = ("area", "num_keypoints", "bbox", "keypoints", "segmentation")
+_NUMBERS = (
+    *("area", "num_keypoints", "bbox", "keypoints", "segmentation"),
+    *("point_coords", "point_labels"),
+)
 _SOURCES = {"id": "annotations", "image_id": "images", "category_id": "categories"}
 
 

@@ -15,6 +15,7 @@ something is pasted over:
 - Without a mask, its box replaces the mask. With less than half of the box left the object is
   *ignore*, because the rest may be background. The hull of an object with keypoints only stays as
   it is.
+- Its labeled points under the paste are dropped.
 - A region to ignore shrinks in the same way and stays one. An object pasted into it is an object
   all the same.
 
@@ -162,7 +163,12 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
     cell = np.minimum(keypoints[..., :2].astype(int), (covered.shape[1] - 1, covered.shape[0] - 1))
     is_covered = covered[cell[..., 1], cell[..., 0]]
     keypoints[..., 2] -= (keypoints[..., 2] == 2) & is_covered
-    return replace(objects, boxes=boxes, ignore=ignore, masks=masks, keypoints=keypoints)
+    points = objects.points.copy()
+    cell = np.minimum(points[..., :2].astype(int), (covered.shape[1] - 1, covered.shape[0] - 1))
+    points[covered[cell[..., 1], cell[..., 0]]] = 0
+    return replace(
+        objects, boxes=boxes, ignore=ignore, masks=masks, keypoints=keypoints, points=points
+    )
 
 
 def _refit(

@@ -19,7 +19,7 @@ from ..structures import Truth
 from . import geometry
 from .moved_masks import Mask, Pixels
 
-_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints")
+_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "points")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class ViewObjects:
     masks: Sequence[ViewMask | None]
     keypoints: Float64[np.ndarray, "n J 3"]
     """x, y, visibility at the heatmap channels; zeros where unlabeled or outside."""
+    points: Float64[np.ndarray, "n P 3"]
+    """x, y, label of points annotated instead of a mask (`Truth.points`); zeros outside."""
 
     @property
     def visible(self) -> Int64[np.ndarray, " k"]:
@@ -83,12 +85,16 @@ class ViewObjects:
         """
         shift = geometry.translate(x, y)
         keypoints = self.keypoints + np.array([x, y, 0.0]) * (self.keypoints[..., 2:] > 0)
+        points = self.points + np.array([x, y, 0.0]) * (self.points[..., 2:] > 0)
         masks = [mask and replace(mask, matrix=shift @ mask.matrix) for mask in self.masks]
         boxes = self.boxes + np.array([x, y, x, y])
-        return replace(self, boxes=boxes, keypoints=keypoints, masks=masks)
+        return replace(self, boxes=boxes, keypoints=keypoints, points=points, masks=masks)
 
     def joined(self, others: ViewObjects) -> ViewObjects:
         """Returns these objects followed by the others."""
+        most = max(self.points.shape[1], others.points.shape[1])
+        self = replace(self, points=padded_points(self.points, most))
+        others = replace(others, points=padded_points(others.points, most))
         pairs = {name: [getattr(self, name), getattr(others, name)] for name in _ARRAYS}
         arrays = {name: np.concatenate(pair) for name, pair in pairs.items()}
         return ViewObjects(**arrays, masks=[*self.masks, *others.masks])
@@ -120,7 +126,15 @@ class ViewObjects:
         }
         tensors = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
         labeled_row = None if labeled is None else torch.from_numpy(labeled)[None]
-        return Truth(**tensors, labeled=labeled_row)
+        points = None
+        if kept.points.shape[1]:
+            points = torch.from_numpy(kept.points.astype(np.float32))[None]
+        return Truth(**tensors, points=points, labeled=labeled_row)
+
+
+def padded_points(points: Float64[np.ndarray, "n P 3"], most: int) -> Float64[np.ndarray, "n P2 3"]:
+    """Returns the points of each object followed by zeros, `most` in all."""
+    return np.pad(points, ((0, 0), (0, most - points.shape[1]), (0, 0)))
 
 
 def pixels_of(box: BoxXYXY | np.ndarray) -> tuple[int, int, int, int]:

@@ -17,6 +17,7 @@ What happens to an object in a view:
 - Its mask is a crop in its own box, at `mask.truth_size`.
 - Less than a pixel wide or high, it is dropped. With less than a tenth of its box left by a crop,
   it is *ignore*, neither object nor background.
+- Points labeled instead of a mask are moved; those outside the view are dropped.
 - Keypoints outside the view are unlabeled. An object with keypoints only has `has_box` False and
   the hull of its labeled keypoints as its box, each side at least 8 px and a fifth of the other.
 """
@@ -33,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..annotations.annotation import KEYPOINT_OFFSET, mask_bounds
+from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
@@ -87,6 +88,8 @@ class _LoadedImage:
     masks: list[Mask | None]
     keypoints: np.ndarray
     """[n, J, 3] at the heatmap channels."""
+    points: np.ndarray
+    """[n, P, 3]: x, y, label of the points that are annotated instead of masks (`Truth.points`)."""
     labeled: np.ndarray | None
     """[C], None = all categories."""
 
@@ -260,6 +263,7 @@ class TrainingSet:
             ignore=np.array([a.ignore for a in objects], dtype=bool),
             masks=[mask_of(a) for a in objects],
             keypoints=keypoints,
+            points=_points(objects),
             labeled=labeled,
         )
 
@@ -295,7 +299,15 @@ class TrainingSet:
             ignore = ignore | (_areas(comparable) < _MIN_BOX_LEFT * _areas(moved))
 
         masks = [None if mask is None else ViewMask(mask, view.matrix) for mask in image.masks]
-        return ViewObjects(boxes, image.has_box, image.labels, ignore, masks, keypoints)
+        return ViewObjects(
+            boxes,
+            image.has_box,
+            image.labels,
+            ignore,
+            masks,
+            keypoints,
+            _moved_points(image.points, view),
+        )
 
     def _keypoints(self, image: _LoadedImage, view: AugmentedView) -> np.ndarray:
         """Returns keypoints [n, J, 3] in the view, those outside as zeros.
@@ -336,6 +348,27 @@ class TrainingSet:
                 has_keypoints = keypoints[i].any()
                 hull = np.array(_hull(keypoints[i])) if has_keypoints else np.zeros(4)
                 boxes[i] = _clip(hull, view.size)
+
+
+def _points(objects: Sequence[Annotation]) -> np.ndarray:
+    """Labeled points [n, P, 3] of objects without a mask, padded with zeros."""
+    most = 0
+    for a in objects:
+        if a.points is not None and a.mask_area is None:
+            most = max(most, len(a.points))
+    points = np.zeros((len(objects), most, 3))
+    for row, a in zip(points, objects, strict=True):
+        if a.points is not None and a.mask_area is None:
+            row[: len(a.points)] = a.points + np.array([0, 0, 1])
+    return points
+
+
+def _moved_points(points: np.ndarray, view: AugmentedView) -> np.ndarray:
+    """Labeled points [n, P, 3] in the view, those outside as zeros."""
+    xy = geometry.move_points(view.matrix, points[..., :2])
+    inside = ((xy >= 0) & (xy <= (view.size[1], view.size[0]))).all(axis=-1)
+    moved = np.concatenate([xy, points[..., 2:]], axis=-1)
+    return moved * (inside & (points[..., 2] > 0))[..., None]
 
 
 def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:

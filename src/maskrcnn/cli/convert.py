@@ -20,6 +20,7 @@ def convert(
     attribute: str | None = None,
     image_files: Literal["copy", "link", "reference"] | None = None,
     simplify: float = 0.0,
+    points: int = 0,
     on_error: Literal["raise", "drop"] = "raise",
 ) -> None:
     """Write annotations in another format, and report what it cannot represent.
@@ -41,6 +42,7 @@ def convert(
             copy for yolo, voc and png, reference for the others.
         simplify: Tolerance in pixels of polygons traced from masks. Larger values give fewer points
             to edit; 0 = exact.
+        points: Replace each mask by this many labeled points, for coco; 0 = keep the masks.
         on_error: On unusable annotations, stop and list them, or drop them with a warning.
     """
     from ..formats.convert import convert_annotations
@@ -55,6 +57,7 @@ def convert(
         attribute=attribute,
         image_files=image_files,
         simplify=simplify,
+        points=points,
         on_error=on_error,
         progress=True,
     )

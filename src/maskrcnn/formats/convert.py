@@ -17,6 +17,7 @@ from ..annotations.categories import mirrored_keypoints, parse_categories
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
 from ..annotations.labeled_categories import labeled_ids
+from ..annotations.point_labels import with_points
 from ..annotations.problems import DataWarning
 from .all_formats import format_named
 from .format import Format
@@ -36,6 +37,7 @@ def convert_annotations(
     attribute: str | None = None,
     image_files: ImageFiles | None = None,
     simplify: float = 0.0,
+    points: int = 0,
     on_error: Literal["raise", "drop"] = "raise",
     progress: bool = False,
 ) -> Unrepresentable:
@@ -56,6 +58,7 @@ def convert_annotations(
             and referenced for the others.
         simplify: tolerance in pixels of polygons traced from masks. Larger values give fewer points
             to edit by hand; 0 = exact.
+        points: replace each mask by this many labeled points (coco only); 0 = keep the masks.
         on_error: how to handle unusable annotations. "raise" raises one error that lists them all;
             "drop" leaves them out, with a warning.
         progress: show progress bars.
@@ -84,6 +87,13 @@ def convert_annotations(
     if val is not None:
         val_parts = _all_splits(val, val_images or images, attribute, on_error)
         parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
+    if points:
+        if format != "coco":
+            raise ValueError(f'points: expected the format "coco", got "{format}"')
+        parts = {
+            split: replace(part, content=with_points(part.content, points))
+            for split, part in parts.items()
+        }
     return write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
@@ -248,6 +258,9 @@ def _add_losses(annotated: Annotated, known: Format, lost: Unrepresentable) -> N
                 "lists of the annotated categories (labeled_categories)",
                 image["file_name"],
             )
+        for raw in raws:
+            if "point_coords" in raw:
+                lost.add("labeled points", label_of(raw, image))
         for raw in raws if not known.holds_scores else ():
             if "score" in raw:
                 lost.add("scores", label_of(raw, image))

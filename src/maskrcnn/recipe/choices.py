@@ -101,7 +101,7 @@ class Choices:
 
 def heads(choices: Choices) -> None:
     """Removes heads for what is not annotated."""
-    if choices.model.mask is not None and not choices.facts.masks:
+    if choices.model.mask is not None and not (choices.facts.masks or choices.facts.points):
         choices.choose("model.mask", None, "no object has a mask annotation")
     if choices.model.keypoint is not None and not choices.facts.keypoints:
         choices.choose("model.keypoint", None, "no object has labeled keypoints")

@@ -51,6 +51,8 @@ class Statistics:
     """For each category the share of images that show it."""
     masks: bool
     """Whether any object has a mask."""
+    points: bool
+    """Whether any object has labeled points instead of a mask."""
     keypoints: bool
     """Whether any object has keypoints."""
     colored: bool
@@ -111,6 +113,7 @@ def statistics_of(data: CocoDataset) -> Statistics:
         counts=np.bincount(image, minlength=len(records)),
         category_share=np.bincount(pairs[:, 1], minlength=len(data.categories)) / len(records),
         masks=any(a.polygons is not None or a.rle is not None for _, a, _ in objects),
+        points=any(a.points is not None for r in records for a in r.annotations),
         keypoints=any(a.keypoints is not None for r in records for a in r.annotations),
         colored=colored > 0.05,
         photographs=colored > 0.5,

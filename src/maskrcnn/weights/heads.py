@@ -26,7 +26,7 @@ class AnnotatedParts:
 
     objects: int
     mask: int
-    """Objects with a mask."""
+    """Objects with a mask, or with labeled points instead of one."""
     keypoint: int
     """Objects with a labeled keypoint, of a category that has keypoints."""
 
@@ -44,7 +44,7 @@ def annotated_parts(
     objects = [a for a in annotations if not (a.get("iscrowd") or a.get("ignore"))]
     return AnnotatedParts(
         objects=len(objects),
-        mask=sum(bool(a.get("segmentation")) for a in objects),
+        mask=sum(bool(a.get("segmentation") or a.get("point_coords")) for a in objects),
         keypoint=sum(a["category_id"] in with_skeleton and _has_keypoints(a) for a in objects),
     )
 
