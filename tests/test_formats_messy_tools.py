@@ -150,11 +150,12 @@ def test_labels_txt_may_begin_with_a_byte_order_mark(folder: Path):
 
 
 def test_via_warns_which_of_several_attributes_it_uses_as_the_category(folder: Path):
-    note, unused = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
-    assert unused.detail == 'attribute "Type" (1)'
+    data = mr.load_dataset(via(folder, region(Type="1", name="Bob")))
+    (note,) = data.warnings
+    assert str(data.notes[0]) == 'attribute "Type" (1): not used'
     assert '"name" is used as the category, of the attributes Type, name' in note.detail
-    (unused,) = mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
-    assert unused.detail == 'attribute "name" (1)'
+    data = mr.load_dataset(via(folder, region(category="cat", name="Bob")))
+    assert (data.warnings, str(data.notes[0])) == ((), 'attribute "name" (1): not used')
 
 
 def test_labelme_rectangles_of_four_corners_are_boxes_and_rotated_ones_masks(folder: Path):

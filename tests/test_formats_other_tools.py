@@ -42,7 +42,9 @@ def corners(annotation: mr.Annotation) -> list[list[float]]:
 
 
 def noted(path: str | Path, **more: Any) -> str:
-    return mr.load_dataset(path, **more).describe_warnings()
+    """The warnings and notes of a data set."""
+    data = mr.load_dataset(path, **more)
+    return f"{data.describe_warnings()}\n{data.describe_notes()}"
 
 
 def refusal(path: str | Path, **more: Any) -> str:
@@ -115,8 +117,24 @@ def test_voc_boxes_by_four_corners_are_polygons(folder: Path):
 def test_voc_fields_that_are_not_used_are_counted_and_named(folder: Path):
     fields = "<truncated>1</truncated><occluded>0</occluded><keypoints><x1>1</x1></keypoints>"
     text = noted(voc(folder, BOX + fields, BOX + fields, f"{BOX}<deleted>1</deleted>"))
-    assert "<truncated> (2), <keypoints> (2), objects marked as deleted (1)" in text
+    for part in ("<truncated> (2)", "<keypoints> (2)", "objects marked as deleted (1)"):
+        assert f"{part}: not used, such as a.xml, object" in text
     assert "occluded" not in text
+
+
+def test_voc_parts_are_counted_by_name(folder: Path):
+    part = f"<part><name>head</name>{BOX}</part>"
+    text = noted(voc(folder, BOX + part + part.replace("head", "hand"), BOX + part))
+    assert 'part "head" (2): not used, such as a.xml, object 1; a.xml, object 2' in text
+    assert 'part "hand" (1): not used' in text
+
+
+def test_kinds_that_are_not_used_are_named_up_to_a_bound(folder: Path):
+    fields = "".join(f"<field{k}>1</field{k}>" for k in range(200))
+    notes = mr.load_dataset(voc(folder, BOX + fields)).notes
+    assert len(notes) < 70
+    assert sum(note.count for note in notes) == 200
+    assert notes[-1].what == "other kinds"
 
 
 @pytest.mark.parametrize(

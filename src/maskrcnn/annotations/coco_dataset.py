@@ -75,6 +75,7 @@ class CocoDataset:
         name: name for messages if `annotations` is not a file.
         problems: problems that the reader of another format has already reported (see
             `load_dataset`).
+        notes: what that reader has counted.
 
     Attributes:
         categories: the categories with the ids of this file; a label is an index into them.
@@ -112,6 +113,7 @@ class CocoDataset:
         on_error: Literal["raise", "drop"] = "raise",
         name: str = "annotations",
         problems: Sequence[Problem] = (),
+        notes: Sequence[Note] = (),
     ) -> None:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
         self.name = self.annotations_path.name if self.annotations_path else name
@@ -138,7 +140,7 @@ class CocoDataset:
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
-        self.notes = (*interpreted.notes, *located.notes, *self._absent_categories())
+        self.notes = (*notes, *interpreted.notes, *located.notes, *self._absent_categories())
 
         self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _EXAMPLES = 3
+_LONGEST = 200  # characters of a kind and of an example
+_MOST_KINDS = 60  # a file can name thousands of attributes; further kinds are counted together
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ class Notes:
             count: number of entries.
             is_rewritten: whether the entries get other values than the file has.
         """
-        key = (what, handled)
+        key = (what[:_LONGEST], handled)
+        if key not in self._counts and len(self._counts) >= _MOST_KINDS:
+            key = ("other kinds", handled)
         if is_rewritten:
             self._rewritten.add(key)
         self._counts[key] = self._counts.get(key, 0) + count
         examples = self._examples.setdefault(key, [])
         if example and len(examples) < _EXAMPLES:
-            examples.append(example)
+            examples.append(example[:_LONGEST])
 
     def all(self) -> tuple[Note, ...]:
         """Returns one note for each kind, in the order of their first appearance."""

@@ -69,10 +69,10 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         where = f"{source.name}, task {part_id(task, index)}"
         annotations = _annotations(task)
         if not annotations:
-            builder.unused("tasks without an annotation")
+            builder.unused("tasks without an annotation", where)
             continue
         if len(annotations) > 1:
-            builder.unused("further annotations of a task", len(annotations) - 1)
+            builder.unused("further annotations of a task", where, len(annotations) - 1)
         if not names[index]:
             detail = "data has no image"
             builder.problem("task without image", where, detail, "export image tasks")
@@ -162,13 +162,13 @@ def _read_results(
         kind = next((key for key in _LABELS if value.get(key)), "")
         if not kind:
             name = result.get("type") if isinstance(result, dict) else type(result).__name__
-            builder.unused(f"results of type {name!r:.40}")
+            builder.unused(f"results of type {name!r:.40}", location)
             continue
         try:
             labels = [value[kind]] if isinstance(value[kind], str) else value[kind]
             label = str(labels[0])
             if len(labels) > 1:
-                builder.unused("further labels of an object", len(labels) - 1)
+                builder.unused("further labels of an object", location, len(labels) - 1)
             if kind == "keypointlabels":
                 points.append((label, result, value, location))
                 continue

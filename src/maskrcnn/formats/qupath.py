@@ -109,10 +109,10 @@ def _read_feature(builder: DatasetBuilder, image_id: int, feature: JsonObject, w
     geometry = part_of(feature, "geometry")
     shape = geometry.get("type")
     if kind in _NOT_OBJECTS:
-        builder.unused(f"objects of the type {kind}")
+        builder.unused(f"objects of the type {kind}", where)
         return
     if shape not in ("Polygon", "MultiPolygon"):
-        builder.unused(f"geometries of the type {shape!r:.30}")
+        builder.unused(f"geometries of the type {shape!r:.30}", where)
         return
 
     try:
@@ -132,7 +132,7 @@ def _read_feature(builder: DatasetBuilder, image_id: int, feature: JsonObject, w
         size = builder.size(image_id)
         instance.rles = [_with_holes(rings, size) for rings in parts]
     if kind in ("detection", "cell") and "nucleusGeometry" in feature:
-        builder.unused("nuclei of cells")
+        builder.unused("nuclei of cells", where)
     builder.add(image_id, instance)
 
 

@@ -257,23 +257,22 @@ def _read_objects(
     for number_, node in enumerate(xml.iterfind("object"), start=1):
         where = f"{name}.xml, object {number_}"
         if (node.findtext("deleted") or "").strip() == "1":
-            builder.unused("objects marked as deleted")
+            builder.unused("objects marked as deleted", where)
             continue
         try:
             instance = _read_object(node, where)
         except ValueError as error:
             builder.problem("broken shape", where, str(error), "draw it again in the tool")
             continue
-        if node.find("part") is not None:
-            parts = ", ".join(part.findtext("name") or "" for part in node.iterfind("part"))
-            builder.problem("parts of an object", where, parts, "they are left out", False)
+        for part in node.iterfind("part"):
+            builder.unused(f'part "{part.findtext("name") or ""}"', where)
         for field in node:
             if field.tag not in _READ and (len(field) or not _says_nothing(field)):
-                builder.unused(f"<{field.tag}>")
+                builder.unused(f"<{field.tag}>", where)
 
         if number_ in masks:
             if instance.polygons:
-                builder.unused("shapes of objects that are in SegmentationObject")
+                builder.unused("shapes of objects that are in SegmentationObject", where)
             instance.polygons = []
             instance.rles.append(masks.pop(number_))
         builder.add(image_id, instance)
