@@ -128,6 +128,53 @@ def test_rle_counts_and_sizes_as_text_are_numbers():
     assert _notes(data)["numbers written as text"] == 1
 
 
+def _columns(first: int, last: int) -> dict:
+    """The RLE of whole columns."""
+    before, inside = first * HEIGHT, (last - first) * HEIGHT
+    return {"size": [HEIGHT, WIDTH], "counts": [before, inside, WIDTH * HEIGHT - before - inside]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "area"),
+    [
+        ([_columns(10, 20)], 800),
+        ([_columns(10, 20), _columns(15, 30)], 1600),
+        ([_columns(10, 20), [50, 10, 60, 10, 60, 30, 50, 30]], 1000),
+        ([[50, 10, 60, 10, 60, 30, 50, 30], rle.encode(np.ones((HEIGHT, WIDTH), bool))], 8000),
+        ([_columns(10, 20) | {"counts": ["800", "800", "6400"]}], 800),
+    ],
+)
+def test_a_list_of_rles_is_their_union_and_counted(parts, area):
+    data = CocoDataset(_content({"bbox": None, "segmentation": parts}))
+    assert data[0].annotations[0].mask_area == area
+    assert data.truth()["annotations"][0]["area"] == area
+    assert _notes(data)["masks that are a list of RLEs"] == 1
+
+
+def test_an_rle_of_another_size_in_a_list_is_an_rle_of_another_size():
+    parts = [{"size": [8, 8], "counts": [10, 10, 44]}]
+    with pytest.raises(DataError, match=r"RLE size mismatch.*\n.*size is \[8, 8\]"):
+        CocoDataset(_content({"segmentation": parts}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([_columns(1, 2), _columns(1, 2) | {"size": [8, 8]}], r"part 1 has the size \[8, 8\]"),
+        ([_columns(1, 2), _columns(1, 2) | {"counts": [5]}], "part 1: RLE runs sum to 5"),
+        ([_columns(1, 2), [1, 2, 3]], r"part 1: expected an RLE object or a polygon"),
+        ([[1, 1, 9, 1, 9, 9], {"points": [1, 2]}], r"part 1: expected size as"),
+        ([_columns(1, 2), {"size": [HEIGHT, WIDTH]}], "part 1: has no 'counts'"),
+        ([_columns(1, 2), None], "part 1: expected"),
+        ([_columns(1, 2), [1e9, 1, 9, 1, 9, 9]], "part 1: expected"),
+        ([_columns(1, 2) | {"size": [10**9, 10**9]}], "part 0: RLE of 1000000000 x 1000000000"),
+    ],
+)
+def test_a_broken_part_of_a_mask_is_named_and_never_dropped(parts, reason):
+    with pytest.raises(DataError, match=rf"broken part of a mask.*\n.*annotation 1.*{reason}"):
+        CocoDataset(_content({"segmentation": parts}))
+
+
 @pytest.mark.parametrize("area", [float("nan"), float("inf"), -3, "much", [4], True])
 def test_an_area_that_is_none_is_computed_anew_and_reported_so(area):
     data = CocoDataset(_content({"segmentation": SQUARE, "area": area}))

@@ -9,6 +9,7 @@ Out: the same content with values as the format defines them, and a note for eac
     "a1", "f3c0-..."            ids that are text become numbers; `original_id` keeps the text
     iscrowd "0", true, 1.0      becomes 0 or 1, and so does ignore
     attributes.rotation: 45     CVAT: a box without a mask is turned about its center, as a polygon
+    [RLE, RLE], [RLE, polygon]  a mask in several parts becomes one RLE
     bbox of 5 numbers           Detectron2: center, size and angle become a polygon
     images without file_name    LVIS: named by the last two parts of coco_url
 
@@ -30,6 +31,7 @@ import numpy as np
 from .annotation import is_number
 from .coco_types import Json, JsonObject
 from .image_names import name_from_url
+from .mask_parts import has_rle_parts, unite_parts
 from .notes import Note, Notes
 from .problems import Problem
 from .shown_values import shown
@@ -162,6 +164,7 @@ class _Interpreter:
     def _annotation(self, index: int, raw: JsonObject) -> dict[str, Json]:
         changes = self._id_changes(raw, "annotations", _SOURCES)
         changes |= self._numbers(raw, _NUMBERS, partial(_where, index, raw))
+        changes |= self._united(changes.get("segmentation", raw.get("segmentation")), index, raw)
         for key in ("iscrowd", "ignore"):
             value = raw.get(key, 0)
             if type(value) is not int or value not in (0, 1):
@@ -220,6 +223,18 @@ class _Interpreter:
                 example = f"{name} {shown(value, 40)} of {where()}"
                 self.notes.add(*_TEXT, example, is_rewritten=True)
         return changes
+
+    def _united(self, mask: Json, index: int, raw: JsonObject) -> dict[str, Json]:
+        """The RLE of a mask that is a list with RLEs in it; broken ones stay, as problems."""
+        if not has_rle_parts(mask):
+            return {}
+        try:
+            united = unite_parts(mask)
+        except ValueError:
+            return {}
+        handled = "united to one mask" if len(mask) > 1 else "read as the RLE"
+        self.notes.add("masks that are a list of RLEs", handled, _where(index, raw))
+        return {"segmentation": united}
 
     def _flag(self, index: int, raw: JsonObject, key: str) -> dict[str, Json]:
         """The new value of `iscrowd` or `ignore`; a problem where it is neither yes nor no."""
@@ -351,7 +366,7 @@ def _with_numbers(value: Json) -> Json:
     """A value with its texts as numbers; the same object if there are none."""
     if isinstance(value, list):
         kinds = set(map(type, value))
-        if kinds.isdisjoint((str, list)):
+        if kinds.isdisjoint((str, list, dict)):
             return value
         new = [number_of(p) if isinstance(p, str) else _with_numbers(p) for p in value]
         return value if all(a is b for a, b in zip(new, value, strict=True)) else new
