@@ -246,6 +246,13 @@ def test_regions_of_via_that_are_no_objects_are_problems(folder: Path):
     assert "region without category (2)" in refusal(via(folder, region(label="cat"), "text", text))
 
 
+@pytest.mark.parametrize("width", ["wide", "inf", "1e400", "nan"])
+def test_sizes_of_cvat_that_are_no_numbers_are_problems(width: str, folder: Path):
+    assert f"a.png: expected width and height in pixels, got {width}" in refusal(
+        cvat(folder, width=width)
+    )
+
+
 def test_sizes_of_cvat_may_be_written_with_a_point(folder: Path):
     assert mr.load_dataset(cvat(folder, width="100.0"))[0].width == 100
 

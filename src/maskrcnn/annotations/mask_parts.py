@@ -42,6 +42,7 @@ def unite_parts(segmentation: Sequence[Json]) -> RLE:
         )
 
     is_size = isinstance(size, list | tuple) and list(map(type, size)) == [int, int]
+    is_size = is_size and min(size) > 0
     if not is_size:
         raise ValueError(f"part {first}: expected size as [height, width], got {shown(size, 40)}")
 
