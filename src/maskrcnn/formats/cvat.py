@@ -30,7 +30,7 @@ from .annotation_source import AnnotationSource, with_slashes
 from .cvat_tracks import frames_of_tracks
 from .cvat_writing import SKELETON, write_cvat
 from .format import Format
-from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
+from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked, written_size
 
 _AREAS = ("polygon", "box", "ellipse", "mask")
 _IGNORE = ("ignore", "is_crowd", "iscrowd")
@@ -94,7 +94,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     adopted: dict[str, str] = {}
     for entry in tracked(entries, "reading CVAT shapes"):
         try:
-            size = _size(entry)
+            size = written_size(entry.get("width"), entry.get("height"))
         except ValueError as error:
             suggestion = "write the size of the image file"
             where = entry.get("name", "")
@@ -122,24 +122,6 @@ def _root(path: Path) -> Element:
     root = AnnotationSource(path).xml
     assert root is not None, path
     return root
-
-
-def _size(image: Element) -> tuple[int, int] | None:
-    """(height, width) if the file has both; some tools write them with a decimal point.
-
-    Raises:
-        ValueError: they are not numbers.
-    """
-    height = image.get("height")
-    width = image.get("width")
-    if not height or not width:
-        return None
-    try:
-        return int(float(height)), int(float(width))
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"expected width and height in pixels, got {width:.20} and {height:.20}"
-        ) from None
 
 
 def _category(label: str, labels: Mapping[str, Element]) -> str:

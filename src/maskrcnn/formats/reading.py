@@ -394,6 +394,22 @@ def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None
     return next((f for f in candidates if any((f / name).is_file() for name in names)), None)
 
 
+def written_size(width: str | None, height: str | None) -> tuple[int, int] | None:
+    """(height, width) of XML that has both; some tools write them with a decimal point.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    if not height or not width:
+        return None
+    try:
+        return int(float(height)), int(float(width))
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"expected width and height in pixels, got {width:.20} and {height:.20}"
+        ) from None
+
+
 def relative(path: Path, folder: Path) -> str:
     """A path as a file in another folder refers to it, with slashes."""
     return Path(os.path.relpath(path, folder)).as_posix()
