@@ -404,6 +404,10 @@ RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.9}
         ),
         (_content() | {"categories": "cell"}, r'"categories": expected a list, got \'cell\''),
         (
+            _content() | {"categories": [], "annotations": []},
+            r'"categories" is empty, and so is "annotations"; list the categories .* write',
+        ),
+        (
             _content() | {"categories": []},
             r'"categories" is empty, but 1 annotations .*_id 1; write',
         ),
@@ -544,6 +548,42 @@ def test_everything_that_is_not_used_is_counted_and_named():
     assert text.startswith("annotations: 5 notes\n")
     report = str(mr.check_dataset(content, progress=False))
     assert "objects without a mask (1): excluded from the mask loss" in report
+
+
+def test_images_and_categories_that_no_annotation_refers_to_are_counted():
+    content = _content()
+    content["images"] += [IMAGE | {"id": n, "file_name": f"{n}.png"} for n in (2, 3)]
+    content["categories"].append({"id": 7, "name": "nucleus"})
+    data = CocoDataset(content)
+    assert [str(note) for note in data.notes] == [
+        "images without objects (2): used as such, such as 2.png; 3.png",
+        "categories without objects (1): kept, not learned, such as nucleus",
+    ]
+    assert CocoDataset(content | {"annotations": []}).notes[0].count == 3
+
+
+def test_a_file_without_images_is_reported_at_opening():
+    empty = _content() | {"images": [], "annotations": []}
+    (warning,) = CocoDataset(empty).warnings
+    assert (warning.kind, warning.detail) == ("no image", 'the list "images" is empty')
+
+
+def test_every_value_that_is_read_differently_is_noted_as_rewritten(tmp_path):
+    content = _content({"iscrowd": False, "bbox": ["10", 10, 30, 20]})
+    path = _write(tmp_path, content, "A.PNG")
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    for data in (CocoDataset(path), mr.load_dataset(path)):
+        rewritten = {note.what: note.examples for note in data.notes if note.is_rewritten}
+        assert rewritten == {
+            "byte order marks": ("ann.json",),
+            "numbers written as text": ("bbox ['10', 10, 30, 20] of annotation 1",),
+            "iscrowd written as true or false": ("annotation 1",),
+            "image names written differently": ("a.png as A.PNG",),
+        }
+    report = mr.check_dataset(path, fix=tmp_path / "fixed.json", progress=False)
+    text = report.describe().partition("fixed.json")[2]
+    for what in rewritten:
+        assert what in text
 
 
 def test_a_clean_file_has_no_notes_and_no_warnings():

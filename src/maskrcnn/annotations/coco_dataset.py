@@ -28,11 +28,19 @@ from .categories import category_to_coco, parse_categories
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import first_folder
 from .interpretation import interpret
-from .json_file import read_json
+from .json_file import encoding_notes, read_json
 from .labeled_categories import find_key_problems, labeled_ids
 from .locate_images import locate_images
 from .notes import Note, Notes, describe_notes
-from .problems import DataError, DataWarning, Problem, describe, find_problems, without_objects
+from .problems import (
+    DataError,
+    DataWarning,
+    Problem,
+    describe,
+    find_problems,
+    without_images,
+    without_objects,
+)
 from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
@@ -121,6 +129,7 @@ class CocoDataset:
         content: Json = annotations
         if self.annotations_path:
             content = read_json(self.annotations_path)
+            notes = (*notes, *encoding_notes(self.annotations_path))
         check_structure(content, self.name)
         interpreted = interpret(content)
         content = interpreted.content
@@ -378,6 +387,7 @@ class CocoDataset:
                 self._annotations[image_index[raw["image_id"]]].append(raw)
 
         used = [raw for entries in self._annotations.values() for raw in entries]
+        problems += without_images(self.name, images, len(annotations))
         problems += without_objects(self.name, len(annotations), used)
         self.warnings = tuple(p for p in problems if not p.is_error)
 

@@ -107,6 +107,7 @@ class _Interpreter:
 
         self._note_unused()
         self._note_missing(annotations)
+        self._note_empty(images, categories, annotations)
         content = {
             **self.content,
             "images": images,
@@ -233,7 +234,8 @@ class _Interpreter:
         except ValueError:
             return {}
         handled = "united to one mask" if len(mask) > 1 else "read as the RLE"
-        self.notes.add("masks that are a list of RLEs", handled, _where(index, raw))
+        where = _where(index, raw)
+        self.notes.add("masks that are a list of RLEs", handled, where, is_rewritten=True)
         return {"segmentation": united}
 
     def _flag(self, index: int, raw: JsonObject, key: str) -> dict[str, Json]:
@@ -248,6 +250,9 @@ class _Interpreter:
             self.notes.add(f"{key} written as text", "read as 0 or 1", example, is_rewritten=True)
         else:
             flag = value
+            if isinstance(value, bool):
+                what = f"{key} written as true or false"
+                self.notes.add(what, "read as 1 or 0", where, is_rewritten=True)
         if isinstance(flag, int | float) and flag in (0, 1):
             return {key: int(flag)}
 
@@ -338,6 +343,21 @@ class _Interpreter:
             missing = sum(not a.get(field) for a in objects)
             if missing and (field == "bbox" or missing < len(objects)):
                 self.notes.add(f"objects without a {noun}", handled, count=missing)
+
+    def _note_empty(
+        self, images: Sequence[Json], categories: Sequence[Json], annotations: Sequence[Json]
+    ) -> None:
+        """Notes images and categories that no annotation refers to."""
+        entries = [a for a in annotations if isinstance(a, Mapping)]
+        for listed, reference, name, what, handled in (
+            (images, "image_id", "file_name", "images without objects", "used as such"),
+            (categories, "category_id", "name", "categories without objects", "kept, not learned"),
+        ):
+            used = {i for a in entries if isinstance(i := a.get(reference), int | str)}
+            for entry in listed:
+                number = entry.get("id") if isinstance(entry, Mapping) else None
+                if isinstance(number, int | str) and number not in used:
+                    self.notes.add(what, handled, shown(entry.get(name), 60).strip("'"))
 
 
 def _each(

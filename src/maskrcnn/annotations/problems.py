@@ -168,6 +168,21 @@ def _check_image_entries(images: Sequence[Json]) -> tuple[list[Problem], dict[in
     return problems, image_index
 
 
+def without_images(name: str, images: Sequence[Json], num_annotated: int) -> list[Problem]:
+    """Returns a problem if a data set has neither images nor annotations.
+
+    Args:
+        name: of the data set.
+        images: the list of the file.
+        num_annotated: number of annotations in the file, each of which is an error without images.
+    """
+    if images or num_annotated:
+        return []
+    detail = 'the list "images" is empty'
+    suggestion = "nothing can be learned or measured; was the right file exported?"
+    return [Problem("no image", name, detail, suggestion, is_error=False)]
+
+
 def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -> list[Problem]:
     """Returns a problem if a data set has annotations, but no object to learn or to find.
 

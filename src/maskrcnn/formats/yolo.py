@@ -105,12 +105,9 @@ def _read_image(image: Path, root: Path, builder: DatasetBuilder, lines: YoloLin
         builder.problem("broken file", labels.name, str(error), "restore the file")
         return
 
-    numbered = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
-    if not numbered:
-        handled = "used as examples without objects"
-        builder.notes.add("images whose text file is empty", handled, labels.name)
-    for number, line in numbered:
-        lines.add(image_id, line.split(), f"{labels.name}, line {number}")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            lines.add(image_id, line.split(), f"{labels.name}, line {number}")
 
 
 def _root(source: AnnotationSource, yaml: Path | None, settings: YoloSettings) -> Path:
