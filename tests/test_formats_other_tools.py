@@ -691,6 +691,33 @@ def test_files_that_are_broken_or_hostile_are_refused(
     assert part in message
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"Images": [], "Anotations": []}, 'looks like COCO, but has "Images" instead of "images"'),
+        ({"anotations": []}, 'but has "anotations" instead of "annotations"; its keys are anotat'),
+        ({"shape": []}, 'it looks like LabelMe, but has "shape" instead of "shapes"'),
+        ({"config": 1, "layers": []}, "its keys are config, layers, which no known format has"),
+        ({}, "its keys are none"),
+        ([], "a list of 0 entries, the first is None"),
+        ([[1, 2]], "a list of 1 entries, the first is [1, 2]"),
+        ([{"name": "a", "box": []}], "not Label Studio tasks; the first has the keys name, box"),
+        ({"image": {}, "annotations": []}, "it looks like SA-1B"),
+        ({"objects": [], "size": {"height": 1}}, "it looks like Supervisely, which is not read"),
+        ({"info": {}, "items": [], "categories": {}}, "it looks like Datumaro"),
+        ({"asset": {}, "regions": []}, "it looks like VoTT, which is not read; export Pascal VOC"),
+        ([{"image": "a.png", "annotations": []}], "it looks like CreateML"),
+        ([{"image": "a", "annotation_id": 1, "annotator": 1}], "JSON-MIN, which is not read; exp"),
+    ],
+)
+def test_json_of_no_known_format_says_what_it_looks_like(content: Any, reason: str, tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    message = refusal(tmp_path / "a.json")
+    assert message.startswith(f"{tmp_path / 'a.json'}: no known format: ")
+    assert reason in message
+    assert "\n" not in message
+
+
 def test_a_folder_with_an_archive_says_to_unpack_it(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
         archive.writestr("a.json", "{}")
