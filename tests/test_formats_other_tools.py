@@ -718,6 +718,11 @@ def test_json_of_no_known_format_says_what_it_looks_like(content: Any, reason: s
     assert "\n" not in message
 
 
+def test_a_folder_of_json_of_no_known_format_says_what_the_first_looks_like(tmp_path: Path):
+    (tmp_path / "sa_1.json").write_text(json.dumps({"image": {}, "annotations": []}))
+    assert "known format; sa_1.json: it looks like SA-1B" in refusal(tmp_path)
+
+
 def test_a_folder_with_an_archive_says_to_unpack_it(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
         archive.writestr("a.json", "{}")

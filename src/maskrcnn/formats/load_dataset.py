@@ -175,7 +175,7 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
     if source.path.is_file() and source.path.suffix.lower() == ".json":
         raise DataError(f"{source.path}: no known format: {why_unknown(source.json)}")
     kind = "folder" if source.path.is_dir() else "file"
-    suggestion = _unpack_first(source.path)
+    suggestion = _unpack_first(source.path) or _first_file(source)
     lines = [
         f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
         "Known formats:",
@@ -192,6 +192,17 @@ def _unpack_first(path: Path) -> str:
     if not packed and path.is_file() and (is_zipfile(path) or is_tarfile(path)):
         packed = [path.name]
     return f"; {packed[0]} is an archive; unpack it first" if packed else ""
+
+
+def _first_file(source: AnnotationSource) -> str:
+    """What the first JSON file of a folder looks like."""
+    path = source.first("*.json") or source.first("annotations/*.json")
+    if path is None:
+        return ""
+    try:
+        return f"; {path.name}: {why_unknown(AnnotationSource(path).json)}"
+    except DataError:
+        return ""  # listed as not readable
 
 
 def read_split(
