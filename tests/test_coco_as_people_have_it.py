@@ -128,6 +128,53 @@ def test_rle_counts_and_sizes_as_text_are_numbers():
     assert _notes(data)["numbers written as text"] == 1
 
 
+def _columns(first: int, last: int) -> dict:
+    """The RLE of whole columns."""
+    before, inside = first * HEIGHT, (last - first) * HEIGHT
+    return {"size": [HEIGHT, WIDTH], "counts": [before, inside, WIDTH * HEIGHT - before - inside]}
+
+
+@pytest.mark.parametrize(
+    ("parts", "area"),
+    [
+        ([_columns(10, 20)], 800),
+        ([_columns(10, 20), _columns(15, 30)], 1600),
+        ([_columns(10, 20), [50, 10, 60, 10, 60, 30, 50, 30]], 1000),
+        ([[50, 10, 60, 10, 60, 30, 50, 30], rle.encode(np.ones((HEIGHT, WIDTH), bool))], 8000),
+        ([_columns(10, 20) | {"counts": ["800", "800", "6400"]}], 800),
+    ],
+)
+def test_a_list_of_rles_is_their_union_and_counted(parts, area):
+    data = CocoDataset(_content({"bbox": None, "segmentation": parts}))
+    assert data[0].annotations[0].mask_area == area
+    assert data.truth()["annotations"][0]["area"] == area
+    assert _notes(data)["masks that are a list of RLEs"] == 1
+
+
+def test_an_rle_of_another_size_in_a_list_is_an_rle_of_another_size():
+    parts = [{"size": [8, 8], "counts": [10, 10, 44]}]
+    with pytest.raises(DataError, match=r"RLE size mismatch.*\n.*size is \[8, 8\]"):
+        CocoDataset(_content({"segmentation": parts}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([_columns(1, 2), _columns(1, 2) | {"size": [8, 8]}], r"part 1 has the size \[8, 8\]"),
+        ([_columns(1, 2), _columns(1, 2) | {"counts": [5]}], "part 1: RLE runs sum to 5"),
+        ([_columns(1, 2), [1, 2, 3]], r"part 1: expected an RLE object or a polygon"),
+        ([[1, 1, 9, 1, 9, 9], {"points": [1, 2]}], r"part 1: expected size as"),
+        ([_columns(1, 2), {"size": [HEIGHT, WIDTH]}], "part 1: has no 'counts'"),
+        ([_columns(1, 2), None], "part 1: expected"),
+        ([_columns(1, 2), [1e9, 1, 9, 1, 9, 9]], "part 1: expected"),
+        ([_columns(1, 2) | {"size": [10**9, 10**9]}], "part 0: RLE of 1000000000 x 1000000000"),
+    ],
+)
+def test_a_broken_part_of_a_mask_is_named_and_never_dropped(parts, reason):
+    with pytest.raises(DataError, match=rf"broken part of a mask.*\n.*annotation 1.*{reason}"):
+        CocoDataset(_content({"segmentation": parts}))
+
+
 @pytest.mark.parametrize("area", [float("nan"), float("inf"), -3, "much", [4], True])
 def test_an_area_that_is_none_is_computed_anew_and_reported_so(area):
     data = CocoDataset(_content({"segmentation": SQUARE, "area": area}))
@@ -357,6 +404,10 @@ RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.9}
         ),
         (_content() | {"categories": "cell"}, r'"categories": expected a list, got \'cell\''),
         (
+            _content() | {"categories": [], "annotations": []},
+            r'"categories" is empty, and so is "annotations"; list the categories .* write',
+        ),
+        (
             _content() | {"categories": []},
             r'"categories" is empty, but 1 annotations .*_id 1; write',
         ),
@@ -497,6 +548,42 @@ def test_everything_that_is_not_used_is_counted_and_named():
     assert text.startswith("annotations: 5 notes\n")
     report = str(mr.check_dataset(content, progress=False))
     assert "objects without a mask (1): excluded from the mask loss" in report
+
+
+def test_images_and_categories_that_no_annotation_refers_to_are_counted():
+    content = _content()
+    content["images"] += [IMAGE | {"id": n, "file_name": f"{n}.png"} for n in (2, 3)]
+    content["categories"].append({"id": 7, "name": "nucleus"})
+    data = CocoDataset(content)
+    assert [str(note) for note in data.notes] == [
+        "images without objects (2): used as such, such as 2.png; 3.png",
+        "categories without objects (1): kept, not learned, such as nucleus",
+    ]
+    assert CocoDataset(content | {"annotations": []}).notes[0].count == 3
+
+
+def test_a_file_without_images_is_reported_at_opening():
+    empty = _content() | {"images": [], "annotations": []}
+    (warning,) = CocoDataset(empty).warnings
+    assert (warning.kind, warning.detail) == ("no image", 'the list "images" is empty')
+
+
+def test_every_value_that_is_read_differently_is_noted_as_rewritten(tmp_path):
+    content = _content({"iscrowd": False, "bbox": ["10", 10, 30, 20]})
+    path = _write(tmp_path, content, "A.PNG")
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    for data in (CocoDataset(path), mr.load_dataset(path)):
+        rewritten = {note.what: note.examples for note in data.notes if note.is_rewritten}
+        assert rewritten == {
+            "byte order marks": ("ann.json",),
+            "numbers written as text": ("bbox ['10', 10, 30, 20] of annotation 1",),
+            "iscrowd written as true or false": ("annotation 1",),
+            "image names written differently": ("a.png as A.PNG",),
+        }
+    report = mr.check_dataset(path, fix=tmp_path / "fixed.json", progress=False)
+    text = report.describe().partition("fixed.json")[2]
+    for what in rewritten:
+        assert what in text
 
 
 def test_a_clean_file_has_no_notes_and_no_warnings():

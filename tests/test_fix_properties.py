@@ -216,7 +216,6 @@ TRIANGLE = [10, 10, 40, 10, 40, 30]
 SQUARE_RLE = rle.encode(np.pad(np.ones((20, 20), bool), ((10, 50), (10, 70))))
 POINTS = [[10, 10], [40, 10], [40, 30]]
 FORMATS: dict[str, tuple[Any, Any]] = {
-    "an RLE in a list": ([SQUARE_RLE], SQUARE_RLE),
     "an RLE without size in a list": ([{"counts": SQUARE_RLE["counts"]}], SQUARE_RLE),
     "points as pairs": (POINTS, [TRIANGLE]),
     "polygons of pairs": ([POINTS, POINTS], [TRIANGLE, TRIANGLE]),
@@ -229,8 +228,7 @@ FORMATS: dict[str, tuple[Any, Any]] = {
     "the counts of an RLE": (SQUARE_RLE["counts"], SQUARE_RLE),
     "any other text": ("a mask", None),
     "text that nests without end": ("[" * 100_000, None),
-    "two RLEs": ([SQUARE_RLE, SQUARE_RLE], None),
-    "an RLE of another size in a list": ([{"size": [4, 4], "counts": [8, 8]}], None),
+    "RLEs of two sizes": ([SQUARE_RLE, {"size": [4, 4], "counts": [8, 8]}], None),
     "pairs outside the image": ([[500, 500], [540, 500], [540, 530]], None),
 }
 

@@ -442,14 +442,6 @@ def test_cvat_problems_name_what_cannot_be_used(folder: Path):
     assert "tag of a whole image" in {p.kind for p in data.warnings}
 
 
-def test_cvat_video_is_an_error_with_a_suggestion(folder: Path):
-    (folder / "annotations.xml").write_text(
-        f'<annotations>{CVAT_META}<track id="0" label="car"></track></annotations>'
-    )
-    with pytest.raises(DataError, match=r"export the task as .CVAT for images 1\.1."):
-        mr.load_dataset(folder)
-
-
 # Pascal VOC
 
 

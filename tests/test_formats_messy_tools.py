@@ -150,11 +150,12 @@ def test_labels_txt_may_begin_with_a_byte_order_mark(folder: Path):
 
 
 def test_via_warns_which_of_several_attributes_it_uses_as_the_category(folder: Path):
-    note, unused = mr.load_dataset(via(folder, region(Type="1", name="Bob"))).warnings
-    assert unused.detail == 'attribute "Type" (1)'
+    data = mr.load_dataset(via(folder, region(Type="1", name="Bob")))
+    (note,) = data.warnings
+    assert str(data.notes[0]) == 'attribute "Type" (1): not used'
     assert '"name" is used as the category, of the attributes Type, name' in note.detail
-    (unused,) = mr.load_dataset(via(folder, region(category="cat", name="Bob"))).warnings
-    assert unused.detail == 'attribute "name" (1)'
+    data = mr.load_dataset(via(folder, region(category="cat", name="Bob")))
+    assert (data.warnings, str(data.notes[0])) == ((), 'attribute "name" (1): not used')
 
 
 def test_labelme_rectangles_of_four_corners_are_boxes_and_rotated_ones_masks(folder: Path):
@@ -243,6 +244,13 @@ def test_broken_points_of_via_are_problems(point: dict[str, int], visibility: st
 def test_regions_of_via_that_are_no_objects_are_problems(folder: Path):
     text = {"shape_attributes": VIA_SHAPE, "region_attributes": "cat"}
     assert "region without category (2)" in refusal(via(folder, region(label="cat"), "text", text))
+
+
+@pytest.mark.parametrize("width", ["wide", "inf", "1e400", "nan"])
+def test_sizes_of_cvat_that_are_no_numbers_are_problems(width: str, folder: Path):
+    assert f"a.png: expected width and height in pixels, got {width}" in refusal(
+        cvat(folder, width=width)
+    )
 
 
 def test_sizes_of_cvat_may_be_written_with_a_point(folder: Path):

@@ -42,7 +42,9 @@ def corners(annotation: mr.Annotation) -> list[list[float]]:
 
 
 def noted(path: str | Path, **more: Any) -> str:
-    return mr.load_dataset(path, **more).describe_warnings()
+    """The warnings and notes of a data set."""
+    data = mr.load_dataset(path, **more)
+    return f"{data.describe_warnings()}\n{data.describe_notes()}"
 
 
 def refusal(path: str | Path, **more: Any) -> str:
@@ -115,8 +117,24 @@ def test_voc_boxes_by_four_corners_are_polygons(folder: Path):
 def test_voc_fields_that_are_not_used_are_counted_and_named(folder: Path):
     fields = "<truncated>1</truncated><occluded>0</occluded><keypoints><x1>1</x1></keypoints>"
     text = noted(voc(folder, BOX + fields, BOX + fields, f"{BOX}<deleted>1</deleted>"))
-    assert "<truncated> (2), <keypoints> (2), objects marked as deleted (1)" in text
+    for part in ("<truncated> (2)", "<keypoints> (2)", "objects marked as deleted (1)"):
+        assert f"{part}: not used, such as a.xml, object" in text
     assert "occluded" not in text
+
+
+def test_voc_parts_are_counted_by_name(folder: Path):
+    part = f"<part><name>head</name>{BOX}</part>"
+    text = noted(voc(folder, BOX + part + part.replace("head", "hand"), BOX + part))
+    assert 'part "head" (2): not used, such as a.xml, object 1; a.xml, object 2' in text
+    assert 'part "hand" (1): not used' in text
+
+
+def test_kinds_that_are_not_used_are_named_up_to_a_bound(folder: Path):
+    fields = "".join(f"<field{k}>1</field{k}>" for k in range(200))
+    notes = mr.load_dataset(voc(folder, BOX + fields)).notes
+    assert len(notes) < 70
+    assert sum(note.count for note in notes) == 200
+    assert notes[-1].what == "other kinds"
 
 
 @pytest.mark.parametrize(
@@ -671,6 +689,38 @@ def test_files_that_are_broken_or_hostile_are_refused(
     message = refusal(tmp_path / name)
     assert name in message
     assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"Images": [], "Anotations": []}, 'looks like COCO, but has "Images" instead of "images"'),
+        ({"anotations": []}, 'but has "anotations" instead of "annotations"; its keys are anotat'),
+        ({"shape": []}, 'it looks like LabelMe, but has "shape" instead of "shapes"'),
+        ({"config": 1, "layers": []}, "its keys are config, layers, which no known format has"),
+        ({}, "its keys are none"),
+        ([], "a list of 0 entries, the first is None"),
+        ([[1, 2]], "a list of 1 entries, the first is [1, 2]"),
+        ([{"name": "a", "box": []}], "not Label Studio tasks; the first has the keys name, box"),
+        ({"image": {}, "annotations": []}, "it looks like SA-1B"),
+        ({"objects": [], "size": {"height": 1}}, "it looks like Supervisely, which is not read"),
+        ({"info": {}, "items": [], "categories": {}}, "it looks like Datumaro"),
+        ({"asset": {}, "regions": []}, "it looks like VoTT, which is not read; export Pascal VOC"),
+        ([{"image": "a.png", "annotations": []}], "it looks like CreateML"),
+        ([{"image": "a", "annotation_id": 1, "annotator": 1}], "JSON-MIN, which is not read; exp"),
+    ],
+)
+def test_json_of_no_known_format_says_what_it_looks_like(content: Any, reason: str, tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    message = refusal(tmp_path / "a.json")
+    assert message.startswith(f"{tmp_path / 'a.json'}: no known format: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_folder_of_json_of_no_known_format_says_what_the_first_looks_like(tmp_path: Path):
+    (tmp_path / "sa_1.json").write_text(json.dumps({"image": {}, "annotations": []}))
+    assert "known format; sa_1.json: it looks like SA-1B" in refusal(tmp_path)
 
 
 def test_a_folder_with_an_archive_says_to_unpack_it(tmp_path: Path):

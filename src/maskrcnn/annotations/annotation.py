@@ -21,6 +21,7 @@ import numpy as np
 from ..config import Category
 from . import rle as coco_rle
 from .coco_types import RLE, Json, JsonObject
+from .mask_parts import has_rle_parts, unite_parts
 from .shown_values import shown
 
 ProblemReporter = Callable[[str, str, str, bool], None]
@@ -269,6 +270,8 @@ def _read_mask(segmentation: Json, size: tuple[int, int], problems: _ProblemLog)
         return _read_rle(segmentation, size, problems)
     if segmentation is None or (isinstance(segmentation, list) and not segmentation):
         return _AnnotatedMask()
+    if has_rle_parts(segmentation):
+        return _read_parts(segmentation, size, problems)
     if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
         problems.error(
             "segmentation format not recognized",
@@ -298,6 +301,17 @@ def _read_mask(segmentation: Json, size: tuple[int, int], problems: _ProblemLog)
     polygons = tuple(points for points, _ in usable)
     area = sum(polygon_area(points) for points in polygons)
     return _AnnotatedMask(polygons=polygons, bounds=bounds, area=area)
+
+
+def _read_parts(parts: Json, size: tuple[int, int], problems: _ProblemLog) -> _AnnotatedMask:
+    """Reads a list with RLEs in it, whose parts are united."""
+    try:
+        united = unite_parts(parts)
+    except ValueError as error:
+        suggestion = "write all parts as polygons, or one RLE object"
+        problems.error("broken part of a mask", str(error), suggestion)
+        return _AnnotatedMask()
+    return _read_rle(united, size, problems)
 
 
 def _reaches_image(bounds: BoxXYXY, size: tuple[int, int], problems: _ProblemLog) -> bool:

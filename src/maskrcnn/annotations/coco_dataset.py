@@ -28,11 +28,19 @@ from .categories import category_to_coco, parse_categories
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import first_folder
 from .interpretation import interpret
-from .json_file import read_json
+from .json_file import encoding_notes, read_json
 from .labeled_categories import find_key_problems, labeled_ids
 from .locate_images import locate_images
 from .notes import Note, Notes, describe_notes
-from .problems import DataError, DataWarning, Problem, describe, find_problems, without_objects
+from .problems import (
+    DataError,
+    DataWarning,
+    Problem,
+    describe,
+    find_problems,
+    without_images,
+    without_objects,
+)
 from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
@@ -75,6 +83,7 @@ class CocoDataset:
         name: name for messages if `annotations` is not a file.
         problems: problems that the reader of another format has already reported (see
             `load_dataset`).
+        notes: what that reader has counted.
 
     Attributes:
         categories: the categories with the ids of this file; a label is an index into them.
@@ -112,6 +121,7 @@ class CocoDataset:
         on_error: Literal["raise", "drop"] = "raise",
         name: str = "annotations",
         problems: Sequence[Problem] = (),
+        notes: Sequence[Note] = (),
     ) -> None:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
         self.name = self.annotations_path.name if self.annotations_path else name
@@ -119,6 +129,7 @@ class CocoDataset:
         content: Json = annotations
         if self.annotations_path:
             content = read_json(self.annotations_path)
+            notes = (*notes, *encoding_notes(self.annotations_path))
         check_structure(content, self.name)
         interpreted = interpret(content)
         content = interpreted.content
@@ -138,7 +149,7 @@ class CocoDataset:
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
-        self.notes = (*interpreted.notes, *located.notes, *self._absent_categories())
+        self.notes = (*notes, *interpreted.notes, *located.notes, *self._absent_categories())
 
         self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None
@@ -376,6 +387,7 @@ class CocoDataset:
                 self._annotations[image_index[raw["image_id"]]].append(raw)
 
         used = [raw for entries in self._annotations.values() for raw in entries]
+        problems += without_images(self.name, images, len(annotations))
         problems += without_objects(self.name, len(annotations), used)
         self.warnings = tuple(p for p in problems if not p.is_error)
 

@@ -9,6 +9,7 @@ Out: the same content with values as the format defines them, and a note for eac
     "a1", "f3c0-..."            ids that are text become numbers; `original_id` keeps the text
     iscrowd "0", true, 1.0      becomes 0 or 1, and so does ignore
     attributes.rotation: 45     CVAT: a box without a mask is turned about its center, as a polygon
+    [RLE, RLE], [RLE, polygon]  a mask in several parts becomes one RLE
     bbox of 5 numbers           Detectron2: center, size and angle become a polygon
     images without file_name    LVIS: named by the last two parts of coco_url
 
@@ -30,6 +31,7 @@ import numpy as np
 from .annotation import is_number
 from .coco_types import Json, JsonObject
 from .image_names import name_from_url
+from .mask_parts import has_rle_parts, unite_parts
 from .notes import Note, Notes
 from .problems import Problem
 from .shown_values import shown
@@ -108,6 +110,7 @@ class _Interpreter:
 
         self._note_unused()
         self._note_missing(annotations)
+        self._note_empty(images, categories, annotations)
         content = {
             **self.content,
             "images": images,
@@ -136,7 +139,8 @@ class _Interpreter:
         others = [text for text in texts if text not in numbers]
         if others:
             handled = "numbered in the order of the file; original_id keeps each"
-            self.notes.add(f"{key} whose id is text", handled, shown(others[0]), len(others))
+            what = f"{key} whose id is text"
+            self.notes.add(what, handled, shown(others[0]), len(others), is_rewritten=True)
         return numbers | {text: free + n for n, text in enumerate(others)}
 
     def _image(self, index: int, raw: JsonObject) -> dict[str, Json]:
@@ -151,7 +155,8 @@ class _Interpreter:
         if raw.get("file_name") in (None, "") and isinstance(url, str) and "/" in url:
             changes["file_name"] = name_from_url(url)
             what = "images without file_name"
-            self.notes.add(what, "named by the end of coco_url", changes["file_name"])
+            handled = "named by the end of coco_url"
+            self.notes.add(what, handled, changes["file_name"], is_rewritten=True)
         return changes
 
     def _category(self, index: int, raw: JsonObject) -> dict[str, Json]:
@@ -163,6 +168,7 @@ class _Interpreter:
     def _annotation(self, index: int, raw: JsonObject) -> dict[str, Json]:
         changes = self._id_changes(raw, "annotations", _SOURCES)
         changes |= self._numbers(raw, _NUMBERS, partial(_where, index, raw))
+        changes |= self._united(changes.get("segmentation", raw.get("segmentation")), index, raw)
         for key in ("iscrowd", "ignore"):
             value = raw.get(key, 0)
             if type(value) is not int or value not in (0, 1):
@@ -189,7 +195,8 @@ class _Interpreter:
             if type(value) in (str, float):
                 changes[key] = number = self._id(value, source)
                 if isinstance(value, str) and number == number_of(value):
-                    self.notes.add(*_TEXT, f"{key} {shown(value, 40)} of {own}")
+                    example = f"{key} {shown(value, 40)} of {own}"
+                    self.notes.add(*_TEXT, example, is_rewritten=True)
                 elif isinstance(value, str) and key == "id":
                     changes["original_id"] = value
         return changes
@@ -217,8 +224,22 @@ class _Interpreter:
             new = number_of(value) if name in _SCALARS else _with_numbers(value)
             if new is not value:
                 changes[name] = new
-                self.notes.add(*_TEXT, f"{name} {shown(value, 40)} of {where()}")
+                example = f"{name} {shown(value, 40)} of {where()}"
+                self.notes.add(*_TEXT, example, is_rewritten=True)
         return changes
+
+    def _united(self, mask: Json, index: int, raw: JsonObject) -> dict[str, Json]:
+        """The RLE of a mask that is a list with RLEs in it; broken ones stay, as problems."""
+        if not has_rle_parts(mask):
+            return {}
+        try:
+            united = unite_parts(mask)
+        except ValueError:
+            return {}
+        handled = "united to one mask" if len(mask) > 1 else "read as the RLE"
+        where = _where(index, raw)
+        self.notes.add("masks that are a list of RLEs", handled, where, is_rewritten=True)
+        return {"segmentation": united}
 
     def _flag(self, index: int, raw: JsonObject, key: str) -> dict[str, Json]:
         """The new value of `iscrowd` or `ignore`; a problem where it is neither yes nor no."""
@@ -228,9 +249,13 @@ class _Interpreter:
         where = _where(index, raw)
         if isinstance(value, str):
             flag = _WORDS.get(value.strip().lower(), number_of(value))
-            self.notes.add(f"{key} written as text", "read as 0 or 1", f"{where}: {shown(value)}")
+            example = f"{where}: {shown(value)}"
+            self.notes.add(f"{key} written as text", "read as 0 or 1", example, is_rewritten=True)
         else:
             flag = value
+            if isinstance(value, bool):
+                what = f"{key} written as true or false"
+                self.notes.add(what, "read as 1 or 0", where, is_rewritten=True)
         if isinstance(flag, int | float) and flag in (0, 1):
             return {key: int(flag)}
 
@@ -254,11 +279,13 @@ class _Interpreter:
         name, angle = _angle(raw)
 
         if five and has_mask:
-            self.notes.add("boxes of five numbers", "not used; the mask decides", where)
+            handled = "not used; the mask decides"
+            self.notes.add("boxes of five numbers", handled, where, is_rewritten=True)
             return {"bbox": None}
         if five and self.five_are_degrees:
             handled = "read as center x, center y, width, height, degrees, as Detectron2 writes"
-            self.notes.add("boxes of five numbers", f"{handled}; they become polygons", where)
+            handled += "; they become polygons"
+            self.notes.add("boxes of five numbers", handled, where, is_rewritten=True)
             x, y, width, height, degrees = five
             return _turned(x, y, width, height, -degrees)
 
@@ -268,7 +295,7 @@ class _Interpreter:
             self.notes.add(f"masks with {name}", "used as they are, not turned", where)
         elif name == _CVAT and four:
             handled = "turned about their centers; they become polygons"
-            self.notes.add(f"boxes with {name}", handled, where)
+            self.notes.add(f"boxes with {name}", handled, where, is_rewritten=True)
             x, y, width, height = four
             attributes = {k: v for k, v in raw["attributes"].items() if k != "rotation"}
             turned = _turned(x + width / 2, y + height / 2, width, height, angle)
@@ -320,6 +347,21 @@ class _Interpreter:
             if missing and (field == "bbox" or missing < len(objects)):
                 self.notes.add(f"objects without a {noun}", handled, count=missing)
 
+    def _note_empty(
+        self, images: Sequence[Json], categories: Sequence[Json], annotations: Sequence[Json]
+    ) -> None:
+        """Notes images and categories that no annotation refers to."""
+        entries = [a for a in annotations if isinstance(a, Mapping)]
+        for listed, reference, name, what, handled in (
+            (images, "image_id", "file_name", "images without objects", "used as such"),
+            (categories, "category_id", "name", "categories without objects", "kept, not learned"),
+        ):
+            used = {i for a in entries if isinstance(i := a.get(reference), int | str)}
+            for entry in listed:
+                number = entry.get("id") if isinstance(entry, Mapping) else None
+                if isinstance(number, int | str) and number not in used:
+                    self.notes.add(what, handled, shown(entry.get(name), 60).strip("'"))
+
 
 def _each(
     entries: Sequence[Json], change: Callable[[int, JsonObject], dict[str, Json]]
@@ -347,7 +389,7 @@ def _with_numbers(value: Json) -> Json:
     """A value with its texts as numbers; the same object if there are none."""
     if isinstance(value, list):
         kinds = set(map(type, value))
-        if kinds.isdisjoint((str, list)):
+        if kinds.isdisjoint((str, list, dict)):
             return value
         new = [number_of(p) if isinstance(p, str) else _with_numbers(p) for p in value]
         return value if all(a is b for a, b in zip(new, value, strict=True)) else new

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco_types import Json
+from .notes import Note
 from .problems import DataError
 
 MIB = 2**20
@@ -40,6 +41,18 @@ def read_json(path: Path) -> Json:
         DataError: the file is missing, is not valid JSON, or exceeds a bound.
     """
     return parse_json(read_bounded(path, MOST_BYTES, "JSON"), path.name)
+
+
+def encoding_notes(path: Path) -> tuple[Note, ...]:
+    """A note on a JSON file that was read and is not plain UTF-8, which written files are."""
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    if encoding == "utf-8":
+        return ()
+    if encoding == "utf-8-sig":
+        return (Note("byte order marks", 1, "skipped", (path.name,), is_rewritten=True),)
+    handled = f"read as {encoding.upper()}"
+    return (Note("files in another encoding than UTF-8", 1, handled, (path.name,), True),)
 
 
 def read_bounded(path: Path, most: int, kind: str) -> bytes:

@@ -25,6 +25,8 @@ from .crossings import self_crossing
 from .rle import MOST_PIXELS
 from .shown_values import shown
 
+NO_OBJECT = "no object to learn"
+"""The kind of problem of a data set in which no object is usable."""
 _SHOWN = 20  # problems of each kind
 _CHUNK = 2000  # annotations whose polygons are searched for crossings in one call
 
@@ -166,6 +168,21 @@ def _check_image_entries(images: Sequence[Json]) -> tuple[list[Problem], dict[in
     return problems, image_index
 
 
+def without_images(name: str, images: Sequence[Json], num_annotated: int) -> list[Problem]:
+    """Returns a problem if a data set has neither images nor annotations.
+
+    Args:
+        name: of the data set.
+        images: the list of the file.
+        num_annotated: number of annotations in the file, each of which is an error without images.
+    """
+    if images or num_annotated:
+        return []
+    detail = 'the list "images" is empty'
+    suggestion = "nothing can be learned or measured; was the right file exported?"
+    return [Problem("no image", name, detail, suggestion, is_error=False)]
+
+
 def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -> list[Problem]:
     """Returns a problem if a data set has annotations, but no object to learn or to find.
 
@@ -178,7 +195,7 @@ def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -
         return []
     return [
         Problem(
-            kind="no object to learn",
+            kind=NO_OBJECT,
             where=name,
             detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable, "
             "all as regions to ignore",

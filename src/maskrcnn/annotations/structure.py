@@ -64,7 +64,12 @@ def check_structure(content: Json, name: str) -> None:
                 f'{name}: "{key}": expected a list, got {shown(content[key], 60)}; '
                 f"write {_EXAMPLES[key]}"
             )
-    if not content["categories"] and content["annotations"]:
+    if not content["categories"] and not content["annotations"]:
+        raise DataError(
+            f'{name}: "categories" is empty, and so is "annotations"; list the categories that '
+            f"were looked for, even if no image has an object: write {_EXAMPLES['categories']}"
+        )
+    if not content["categories"]:
         ids = {shown(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
         used = ", ".join(sorted(ids)[:10])
         raise DataError(

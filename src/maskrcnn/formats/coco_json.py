@@ -15,6 +15,7 @@ from typing import cast
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import CocoAnnotation, CocoContent, JsonObject
 from ..annotations.image_names import first_folder, name_from_url
+from ..annotations.json_file import encoding_notes
 from ..annotations.structure import check_structure, resembles_coco
 from .annotation_source import AnnotationSource
 from .format import Format
@@ -45,8 +46,9 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     path = _files(source)[split] if split else source.path
     content = source.json if path == source.path else AnnotationSource(path).json
     check_structure(content, path.name)
+    notes = encoding_notes(path)
     if images is not None:
-        return Annotated(cast("CocoContent", content), Path(images), path.name)
+        return Annotated(cast("CocoContent", content), Path(images), path.name, notes=notes)
 
     candidates = [
         base / part
@@ -54,7 +56,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         for part in (".", "images", path.stem, f"images/{path.stem}", path.stem.split("_")[-1])
     ]
     folder = first_folder(_file_names(content), candidates)
-    return Annotated(cast("CocoContent", content), folder, path.name)
+    return Annotated(cast("CocoContent", content), folder, path.name, notes=notes)
 
 
 def _file_names(content: JsonObject) -> list[str]:

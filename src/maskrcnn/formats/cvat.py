@@ -1,4 +1,4 @@
-"""CVAT: annotations.xml of "CVAT for images 1.1".
+"""CVAT: annotations.xml of "CVAT for images 1.1", and tracks of "CVAT for video 1.1".
 
 polygon, ellipse, rotated box, mask (RLE row by row, in its own box) -> mask; box -> box;
 skeleton -> keypoints with occluded and outside. Shapes that share group_id and label are one
@@ -18,35 +18,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
-from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage
+from ..annotations.coco_types import RLE
 from ..annotations.contours import ellipse
-from ..annotations.problems import DataError
 from .annotation_source import AnnotationSource, with_slashes
+from .cvat_tracks import frames_of_tracks
+from .cvat_writing import SKELETON, write_cvat
 from .format import Format
-from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
-from .writing import (
-    ConversionTarget,
-    Unrepresentable,
-    categories_by_id,
-    drawable,
-    ignored,
-    keypoints_of,
-    label_of,
-    number,
-    numbers,
-    own_box,
-    rle_of,
-    size_of,
-)
+from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked, written_size
 
-_SKELETON = " skeleton"
 _AREAS = ("polygon", "box", "ellipse", "mask")
 _IGNORE = ("ignore", "is_crowd", "iscrowd")
 _MOST_FILES = 20  # a folder with more XML files has another format, one file per image
@@ -73,17 +58,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     """Reads one file, or one subset of it.
 
     Raises:
-        DataError: the file is an export of "CVAT for video".
+        DataError: the file has tracks whose frames cannot be assigned to images.
     """
     files = _files(source)
     path = next((p for p in files if p.stem == split), files[0])
     root = _root(path)
-    if root.find("track") is not None:
-        raise DataError(
-            f'{path.name}: tracks of "CVAT for video" are not supported; '
-            'export the task as "CVAT for images 1.1"'
-        )
-
     is_subset = bool(split) and len(files) == 1
     entries = [
         image
@@ -98,11 +77,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     searched = candidates if images is None else [Path(images)]
     for entry in entries:
         entry.set("name", with_slashes(entry.get("name", ""), searched))
+
+    name = f"{path.name}:{split}" if is_subset else path.name
     names = [entry.get("name", "") for entry in entries]
-    builder = DatasetBuilder(
-        f"{path.name}:{split}" if is_subset else path.name,
-        image_folder(images, candidates, names),
-    )
+    builder = DatasetBuilder(name, image_folder(images, candidates, names))
+    entries = frames_of_tracks(root, entries, searched, builder)
 
     labels = {
         name: label
@@ -114,7 +93,14 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
 
     adopted: dict[str, str] = {}
     for entry in tracked(entries, "reading CVAT shapes"):
-        image_id = builder.image(entry.get("name", ""), _size(entry))
+        try:
+            size = written_size(entry.get("width"), entry.get("height"))
+        except ValueError as error:
+            suggestion = "write the size of the image file"
+            where = entry.get("name", "")
+            builder.problem("size of the image is wrong", where, str(error), suggestion)
+            continue
+        image_id = builder.image(entry.get("name", ""), size)
         if image_id is not None:
             adopted |= _Shapes(builder, image_id, entry, labels).add_all()
     for skeleton, category in adopted.items():
@@ -138,16 +124,9 @@ def _root(path: Path) -> Element:
     return root
 
 
-def _size(image: Element) -> tuple[int, int] | None:
-    """(height, width) if the file has both; some tools write them with a decimal point."""
-    height = image.get("height")
-    width = image.get("width")
-    return (int(float(height)), int(float(width))) if height and width else None
-
-
 def _category(label: str, labels: Mapping[str, Element]) -> str:
     """The category of a label: NAME for "NAME skeleton", if both exist."""
-    base = label.removesuffix(_SKELETON)
+    base = label.removesuffix(SKELETON)
     both = base in labels and label in labels
     return base if both and labels[label].findtext("type") == "skeleton" else label
 
@@ -203,7 +182,9 @@ class _Shapes:
         objects: Objects = {}
         with_keypoints: list[tuple[Element, str]] = []
         for index, shape in enumerate(self.entry):
-            where = f"{self.entry.get('name')}, {shape.tag} {index}"
+            track = shape.get("track")
+            label = f"{shape.tag} {index}" if track is None else f"track {track}"
+            where = f"{self.entry.get('name')}, {label}"
             if shape.get("label") and shape.tag in ("skeleton", "points"):
                 with_keypoints.append((shape, where))
             else:
@@ -377,201 +358,14 @@ def _points(shape: Element) -> np.ndarray:
     return np.array([[float(v) for v in point.split(",")] for point in points]).reshape(-1, 2)
 
 
-def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
-    """Writes one XML file, which CVAT imports as "CVAT 1.1" (Upload annotations)."""
-    categories = categories_by_id(annotated.content)
-    areal = {
-        raw["category_id"]
-        for raw in annotated.content["annotations"]
-        if raw.get("segmentation") or raw.get("bbox")
-    }
-    skeletons = {
-        category_id: category["name"] + (_SKELETON if category_id in areal else "")
-        for category_id, category in categories.items()
-        if category.get("keypoints")
-    }
-
-    root = Element("annotations")
-    SubElement(root, "version").text = "1.1"
-    task = SubElement(SubElement(root, "meta"), "task")
-    SubElement(task, "name").text = annotated.name
-    SubElement(task, "size").text = str(len(annotated.content["images"]))
-    SubElement(task, "mode").text = "annotation"
-    _write_labels(SubElement(task, "labels"), categories, skeletons, areal)
-
-    for index, (image, raws) in enumerate(target.each()):
-        attributes = {
-            "id": str(index),
-            "name": target.refer(image, target.file.parent),
-            "width": str(image["width"]),
-            "height": str(image["height"]),
-        }
-        node = SubElement(root, "image", attributes)
-        for group, raw in enumerate(raws, start=1):
-            category = categories[raw["category_id"]]
-            skeleton = skeletons.get(raw["category_id"], "")
-            written = _write_object(node, raw, image, category, skeleton, group, target.tolerance)
-            if not written:
-                lost.add("objects without box, mask and keypoints, left out", label_of(raw, image))
-
-    ElementTree.indent(root)
-    head = b'<?xml version="1.0" encoding="utf-8"?>\n'
-    target.write(target.file, head + ElementTree.tostring(root, encoding="utf-8"))
-
-
-def _write_object(
-    node: Element,
-    raw: CocoAnnotation,
-    image: CocoImage,
-    category: CocoCategory,
-    skeleton: str,
-    group: int,
-    tolerance: float,
-) -> bool:
-    """Adds the shapes of one object to an image; False if it has none.
-
-    Args:
-        node: the image's element.
-        raw: the object.
-        image: its image.
-        category: its category.
-        skeleton: label of the category's skeleton.
-        group: group_id that joins several shapes.
-        tolerance: by how many pixels traced polygons may be simplified.
-    """
-    shapes = _area_shapes(raw, size_of(image), tolerance)
-    keypoints = {name: (x, y, v) for name, x, y, v in keypoints_of(raw, category)}
-    source = "auto" if "score" in raw else "manual"
-    more = {"group_id": str(group)} if len(shapes) + bool(keypoints) > 1 else {}
-
-    origin = {"source": source, "occluded": "0", "z_order": "0", **more}
-    nodes = [
-        SubElement(node, tag, {"label": category["name"], **origin, **values})
-        for tag, values in shapes
-    ]
-    if keypoints:
-        attributes = {"label": skeleton, "source": source, "z_order": "0", **more}
-        nodes.append(SubElement(node, "skeleton", attributes))
-        for name in category.get("keypoints", ()):
-            _write_keypoint(nodes[-1], name, keypoints.get(name))
-
-    for shape in nodes:
-        if ignored(raw):
-            SubElement(shape, "attribute", name="ignore").text = "true"
-        if "score" in raw:
-            SubElement(shape, "attribute", name="score").text = str(number(raw["score"]))
-    return bool(nodes)
-
-
-def _area_shapes(
-    raw: CocoAnnotation, size: tuple[int, int], tolerance: float
-) -> list[tuple[str, dict[str, str]]]:
-    """Tag and attributes of the shapes that hold the mask and the box."""
-    polygons = drawable(raw, tolerance)
-    shapes = [
-        ("polygon", {"points": ";".join(f"{x},{y}" for x, y in numbers(polygon))})
-        for polygon in polygons
-    ]
-    if not polygons and (rle := rle_of(raw, size)) is not None and coco_rle.area(rle):
-        crop, x0, y0 = coco_rle.decode_crop(rle)
-        edges = np.flatnonzero(np.diff(crop.reshape(-1).astype(np.int8), prepend=0))
-        runs = np.diff(edges, prepend=0, append=crop.size).tolist()
-        mask = {
-            "rle": ", ".join(map(str, runs)),
-            "left": str(x0),
-            "top": str(y0),
-            "width": str(crop.shape[1]),
-            "height": str(crop.shape[0]),
-        }
-        shapes.append(("mask", mask))
-    if (box := own_box(raw, size)) is not None:
-        sides = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
-        shapes.append(("box", {side: str(number(value)) for side, value in sides}))
-    return shapes
-
-
-def _write_keypoint(
-    skeleton: Element, name: str, keypoint: tuple[float, float, int] | None
-) -> None:
-    """Adds one keypoint to a skeleton; None = it is unlabeled."""
-    x, y, visibility = keypoint or (-KEYPOINT_OFFSET, -KEYPOINT_OFFSET, 0)
-    SubElement(
-        skeleton,
-        "points",
-        label=name,
-        occluded=str(int(visibility == 1)),
-        outside=str(int(visibility == 0)),
-        points=f"{number(x + KEYPOINT_OFFSET)},{number(y + KEYPOINT_OFFSET)}",
-    )
-
-
-def _write_labels(
-    labels: Element,
-    categories: Mapping[int, CocoCategory],
-    skeletons: Mapping[int, str],
-    areal: set[int],
-) -> None:
-    """Declares the labels of all categories: those with areas, and those of skeletons."""
-    for category_id, category in categories.items():
-        if category_id in areal or category_id not in skeletons:
-            _write_label(labels, category["name"], "any")
-        if category_id in skeletons:
-            skeleton = _write_label(labels, skeletons[category_id], "skeleton")
-            SubElement(skeleton, "svg").text = _svg(category)
-            for keypoint in category.get("keypoints", ()):
-                label = _write_label(labels, keypoint, "points")
-                SubElement(label, "parent").text = skeletons[category_id]
-
-
-def _write_label(labels: Element, name: str, kind: str) -> Element:
-    """Declares one label, with the attributes "ignore" and "score"."""
-    label = SubElement(labels, "label")
-    SubElement(label, "name").text = name
-    SubElement(label, "type").text = kind
-    attributes = SubElement(label, "attributes")
-    for attribute, input_type, default, values in (
-        ("ignore", "checkbox", "false", "false"),
-        ("score", "number", "0", "0\n1\n0.000001"),
-    ):
-        entry = SubElement(attributes, "attribute")
-        SubElement(entry, "name").text = attribute
-        SubElement(entry, "mutable").text = "False"
-        SubElement(entry, "input_type").text = input_type
-        SubElement(entry, "default_value").text = default
-        SubElement(entry, "values").text = values
-    return label
-
-
-def _svg(category: CocoCategory) -> str:
-    """A drawing of a skeleton: its keypoints on a circle, and the limbs."""
-    names = category.get("keypoints", [])
-    angles = [2 * math.pi * index / len(names) for index in range(len(names))]
-    points = [(50 + 40 * math.sin(angle), 50 - 40 * math.cos(angle)) for angle in angles]
-
-    lines = []
-    for a, b in category.get("skeleton") or ():
-        (x1, y1), (x2, y2) = points[a - 1], points[b - 1]
-        lines.append(
-            f'<line x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}" stroke="black" '
-            f'data-type="edge" data-node-from="{a}" stroke-width="0.5" data-node-to="{b}"></line>'
-        )
-    circles = [
-        f'<circle r="1.5" stroke="black" fill="#b3b3b3" cx="{x:.2f}" cy="{y:.2f}" '
-        f'stroke-width="0.1" data-type="element node" data-element-id="{number_}" '
-        f'data-node-id="{number_}" data-label-name="{name}"></circle>'
-        for number_, (name, (x, y)) in enumerate(zip(names, points, strict=True), start=1)
-    ]
-    return "".join([*lines, *circles])
-
-
 CVAT = Format(
     name="cvat",
-    description='CVAT: annotations.xml of "CVAT for images 1.1"',
+    description='CVAT: annotations.xml of "CVAT for images 1.1" or "CVAT for video 1.1"',
     written_as=("cvat",),
     recognize=recognize,
     splits=splits,
     read=read,
-    write=write,
+    write=write_cvat,
     suffix=".xml",
     sides_from_names=True,
 )

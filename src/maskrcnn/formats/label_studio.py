@@ -25,6 +25,7 @@ from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.coco_types import Json, JsonObject
 from ..annotations.contours import ellipse
+from ..annotations.shown_values import shown
 from ..images.image_files import image_suffixes, images_in
 from ..images.read import ImageError, image_size
 from .annotation_source import AnnotationSource
@@ -69,10 +70,10 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         where = f"{source.name}, task {part_id(task, index)}"
         annotations = _annotations(task)
         if not annotations:
-            builder.unused("tasks without an annotation")
+            builder.unused("tasks without an annotation", where)
             continue
         if len(annotations) > 1:
-            builder.unused("further annotations of a task", len(annotations) - 1)
+            builder.unused("further annotations of a task", where, len(annotations) - 1)
         if not names[index]:
             detail = "data has no image"
             builder.problem("task without image", where, detail, "export image tasks")
@@ -85,7 +86,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             builder.problem("broken task", where, detail, "export it again")
             continue
         image_id = builder.image(name, _size(results, builder.folder, name), where)
-        if image_id is not None:
+        if image_id is not None and _is_annotated_image(builder, image_id, results, where):
             _read_results(builder, image_id, results, where)
     return builder.build()
 
@@ -142,12 +143,51 @@ def _size(results: Sequence[Json], folder: Path | None, name: str) -> tuple[int,
     try:
         return image_size((folder or Path()) / name)
     except ImageError:
-        for result in results:
-            height = result.get("original_height") if isinstance(result, dict) else None
-            width = result.get("original_width") if isinstance(result, dict) else None
-            if isinstance(height, int) and isinstance(width, int):
-                return height, width
+        return _given_size(results)
+
+
+def _given_size(results: Sequence[Json]) -> tuple[int, int] | None:
+    """(height, width) that the results give for the image that was shown."""
+    for result in results:
+        height = result.get("original_height") if isinstance(result, dict) else None
+        width = result.get("original_width") if isinstance(result, dict) else None
+        if type(height) is int and type(width) is int and min(height, width) > 0:
+            return height, width
     return None
+
+
+def _is_annotated_image(
+    builder: DatasetBuilder, image_id: int, results: Sequence[Json], where: str
+) -> bool:
+    """Whether the file shows what was annotated; adds a problem if not.
+
+    Percentages fit any copy of another size, but not an image of another shape, nor one that was
+    turned in the tool.
+    """
+    turned = next((r for r in results if isinstance(r, dict) and r.get("image_rotation")), None)
+    if turned is not None:
+        builder.problem(
+            "image turned in Label Studio",
+            where,
+            f"image_rotation is {shown(turned['image_rotation'], 20)}",
+            "turn the image back there and export again, or annotate a file that is turned",
+        )
+        return False
+
+    height, width = builder.size(image_id)
+    given = _given_size(results)
+    if given is None or given == (height, width):
+        return True
+    detail = (
+        f"the annotated image had {given[1]} x {given[0]} pixels, the file has {width} x {height}"
+    )
+    if abs(given[1] * height - given[0] * width) <= max(width, height, *given):
+        handled = "percentages are used; a brush needs the same size"
+        builder.notes.add("images of another size than the annotated ones", handled, where)
+        return True
+    suggestion = "use the image that was annotated; was an EXIF rotation ignored?"
+    builder.problem("image size mismatch", where, detail, suggestion)
+    return False
 
 
 def _read_results(
@@ -162,13 +202,13 @@ def _read_results(
         kind = next((key for key in _LABELS if value.get(key)), "")
         if not kind:
             name = result.get("type") if isinstance(result, dict) else type(result).__name__
-            builder.unused(f"results of type {name!r:.40}")
+            builder.unused(f"results of type {name!r:.40}", location)
             continue
         try:
             labels = [value[kind]] if isinstance(value[kind], str) else value[kind]
             label = str(labels[0])
             if len(labels) > 1:
-                builder.unused("further labels of an object", len(labels) - 1)
+                builder.unused("further labels of an object", location, len(labels) - 1)
             if kind == "keypointlabels":
                 points.append((label, result, value, location))
                 continue

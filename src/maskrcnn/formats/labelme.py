@@ -152,7 +152,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         try:
             size = _size(content)
             for flag in _true_flags(content):
-                builder.unused(f'image flag "{flag}"')
+                builder.unused(f'image flag "{flag}"', path.name)
         except ValueError as error:
             suggestion = "correct the file, or save it again in LabelMe"
             builder.problem("broken file", path.name, str(error), suggestion)
@@ -315,11 +315,11 @@ class _Shapes:
         instance.ignore |= "ignore" in flags
         for flag in flags:
             if flag not in _FLAGS:
-                self.builder.unused(f'flag "{flag}"')
+                self.builder.unused(f'flag "{flag}"', where)
         if shape.get("difficult"):
-            self.builder.unused("difficult")
+            self.builder.unused("difficult", where)
         for attribute in part_of(shape, "attributes"):  # of X-AnyLabeling
-            self.builder.unused(f'attribute "{attribute}"')
+            self.builder.unused(f'attribute "{attribute}"', where)
         if isinstance(shape.get("score"), int | float):
             instance.score = shape["score"]
         _read_area(instance, shape, kind, self.builder.size(self.image_id))

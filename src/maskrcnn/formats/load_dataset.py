@@ -14,22 +14,16 @@ from typing import Literal
 from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
-from ..annotations.coco_types import Json, JsonObject
+from ..annotations.coco_types import JsonObject
 from ..annotations.problems import DataError
 from ..config import Category
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
 from .format import Format
 from .reading import Annotated
+from .unknown_json import why_unknown
 
 _PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
-_ROOTS: dict[str, dict[str, type]] = {
-    "LabelMe": {"shapes": list, "imagePath": object},
-    "VIA": {"_via_img_metadata": dict},
-    "GeoJSON": {"features": list},
-    "COCO": {"images": list, "annotations": list},
-}
-"""The keys of a JSON file by which its format is recognized, and the type of their values."""
 
 
 def load_dataset(
@@ -165,7 +159,8 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
     """The format of a source.
 
     Raises:
-        DataError: no format recognizes it. The message lists the known formats.
+        DataError: no format recognizes it. The message says what a JSON file looks like, and
+            lists the known formats for anything else.
     """
     unreadable: list[str] = []
     for known in FORMATS:
@@ -177,10 +172,10 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
     if unreadable and source.path.is_file():
         raise DataError(unreadable[0])
 
-    kind = "folder" if source.path.is_dir() else "file"
-    suggestion = _unpack_first(source.path)
     if source.path.is_file() and source.path.suffix.lower() == ".json":
-        suggestion = f"; {_reason(source.json)}"
+        raise DataError(f"{source.path}: no known format: {why_unknown(source.json)}")
+    kind = "folder" if source.path.is_dir() else "file"
+    suggestion = _unpack_first(source.path) or _first_file(source)
     lines = [
         f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
         "Known formats:",
@@ -199,24 +194,15 @@ def _unpack_first(path: Path) -> str:
     return f"; {packed[0]} is an archive; unpack it first" if packed else ""
 
 
-def _reason(content: Json) -> str:
-    """Why the content of a JSON file is no known format."""
-    if isinstance(content, list):
-        return f"it holds a list of {len(content):,} entries, which are not Label Studio tasks"
-    if not isinstance(content, dict):
-        return f"expected an object, got {content!r:.40}"
-    for name, expected in _ROOTS.items():
-        if not content.keys() & expected.keys():
-            continue
-        for key, kind in expected.items():
-            if key not in content:
-                return f'it looks like {name}, but has no "{key}"'
-            if not isinstance(content[key], kind):
-                wanted = "a list" if kind is list else "an object"
-                return f'it looks like {name}, but expected "{key}" as {wanted}, ' + (
-                    f"got {content[key]!r:.40}"
-                )
-    return f"its keys are {', '.join(list(map(str, content))[:8]) or 'none'}"
+def _first_file(source: AnnotationSource) -> str:
+    """What the first JSON file of a folder looks like."""
+    path = source.first("*.json") or source.first("annotations/*.json")
+    if path is None:
+        return ""
+    try:
+        return f"; {path.name}: {why_unknown(AnnotationSource(path).json)}"
+    except DataError:
+        return ""  # listed as not readable
 
 
 def read_split(

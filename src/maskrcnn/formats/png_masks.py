@@ -78,7 +78,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     unlisted: list[str] = []
     pairs = list(_pairs(source, images))
     _report_unpaired(source, images, pairs, builder)
-    report_left_out(builder, [image_path for image_path, _ in pairs])
+    report_left_out(builder, {image_path.parent for image_path, _ in pairs}, deep=False)
 
     for image_path, masks in tracked(pairs, "reading masks"):
         image_id = builder.image(relative(image_path, root))

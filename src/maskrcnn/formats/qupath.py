@@ -2,7 +2,9 @@
 
 Polygon and MultiPolygon, with their holes -> mask. The category is the name of the classification,
 `object` for an object without one. The image has the name of the file (a.geojson or
-a.tif.geojson), and coordinates are its pixels, continuous from the upper left corner.
+a.tif.geojson), and coordinates are its pixels, continuous from the upper left corner. Whether they
+are those before or after an EXIF orientation depends on the library that QuPath read the image
+with, so that such images are refused.
 
 Source: qupath.readthedocs.io, "Exporting annotations", GeoJSON; RFC 7946.
 """
@@ -19,6 +21,7 @@ from ..annotations.contours import Polygon, fill, union
 from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
+from ..images.read import ImageError, read_header
 from .annotation_source import AnnotationSource
 from .bounded_files import part_of
 from .format import Format
@@ -65,6 +68,11 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         except DataError as error:
             builder.problem("broken file", path.name, str(error), "export it again")
             continue
+        if _is_turned(image_path):
+            detail = f"{image_path.name} has an EXIF orientation, which QuPath may have ignored"
+            suggestion = "save the image upright, without that tag, and annotate that file"
+            builder.problem("image that EXIF turns", path.name, detail, suggestion)
+            continue
         image_id = builder.image(relative(image_path, root), where=path.name)
         if image_id is not None:
             for index, feature in enumerate(features or ()):
@@ -89,6 +97,14 @@ def _image(path: Path, folders: list[Path]) -> Path | None:
     return None
 
 
+def _is_turned(image: Path) -> bool:
+    """Whether an image is stored in another orientation than it is shown in."""
+    try:
+        return read_header(image).orientation in range(2, 9)
+    except ImageError:
+        return False  # reported when the image is added
+
+
 def _features(content: Json) -> list[Json] | None:
     """The features of GeoJSON; None for anything else."""
     if isinstance(content, dict) and content.get("type") == "FeatureCollection":
@@ -109,10 +125,10 @@ def _read_feature(builder: DatasetBuilder, image_id: int, feature: JsonObject, w
     geometry = part_of(feature, "geometry")
     shape = geometry.get("type")
     if kind in _NOT_OBJECTS:
-        builder.unused(f"objects of the type {kind}")
+        builder.unused(f"objects of the type {kind}", where)
         return
     if shape not in ("Polygon", "MultiPolygon"):
-        builder.unused(f"geometries of the type {shape!r:.30}")
+        builder.unused(f"geometries of the type {shape!r:.30}", where)
         return
 
     try:
@@ -132,7 +148,7 @@ def _read_feature(builder: DatasetBuilder, image_id: int, feature: JsonObject, w
         size = builder.size(image_id)
         instance.rles = [_with_holes(rings, size) for rings in parts]
     if kind in ("detection", "cell") and "nucleusGeometry" in feature:
-        builder.unused("nuclei of cells")
+        builder.unused("nuclei of cells", where)
     builder.add(image_id, instance)
 
 

@@ -11,7 +11,6 @@ Coordinates are COCO's: continuous pixels, except that whole-number keypoints ar
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, union
+from ..annotations.notes import Note, Notes, describe_notes
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
 from ..images.image_files import describe_left_out, list_images
@@ -55,6 +55,8 @@ class Annotated:
     """Name of the file or folder in messages."""
     problems: list[Problem] = field(default_factory=list)
     """What could not be read."""
+    notes: tuple[Note, ...] = ()
+    """What is in the files and is not used, or is read in a way that nobody may expect."""
 
     def dataset(
         self,
@@ -67,10 +69,12 @@ class Annotated:
             DataError: some annotations are unusable or could not be read.
         """
         if not self.content.get("categories", True) and not self.content.get("annotations"):
+            counted = describe_notes(self.name, self.notes) if self.notes else ""
             if not self.problems:
-                raise DataError(f"{self.name}: {_EMPTY}")
+                raise DataError("\n".join(filter(None, [f"{self.name}: {_EMPTY}", counted])))
             problems = describe(self.name, self.problems)
-            raise DataError(f"{problems}\nNothing else is annotated.")
+            parts = [problems, "Nothing else is annotated.", counted]
+            raise DataError("\n".join(filter(None, parts)))
 
         return CocoDataset(
             self.content,
@@ -79,6 +83,7 @@ class Annotated:
             on_error=on_error,
             name=self.name,
             problems=self.problems,
+            notes=self.notes,
         )
 
 
@@ -126,7 +131,7 @@ class DatasetBuilder:
         self.name = name
         self.folder = images
         self.problems: list[Problem] = []
-        self._unused: Counter[str] = Counter()
+        self.notes = Notes()
         self._images: list[CocoImage] = []
         self._objects: list[tuple[int, AnnotatedObject]] = []
         self._categories: dict[str, CocoCategory] = {}
@@ -265,9 +270,9 @@ class DatasetBuilder:
             )
         self.add(image_id, annotated)
 
-    def unused(self, what: str, count: int = 1) -> None:
-        """Counts something in the files that is not used; `build` reports all with their counts."""
-        self._unused[what] += count
+    def unused(self, what: str, where: str = "", count: int = 1) -> None:
+        """Counts something in the files that is not used."""
+        self.notes.add(what, "not used", where, count)
 
     def problem(
         self, kind: str, where: str, detail: str, suggestion: str, is_error: bool = True
@@ -277,10 +282,6 @@ class DatasetBuilder:
 
     def build(self) -> Annotated:
         """Returns everything that was added, with ids."""
-        if self._unused:
-            counts = ", ".join(f"{what} ({n})" for what, n in self._unused.most_common())
-            self.problem("not used", self.name, counts, "they are left out", False)
-
         keypoints_of_objects: dict[str, list[list[str]]] = {}
         for _, annotated in self._objects:
             lists = keypoints_of_objects.setdefault(annotated.category, [])
@@ -304,7 +305,7 @@ class DatasetBuilder:
             "annotations": annotations,
             "categories": list(self._categories.values()),
         }
-        return Annotated(content, self.folder, self.name, self.problems)
+        return Annotated(content, self.folder, self.name, self.problems, self.notes.all())
 
     def _annotation(self, number: int, image_id: int, annotated: AnnotatedObject) -> CocoAnnotation:
         category = self._categories[annotated.category]
@@ -368,10 +369,15 @@ def image_folder(
     return folder_with(names, folders) or (folders[0] if folders[0].is_dir() else None)
 
 
-def report_left_out(builder: DatasetBuilder, images: Iterable[Path]) -> None:
-    """Warns about files in the folders of these images that are not read, for their ending."""
-    folders = sorted({image.parent for image in images})
-    listings = [list_images(folder, deep=False) for folder in folders if folder.is_dir()]
+def report_left_out(builder: DatasetBuilder, folders: Iterable[Path], deep: bool) -> None:
+    """Warns about files in the folders of images that are not read, for their ending.
+
+    Args:
+        builder: gets the warning.
+        folders: those that are searched for images.
+        deep: whether their subfolders are searched too.
+    """
+    listings = [list_images(f, deep) for f in sorted(set(folders)) if f.is_dir()]
     left_out = [path for listing in listings for path in listing.unexpected()]
     if left_out:
         builder.problem(
@@ -386,6 +392,22 @@ def report_left_out(builder: DatasetBuilder, images: Iterable[Path]) -> None:
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:
     """The first candidate that contains one of the images; None if no candidate does."""
     return next((f for f in candidates if any((f / name).is_file() for name in names)), None)
+
+
+def written_size(width: str | None, height: str | None) -> tuple[int, int] | None:
+    """(height, width) of XML that has both; some tools write them with a decimal point.
+
+    Raises:
+        ValueError: they are not numbers.
+    """
+    if not height or not width:
+        return None
+    try:
+        return int(float(height)), int(float(width))
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"expected width and height in pixels, got {width:.20} and {height:.20}"
+        ) from None
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -256,7 +256,7 @@ def _category_key(
     key = _chosen_key(builder, source, values, declared)
     for other, given in values.items():
         if other not in (key, *_OWN) and given and given != values.get(key):
-            builder.unused(f'attribute "{other}"', len(given))
+            builder.unused(f'attribute "{other}"', count=len(given))
     return key
 
 

@@ -36,7 +36,7 @@ from .annotation_source import AnnotationSource
 from .bounded_files import read_head, read_text, read_xml
 from .format import Format
 from .id_maps import objects_of, paint, png, read_ids, voc_colors
-from .reading import Annotated, AnnotatedObject, BoxXYXY, DatasetBuilder, tracked
+from .reading import Annotated, AnnotatedObject, BoxXYXY, DatasetBuilder, tracked, written_size
 from .writing import (
     ConversionTarget,
     Unrepresentable,
@@ -98,12 +98,12 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             continue
         file_name = _file_name(image_folder, name, xml.findtext("filename"))
         try:
-            size = _size(xml)
+            size = written_size(xml.findtext("size/width"), xml.findtext("size/height"))
         except ValueError as error:
             suggestion = "write the size of the image file"
             builder.problem("size of the image is wrong", path.name, str(error), suggestion)
             continue
-        image_id = builder.image(file_name, size, path.name)
+        image_id = builder.image(file_name, size if size and all(size) else None, path.name)
         if image_id is not None:
             _read_objects(builder, image_id, xml, root, name, colors)
     return builder.build()
@@ -197,25 +197,6 @@ def _file_name(folder: Path, name: str, given: str | None) -> str:
     return next(existing, given or f"{name}.jpg")
 
 
-def _size(xml: Element) -> tuple[int, int] | None:
-    """(height, width) if the file has both and neither is 0.
-
-    Raises:
-        ValueError: they are not numbers.
-    """
-    height = xml.findtext("size/height")
-    width = xml.findtext("size/width")
-    if not height or not width:
-        return None
-    try:
-        size = (int(float(height)), int(float(width)))
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"expected width and height in pixels, got {width:.20} and {height:.20}"
-        ) from None
-    return size if size[0] * size[1] else None
-
-
 def _colors(root: Path, builder: DatasetBuilder) -> ClassColors:
     """The class of each color, from labelmap.txt (name:r,g,b:parts:actions) or VOC's own.
 
@@ -257,23 +238,22 @@ def _read_objects(
     for number_, node in enumerate(xml.iterfind("object"), start=1):
         where = f"{name}.xml, object {number_}"
         if (node.findtext("deleted") or "").strip() == "1":
-            builder.unused("objects marked as deleted")
+            builder.unused("objects marked as deleted", where)
             continue
         try:
             instance = _read_object(node, where)
         except ValueError as error:
             builder.problem("broken shape", where, str(error), "draw it again in the tool")
             continue
-        if node.find("part") is not None:
-            parts = ", ".join(part.findtext("name") or "" for part in node.iterfind("part"))
-            builder.problem("parts of an object", where, parts, "they are left out", False)
+        for part in node.iterfind("part"):
+            builder.unused(f'part "{part.findtext("name") or ""}"', where)
         for field in node:
             if field.tag not in _READ and (len(field) or not _says_nothing(field)):
-                builder.unused(f"<{field.tag}>")
+                builder.unused(f"<{field.tag}>", where)
 
         if number_ in masks:
             if instance.polygons:
-                builder.unused("shapes of objects that are in SegmentationObject")
+                builder.unused("shapes of objects that are in SegmentationObject", where)
             instance.polygons = []
             instance.rles.append(masks.pop(number_))
         builder.add(image_id, instance)

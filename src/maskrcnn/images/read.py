@@ -151,15 +151,17 @@ class Header:
     """More than 8 bits per value."""
     frames: int = 1
     """Number of frames. More than 1: only the first is used. 2 for a GIF with several."""
+    orientation: int = 1
+    """EXIF orientation; 1 = stored upright, 5 to 8 = turned by a quarter."""
 
 
 def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
     """Reads size, depth and number of frames of an image from the file's header alone."""
     with _opened(path, pixel_limit(max_pixels)) as content:
         size = content.size()
-        turned = content.orientation() in (5, 6, 7, 8)
-        deep = content.is_deep()
-        return Header(size[::-1] if turned else size, size, deep, content.frames())
+        orientation = content.orientation()
+        upright = size[::-1] if orientation in (5, 6, 7, 8) else size
+        return Header(upright, size, content.is_deep(), content.frames(), orientation)
 
 
 @dataclass
