@@ -22,6 +22,7 @@ from maskrcnn.dataset_checks.check_dataset import check_dataset
 from maskrcnn.dataset_checks.check_report import CheckReport
 from maskrcnn.training.fit import Trainer
 from maskrcnn.training.processes import Processes
+from maskrcnn.training.setup import check_settings
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def data_set(folder: Path, change: Any = None) -> Path:
 def test_a_clean_set_has_no_errors_and_the_check_is_part_of_the_package(tmp_path: Path):
     report = mr.check_dataset(data_set(tmp_path), tmp_path)
     assert report.errors == ()
-    assert set(kinds(report)) <= {"rare category", "near-duplicate images"}
+    assert set(kinds(report)) <= {"rare category", "images that look alike"}
     assert report.counts.startswith("train.json: 3 images, 6 annotations, 2 categories; 0 errors")
 
 
@@ -118,11 +119,37 @@ def test_training_images_in_the_validation_set_are_reported(tmp_path: Path):
     )
     report = check_dataset(train, val=val)
     assert kinds(report.validation, True) == {"training image in validation": ["image 71 (1.png)"]}
-    assert kinds(report.validation, False)["validation image like a training image"] == [
-        "image 72 (2.png)"
-    ]
+    assert kinds(report.validation, False)["validation images like training images"] == ["images"]
     assert [p.kind for p in report.errors] == ["training image in validation"]
     assert "the same pixels as image 72 (2.png) of the training data" in report.describe()
+    assert "1 of 3, such as image 72 (2.png), like image 70 (0.png)" in report.describe()
+
+
+def test_copies_are_errors_and_images_of_one_bench_are_one_hint(tmp_path: Path):
+    """A part of 16 x 16 pixels lies elsewhere in each image; one image is there again, saved as a small JPEG."""
+    data = content()
+    data["images"] = [
+        {"id": n, "file_name": f"{n}.png", "height": 240, "width": 320} for n in range(1, 9)
+    ]
+    data["annotations"] = [
+        {"id": n, "image_id": n, "category_id": 4, "bbox": [5, 5, 20, 20]} for n in range(1, 9)
+    ]
+    noise(tmp_path / "bench.png", 3)
+    bench = Image.open(tmp_path / "bench.png").resize((320, 240))
+    for n in range(1, 8):
+        image = bench.copy()
+        image.paste((255, 255, 255), (32 * n, 80, 32 * n + 16, 96))
+        image.save(tmp_path / f"{n}.png")
+    small = Image.open(tmp_path / "3.png").resize((160, 120), Image.Resampling.BICUBIC)
+    small.save(tmp_path / "8.jpg", quality=60)
+    data["images"][7] |= {"file_name": "8.jpg", "height": 120, "width": 160}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+
+    report = check_dataset(tmp_path / "data.json", val=False)
+    assert kinds(report, True) == {"copy of an image": ["image 8 (8.jpg)"]}
+    assert "in another size or quality, of image 3 (3.png)" in report.describe()
+    hints = [p for p in report.problems if p.kind == "images that look alike"]
+    assert [p.detail[:7] for p in hints] == ["7 of 8,"]
 
 
 def test_a_file_in_both_lists_is_reported_without_decoding(tmp_path: Path):
@@ -261,3 +288,134 @@ def test_a_training_summarizes_warnings_once(tmp_path: Path, capsys: pytest.Capt
     assert (
         "annotations: 1 warning: annotation given twice (1); maskrcnn check lists them" in printed
     )
+
+
+# What training would refuse
+
+
+def boxes(name: str, categories: Sequence[str], count: int = 2, first: int = 0) -> dict[str, Any]:
+    """One object of each category in each image; images of one name look the same."""
+    return {
+        "images": [
+            {"id": n, "file_name": f"{name}{n}.png", "height": HEIGHT, "width": WIDTH}
+            for n in range(first, first + count)
+        ],
+        "categories": [{"id": 5 + k, "name": c} for k, c in enumerate(categories)],
+        "annotations": [
+            {"id": 10 * n + k + 1, "image_id": n, "category_id": 5 + k, "bbox": [5, 5, 20, 20]}
+            for n in range(first, first + count)
+            for k in range(len(categories))
+        ],
+    }
+
+
+def written(folder: Path, name: str, data: dict[str, Any]) -> Path:
+    for image in data["images"]:
+        noise(folder / image["file_name"], sum(map(ord, image["file_name"])))
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def refusal(train: Path, val: Path | None, out: Path) -> str:
+    """Why training refuses the data; "" if it does not."""
+    settings = {"steps": 1, "batch_size": 1}
+    try:
+        plan = mr.plan_training(
+            train,
+            val=val,
+            settings=settings,
+            recipe=False,
+            model="maskrcnn_r18_small",
+            out=out,
+            device="cpu",
+            progress=False,
+        )
+        check_settings(plan.recipe.training, plan.data)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+REFUSED: dict[str, tuple[Any, Any, str]] = {
+    "no category in common": (["a"], ["b"], "categories do not match"),
+    "another spelling": (["a", "Tree"], ["a", "tree"], "categories do not match"),
+    "a category more, with objects": (["a"], ["a", "b"], "annotation of an unknown category"),
+    "no object": ([], ["a"], "no object to learn"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_training_refuses_is_an_error_of_check(name: str, tmp_path: Path):
+    of_train, of_val, kind = REFUSED[name]
+    data = boxes("t", of_train)
+    data["categories"] = data["categories"] or [{"id": 1, "name": "a"}]
+    train = written(tmp_path, "train", data)
+    val = written(tmp_path, "val", boxes("v", of_val, first=50))
+    assert refusal(train, val, tmp_path / "out")
+    report = check_dataset(train, val=val)
+    assert kind in {p.kind for p in report.errors}
+
+
+def test_validation_data_with_the_same_names_in_another_order_are_fine(tmp_path: Path):
+    train = written(tmp_path, "train", boxes("t", ["a", "b"]))
+    val = written(tmp_path, "val", boxes("v", ["b", "a"], first=50))
+    assert refusal(train, val, tmp_path / "out") == ""
+    assert check_dataset(train, val=val).errors == ()
+
+
+def test_one_image_cannot_be_split_and_check_says_so(tmp_path: Path):
+    one = written(tmp_path, "one", boxes("t", ["a"], 1))
+    assert "cannot split off" in refusal(one, None, tmp_path / "out")
+    assert [p.kind for p in check_dataset(one).errors] == ["no validation images"]
+    assert check_dataset(one, val=False).errors == ()
+
+
+def test_objects_that_are_all_crowds_are_an_error_of_check_as_training_refuses_them():
+    data = boxes("t", ["a"])
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+    assert [p.kind for p in check_dataset(data).errors] == ["no object to learn"]
+
+
+def test_errors_of_check_count_what_fix_repairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = boxes("t", ["a"])
+    data["annotations"] += [
+        {"id": 90, "image_id": 0, "category_id": 5, "bbox": [1, 1, 0, 4]},
+        {"id": 91, "image_id": 0, "category_id": 5, "bbox": ["a", 1, 9, 4]},
+    ]
+    path = written(tmp_path, "train", data)
+    assert run(["check", str(path), "--no-val"]) == 1
+    assert "--fix FILE repairs 1 of the errors" in capsys.readouterr().out
+
+
+def test_fix_covers_the_validation_split_in_one_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    broken = [{"id": 900, "image_id": 0, "category_id": 5, "bbox": [1, 1, 0, 4]}]
+    train = boxes("t", ["a"])
+    val = boxes("v", ["a"], first=0)
+    val["images"][0]["id"] = "0"
+    for data in (train, val):
+        data["annotations"] += copy.deepcopy(broken)
+    files = [written(tmp_path, "train", train), written(tmp_path, "val", val)]
+    before = [file.read_bytes() for file in files]
+    fixed = tmp_path / "out" / "fixed.json"
+    words = ["check", str(files[0]), "--val", str(files[1])]
+    assert run([*words, "--fix", str(fixed)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("fixed: 1 change") == 2
+    assert "numbers written as text (1): read as numbers" in printed.split("fixed: 1 change")[2]
+    fixed_val = tmp_path / "out" / "fixed_val.json"
+    assert (
+        f"--data {fixed} --images {tmp_path} --val {fixed_val} --val-images {tmp_path}" in printed
+    )
+    assert [file.read_bytes() for file in files] == before
+
+    images = ["--images", str(tmp_path)]
+    assert run(["check", str(fixed), *images, "--val", str(fixed_val)]) == 0
+    assert run([*words, "--fix", str(tmp_path / "val.json")]) == 2
+    (tmp_path / "train.json").rename(tmp_path / "x_val.json")
+    words[1] = str(tmp_path / "x_val.json")
+    assert run([*words, "--fix", str(tmp_path / "x.json")]) == 2
+    assert not (tmp_path / "x.json").exists()

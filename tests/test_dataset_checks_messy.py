@@ -187,5 +187,5 @@ def test_fix_of_another_format_keeps_unreadable_shapes_listed_and_names_the_fold
     assert report.fixed is not None
     assert any("linestrip" in p.detail or "linestrip" in p.kind for p in report.fixed.remaining)
     run(["check", str(tmp_path), "--fix", str(fixed)])
-    assert f"; open it with --images {tmp_path}" in capsys.readouterr().out
+    assert f"fixed.json --images {tmp_path}" in capsys.readouterr().out
     assert len(mr.CocoDataset(fixed, tmp_path)) == 1

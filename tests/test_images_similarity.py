@@ -1,4 +1,4 @@
-"""Copies of an image are recognized after changes; different images, however dark or plain, are not."""
+"""Copies of an image are recognized after changes; different images, however dark, plain or alike, are not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn.images.read import ImageError
-from maskrcnn.images.similarity import DISTANCE, LENGTH, groups, hashes
+from maskrcnn.images.similarity import DISTANCE, LENGTH, copies, groups, hashes, thumbnail
 
 
 def photograph(seed: int, size: tuple[int, int] = (120, 160)) -> Image.Image:
@@ -124,6 +124,7 @@ def test_groups_are_the_connected_parts_of_a_slow_search():
 
 def test_no_images_give_no_groups():
     assert groups(hashes([])) == []
+    assert copies(hashes([]), np.zeros((0, 2304), np.uint8)) == []
 
 
 def test_a_broken_file_is_named(tmp_path: Path):
@@ -145,3 +146,66 @@ def test_among_the_nuclei_only_two_slices_of_one_egg_look_alike(shared: Path):
         for group in similar
     ]
     assert alike == [["20b20ab0", "cb4df20a"]]
+
+
+# A fixed camera: copies are told from images that only look alike.
+
+
+def bench(cells: list[tuple[int, int]], light: int = 0) -> np.ndarray:
+    """A bench with boards and screws, 240 x 320, and parts of 16 x 16 pixels that lie on it."""
+    scene = np.asarray(photograph(11, (240, 320))).astype(int)
+    for n, (x, y) in enumerate(cells):
+        scene[y : y + 16, x : x + 16] = (230, 60 + 30 * n, 40)
+    return np.clip(scene + light, 0, 255).astype(np.uint8)
+
+
+SAME = {
+    "equal": lambda image: image,
+    "quality 60": lambda image: as_jpeg(image, 60),
+    "quality 30": lambda image: as_jpeg(image, 30),
+    "half": lambda image: image.resize((160, 120), Image.Resampling.BICUBIC),
+    "half, odd": lambda image: image.resize((161, 119), Image.Resampling.BILINEAR),
+    "half, quality 60": lambda image: as_jpeg(image.resize((160, 120)), 60),
+    "larger": lambda image: image.resize((500, 375), Image.Resampling.LANCZOS),
+    "gray": lambda image: image.convert("L"),
+}
+OTHER = {
+    "one part moved": bench([(40, 60), (210, 130)]),
+    "one part more": bench([(40, 60), (200, 100), (260, 200)]),
+    "another part": bench([(120, 150)]),
+    "no part": bench([]),
+}
+
+
+def copies_among(images: list[np.ndarray]) -> list[list[int]]:
+    return copies(hashes(images), np.stack([thumbnail(image) for image in images]))
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_the_same_content_in_another_form_is_a_copy(change: str):
+    image = bench([(40, 60), (200, 100)])
+    changed = np.asarray(SAME[change](Image.fromarray(image)))
+    assert copies_among([image, *OTHER.values(), changed]) == [[0, len(OTHER) + 1]]
+
+
+def test_images_of_one_bench_look_alike_and_are_not_copies():
+    images = [bench([(40, 60), (200, 100)]), *OTHER.values()]
+    assert groups(hashes(images)) == [[0, 1, 2, 3, 4]]
+    assert copies_among(images) == []
+
+
+def test_images_whose_light_changes_slowly_are_not_one_chain_of_copies():
+    images = [bench([(40, 60)], light) for light in range(-20, 21, 5)]
+    assert all(len(group) <= 2 for group in copies_among(images))
+
+
+def test_faint_images_of_the_same_kind_are_not_copies():
+    images = [micrograph(i) // 4 for i in range(30)]
+    assert copies_among([*images, images[3]]) == [[3, 30]]
+
+
+def test_the_thumbnail_of_a_file_is_that_of_its_pixels(tmp_path: Path):
+    image = photograph(3, (600, 800))
+    image.save(tmp_path / "a.jpg", quality=90)
+    difference = thumbnail(tmp_path / "a.jpg").astype(int) - thumbnail(np.asarray(image))
+    assert np.abs(difference).max() <= 2

@@ -133,7 +133,8 @@ class _Interpreter:
         others = [text for text in texts if text not in numbers]
         if others:
             handled = "numbered in the order of the file; original_id keeps each"
-            self.notes.add(f"{key} whose id is text", handled, shown(others[0]), len(others))
+            what = f"{key} whose id is text"
+            self.notes.add(what, handled, shown(others[0]), len(others), is_rewritten=True)
         return numbers | {text: free + n for n, text in enumerate(others)}
 
     def _image(self, index: int, raw: JsonObject) -> dict[str, Json]:
@@ -148,7 +149,8 @@ class _Interpreter:
         if raw.get("file_name") in (None, "") and isinstance(url, str) and "/" in url:
             changes["file_name"] = name_from_url(url)
             what = "images without file_name"
-            self.notes.add(what, "named by the end of coco_url", changes["file_name"])
+            handled = "named by the end of coco_url"
+            self.notes.add(what, handled, changes["file_name"], is_rewritten=True)
         return changes
 
     def _category(self, index: int, raw: JsonObject) -> dict[str, Json]:
@@ -186,7 +188,8 @@ class _Interpreter:
             if type(value) in (str, float):
                 changes[key] = number = self._id(value, source)
                 if isinstance(value, str) and number == number_of(value):
-                    self.notes.add(*_TEXT, f"{key} {shown(value, 40)} of {own}")
+                    example = f"{key} {shown(value, 40)} of {own}"
+                    self.notes.add(*_TEXT, example, is_rewritten=True)
                 elif isinstance(value, str) and key == "id":
                     changes["original_id"] = value
         return changes
@@ -214,7 +217,8 @@ class _Interpreter:
             new = number_of(value) if name in _SCALARS else _with_numbers(value)
             if new is not value:
                 changes[name] = new
-                self.notes.add(*_TEXT, f"{name} {shown(value, 40)} of {where()}")
+                example = f"{name} {shown(value, 40)} of {where()}"
+                self.notes.add(*_TEXT, example, is_rewritten=True)
         return changes
 
     def _flag(self, index: int, raw: JsonObject, key: str) -> dict[str, Json]:
@@ -225,7 +229,8 @@ class _Interpreter:
         where = _where(index, raw)
         if isinstance(value, str):
             flag = _WORDS.get(value.strip().lower(), number_of(value))
-            self.notes.add(f"{key} written as text", "read as 0 or 1", f"{where}: {shown(value)}")
+            example = f"{where}: {shown(value)}"
+            self.notes.add(f"{key} written as text", "read as 0 or 1", example, is_rewritten=True)
         else:
             flag = value
         if isinstance(flag, int | float) and flag in (0, 1):
@@ -251,11 +256,13 @@ class _Interpreter:
         name, angle = _angle(raw)
 
         if five and has_mask:
-            self.notes.add("boxes of five numbers", "not used; the mask decides", where)
+            handled = "not used; the mask decides"
+            self.notes.add("boxes of five numbers", handled, where, is_rewritten=True)
             return {"bbox": None}
         if five and self.five_are_degrees:
             handled = "read as center x, center y, width, height, degrees, as Detectron2 writes"
-            self.notes.add("boxes of five numbers", f"{handled}; they become polygons", where)
+            handled += "; they become polygons"
+            self.notes.add("boxes of five numbers", handled, where, is_rewritten=True)
             x, y, width, height, degrees = five
             return _turned(x, y, width, height, -degrees)
 
@@ -265,7 +272,7 @@ class _Interpreter:
             self.notes.add(f"masks with {name}", "used as they are, not turned", where)
         elif name == _CVAT and four:
             handled = "turned about their centers; they become polygons"
-            self.notes.add(f"boxes with {name}", handled, where)
+            self.notes.add(f"boxes with {name}", handled, where, is_rewritten=True)
             x, y, width, height = four
             attributes = {k: v for k, v in raw["attributes"].items() if k != "rotation"}
             turned = _turned(x + width / 2, y + height / 2, width, height, angle)

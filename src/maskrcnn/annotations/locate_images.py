@@ -50,7 +50,8 @@ def locate_images(entries: list[Json], folder: Path | None) -> LocatedImages:
         if len(found) == 1:
             by_file.setdefault(found[0], []).append(index)
         if len(found) == 1 and found[0] != name:
-            notes.add("image names written differently", "found", f"{name} as {found[0]}")
+            what = "image names written differently"
+            notes.add(what, "found", f"{name} as {found[0]}", is_rewritten=True)
             raw = {**raw, "file_name": found[0]}
         images.append(raw)
 

@@ -3,8 +3,8 @@
 In:  one call of `add` for each entry concerned.
 Out: one `Note` for each kind, with its count, how it is handled, and examples.
 
-A note is no problem: nothing has to be fixed. It makes sure that nothing happens silently. `check`
-and the start of `train` print the notes of a `CocoDataset`.
+A note is no problem: nothing has to be fixed. It makes sure that nothing happens silently. `check`,
+`train`, `evaluate`, `convert` and `rank` print the notes of a `CocoDataset`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Note:
     """What happens with it."""
     examples: tuple[str, ...] = ()
     """Where it was found first."""
+    is_rewritten: bool = False
+    """Whether the entries have other values in memory than in the file: a fixed file has those."""
 
     def __str__(self) -> str:
         such_as = f", such as {'; '.join(self.examples)}" if self.examples else ""
@@ -48,8 +50,17 @@ class Notes:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
         self._examples: dict[tuple[str, str], list[str]] = {}
+        self._rewritten: set[tuple[str, str]] = set()
 
-    def add(self, what: str, handled: str, example: str = "", count: int = 1) -> None:
+    def add(
+        self,
+        what: str,
+        handled: str,
+        example: str = "",
+        count: int = 1,
+        *,
+        is_rewritten: bool = False,
+    ) -> None:
         """Counts one entry, or `count` of them.
 
         Args:
@@ -57,8 +68,11 @@ class Notes:
             handled: what happens with it.
             example: where it was found; the first few are kept.
             count: number of entries.
+            is_rewritten: whether the entries get other values than the file has.
         """
         key = (what, handled)
+        if is_rewritten:
+            self._rewritten.add(key)
         self._counts[key] = self._counts.get(key, 0) + count
         examples = self._examples.setdefault(key, [])
         if example and len(examples) < _EXAMPLES:
@@ -67,8 +81,8 @@ class Notes:
     def all(self) -> tuple[Note, ...]:
         """Returns one note for each kind, in the order of their first appearance."""
         return tuple(
-            Note(what, count, handled, tuple(self._examples[what, handled]))
-            for (what, handled), count in self._counts.items()
+            Note(key[0], count, key[1], tuple(self._examples[key]), key in self._rewritten)
+            for key, count in self._counts.items()
         )
 
 

@@ -25,6 +25,8 @@ from .crossings import self_crossing
 from .rle import MOST_PIXELS
 from .shown_values import shown
 
+NO_OBJECT = "no object to learn"
+"""The kind of problem of a data set in which no object is usable."""
 _SHOWN = 20  # problems of each kind
 _CHUNK = 2000  # annotations whose polygons are searched for crossings in one call
 
@@ -178,7 +180,7 @@ def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -
         return []
     return [
         Problem(
-            kind="no object to learn",
+            kind=NO_OBJECT,
             where=name,
             detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable, "
             "all as regions to ignore",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from ..dataset_checks.check_report import CheckReport
 
 
 def check(
@@ -24,7 +28,8 @@ def check(
     """Check annotated images and list every problem, with file, annotation and suggestion.
 
     Reads every annotation and decodes every image. The results of decoding are cached, so that
-    unchanged files are not decoded again. The exit status is 1 if there are errors, else 0.
+    unchanged files are not decoded again. What `maskrcnn train` would refuse is an error. The exit
+    status is 1 if there are errors, else 0.
 
     Args:
         data: Annotation file or folder of any known format. Select a split as data.yaml:val.
@@ -34,7 +39,8 @@ def check(
         no_val: Check only DATA, without its split "val".
         val_images: Folder of the validation images; by default --images.
         attribute: Attribute that holds the category, for VIA files whose regions have several.
-        fix: Write a COCO file in which every problem with an unambiguous fix is fixed.
+        fix: Write a COCO file in which every problem with an unambiguous fix is fixed, and a second
+            one for the validation images (fixed_val.json beside fixed.json).
         html: Write an HTML page with counts, sizes, problems and drawn samples.
         decode: Decode every image; otherwise read headers only.
         everything: List all problems, not only the first 20 of each kind.
@@ -49,7 +55,7 @@ def check(
     report = check_dataset(
         data,
         images,
-        val=val,
+        val=False if no_val else val,
         val_images=val_images,
         attribute=attribute,
         decode_images=decode,
@@ -58,12 +64,28 @@ def check(
     )
     print(report.describe(None if everything else 20))
 
-    if fix is not None:
-        # A COCO file's images are located automatically only in the file's own folder.
-        folder = report.data.image_folder
-        beside = fix.parent.exists() and folder is not None and fix.parent.samefile(folder)
-        where = "" if folder is None or beside else f"; open it with --images {folder}"
-        print(f"wrote {fix}{where}")
+    if report.fixed_file is not None:
+        print(f"wrote {' and '.join(map(str, fixed_files(report)))}; {how_to_train(report)}")
     if html is not None:
         print(f"wrote {html}")
     return 1 if report.errors else 0
+
+
+def fixed_files(report: CheckReport) -> list[Path]:
+    """The fixed files of the data and of the validation data."""
+    parts = (report, report.validation)
+    return [part.fixed_file for part in parts if part is not None and part.fixed_file is not None]
+
+
+def how_to_train(report: CheckReport) -> str:
+    """The options with which the fixed files are opened."""
+    words = []
+    for prefix, part in (("", report), ("val-", report.validation)):
+        if part is None or part.fixed_file is None:
+            continue
+        words += [f"--{prefix.strip('-') or 'data'}", str(part.fixed_file)]
+        folder = part.data.image_folder
+        # A COCO file's images are located automatically only in the file's own folder.
+        if folder is not None and not part.fixed_file.parent.samefile(folder):
+            words += [f"--{prefix}images", str(folder)]
+    return f"open with {shlex.join(words)}"

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import JsonObject
-from ..annotations.problems import DataWarning, Problem
+from ..annotations.problems import DataError, DataWarning, Problem
 from ..config import Category
+from ..formats.load_dataset import load_dataset, locate
 from ..formats.reading import MissingSplit
 from ..presets import maskrcnn_r18_small
 from .check_report import CheckReport
 from .decode_images import (
+    DecodedImage,
     decode,
     find_duplicates,
     find_leaks,
     find_shared_files,
     undecodable,
 )
-from .fix_dataset import FixedDataset, fix_dataset
+from .fix_dataset import fix_dataset, refuse_inputs
 from .left_right import find_swapped
+from .training_refusals import find_refusals, find_split_refusal
 from .whole_dataset import ObjectTable, find_box_format, find_problems, object_table
 
 DataSource = str | Path | JsonObject | CocoDataset
@@ -37,7 +42,7 @@ def check_dataset(
     data: DataSource,
     images: str | Path | None = None,
     *,
-    val: DataSource | None = None,
+    val: DataSource | Literal[False] | None = None,
     val_images: str | Path | None = None,
     attribute: str | None = None,
     decode_images: bool = True,
@@ -56,12 +61,15 @@ def check_dataset(
             dict, or a data set opened with on_error="drop".
         images: image folder; by default where the annotations say it is. For a dict without a
             folder, only the annotations are checked.
-        val: data to validate on; checked too, and compared with `data`.
+        val: data to validate on; checked too, with the categories of `data` as in training, and
+            compared with it. None: training would split some images off. False: it would not
+            validate.
         val_images: its image folder; by default `images`.
         attribute: the attribute that holds the category, as for `load_dataset`.
         decode_images: False reads image headers only.
         fix: COCO file to write, in which every problem with an unambiguous fix is fixed;
-            `CheckReport.fixed` lists the changes.
+            `CheckReport.fixed` lists the changes. The validation data are fixed too, into a second
+            file: "fixed_val.json" beside "fixed.json".
         html: HTML page to write with counts, sizes, problems and drawn samples.
         progress: show progress bars.
 
@@ -81,36 +89,27 @@ def check_dataset(
         >>> len(report.data)
         4
     """
-    opened, validation_opened, missing = _open_both(data, images, val, val_images, attribute)
+    opened = _open(data, images, attribute)
+    files = _files_to_write(fix, data, val)
     decoded = decode(opened, progress) if decode_images else []
-    fixed = None
-    validation_report = None
-
-    if validation_opened is not None:
-        validation_decoded = decode(validation_opened, progress) if decode_images else []
-        leaks = (
-            find_leaks(decoded, validation_decoded)
-            if decode_images
-            else find_shared_files(opened, validation_opened)
-        )
-        problems = [
-            *undecodable(validation_decoded),
-            *find_duplicates(validation_decoded),
-            *leaks,
-        ]
-        validation_report = _report(validation_opened, problems, is_validation=True)
-
-    if fix is not None:
-        fixed = fix_dataset(opened, undecodable(decoded))
-        fixed.write(Path(fix), _path_of(data), _path_of(val))
-
     problems = [
-        *missing,
         *_without_images(opened, data),
         *undecodable(decoded),
         *find_duplicates(decoded),
+        *find_refusals(opened),
     ]
-    report = _report(opened, problems, fixed, validation_report)
+
+    validation = None
+    if val is None:
+        problems += find_split_refusal(opened, decoded)
+    elif val is not False:
+        other, refused = _open_validation(val, val_images or images, attribute, opened)
+        problems += refused
+        if other is not None:
+            validation = _check_validation(other, val, opened, decoded, decode_images, progress)
+
+    report = _report(opened, problems, undecodable(decoded), validation)
+    report = _with_files(report, files)
     if html is not None:
         from .check_page import write_page
 
@@ -118,41 +117,95 @@ def check_dataset(
     return report
 
 
-def _open_both(
-    data: DataSource,
-    images: str | Path | None,
-    val: DataSource | None,
-    val_images: str | Path | None,
-    attribute: str | None,
-) -> tuple[CocoDataset, CocoDataset | None, list[Problem]]:
-    """Opens the data and the validation set; a missing validation split is a problem."""
-    opened = _open(data, images, attribute)
-    if val is None:
-        return opened, None, []
+def _files_to_write(
+    fix: str | Path | None, data: DataSource, val: DataSource | Literal[False] | None
+) -> tuple[Path, Path] | None:
+    """The fixed files of the data and of the validation data.
+
+    Raises:
+        DataError: one of them is an input.
+    """
+    if fix is None:
+        return None
+    path = Path(fix)
+    files = (path, path.with_name(f"{path.stem}_val{path.suffix}"))
+    refuse_inputs(files, [_path_of(data), _path_of(val)])
+    return files
+
+
+def _with_files(report: CheckReport, files: tuple[Path, Path] | None) -> CheckReport:
+    """Writes what was fixed; returns the report with the names of the files."""
+    if files is None or report.fixed is None:
+        return report
+    validation = report.validation
+    report.fixed.write(files[0])
+    if validation is not None and validation.fixed is not None:
+        validation.fixed.write(files[1])
+        validation = replace(validation, fixed_file=files[1])
+    return replace(report, fixed_file=files[0], validation=validation)
+
+
+def _check_validation(
+    validation: CocoDataset,
+    source: DataSource,
+    data: CocoDataset,
+    decoded: Sequence[DecodedImage],
+    decode_images: bool,
+    progress: bool,
+) -> CheckReport:
+    """The report on the data to validate on."""
+    own = decode(validation, progress) if decode_images else []
+    leaks = find_leaks(decoded, own) if decode_images else find_shared_files(data, validation)
+    problems = [
+        *_without_images(validation, source),
+        *undecodable(own),
+        *find_duplicates(own),
+        *leaks,
+    ]
+    return _report(validation, problems, undecodable(own), is_validation=True)
+
+
+def _open_validation(
+    source: DataSource, images: str | Path | None, attribute: str | None, data: CocoDataset
+) -> tuple[CocoDataset | None, list[Problem]]:
+    """Opens the data to validate on with the categories of the training data, as training does.
+
+    Where that is impossible, the problem says why, and the data are opened with their own.
+    """
     try:
-        return opened, _open(val, val_images or images, attribute), []
+        return _open(source, images, attribute, data.categories), []
     except MissingSplit as error:
         suggestion = "correct the path, or remove the split from the list"
-        missing = Problem("no validation images", opened.name, str(error), suggestion, True)
-        return opened, None, [missing]
+        missing = Problem("no validation images", data.name, str(error), suggestion, True)
+        return None, [missing]
+    except DataError as error:
+        own = _open(source, images, attribute)  # raises the same error if the file is at fault
+        suggestion = "training refuses it; use the same category names in both"
+        differ = Problem("categories do not match", own.name, str(error), suggestion, True)
+        return own, [differ]
 
 
-def _open(source: DataSource, images: str | Path | None, attribute: str | None) -> CocoDataset:
+def _open(
+    source: DataSource,
+    images: str | Path | None,
+    attribute: str | None,
+    categories: Sequence[Category] | None = None,
+) -> CocoDataset:
     if isinstance(source, CocoDataset):
-        return source
+        return source.with_categories(categories) if categories else source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # the report contains them
         if isinstance(source, Mapping):
-            return CocoDataset(source, images, on_error="drop")
-        from ..formats.load_dataset import load_dataset
+            return CocoDataset(source, images, categories=categories, on_error="drop")
+        return load_dataset(
+            source, images, categories=categories, attribute=attribute, on_error="drop"
+        )
 
-        return load_dataset(source, images, attribute=attribute, on_error="drop")
 
-
-def _path_of(source: DataSource | None) -> str | Path | None:
+def _path_of(source: DataSource | Literal[False] | None) -> str | Path | None:
     """The file that a source was read from."""
     if isinstance(source, str | Path):
-        return source
+        return locate(source)[0].path
     return source.annotations_path if isinstance(source, CocoDataset) else None
 
 
@@ -171,21 +224,23 @@ def _without_images(data: CocoDataset, source: DataSource) -> list[Problem]:
 
 def _report(
     data: CocoDataset,
-    image_problems: Sequence[Problem],
-    fixed: FixedDataset | None = None,
+    found: Sequence[Problem],
+    not_decoded: Sequence[Problem],
     validation: CheckReport | None = None,
     is_validation: bool = False,
 ) -> CheckReport:
+    """Collects the problems of one data set, and fixes those of its annotations."""
     model = maskrcnn_r18_small(data.categories)
     objects = object_table(data)
 
     # Rare categories and object sizes matter in the data to train on only.
     of_set = find_box_format(data) if is_validation else find_problems(data, objects, model)
 
+    raised = {(p.kind, p.where) for p in found}  # a warning of the reader can be an error here
     problems = [
         *data.dropped,
-        *data.warnings,
-        *image_problems,
+        *(p for p in data.warnings if (p.kind, p.where) not in raised),
+        *found,
         *of_set,
         *_swapped_keypoints(data, objects),
     ]
@@ -195,7 +250,7 @@ def _report(
         objects,
         model,
         validation,
-        fixed,
+        fix_dataset(data, not_decoded),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.notes import Note
@@ -29,13 +31,24 @@ class CheckReport:
     validation: CheckReport | None = None
     """The report on the validation set, if there is one."""
     fixed: FixedDataset | None = None
-    """What was fixed, if `fix` was given."""
+    """The fixed annotations: their changes, and what is left to fix by hand."""
+    fixed_file: Path | None = None
+    """Where the fixed annotations were written, if `fix` was given."""
 
     @property
     def errors(self) -> tuple[Problem, ...]:
         """The problems that are errors, including those of the validation set."""
         validation = self.validation.problems if self.validation else ()
         return tuple(p for p in (*self.problems, *validation) if p.is_error)
+
+    @property
+    def fixable(self) -> int:
+        """How many errors of this data set's annotations `--fix` repairs."""
+        if self.fixed is None:
+            return 0
+        remaining = Counter(p.kind for p in self.fixed.remaining if p.is_error)
+        found = Counter(p.kind for p in self.data.dropped)
+        return (found - remaining).total()
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -62,14 +75,21 @@ class CheckReport:
             most: how many problems of each kind to list; None lists all.
         """
         lines = [self.counts]
+        if self.fixable and self.fixed_file is None:
+            lines.append(f" --fix FILE repairs {self.fixable:,} of the errors")
         for title, is_error in (("errors", True), ("warnings", False)):
             problems = [p for p in self.problems if p.is_error == is_error]
             if problems:
                 lines += [f" {title}", *listed(problems, most)]
         if self.notes:
             lines += [" notes", *(f"  {note}" for note in self.notes)]
-        if self.fixed is not None:
+        if self.fixed is not None and self.fixed_file is not None:
+            rewritten = [note for note in self.notes if note.is_rewritten]
+            lines.append(f"{self.fixed_file}:")
             lines.append(describe("fixed", self.fixed.changes, "change", most))
+            if rewritten:
+                lines.append("written as they were read:")
+                lines += [f"  {note}" for note in rewritten]
             errors = [p for p in self.fixed.remaining if p.is_error]
             lines.append(describe("to fix by hand", errors, "error", most))
         if self.validation is not None:

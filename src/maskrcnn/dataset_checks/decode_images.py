@@ -1,7 +1,8 @@
 """Decodes every image and finds duplicates, within a data set and across training and validation.
 
 In: data sets with image folders.
-Out: problems: truncated files, duplicates, near-duplicates, training images in the validation set.
+Out: problems: truncated files, copies, training images in the validation set; a hint on images that
+     look alike without being copies, as those of a fixed camera do.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from os import cpu_count
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import Problem
 from ..images.read import ImageError, read_values
-from ..images.similarity import LENGTH, groups, image_hash
-from .decoded_cache import DecodeResult, blank_hash, load_cached, store_results
+from ..images.similarity import LENGTH, THUMBNAIL, copies, groups, image_hash, thumbnail
+from .decoded_cache import DecodeResult, load_cached, not_decoded, store_results
 
 _CACHED_EVERY = 500  # images, so that an interrupted check does not start over
+_COPY_SUGGESTION = "keep one, and annotate it completely"
 _LEAK_SUGGESTION = "remove it from one of the two sets: it makes the validation score too high"
+_ALL_IMAGES = "images"
 
 
 @dataclass(frozen=True)
@@ -81,61 +85,89 @@ def undecodable(images: Sequence[DecodedImage]) -> list[Problem]:
 
 
 def find_duplicates(images: Sequence[DecodedImage]) -> list[Problem]:
-    """Reports files with equal pixels, and near-duplicates, within a data set."""
+    """Reports copies within a data set, and hints at images that look alike."""
     images = _once(images)  # opening the data set reports a file that is listed twice
     problems = []
-    equal: set[frozenset[Path]] = set()
+    copied: set[Path] = set()
 
-    for first, *others in _equal(images):
-        for image in others:
-            equal.add(frozenset((first.path, image.path)))
-            problems.append(
-                Problem(
-                    "same image twice",
-                    image.name,
-                    f"the same pixels as {first.name}",
-                    "keep one, and annotate it completely",
-                    False,
-                    image=image.index,
+    for kind, same, verb in (
+        ("same image twice", _equal(images), "the same pixels as"),
+        ("copy of an image", _copies(images), "the image, in another size or quality, of"),
+    ):
+        for first, *others in same:
+            for image in others:
+                if image.path in copied:
+                    continue
+                copied.add(image.path)
+                detail = f"{verb} {first.name}"
+                problems.append(
+                    Problem(kind, image.name, detail, _COPY_SUGGESTION, True, image=image.index)
                 )
-            )
 
-    for first, *others in _alike(images):
-        problems += [
-            Problem(
-                "near-duplicate images",
-                image.name,
-                f"looks like {first.name}",
-                "one is enough; never split them between training and validation",
-                False,
-                image=image.index,
-            )
-            for image in others
-            if frozenset((first.path, image.path)) not in equal
-        ]
+    alike = [
+        image
+        for group in _alike(images)
+        if len(kept := [image for image in group if image.path not in copied]) > 1
+        for image in kept
+    ]
+    if alike:
+        detail = f"{len(alike)} of {len(images)}, such as {alike[0].name} and {alike[1].name}"
+        suggestion = (
+            "fine for a fixed camera; keep frames that follow each other on one side of the split"
+        )
+        problems.append(Problem("images that look alike", _ALL_IMAGES, detail, suggestion, False))
     return problems
 
 
+def without_copies(images: Sequence[DecodedImage]) -> list[DecodedImage]:
+    """The images without further copies of one, and without those that cannot be decoded."""
+    copied = {id(image) for _, *others in (*_equal(images), *_copies(images)) for image in others}
+    return [image for image in images if not image.result.error and id(image) not in copied]
+
+
 def find_leaks(images: Sequence[DecodedImage], validation: Sequence[DecodedImage]) -> list[Problem]:
-    """Reports validation images that equal, or look like, training images."""
+    """Reports validation images that are training images, and hints at those that look alike."""
     in_validation = {id(image) for image in validation}
     both = [*images, *validation]
     problems = []
     reported = set()
 
-    for kind, same, is_error, verb in (
-        ("training image in validation", _equal(both), True, "has the same pixels as"),
-        ("validation image like a training image", _alike(both), False, "looks like"),
+    for same, verb in (
+        (_equal(both), "has the same pixels as"),
+        (_copies(both), "is, in another size or quality,"),
     ):
-        for group in same:
-            training = [image for image in group if id(image) not in in_validation]
-            for image in group:
-                if id(image) not in in_validation or not training or id(image) in reported:
-                    continue
-                reported.add(id(image))
-                detail = f"{verb} {training[0].name} of the training data"
-                problems.append(Problem(kind, image.name, detail, _LEAK_SUGGESTION, is_error))
+        for image, training in _across(same, in_validation):
+            if id(image) in reported:
+                continue
+            reported.add(id(image))
+            detail = f"{verb} {training.name} of the training data"
+            kind = "training image in validation"
+            problems.append(Problem(kind, image.name, detail, _LEAK_SUGGESTION, True))
+
+    alike = [pair for pair in _across(_alike(both), in_validation) if id(pair[0]) not in reported]
+    if alike:
+        image, training = alike[0]
+        detail = (
+            f"{len(alike)} of {len(validation)}, such as {image.name}, "
+            f"like {training.name} of the training data"
+        )
+        suggestion = (
+            "the score is right for this camera and scene; for others, validate on other scenes"
+        )
+        kind = "validation images like training images"
+        problems.append(Problem(kind, _ALL_IMAGES, detail, suggestion, False))
     return problems
+
+
+def _across(
+    groups_: Sequence[Sequence[DecodedImage]], in_validation: set[int]
+) -> Iterator[tuple[DecodedImage, DecodedImage]]:
+    """Each validation image that shares a group with training images, and the first of these."""
+    for group in groups_:
+        training = [image for image in group if id(image) not in in_validation]
+        for image in group:
+            if training and id(image) in in_validation:
+                yield image, training[0]
 
 
 def find_shared_files(data: CocoDataset, validation: CocoDataset) -> list[Problem]:
@@ -183,10 +215,10 @@ def _decode_file(path: Path) -> DecodeResult:
     try:
         values = np.ascontiguousarray(read_values(path))
     except ImageError as error:
-        return DecodeResult(str(error), b"", blank_hash())
+        return not_decoded(str(error))
     digest = hashlib.blake2b(repr(values.shape).encode(), digest_size=16)
     digest.update(values.data)
-    return DecodeResult(None, digest.digest(), image_hash(values))
+    return DecodeResult(None, digest.digest(), image_hash(values), thumbnail(values))
 
 
 def _once(images: Sequence[DecodedImage]) -> list[DecodedImage]:
@@ -208,5 +240,16 @@ def _equal(images: Sequence[DecodedImage]) -> list[list[DecodedImage]]:
 
 def _alike(images: Sequence[DecodedImage]) -> list[list[DecodedImage]]:
     """Groups of images that look alike."""
-    hashes = np.array([image.result.hash for image in images], dtype=np.float32)
-    return [[images[i] for i in group] for group in groups(hashes.reshape(-1, LENGTH))]
+    return [[images[i] for i in group] for group in groups(_hashes(images))]
+
+
+def _copies(images: Sequence[DecodedImage]) -> list[list[DecodedImage]]:
+    """Groups of images that are copies, whatever their size and format."""
+    rows = np.array([image.result.thumbnail for image in images], dtype=np.uint8)
+    found = copies(_hashes(images), rows.reshape(-1, THUMBNAIL**2))
+    return [[images[i] for i in group] for group in found]
+
+
+def _hashes(images: Sequence[DecodedImage]) -> Float32[np.ndarray, "N D"]:
+    rows = np.array([image.result.hash for image in images], dtype=np.float32)
+    return rows.reshape(-1, LENGTH)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
-from ..images.similarity import LENGTH
+from ..images.similarity import LENGTH, THUMBNAIL
 from ..runtime.cache import cache_folder
 
-_VERSION = 1  # of the stored table
+_VERSION = 2  # of the stored table
 _AT_ONCE = 500  # file names per query
 
 
@@ -33,6 +33,8 @@ class DecodeResult:
     """Hash of the pixels: equal for equal images."""
     hash: Float32[np.ndarray, "D"]
     """Perceptual hash (see images/similarity.py); zeros for a broken file."""
+    thumbnail: UInt8[np.ndarray, "P"]
+    """Small gray image (see images/similarity.py); zeros for a broken file."""
 
 
 def load_cached(paths: Sequence[Path]) -> dict[Path, DecodeResult]:
@@ -43,14 +45,15 @@ def load_cached(paths: Sequence[Path]) -> dict[Path, DecodeResult]:
             part = {str(p.resolve()): p for p in paths[start : start + _AT_ONCE]}
             marks = ", ".join("?" * len(part))
             rows = store.execute(
-                "SELECT path, size, changed, error, digest, hash FROM images "
+                "SELECT path, size, changed, error, digest, hash, thumbnail FROM images "
                 f"WHERE path IN ({marks})",
                 tuple(part),
             )
-            for name, size, changed, error, digest, packed in rows:
+            for name, size, changed, error, digest, packed, small in rows:
                 if (size, changed) == _file_state(part[name]):
                     hashed = np.frombuffer(packed, np.float16).astype(np.float32)
-                    known[part[name]] = DecodeResult(error, digest, hashed)
+                    pixels = np.frombuffer(small, np.uint8)
+                    known[part[name]] = DecodeResult(error, digest, hashed, pixels)
     return known
 
 
@@ -64,15 +67,16 @@ def store_results(results: dict[Path, DecodeResult]) -> None:
                 result.error,
                 result.digest,
                 result.hash.astype(np.float16).tobytes(),
+                result.thumbnail.tobytes(),
             )
             for path, result in results.items()
         ]
-        store.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+        store.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
 
-def blank_hash() -> Float32[np.ndarray, "D"]:
-    """The perceptual hash of a file that cannot be decoded."""
-    return np.zeros(LENGTH, np.float32)
+def not_decoded(error: str) -> DecodeResult:
+    """The result for a file that cannot be decoded."""
+    return DecodeResult(error, b"", np.zeros(LENGTH, np.float32), np.zeros(THUMBNAIL**2, np.uint8))
 
 
 def _file_state(path: Path) -> tuple[int, int]:
@@ -87,6 +91,7 @@ def _open() -> sqlite3.Connection:
     store = sqlite3.connect(folder / f"images-{_VERSION}.sqlite", timeout=10)
     store.execute(
         "CREATE TABLE IF NOT EXISTS images "
-        "(path TEXT PRIMARY KEY, size INT, changed INT, error TEXT, digest BLOB, hash BLOB)"
+        "(path TEXT PRIMARY KEY, size INT, changed INT, error TEXT, digest BLOB, hash BLOB, "
+        "thumbnail BLOB)"
     )
     return store

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
@@ -36,6 +36,7 @@ from ..annotations.coco_types import Json, JsonObject
 from ..annotations.labeled_categories import find_key_problems
 from ..annotations.problems import DataError, Problem, find_problems
 from ..images.read import ImageError, read_header
+from ..runtime.atomic_files import replacing
 from .fix_annotation import fix_annotation
 from .size_evidence import annotated_at, may_be_annotated_at
 from .whole_dataset import looks_like_corners, raw_boxes
@@ -54,22 +55,28 @@ class FixedDataset:
     remaining: list[Problem] = field(default_factory=list)
     """Problems without an unambiguous fix."""
 
-    def write(self, path: Path, *inputs: str | Path | None) -> None:
-        """Writes the annotation file.
-
-        Raises:
-            DataError: `path` is one of the inputs.
-        """
-        for given in inputs:
-            if given is None or not Path(given).exists() or not path.exists():
-                continue
-            if path.samefile(given):
-                raise DataError(
-                    f"{path} is the file that was checked, and --fix never overwrites its input; "
-                    "choose another name"
-                )
+    def write(self, path: Path) -> None:
+        """Writes the annotation file; replaces an existing one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.content))
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(self.content), encoding="utf-8")
+
+
+def refuse_inputs(paths: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:
+    """Checks that no file to write is one of the inputs.
+
+    Raises:
+        DataError: it is one.
+    """
+    given = [Path(one) for one in inputs if one is not None and Path(one).exists()]
+    for path in paths:
+        if path.is_dir():
+            raise DataError(f"{path}: expected a file name for --fix, got a folder")
+        if path.exists() and any(path.samefile(one) for one in given):
+            raise DataError(
+                f"{path} is the file that was checked, and --fix never overwrites its input; "
+                "choose another name"
+            )
 
 
 def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> FixedDataset:
