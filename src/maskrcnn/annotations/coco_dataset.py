@@ -32,11 +32,24 @@ from .json_file import read_json
 from .labeled_categories import find_key_problems, labeled_ids
 from .locate_images import locate_images
 from .notes import Note, Notes, describe_notes
-from .problems import DataError, DataWarning, Problem, describe, find_problems, without_objects
+from .problems import (
+    DataError,
+    DataWarning,
+    Problem,
+    describe,
+    find_problems,
+    summary,
+    without_objects,
+)
 from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
+_HOW_TO_GO_ON = (
+    'Repair what has one right answer with check_dataset(..., fix="fixed.json") '
+    "(maskrcnn check --fix fixed.json), or leave these out: "
+    'open the data with on_error="drop" (--on-error drop).'
+)
 # Percentiles that the intensity range is fitted to. A hot or dead pixel does not set the range.
 _FITTED_IMAGES = 64
 _FITTED_VALUES = 20_000  # per image
@@ -58,6 +71,19 @@ class Record:
 
     None = all of them (see labeled_categories.py).
     """
+
+
+class UnusableEntries(DataError):
+    """Annotations or images that cannot be used.
+
+    Args:
+        message: every problem.
+        usable: the data set without these entries, whose `dropped` lists them.
+    """
+
+    def __init__(self, message: str, usable: CocoDataset | None = None) -> None:
+        super().__init__(message)
+        self.usable = usable
 
 
 class CocoDataset:
@@ -253,6 +279,16 @@ class CocoDataset:
         """Returns the notes as text, one a line."""
         return describe_notes(self.name, self.notes)
 
+    def remarks(self) -> list[str]:
+        """Returns what to know about the data, one a line: the warnings in short, and the notes.
+
+        Every command that uses data prints them.
+        """
+        lines = [f"{self.name}: {note}" for note in self.notes]
+        if self.warnings:
+            lines.insert(0, f"{summary(self.name, self.warnings)}; maskrcnn check lists them")
+        return lines
+
     def with_categories(self, categories: Sequence[Category]) -> CocoDataset:
         """Returns the same images with their categories in another order, matched by name.
 
@@ -292,7 +328,15 @@ class CocoDataset:
             size = self.size(index)
             annotations += [self._complete(raw, size) for raw in self._raw_annotations(index)]
 
+        original = {
+            entry["id"]: entry["original_id"]
+            for entry in self._content["categories"]
+            if "original_id" in entry
+        }
         categories = [_category_for_evaluation(category) for category in self.categories]
+        for entry in categories:
+            if entry["id"] in original:
+                entry["original_id"] = original[entry["id"]]
         return {"images": images, "annotations": annotations, "categories": categories}
 
     @property
@@ -356,12 +400,8 @@ class CocoDataset:
         errors = [p for p in problems if p.is_error]
         if errors:
             text = describe(self.name, errors)
-            if on_error == "raise":
-                raise DataError(
-                    f"{text}\n"
-                    'To leave these out, open the data with on_error="drop" (--on-error drop).'
-                )
-            warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
+            if on_error == "drop":
+                warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
         self.dropped: tuple[Problem, ...] = tuple(errors)
         self._deep_images = result.deep_images
 
@@ -378,6 +418,8 @@ class CocoDataset:
         used = [raw for entries in self._annotations.values() for raw in entries]
         problems += without_objects(self.name, len(annotations), used)
         self.warnings = tuple(p for p in problems if not p.is_error)
+        if errors and on_error == "raise":
+            raise UnusableEntries(f"{text}\n{_HOW_TO_GO_ON}", self)
 
     def _read(self, raw: JsonObject, size: tuple[int, int]) -> Annotation:
         category_id = raw["category_id"]

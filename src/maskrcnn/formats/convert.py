@@ -84,9 +84,11 @@ def convert_annotations(
     if val is not None:
         val_parts = _all_splits(val, val_images or images, attribute, on_error)
         parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
-    return write_all(
+    lost = write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
+    lost.remarks = [remark for annotated in parts.values() for remark in annotated.remarks]
+    return lost
 
 
 def _only_split(source: str | Path | CocoDataset, parts: Mapping[str, Annotated]) -> Annotated:
@@ -110,7 +112,8 @@ def _all_splits(
     A split whose images are missing is left out with a warning, unless there is no other.
     """
     if isinstance(path, CocoDataset):
-        return {"": Annotated(cast("CocoContent", path.content()), path.image_folder, path.name)}
+        content = cast("CocoContent", path.content())
+        return {"": Annotated(content, path.image_folder, path.name, remarks=path.remarks())}
 
     source, split = locate(path, attribute)
     known = recognized_format(source, images)
@@ -126,7 +129,9 @@ def _all_splits(
             continue
         dataset = annotated.dataset(on_error=on_error)
         content = cast("CocoContent", dataset.content())
-        parts[name] = Annotated(content, dataset.image_folder, annotated.name)
+        parts[name] = Annotated(
+            content, dataset.image_folder, annotated.name, remarks=dataset.remarks()
+        )
     return parts
 
 

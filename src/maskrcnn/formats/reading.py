@@ -55,6 +55,8 @@ class Annotated:
     """Name of the file or folder in messages."""
     problems: list[Problem] = field(default_factory=list)
     """What could not be read."""
+    remarks: list[str] = field(default_factory=list)
+    """What to know about annotations that are checked already (see `CocoDataset.remarks`)."""
 
     def dataset(
         self,
