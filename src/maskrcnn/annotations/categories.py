@@ -78,6 +78,16 @@ def category_to_coco(category: Category) -> CocoCategory:
     return entry
 
 
+def plain_keypoint(name: str) -> str:
+    """A keypoint's name without case and separators: "left_eye" and "Left Eye" are one."""
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def are_numbered(keypoints: Sequence[str]) -> bool:
+    """Whether keypoints are numbered instead of named: "3", "keypoint 3"."""
+    return all(re.fullmatch(r"(keypoint[ _]?)?\d+", name) for name in keypoints)
+
+
 def mirrored_keypoints(names: Sequence[str]) -> tuple[int, ...]:
     """Infers from the names which keypoint each one becomes in a mirror image.
 

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from ..config import Category
 from ..images.read import read_image, read_values
 from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
-from .categories import category_to_coco, parse_categories
+from .categories import are_numbered, category_to_coco, parse_categories, plain_keypoint
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import first_folder
 from .interpretation import interpret
@@ -164,7 +164,7 @@ class CocoDataset:
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
-        self.notes = (*interpreted.notes, *located.notes, *self._absent_categories())
+        self.notes = (*interpreted.notes, *located.notes, *self._notes_on_categories())
 
         self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None
@@ -360,15 +360,31 @@ class CocoDataset:
         self.categories = categories
         used = [(label, c) for label, c in enumerate(categories) if c.id in self._in_file]
         self._labels = {c.id: label for label, c in used}
-        self._keypoint_order = {c.id: _keypoint_order(c, self._in_file[c.id]) for _, c in used}
+        self._keypoint_order = {
+            c.id: _keypoint_order(c, self._in_file[c.id], self.name) for _, c in used
+        }
 
-    def _absent_categories(self) -> tuple[Note, ...]:
-        """Returns a note on the requested categories that the file does not define."""
+    def _notes_on_categories(self) -> tuple[Note, ...]:
+        """Returns notes on requested categories and keypoints that the file does not define, and on
+        keypoints of the file that are not requested.
+        """
         notes = Notes()
         for category in self.categories:
             if category.id not in self._in_file:
                 what = "requested categories that the file does not define"
                 notes.add(what, "excluded from the loss and the metric here", category.name)
+                continue
+
+            order = self._keypoint_order[category.id]
+            in_file = self._in_file[category.id].keypoints
+            for name, index in zip(category.keypoints, order, strict=True):
+                if index < 0 and in_file:
+                    what = "requested keypoints that the file does not define"
+                    notes.add(what, "unlabeled here", f"{category.name}: {name}")
+            for index, name in enumerate(in_file):
+                if index not in order:
+                    what = "keypoints that are not requested"
+                    notes.add(what, "not used", f"{category.name}: {name}")
         return notes.all()
 
     def _image_entry(self, index: int) -> JsonObject:
@@ -521,10 +537,29 @@ def _select_categories(
     )
 
 
-def _keypoint_order(requested: Category, in_file: Category) -> list[int]:
-    """Returns for each requested keypoint its index in the file's category, -1 if missing."""
-    names = in_file.keypoints
-    return [names.index(name) if name in names else -1 for name in requested.keypoints]
+def _keypoint_order(requested: Category, in_file: Category, name: str) -> list[int]:
+    """Returns for each requested keypoint its index in the file's category, -1 if missing.
+
+    Names decide; case and separators do not matter. Where one side has numbers instead, the order
+    decides.
+
+    Raises:
+        DataError: both have keypoints, and none of the same name.
+    """
+    index_of = {plain_keypoint(n): i for i, n in enumerate(in_file.keypoints)}
+    index_of |= {n: i for i, n in enumerate(in_file.keypoints)}
+    order = [index_of.get(n, index_of.get(plain_keypoint(n), -1)) for n in requested.keypoints]
+    if not order or not in_file.keypoints or max(order) >= 0:
+        return order
+
+    numbered = are_numbered(requested.keypoints) or are_numbered(in_file.keypoints)
+    if numbered and len(order) == len(in_file.keypoints):
+        return [*range(len(order))]
+    raise DataError(
+        f'{name}: category "{requested.name}": expected the keypoints '
+        f"{', '.join(requested.keypoints):.200}, got {', '.join(in_file.keypoints):.200}; "
+        "give both the same names"
+    )
 
 
 def _find_image_folder(

@@ -6,10 +6,10 @@ Detections of categories that the data does not annotate are left out: they cann
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..annotations.categories import are_numbered, plain_keypoint
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
 from ..prediction.predictor import ImageSource, Predictor
@@ -103,12 +103,12 @@ def _match(ours: Category, theirs: Category | None) -> tuple[int, list[int]] | N
 def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
     if not ours.keypoints or not theirs.keypoints:
         return list(range(len(ours.keypoints)))
-    known = {_plain(name): j for j, name in enumerate(ours.keypoints)}
-    if all(_plain(name) in known for name in theirs.keypoints):
-        return [known[_plain(name)] for name in theirs.keypoints]
+    known = {plain_keypoint(name): j for j, name in enumerate(ours.keypoints)}
+    if all(plain_keypoint(name) in known for name in theirs.keypoints):
+        return [known[plain_keypoint(name)] for name in theirs.keypoints]
 
     # Without names on one side, the order decides.
-    unnamed = _are_numbered(ours.keypoints) or _are_numbered(theirs.keypoints)
+    unnamed = are_numbered(ours.keypoints) or are_numbered(theirs.keypoints)
     if unnamed and len(ours.keypoints) == len(theirs.keypoints):
         return list(range(len(ours.keypoints)))
     raise ValueError(
@@ -116,15 +116,6 @@ def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
         f"predicts ({', '.join(ours.keypoints):.200}), got {len(theirs.keypoints)} in the data "
         f"({', '.join(theirs.keypoints):.200}); use data with the same keypoints, by name"
     )
-
-
-def _plain(name: str) -> str:
-    """A keypoint's name without case and separators: "left_eye" and "Left Eye" are one."""
-    return re.sub(r"[\W_]+", "", name.casefold()) or name
-
-
-def _are_numbered(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"(keypoint[ _]?)?\d+", name) for name in names)
 
 
 def _sources(
