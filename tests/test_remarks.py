@@ -151,6 +151,7 @@ def test_errors_count_what_can_be_repaired_and_give_the_command(
     message = capsys.readouterr().err
     assert "1 of 2 can be repaired" in message
     assert f"maskrcnn check {odd} --images {odd.parent} --fix fixed.json" in message
+    assert "add --on-error drop" in message
 
 
 def test_annotated_images_are_left_out_of_a_ranking_wherever_the_file_lies(
@@ -203,3 +204,58 @@ def test_a_device_that_the_machine_lacks_is_one_sentence_in_python_and_on_the_co
         assert run([*map(str, words), "--device", device]) == 2
         assert re.search(sentence, capsys.readouterr().err)
     assert not out.exists()
+
+
+# Odd inputs of the command line
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    assert run([str(word) for word in words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [" card", "Card", "c a r d"])
+def test_categories_that_differ_in_case_or_spaces_are_an_error_and_no_ap_of_0(
+    name: str, odd: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    entry = {"file_name": "0.png", "category_name": "card", "score": 1, "bbox": [1, 1, 9, 9]}
+    (tmp_path / "results.json").write_text(json.dumps([entry, {**entry, "category_name": "stick"}]))
+    content = json.loads(odd.read_text())
+    content["categories"][0]["name"] = name
+    odd.write_text(json.dumps(content))
+    for source in (model, tmp_path / "results.json"):
+        message = refused(capsys, "evaluate", source, "--data", odd)
+        assert '"card"' in message
+        assert f'"{name}"; give both the same spelling' in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("evaluate MODEL --data DATA --max-detections 0", "expected at least 1, got 0"),
+        ("evaluate MODEL --data DATA --max-detections -3", "expected at least 1, got -3"),
+        ("predict MODEL http://[bad/a.png --out OUT", "http://[bad/a.png: not a URL: Invalid IPv6"),
+        ("check DATA --no-val --fix FOLDER", "expected a file name for --fix, got a folder"),
+        ("check DATA --no-val --html FOLDER", "/data: expected a file name for --html, got"),
+        ("check /dev/null", "/dev/null: the file holds no annotations of a known format"),
+        ("check DATA --no-val --fix DATA/fixed.json", "annotations.json: "),
+        ("evaluate LISTS --data DATA", "expected an object with image_id"),
+    ],
+)
+def test_an_odd_command_line_is_one_sentence(
+    words: str,
+    message: str,
+    odd: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "lists.json").write_text(
+        '{"annotations": [3], "images": 3, "categories": [{"id": [1], "name": "a"}]}'
+    )
+    given = words.replace("MODEL", str(model)).replace("DATA", str(odd))
+    given = given.replace("FOLDER", str(odd.parent)).replace("OUT", str(tmp_path / "out"))
+    text = refused(capsys, *given.replace("LISTS", str(tmp_path / "lists.json")).split())
+    assert message in text
+    assert "Errno" not in text
+    assert not (tmp_path / "out").exists()

@@ -24,7 +24,13 @@ from jaxtyping import UInt8
 from ..config import Category
 from ..images.read import read_image, read_values
 from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
-from .categories import are_numbered, category_to_coco, parse_categories, plain_keypoint
+from .categories import (
+    are_numbered,
+    category_to_coco,
+    parse_categories,
+    plain_keypoint,
+    similar_names,
+)
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import first_folder
 from .interpretation import interpret
@@ -513,6 +519,12 @@ def _select_categories(
 ) -> tuple[Category, ...]:
     """Returns the requested categories with their ids in the file, or an unused id."""
     by_name = {c.name: c for c in in_file.values()}
+    if similar := similar_names([c.name for c in requested], by_name):
+        raise DataError(
+            f'{name}: expected the category "{similar[0]}", got "{similar[1]}"; '
+            "give both the same spelling"
+        )
+
     if not any(c.name in by_name for c in requested):
         names = ", ".join(c.name for c in requested)
         file_names = ", ".join(by_name)
@@ -520,15 +532,6 @@ def _select_categories(
             f"{name}: none of the requested categories is in the file. "
             f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
-
-    wanted = {c.name for c in requested}
-    others = {n.casefold().strip(): n for n in by_name if n not in wanted}
-    for absent in wanted.difference(by_name):
-        if (similar := others.get(absent.casefold().strip())) is not None:
-            raise DataError(
-                f'{name}: expected the category "{absent}", got "{similar}"; '
-                "give both the same spelling"
-            )
 
     unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(

@@ -24,6 +24,7 @@ def with_fix_advice(function: Callable[..., T], data: str, /, *others: Any, **op
             command.
     """
     from ..annotations.coco_dataset import UnusableEntries
+    from ..annotations.problems import describe
     from ..dataset_checks.fix_dataset import fix_dataset, fixed_errors
 
     try:
@@ -31,15 +32,19 @@ def with_fix_advice(function: Callable[..., T], data: str, /, *others: Any, **op
     except UnusableEntries as error:
         if error.usable is None:
             raise
-        total = len(error.usable.dropped)
-        repaired = fixed_errors(error.usable, fix_dataset(error.usable))
-        advice = "None of these can be repaired automatically"
+        usable = error.usable
+        total = len(usable.dropped)
+        repaired = fixed_errors(usable, fix_dataset(usable))
+        advice = "none can be repaired automatically"
         if repaired:
             command = _command(data, options)
             advice = (
-                f"{repaired:,} of {total:,} can be repaired. Write a repaired file:\n  {command}"
+                f"{repaired:,} of {total:,} can be repaired; write a repaired file:\n  {command}"
             )
-        raise UnusableEntries(f"{error}\n{advice}", error.usable) from None
+        problems = describe(usable.name, usable.dropped)
+        raise UnusableEntries(
+            f"{problems}\n{advice}\nTo leave these out, add --on-error drop", usable
+        ) from None
 
 
 def _command(data: str, options: dict[str, Any]) -> str:

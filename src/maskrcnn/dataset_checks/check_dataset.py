@@ -89,6 +89,9 @@ def check_dataset(
         >>> len(report.data)
         4
     """
+    for option, path in (("--fix", fix), ("--html", html)):
+        if path is not None and Path(path).is_dir():
+            raise DataError(f"{path}: expected a file name for {option}, got a folder")
     opened = _open(data, images, attribute)
     files = _files_to_write(fix, data, val)
     decoded = decode(opened, progress) if decode_images else []

@@ -70,8 +70,6 @@ def refuse_inputs(paths: Iterable[Path], inputs: Iterable[str | Path | None]) ->
     """
     given = [Path(one) for one in inputs if one is not None and Path(one).exists()]
     for path in paths:
-        if path.is_dir():
-            raise DataError(f"{path}: expected a file name for --fix, got a folder")
         if path.exists() and any(path.samefile(one) for one in given):
             raise DataError(
                 f"{path} is the file that was checked, and --fix never overwrites its input; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..annotations.categories import are_numbered, plain_keypoint
+from ..annotations.categories import are_numbered, plain_keypoint, similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
 from ..prediction.predictor import ImageSource, Predictor
@@ -82,6 +82,11 @@ def match_categories(
         ValueError: no category in common, or different numbers of keypoints.
     """
     by_name = {c.name: c for c in theirs}
+    if similar := similar_names([c.name for c in ours], by_name):
+        raise ValueError(
+            f'the model detects "{similar[0]}", the data annotate "{similar[1]}"; '
+            "give both the same spelling, or load the model with categories=[...]"
+        )
     if any(c.name in by_name for c in ours):
         return [_match(c, by_name.get(c.name)) for c in ours]
 

@@ -124,7 +124,8 @@ def evaluate(
 
     Raises:
         ValueError: results for images or categories that the annotations do not have, or results
-            that lack a field.
+            that lack a field; categories that differ only in case or spaces; `max_detections` is
+            below 1.
 
     Source: the COCO detection and keypoint evaluation, cocodataset.org; the numbers equal those of
     pycocotools.
@@ -143,6 +144,10 @@ def evaluate(
     """
     from ..prediction.predictor import Predictor
 
+    if max_detections is not None and max_detections < 1:
+        raise ValueError(
+            f"max_detections (--max-detections): expected at least 1, got {max_detections}"
+        )
     given_results = None if isinstance(model, Predictor) else _results(model)
     if given_results is not None:
         return _evaluate_given(model, given_results, data, max_detections, out)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..annotations import rle
+from ..annotations.categories import similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..annotations.json_file import read_json
 from ..config import Category
@@ -265,6 +266,12 @@ class _Categories:
         if not self.other_names:
             return
 
+        similar = similar_names(self.other_names, self.by_name)
+        if similar is not None and not self.numbered:
+            raise ValueError(
+                f'{where}: detections of "{similar[0]}", but the annotations have "{similar[1]}"; '
+                "give both the same spelling"
+            )
         count = self.other_names.total()
         text = f"the categories {_some([*self.other_names])}, which are not annotated"
         if count < total:
@@ -435,10 +442,14 @@ def _with_names(content: PlainData) -> list[PlainData]:
     )
     entries = list(content["annotations"])
     for id_key, name_key, list_name, key in lists:
+        listed = content.get(list_name)
         named = {
             plain_id(item["id"]): item[key]
-            for item in content.get(list_name) or ()
-            if isinstance(item, Mapping) and "id" in item and item.get(key)
+            for item in (listed if isinstance(listed, list) else ())
+            if isinstance(item, Mapping)
+            and isinstance(item.get("id"), int | float | str)
+            and isinstance(item.get(key), str)
+            and item[key]
         }
         for n, entry in enumerate(entries):
             if isinstance(entry, Mapping) and not entry.get(name_key):

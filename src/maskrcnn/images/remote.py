@@ -72,7 +72,15 @@ def refuse_other_schemes(source: str | Path) -> None:
 
 
 def url_name(url: str) -> str:
-    """The last part of a URL's path, as a file name."""
+    """The last part of a URL's path, as a file name.
+
+    Raises:
+        ImageError: it is not a URL.
+    """
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise ImageError(f"{url}: not a URL: {error}") from None
     name = unquote(urlsplit(url).path).replace("\\", "/").rstrip("/").rpartition("/")[2]
     plain = "".join(letter for letter in name if letter.isprintable())
     return plain[-100:].lstrip(".") or "image"
