@@ -166,7 +166,7 @@ def test_annotated_images_are_left_out_of_a_ranking_wherever_the_file_lies(
     apart.write_text(json.dumps(content))
     ranking = mr.rank_images(mr.load(model), odd.parent, labeled=apart)
     assert [image.file_name for image in ranking] == ["0.png"]
-    with pytest.raises(ValueError, match="no folder of images"):
+    with pytest.raises(ValueError, match="none of its 1 images is found"):
         mr.rank_images(mr.load(model), odd.parent, labeled=mr.CocoDataset(content))
     (tmp_path / "other").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "other" / "x.png")
@@ -258,4 +258,18 @@ def test_an_odd_command_line_is_one_sentence(
     text = refused(capsys, *given.replace("LISTS", str(tmp_path / "lists.json")).split())
     assert message in text
     assert "Errno" not in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "train --no-val", "evaluate"])
+def test_annotations_apart_from_their_images_ask_for_the_folder(
+    command: str, odd: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    apart = tmp_path / "apart.json"
+    odd.rename(apart)
+    words = ["evaluate", model, "--data", apart]
+    if command != "evaluate":
+        words = [*command.split(), "--data", apart, "--out", tmp_path / "out"]
+    text = refused(capsys, *words)
+    assert "apart.json: none of its 2 images is found, such as '0.png'; pass their folder" in text
     assert not (tmp_path / "out").exists()

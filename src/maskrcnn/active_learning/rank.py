@@ -370,8 +370,7 @@ def _sources(
     if isinstance(images, str | Path) and Path(images).suffix.lower() in _ANNOTATIONS:
         images = load_dataset(images)
     if isinstance(images, CocoDataset):
-        if images.image_folder is None:
-            raise DataError(f"{images.name}: no folder of images; open it with images=FOLDER")
+        images.require_images()
         records = (images[i] for i in range(len(images)))
         files = [(record.path, record.file_name) for record in records]
     elif isinstance(images, str | Path) and Path(images).is_dir():

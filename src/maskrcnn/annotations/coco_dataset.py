@@ -47,6 +47,7 @@ from .problems import (
     summary,
     without_objects,
 )
+from .shown_values import shown
 from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
@@ -399,13 +400,23 @@ class CocoDataset:
     def _raw_annotations(self, index: int) -> list[Json]:
         return self._annotations[self._indices[index]]
 
-    def _path(self, image: JsonObject) -> Path:
+    def require_images(self) -> Path:
+        """Returns the folder of the images.
+
+        Raises:
+            DataError: it is unknown, because none of the images was found.
+        """
         if self.image_folder is None:
+            names = (e.get("file_name") for e in self._content["images"] if isinstance(e, Mapping))
+            such_as = f", such as {shown(name)}" if (name := next(names, None)) else ""
             raise DataError(
-                f"{self.name}: no folder of images; "
-                f'open it as CocoDataset("{self.name}", images="FOLDER")'
+                f"{self.name}: none of its {len(self._content['images']):,} images is found"
+                f"{such_as}; pass their folder as images= (--images)"
             )
-        return self.image_folder / image["file_name"]
+        return self.image_folder
+
+    def _path(self, image: JsonObject) -> Path:
+        return self.require_images() / image["file_name"]
 
     def _check(self, on_error: str, earlier: Sequence[Problem]) -> None:
         """Checks everything, then groups the usable annotations by image."""

@@ -45,7 +45,7 @@ def split_dataset(
 
     Raises:
         ValueError: `share` is not between 0 and 1.
-        DataError: fewer than two images that are not copies of one.
+        DataError: fewer than two images that are not copies of one, or no folder of images.
         ImageError: an image cannot be read.
 
     Example:
@@ -59,6 +59,8 @@ def split_dataset(
     """
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number above 0 and below 1, got {share}")
+    if len(data):
+        data.require_images()
     records = [data[i] for i in range(len(data))]
 
     units = _units([r.path for r in records], share, progress)

@@ -183,8 +183,9 @@ def _open_validation(
         return None, [missing]
     except DataError as error:
         own = _open(source, images, attribute)  # raises the same error if the file is at fault
-        suggestion = "training refuses it; use the same category names in both"
-        differ = Problem("categories do not match", own.name, str(error), suggestion, True)
+        suggestion = "training refuses it; use the same names in both"
+        detail = str(error).removeprefix(f"{own.name}: ")
+        differ = Problem("categories do not match", own.name, detail, suggestion, True)
         return own, [differ]
 
 

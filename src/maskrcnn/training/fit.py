@@ -216,6 +216,9 @@ class Trainer:
         started: float | None = None,
     ) -> None:
         check_settings(config, data, unlabeled)
+        for part in (data, val):
+            if part is not None and len(part):
+                part.require_images()
         self.config = config
         self.data = data
         self.val = val
