@@ -81,9 +81,30 @@ def test_a_rare_category_is_on_both_sides(data: CocoDataset) -> None:
         assert labels == [{0, 1}, {0, 1}]
 
 
-def test_images_that_are_all_alike_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"all 2 images look alike.*--no-val"):
+def test_copies_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got 2, without copies 1\..*--no-val"):
         split_dataset(write(tmp_path, [noise(0), noise(0)], [[1], [1]]))
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_images_of_a_fixed_camera_are_split_with_their_copies_together(
+    count: int, tmp_path: Path
+) -> None:
+    """A white part lies elsewhere in each image of a bench; the last image is a copy of the first."""
+    bench = np.array(Image.fromarray(noise(0)).resize((240, 240)))
+    photos = []
+    for n in range(count):
+        image = bench.copy()
+        image[40 + 8 * n : 60 + 8 * n, 100:120] = 255
+        photos.append(image)
+    if count > 2:
+        photos += [noise(9), photos[0][::2, ::2].copy()]
+    data = write(tmp_path, photos, [[1]] * len(photos))
+    train, val = split_dataset(data, 0.3)
+    assert len(val) == max(1, round(0.3 * len(photos)))
+    assert ids(train) | ids(val) == set(range(len(photos)))
+    if count > 2:
+        assert len(ids(val) & {0, len(photos) - 1}) != 1
 
 
 def test_a_share_outside_its_range_is_refused(data: CocoDataset) -> None:

@@ -399,5 +399,30 @@ def test_whatever_is_drawn_fixing_makes_nothing_worse(
     assert sorted(map(place, fixed.remaining)) == sorted(map(place, found))
 
 
+@given(drawn_objects, drawn_sizes, st.sampled_from(sorted(FILES)), st.sampled_from([1, 2]))
+@settings(max_examples=40, deadline=None)
+def test_validation_data_are_fixed_as_they_would_be_alone(
+    image_folders: dict[str, Path], objects: Objects, size: Any, file: str, category: int
+):
+    """In the categories of the training data, of which the second may lack objects' own."""
+    data = content([{**o, "category_id": category} for o in objects], size)
+    data["categories"].append({"id": 2, "name": "only in validation"})
+    alone = fix_dataset(opened(copy.deepcopy(data), image_folders[file]))
+    report = check_dataset(
+        content([LOW]), val=data, val_images=image_folders[file], decode_images=False
+    )
+    assert report.validation is not None
+    fixed = report.validation.fixed
+    assert fixed is not None
+    assert repr(fixed.content) == repr(alone.content)
+    assert fixed.changes == alone.changes
+    again = check_dataset(
+        content([LOW]), val=fixed.content, val_images=image_folders[file], decode_images=False
+    )
+    assert again.validation is not None
+    assert again.validation.fixed is not None
+    assert again.validation.fixed.changes == []
+
+
 def place(problem: Problem) -> tuple[str, str]:
     return problem.kind, f"{problem.annotation} {problem.image}"

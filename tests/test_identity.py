@@ -78,8 +78,8 @@ def test_ids_of_another_numbering_are_an_error_with_a_suggestion(pair: Any) -> N
 
 def test_categories_by_name_that_are_not_annotated_are_named(pair: Any) -> None:
     truth, results = pair
-    other = [{**r, "category_name": "Kind 1", "category_id": 1} for r in results]
-    with pytest.raises(ValueError, match=r'Did you mean "kind 1" for "Kind 1"'):
+    other = [{**r, "category_name": "kid 1", "category_id": 1} for r in results]
+    with pytest.raises(ValueError, match=r'Did you mean "kind 1" for "kid 1"'):
         mr.evaluate(other, truth)
     some = [*named(results, truth), {**named(results, truth)[0], "category_name": "tree"}]
     with pytest.warns(UserWarning, match=r"ignored 1 of .* detections of the categories tree"):

@@ -35,6 +35,7 @@ from maskrcnn.images.remote import download
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.prediction.image_input import read_input
 from maskrcnn.prediction.predict_files import predict_files
+from maskrcnn.prediction.predict_inputs import find_inputs
 from maskrcnn.prediction.predictor import Predictor, predict
 from maskrcnn.runtime import cache
 from maskrcnn.structures import Detections
@@ -547,9 +548,28 @@ def test_a_server_that_does_not_exist_and_a_page_are_named(web):
 
 def test_a_path_and_other_schemes_are_never_fetched(monkeypatch):
     monkeypatch.setattr(remote, "_opener", lambda *_: pytest.fail("the network was used"))
-    for source in (Path("http://host/a.png"), "ftp://host/a.png", "file:///etc/hostname"):
-        with pytest.raises(ImageError, match="file not found"):
+    for source, advice in {
+        Path("http://host/a.png"): "http:/host/a.png: expected a URL as text",
+        "ftp://host/a.png": "ftp://host/a.png: expected a file name or a URL with http or https, "
+        "got a URL with ftp; download it first",
+        "S3://bucket/a*.png": "got a URL with s3; download it first, or pass its https address",
+        "gs://bucket/a.png": "got a URL with gs; download it first, or pass its https address",
+        "file:///etc/host%20name": "got a URL with file; pass /etc/host name",
+        "data:image/png;base64," + 999 * "A": r"A\.\.\.: .* decode it and pass the bytes",
+    }.items():
+        with pytest.raises(ImageError, match=advice):
             read_image(source)
+        with pytest.raises(ImageError, match=advice):
+            mr.predict("absent.safetensors", source)
+        with pytest.raises(ImageError, match=advice):
+            find_inputs([source], Path("out"))
+
+
+def test_a_file_named_like_a_url_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    red(tmp_path / "s3:" / "a.png")
+    assert is_red(read_image("s3://a.png"))
 
 
 def test_bytes_and_file_objects_are_read(tmp_path):

@@ -26,13 +26,14 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeGuard, overload
 
 import numpy as np
 from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.problems import DataError
 from ..formats.load_dataset import load_dataset
 from ..images.image_files import image_files
 from ..images.read import ImageError
@@ -178,6 +179,8 @@ def rank_images(
         [1, 2]
         >>> ranking.write("next.csv")
     """
+    if isinstance(labeled, str | Path) and Path(labeled).suffix.lower() in _ANNOTATIONS:
+        labeled = open_labeled(labeled, None, images if _is_folder(images) else None)
     known = {} if labeled is None else {path.resolve(): s for path, s in _sources(labeled)}
     sources = [source for path, source in _sources(images) if path.resolve() not in known]
     if not sources:
@@ -201,6 +204,34 @@ def rank_images(
     if not measured:
         raise ValueError(f"no image can be read; the first: {failed[0][1]}")
     return Ranking(tuple(_ranked(measured, compared)), tuple(failed))
+
+
+def open_labeled(
+    annotations: str | Path, images: str | Path | None, pool: str | Path | None
+) -> CocoDataset:
+    """Opens the annotations of images that are already annotated; unusable entries are dropped.
+
+    Args:
+        annotations: the file or folder.
+        images: the folder of their images; None = where the format says they are.
+        pool: the folder of the images to rank, where the images are if the format does not say.
+
+    Raises:
+        DataError: the annotations cannot be read, or none of their images is found.
+    """
+    known = load_dataset(annotations, images, on_error="drop")
+    if known.image_folder is None and pool is not None:  # a COCO file apart from its images
+        known = load_dataset(annotations, pool, on_error="drop")
+    if known.image_folder is None or (known.dropped and not len(known)):
+        raise DataError(
+            f"{known.name}: none of its images is found, so none can be left out; "
+            "pass their folder as --labeled-images, or a data set opened with images="
+        )
+    return known
+
+
+def _is_folder(images: object) -> TypeGuard[str | Path]:
+    return isinstance(images, str | Path) and Path(images).is_dir()
 
 
 @dataclass(frozen=True)
@@ -339,6 +370,7 @@ def _sources(
     if isinstance(images, str | Path) and Path(images).suffix.lower() in _ANNOTATIONS:
         images = load_dataset(images)
     if isinstance(images, CocoDataset):
+        images.require_images()
         records = (images[i] for i in range(len(images)))
         files = [(record.path, record.file_name) for record in records]
     elif isinstance(images, str | Path) and Path(images).is_dir():

@@ -13,7 +13,7 @@ keypoints, by name or counted from 0). Without a flip, left and right are inferr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ..config import Category
 from .coco_types import CocoCategory, Json, JsonObject
@@ -76,6 +76,32 @@ def category_to_coco(category: Category) -> CocoCategory:
         if category.sigmas:
             entry["sigmas"] = list(category.sigmas)
     return entry
+
+
+def plain_keypoint(name: str) -> str:
+    """A keypoint's name without case and separators: "left_eye" and "Left Eye" are one."""
+    return re.sub(r"[\W_]+", "", name.casefold()) or name
+
+
+def are_numbered(keypoints: Sequence[str]) -> bool:
+    """Whether keypoints are numbered instead of named: "3", "keypoint 3"."""
+    return all(re.fullmatch(r"(keypoint[ _]?)?\d+", name) for name in keypoints)
+
+
+def similar_names(ours: Collection[str], theirs: Collection[str]) -> tuple[str, str] | None:
+    """The first two names that differ only in case or spaces, while neither is on both sides."""
+    by_plain = {unspaced(name): name for name in theirs if name not in ours}
+    for name in ours:
+        if name in theirs:
+            continue
+        if (other := by_plain.get(unspaced(name))) is not None:
+            return name, other
+    return None
+
+
+def unspaced(name: str) -> str:
+    """A category's name without case and spaces."""
+    return "".join(name.casefold().split())
 
 
 def mirrored_keypoints(names: Sequence[str]) -> tuple[int, ...]:

@@ -24,7 +24,13 @@ from jaxtyping import UInt8
 from ..config import Category
 from ..images.read import read_image, read_values
 from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
-from .categories import category_to_coco, parse_categories
+from .categories import (
+    are_numbered,
+    category_to_coco,
+    parse_categories,
+    plain_keypoint,
+    similar_names,
+)
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import first_folder
 from .interpretation import interpret
@@ -38,13 +44,20 @@ from .problems import (
     Problem,
     describe,
     find_problems,
+    summary,
     without_images,
     without_objects,
 )
+from .shown_values import shown
 from .structure import check_structure
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
+_HOW_TO_GO_ON = (
+    'Repair what has one right answer with check_dataset(..., fix="fixed.json") '
+    "(maskrcnn check --fix fixed.json), or leave these out: "
+    'open the data with on_error="drop" (--on-error drop).'
+)
 # Percentiles that the intensity range is fitted to. A hot or dead pixel does not set the range.
 _FITTED_IMAGES = 64
 _FITTED_VALUES = 20_000  # per image
@@ -66,6 +79,19 @@ class Record:
 
     None = all of them (see labeled_categories.py).
     """
+
+
+class UnusableEntries(DataError):
+    """Annotations or images that cannot be used.
+
+    Args:
+        message: every problem.
+        usable: the data set without these entries, whose `dropped` lists them.
+    """
+
+    def __init__(self, message: str, usable: CocoDataset | None = None) -> None:
+        super().__init__(message)
+        self.usable = usable
 
 
 class CocoDataset:
@@ -149,7 +175,7 @@ class CocoDataset:
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
-        self.notes = (*notes, *interpreted.notes, *located.notes, *self._absent_categories())
+        self.notes = (*notes, *interpreted.notes, *located.notes, *self._notes_on_categories())
 
         self._check(on_error, [*problems, *interpreted.problems, *located.problems])
         self._range: tuple[float, float] | None = None
@@ -264,6 +290,16 @@ class CocoDataset:
         """Returns the notes as text, one a line."""
         return describe_notes(self.name, self.notes)
 
+    def remarks(self) -> list[str]:
+        """Returns what to know about the data, one a line: the warnings in short, and the notes.
+
+        Every command that uses data prints them.
+        """
+        lines = [f"{self.name}: {note}" for note in self.notes]
+        if self.warnings:
+            lines.insert(0, f"{summary(self.name, self.warnings)}; maskrcnn check lists them")
+        return lines
+
     def with_categories(self, categories: Sequence[Category]) -> CocoDataset:
         """Returns the same images with their categories in another order, matched by name.
 
@@ -303,7 +339,15 @@ class CocoDataset:
             size = self.size(index)
             annotations += [self._complete(raw, size) for raw in self._raw_annotations(index)]
 
+        original = {
+            entry["id"]: entry["original_id"]
+            for entry in self._content["categories"]
+            if "original_id" in entry
+        }
         categories = [_category_for_evaluation(category) for category in self.categories]
+        for entry in categories:
+            if entry["id"] in original:
+                entry["original_id"] = original[entry["id"]]
         return {"images": images, "annotations": annotations, "categories": categories}
 
     @property
@@ -327,15 +371,31 @@ class CocoDataset:
         self.categories = categories
         used = [(label, c) for label, c in enumerate(categories) if c.id in self._in_file]
         self._labels = {c.id: label for label, c in used}
-        self._keypoint_order = {c.id: _keypoint_order(c, self._in_file[c.id]) for _, c in used}
+        self._keypoint_order = {
+            c.id: _keypoint_order(c, self._in_file[c.id], self.name) for _, c in used
+        }
 
-    def _absent_categories(self) -> tuple[Note, ...]:
-        """Returns a note on the requested categories that the file does not define."""
+    def _notes_on_categories(self) -> tuple[Note, ...]:
+        """Returns notes on requested categories and keypoints that the file does not define, and on
+        keypoints of the file that are not requested.
+        """
         notes = Notes()
         for category in self.categories:
             if category.id not in self._in_file:
                 what = "requested categories that the file does not define"
                 notes.add(what, "excluded from the loss and the metric here", category.name)
+                continue
+
+            order = self._keypoint_order[category.id]
+            in_file = self._in_file[category.id].keypoints
+            for name, index in zip(category.keypoints, order, strict=True):
+                if index < 0 and in_file:
+                    what = "requested keypoints that the file does not define"
+                    notes.add(what, "unlabeled here", f"{category.name}: {name}")
+            for index, name in enumerate(in_file):
+                if index not in order:
+                    what = "keypoints that are not requested"
+                    notes.add(what, "not used", f"{category.name}: {name}")
         return notes.all()
 
     def _image_entry(self, index: int) -> JsonObject:
@@ -344,13 +404,23 @@ class CocoDataset:
     def _raw_annotations(self, index: int) -> list[Json]:
         return self._annotations[self._indices[index]]
 
-    def _path(self, image: JsonObject) -> Path:
+    def require_images(self) -> Path:
+        """Returns the folder of the images.
+
+        Raises:
+            DataError: it is unknown, because none of the images was found.
+        """
         if self.image_folder is None:
+            names = (e.get("file_name") for e in self._content["images"] if isinstance(e, Mapping))
+            such_as = f", such as {shown(name)}" if (name := next(names, None)) else ""
             raise DataError(
-                f"{self.name}: no folder of images; "
-                f'open it as CocoDataset("{self.name}", images="FOLDER")'
+                f"{self.name}: none of its {len(self._content['images']):,} images is found"
+                f"{such_as}; pass their folder as images= (--images)"
             )
-        return self.image_folder / image["file_name"]
+        return self.image_folder
+
+    def _path(self, image: JsonObject) -> Path:
+        return self.require_images() / image["file_name"]
 
     def _check(self, on_error: str, earlier: Sequence[Problem]) -> None:
         """Checks everything, then groups the usable annotations by image."""
@@ -367,12 +437,8 @@ class CocoDataset:
         errors = [p for p in problems if p.is_error]
         if errors:
             text = describe(self.name, errors)
-            if on_error == "raise":
-                raise DataError(
-                    f"{text}\n"
-                    'To leave these out, open the data with on_error="drop" (--on-error drop).'
-                )
-            warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
+            if on_error == "drop":
+                warnings.warn(f"{text}\nThese were dropped.", DataWarning, stacklevel=3)
         self.dropped: tuple[Problem, ...] = tuple(errors)
         self._deep_images = result.deep_images
 
@@ -390,6 +456,8 @@ class CocoDataset:
         problems += without_images(self.name, images, len(annotations))
         problems += without_objects(self.name, len(annotations), used)
         self.warnings = tuple(p for p in problems if not p.is_error)
+        if errors and on_error == "raise":
+            raise UnusableEntries(f"{text}\n{_HOW_TO_GO_ON}", self)
 
     def _read(self, raw: JsonObject, size: tuple[int, int]) -> Annotation:
         category_id = raw["category_id"]
@@ -472,6 +540,12 @@ def _select_categories(
 ) -> tuple[Category, ...]:
     """Returns the requested categories with their ids in the file, or an unused id."""
     by_name = {c.name: c for c in in_file.values()}
+    if similar := similar_names([c.name for c in requested], by_name):
+        raise DataError(
+            f'{name}: expected the category "{similar[0]}", got "{similar[1]}"; '
+            "give both the same spelling"
+        )
+
     if not any(c.name in by_name for c in requested):
         names = ", ".join(c.name for c in requested)
         file_names = ", ".join(by_name)
@@ -480,15 +554,6 @@ def _select_categories(
             f"Requested: {names:.300}. In the file: {file_names:.300}"
         )
 
-    wanted = {c.name for c in requested}
-    others = {n.casefold().strip(): n for n in by_name if n not in wanted}
-    for absent in wanted.difference(by_name):
-        if (similar := others.get(absent.casefold().strip())) is not None:
-            raise DataError(
-                f'{name}: expected the category "{absent}", got "{similar}"; '
-                "give both the same spelling"
-            )
-
     unused_id = max([*in_file, *(c.id for c in requested)]) + 1
     return tuple(
         replace(c, id=by_name[c.name].id if c.name in by_name else unused_id + k)
@@ -496,10 +561,29 @@ def _select_categories(
     )
 
 
-def _keypoint_order(requested: Category, in_file: Category) -> list[int]:
-    """Returns for each requested keypoint its index in the file's category, -1 if missing."""
-    names = in_file.keypoints
-    return [names.index(name) if name in names else -1 for name in requested.keypoints]
+def _keypoint_order(requested: Category, in_file: Category, name: str) -> list[int]:
+    """Returns for each requested keypoint its index in the file's category, -1 if missing.
+
+    Names decide; case and separators do not matter. Where one side has numbers instead, the order
+    decides.
+
+    Raises:
+        DataError: both have keypoints, and none of the same name.
+    """
+    index_of = {plain_keypoint(n): i for i, n in enumerate(in_file.keypoints)}
+    index_of |= {n: i for i, n in enumerate(in_file.keypoints)}
+    order = [index_of.get(n, index_of.get(plain_keypoint(n), -1)) for n in requested.keypoints]
+    if not order or not in_file.keypoints or max(order) >= 0:
+        return order
+
+    numbered = are_numbered(requested.keypoints) or are_numbered(in_file.keypoints)
+    if numbered and len(order) == len(in_file.keypoints):
+        return [*range(len(order))]
+    raise DataError(
+        f'{name}: category "{requested.name}": expected the keypoints '
+        f"{', '.join(requested.keypoints):.200}, got {', '.join(in_file.keypoints):.200}; "
+        "give both the same names"
+    )
 
 
 def _find_image_folder(

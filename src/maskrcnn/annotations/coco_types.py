@@ -55,6 +55,8 @@ class CocoCategory(_CategoryKeys, total=False):
     """One entry of the list `categories`."""
 
     supercategory: str
+    original_id: str
+    """The id in the file, where it is text that is not a number."""
     keypoints: list[str]
     skeleton: list[list[int]]
     """Limbs as pairs of indices into `keypoints`, counted from 1."""

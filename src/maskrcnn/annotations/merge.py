@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import Category
-from .categories import category_to_coco
+from .categories import category_to_coco, unspaced
 from .coco_dataset import CocoDataset
 from .coco_types import Json, JsonObject
 from .labeled_categories import KEYS, labeled_ids
@@ -121,7 +121,7 @@ def _similar_names(names: Iterable[str]) -> tuple[Note, ...]:
     notes = Notes()
     first: dict[str, str] = {}
     for name in names:
-        other = first.setdefault("".join(name.casefold().split()), name)
+        other = first.setdefault(unspaced(name), name)
         if other != name:
             what = "category names that are nearly equal"
             notes.add(what, "kept apart; rename one to join them", f'"{other}" and "{name}"')

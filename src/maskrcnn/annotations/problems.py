@@ -391,10 +391,16 @@ class _AnnotationSearch:
         if not _is_integer(category_id) or category_id not in self.labels:
             unused = self.categories.get(category_id) if _is_integer(category_id) else None
             name = f' ("{unused.name}")' if unused else ""
+            suggestion = "add the category to the list, or drop the annotation"
+            if unused:
+                suggestion = (
+                    "the categories of the training data (categories=) lack it; "
+                    "add it there, or drop the annotation"
+                )
             report_problem(
                 "annotation of an unknown category",
                 f"category_id is {shown(category_id)}{name}",
-                "add the category to the list (or to categories=), or drop the annotation",
+                suggestion,
                 True,
             )
             return False

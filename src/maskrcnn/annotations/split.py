@@ -1,19 +1,25 @@
 """Splits validation data off a data set that comes without any.
 
 In:  a data set, a share, a seed.
-Out: two data sets that have no image, and no near-duplicates, in common.
+Out: two data sets that have no image, no copies, and no images that look alike in common. If most
+     images look alike, as those of a fixed camera do, runs of them are split.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
-from ..images.similarity import groups, hashes
+from ..images.similarity import copies, groups, hashes, thumbnail
 from .coco_dataset import CocoDataset
 from .problems import DataError
 
+_CAMERA = 8  # images that look alike may be those of a fixed camera
+_RUN = 1 / 3  # of the validation images: the length of a run of images of a fixed camera
 MAX_VALIDATION_IMAGES = 500  # more would hardly improve the metrics and would cost training data
 
 
@@ -22,8 +28,10 @@ def split_dataset(
 ) -> tuple[CocoDataset, CocoDataset]:
     """Splits a data set into training and validation data.
 
-    Images that look alike (duplicates, neighboring frames of a video) stay on the same side. Each
-    category is on both sides in proportion, the rarest first. The same seed gives the same split.
+    Images that look alike (copies, neighboring frames of a video) stay on the same side. If more
+    than half of all look alike (8 or more), as those of a fixed camera or a bench do, only copies
+    and runs of images that follow each other stay together. Each category is on both sides in
+    proportion, the rarest first. The same seed gives the same split.
 
     Args:
         data: the data set to split.
@@ -37,7 +45,7 @@ def split_dataset(
 
     Raises:
         ValueError: `share` is not between 0 and 1.
-        DataError: fewer than two images that differ.
+        DataError: fewer than two images that are not copies of one, or no folder of images.
         ImageError: an image cannot be read.
 
     Example:
@@ -51,15 +59,16 @@ def split_dataset(
     """
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number above 0 and below 1, got {share}")
+    if len(data):
+        data.require_images()
     records = [data[i] for i in range(len(data))]
 
-    similar = groups(hashes([r.path for r in records], progress=progress))
-    in_group = {i for group in similar for i in group}
-    units = [*similar, *([i] for i in range(len(data)) if i not in in_group)]
+    units = _units([r.path for r in records], share, progress)
     if len(units) < 2:
         raise DataError(
-            f"{data.name}: cannot split off validation data: all {len(data)} images look alike. "
-            "Pass validation data, or train without it (--no-val)"
+            f"{data.name}: cannot split off validation data: expected two images or more, got "
+            f"{len(data)}, without copies {len(units)}. "
+            "Pass validation data (--val), or train without it (--no-val)"
         )
 
     objects = [
@@ -70,6 +79,36 @@ def split_dataset(
     validation = sorted(i for u in chosen for i in units[u])
     training = sorted(set(range(len(data))).difference(validation))
     return data.subset(training), data.subset(validation)
+
+
+def _units(paths: Sequence[Path], share: float, progress: bool) -> list[list[int]]:
+    """The images that stay on one side, together; each image is in one unit."""
+    found = hashes(paths, progress=progress)
+    similar = groups(found)
+    units: list[list[int]] = []
+    for group in similar:
+        is_most = 2 * len(group) > len(paths) and len(group) >= _CAMERA
+        if is_most or len(group) == len(paths):  # what is alike is the background
+            units += _runs(group, found, paths, share)
+        else:
+            units.append(group)
+
+    in_group = {i for group in similar for i in group}
+    return units + [[i] for i in range(len(paths)) if i not in in_group]
+
+
+def _runs(
+    group: Sequence[int], found: Float32[np.ndarray, "N D"], paths: Sequence[Path], share: float
+) -> list[list[int]]:
+    """A large group in runs of images that follow each other; copies are in the same run."""
+    small = np.stack([thumbnail(paths[i]) for i in group])
+    same = {group[first]: others for first, *others in copies(found[list(group)], small)}
+    copied = {group[i] for others in same.values() for i in others}
+    originals = [i for i in group if i not in copied]
+
+    length = max(1, round(len(originals) * share * _RUN))
+    runs = [originals[n : n + length] for n in range(0, len(originals), length)]
+    return [[*run, *(group[k] for i in run for k in same.get(i, ()))] for run in runs]
 
 
 def _choose(

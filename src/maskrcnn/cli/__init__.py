@@ -89,8 +89,15 @@ def run(words: Sequence[str]) -> int:
             return BROKEN_PIPE
         if debug:
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_sentence(error)}", file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    """An error as text; one of the operating system names the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
+    return str(error)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +47,10 @@ def convert(
         on_error: On unusable annotations, stop and list them, or drop them with a warning.
     """
     from ..formats.convert import convert_annotations
+    from .fix_advice import with_fix_advice
 
-    lost = convert_annotations(
+    lost = with_fix_advice(
+        convert_annotations,
         source,
         out,
         format,
@@ -61,5 +64,7 @@ def convert(
         on_error=on_error,
         progress=True,
     )
+    for line in lost.remarks:
+        print(line, file=sys.stderr)
     summary = f"the format cannot represent:\n{lost}" if lost else "nothing lost"
     print(f"{out}: written as {format}; {summary}")

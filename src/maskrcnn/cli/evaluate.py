@@ -40,13 +40,16 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as run
     from ..formats.load_dataset import load_dataset
+    from ..ops.device import usable_device
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
-    from .device import chosen
+    from .fix_advice import with_fix_advice
 
     keep_memory()
-    dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
-    run_on = chosen(device)
+    dataset = with_fix_advice(
+        load_dataset, data, images=images, attribute=attribute, on_error=on_error
+    )
+    run_on = usable_device(device)
 
     is_results = Path(model).suffix.lower() == ".json"
     if is_results and tta is not None:

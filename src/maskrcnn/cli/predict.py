@@ -69,11 +69,11 @@ def predict(
     """
     from rich.console import Console
 
+    from ..ops.device import usable_device
     from ..prediction.predict_files import RESULTS, predict_files
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
     from ..weights.load import load
-    from .device import chosen
 
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score: expected 0 to 1, got {min_score:g}")
@@ -81,7 +81,7 @@ def predict(
         raise ValueError(f"--batch-size: expected at least 1, got {batch_size}")
 
     keep_memory()
-    network = load(model, device=chosen(device))
+    network = load(model, device=usable_device(device))
     predictor = Predictor(
         network,
         dtype=dtype,

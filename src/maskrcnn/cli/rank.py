@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,12 @@ def rank(
     """
     from rich.console import Console
 
+    from ..active_learning.rank import open_labeled
     from ..active_learning.rank import rank_images as run
     from ..active_learning.rank_page import write_rank_page
-    from ..formats.load_dataset import load_dataset
+    from ..ops.device import usable_device
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
-    from .device import chosen
     from .predict import report_skipped
 
     if top < 1:
@@ -57,12 +58,12 @@ def rank(
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{name}: folder {path.parent} not found; create it first")
 
-    known = load_dataset(labeled, labeled_images, on_error="drop") if labeled else None
-    if known is not None and known.image_folder is None:  # a COCO file apart from its images
-        known = load_dataset(str(labeled), images, on_error="drop")
+    known = None if labeled is None else open_labeled(labeled, labeled_images, images)
+    for line in known.remarks() if known is not None else ():
+        print(line, file=sys.stderr)
 
     keep_memory()
-    predictor = Predictor(model, device=chosen(device))
+    predictor = Predictor(model, device=usable_device(device))
     ranking = run(predictor, images, labeled=known, progress=True)
 
     Console().print(table(ranking, top))

@@ -69,12 +69,13 @@ def train(
     """
     from ..runtime.keep_memory import keep_memory
     from ..training.plan import plan_training
-    from .device import chosen
+    from .fix_advice import with_fix_advice
 
     if val is not None and no_val:
         raise ValueError("--val and --no-val cannot be combined; omit one of them")
     keep_memory()
-    plan = plan_training(
+    plan = with_fix_advice(
+        plan_training,
         data,
         images=images,
         val=False if no_val else val,
@@ -89,7 +90,7 @@ def train(
         out=out,
         resume=resume,
         on_error=on_error,
-        device=device and chosen(device),
+        device=device,
     )
     if plan.processes.main:
         print(plan)

@@ -89,6 +89,9 @@ def check_dataset(
         >>> len(report.data)
         4
     """
+    for option, path in (("--fix", fix), ("--html", html)):
+        if path is not None and Path(path).is_dir():
+            raise DataError(f"{path}: expected a file name for {option}, got a folder")
     opened = _open(data, images, attribute)
     files = _files_to_write(fix, data, val)
     decoded = decode(opened, progress) if decode_images else []
@@ -180,8 +183,9 @@ def _open_validation(
         return None, [missing]
     except DataError as error:
         own = _open(source, images, attribute)  # raises the same error if the file is at fault
-        suggestion = "training refuses it; use the same category names in both"
-        differ = Problem("categories do not match", own.name, str(error), suggestion, True)
+        suggestion = "training refuses it; use the same names in both"
+        detail = str(error).removeprefix(f"{own.name}: ")
+        differ = Problem("categories do not match", own.name, detail, suggestion, True)
         return own, [differ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ..annotations.coco_dataset import CocoDataset
 from ..annotations.notes import Note
 from ..annotations.problems import Problem, describe, listed
 from ..config import ModelConfig
-from .fix_dataset import FixedDataset
+from .fix_dataset import FixedDataset, fixed_errors
 from .whole_dataset import ObjectTable
 
 
@@ -44,11 +43,7 @@ class CheckReport:
     @property
     def fixable(self) -> int:
         """How many errors of this data set's annotations `--fix` repairs."""
-        if self.fixed is None:
-            return 0
-        remaining = Counter(p.kind for p in self.fixed.remaining if p.is_error)
-        found = Counter(p.kind for p in self.data.dropped)
-        return (found - remaining).total()
+        return 0 if self.fixed is None else fixed_errors(self.data, self.fixed)
 
     @property
     def notes(self) -> tuple[Note, ...]:

@@ -95,6 +95,13 @@ def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> Fixed
     return FixedDataset(draft.content(), draft.changes, draft.remaining(undecodable))
 
 
+def fixed_errors(data: CocoDataset, fixed: FixedDataset) -> int:
+    """How many of the errors of a data set are gone in the fixed one."""
+    found = Counter(p.kind for p in data.dropped)
+    remaining = Counter(p.kind for p in fixed.remaining if p.is_error)
+    return (found - remaining).total()
+
+
 class _Draft:
     """Content that is being fixed, in memory.
 

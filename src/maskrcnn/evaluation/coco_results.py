@@ -6,10 +6,10 @@ Detections of categories that the data does not annotate are left out: they cann
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ..annotations.categories import are_numbered, plain_keypoint, similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
 from ..prediction.predictor import ImageSource, Predictor
@@ -82,6 +82,11 @@ def match_categories(
         ValueError: no category in common, or different numbers of keypoints.
     """
     by_name = {c.name: c for c in theirs}
+    if similar := similar_names([c.name for c in ours], by_name):
+        raise ValueError(
+            f'the model detects "{similar[0]}", the data annotate "{similar[1]}"; '
+            "give both the same spelling, or load the model with categories=[...]"
+        )
     if any(c.name in by_name for c in ours):
         return [_match(c, by_name.get(c.name)) for c in ours]
 
@@ -103,12 +108,12 @@ def _match(ours: Category, theirs: Category | None) -> tuple[int, list[int]] | N
 def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
     if not ours.keypoints or not theirs.keypoints:
         return list(range(len(ours.keypoints)))
-    known = {_plain(name): j for j, name in enumerate(ours.keypoints)}
-    if all(_plain(name) in known for name in theirs.keypoints):
-        return [known[_plain(name)] for name in theirs.keypoints]
+    known = {plain_keypoint(name): j for j, name in enumerate(ours.keypoints)}
+    if all(plain_keypoint(name) in known for name in theirs.keypoints):
+        return [known[plain_keypoint(name)] for name in theirs.keypoints]
 
     # Without names on one side, the order decides.
-    unnamed = _are_numbered(ours.keypoints) or _are_numbered(theirs.keypoints)
+    unnamed = are_numbered(ours.keypoints) or are_numbered(theirs.keypoints)
     if unnamed and len(ours.keypoints) == len(theirs.keypoints):
         return list(range(len(ours.keypoints)))
     raise ValueError(
@@ -116,15 +121,6 @@ def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
         f"predicts ({', '.join(ours.keypoints):.200}), got {len(theirs.keypoints)} in the data "
         f"({', '.join(theirs.keypoints):.200}); use data with the same keypoints, by name"
     )
-
-
-def _plain(name: str) -> str:
-    """A keypoint's name without case and separators: "left_eye" and "Left Eye" are one."""
-    return re.sub(r"[\W_]+", "", name.casefold()) or name
-
-
-def _are_numbered(names: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"(keypoint[ _]?)?\d+", name) for name in names)
 
 
 def _sources(

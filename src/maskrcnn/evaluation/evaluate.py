@@ -11,15 +11,18 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..annotations.coco_types import CocoCategory, CocoContent, CocoResult
+from ..annotations.interpretation import interpret
 from ..annotations.json_file import read_json
+from ..annotations.problems import DataError, describe
+from ..annotations.structure import check_structure
 from ..config import Category
 from ..runtime.plain_data import PlainData
-from .given_results import match_results, plain_id, read_results
+from .given_results import match_results, read_results
 from .metric import FIELD, Task, tables
 from .partial_annotation import ignore_unannotated
 
@@ -52,6 +55,8 @@ class Evaluation:
     num_images: int
     num_objects: int
     max_detections: int
+    remarks: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What is in the data and was read differently than written, or does not count, one a line."""
 
     @property
     def tasks(self) -> dict[str, Numbers]:
@@ -85,6 +90,8 @@ class Evaluation:
             }
             rows = {name: values for name, values in rows.items() if max(values, default=-1) >= 0}
             lines += ["", *_table(rows, [f"{task} {key}" for task, key in cells])]
+        if self.remarks:
+            lines += ["", *self.remarks]
         return "\n".join(lines)
 
 
@@ -117,7 +124,8 @@ def evaluate(
 
     Raises:
         ValueError: results for images or categories that the annotations do not have, or results
-            that lack a field.
+            that lack a field; categories that differ only in case or spaces; `max_detections` is
+            below 1.
 
     Source: the COCO detection and keypoint evaluation, cocodataset.org; the numbers equal those of
     pycocotools.
@@ -136,6 +144,10 @@ def evaluate(
     """
     from ..prediction.predictor import Predictor
 
+    if max_detections is not None and max_detections < 1:
+        raise ValueError(
+            f"max_detections (--max-detections): expected at least 1, got {max_detections}"
+        )
     given_results = None if isinstance(model, Predictor) else _results(model)
     if given_results is not None:
         return _evaluate_given(model, given_results, data, max_detections, out)
@@ -145,7 +157,7 @@ def evaluate(
     if not isinstance(predictor, Predictor):
         predictor = Predictor(predictor)  # ty: ignore[invalid-argument-type]
     dataset = _dataset(data, images)
-    truth, categories = _truth(dataset)
+    truth, categories, remarks = _truth(dataset)
     _warn_about_unevaluated(predictor, truth, categories)
     results = coco_results(
         predictor, dataset, truth, categories, batch_size=batch_size, progress=progress
@@ -158,7 +170,8 @@ def evaluate(
     if config.keypoint:
         tasks.append("keypoints")
     limit = max_detections or max(100, config.box.max_detections)
-    return _written(evaluate_results(results, truth, categories, tasks, limit), results, out)
+    evaluation = evaluate_results(results, truth, categories, tasks, limit)
+    return _written(replace(evaluation, remarks=remarks), results, out)
 
 
 def evaluate_results(
@@ -214,7 +227,7 @@ def _evaluate_given(
     out: str | Path | None,
 ) -> Evaluation:
     """Checks and evaluates results; their fields decide which tasks."""
-    truth, categories = _truth(data)
+    truth, categories, remarks = _truth(data)
     where = str(model) if isinstance(model, str | Path) else "results"
     results = match_results(given, truth, categories, where)
     tasks: list[Task] = [
@@ -223,7 +236,7 @@ def _evaluate_given(
         if not results or any(r.get(name) is not None for r in results)
     ]
     evaluation = evaluate_results(results, truth, categories, tasks, max_detections or 100)
-    return _written(evaluation, results, out)
+    return _written(replace(evaluation, remarks=remarks), results, out)
 
 
 def _warn_about_unevaluated(
@@ -294,19 +307,19 @@ def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
     return load_dataset(data, images)
 
 
-def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...]]:
-    """The annotations as a COCO dict, and its categories in the order of their ids."""
+def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...], tuple[str, ...]]:
+    """The annotations as a COCO dict, its categories in the order of their ids, and remarks."""
+    name = "annotations"
     if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
+        name = Path(data).name
         data = read_json(Path(data))
     elif isinstance(data, str | Path):
         data = _dataset(data, None)
-    truth = data if isinstance(data, Mapping) else data.truth()
-    truth = _with_plain_ids({"annotations": [], **truth})
-    if not {"images", "categories"} <= set(truth):
-        raise ValueError(
-            'annotations: expected the keys "images" and "categories", '
-            f"got {', '.join(map(str, truth))}"
-        )
+
+    if isinstance(data, Mapping):
+        truth, remarks = _interpreted(data, name)
+    else:
+        truth, remarks = data.truth(), tuple(data.remarks())
 
     # files without keypoint names: the longest annotation of a category says how many it has
     keypoints: dict[Any, int] = {}
@@ -317,23 +330,30 @@ def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...]]:
 
     given = {} if isinstance(data, Mapping) else {c.id: c for c in data.categories}
     entries = sorted(truth["categories"], key=lambda c: c["id"])
-    return truth, tuple(
+    categories = tuple(
         given.get(c["id"]) or _category(c, keypoints.get(c["id"], 0)) for c in entries
     )
+    return truth, categories, remarks
 
 
-def _with_plain_ids(truth: PlainData) -> CocoContent:
-    """The annotations with integer ids wherever these are integers written as text."""
-    keys = ("id", "image_id", "category_id")
+def _interpreted(content: PlainData, name: str) -> tuple[CocoContent, tuple[str, ...]]:
+    """COCO content with its values as the format defines them, and remarks on what was changed.
 
-    def plain(entry: Any) -> Any:
-        if not any(isinstance(entry.get(key), str | float) for key in keys):
-            return entry
-        return {**entry, **{key: plain_id(entry[key]) for key in keys if key in entry}}
-
-    lists = [name for name in ("images", "annotations", "categories") if name in truth]
-    plain_lists = {name: [plain(entry) for entry in truth[name]] for name in lists}
-    return cast(CocoContent, {**truth, **plain_lists})
+    Raises:
+        ValueError: a list is missing, or a value could mean either of two things.
+    """
+    if not {"images", "categories"} <= set(content):
+        raise ValueError(
+            f'{name}: expected the keys "images" and "categories", '
+            f"got {', '.join(map(str, content))}"
+        )
+    content = {"annotations": [], **content}
+    check_structure(content, name)
+    interpreted = interpret(content)
+    if interpreted.problems:
+        raise DataError(describe(name, interpreted.problems, "error"))
+    remarks = tuple(f"{name}: {note}" for note in interpreted.notes)
+    return cast(CocoContent, interpreted.content), remarks
 
 
 def _category(entry: CocoCategory, num_keypoints: int) -> Category:

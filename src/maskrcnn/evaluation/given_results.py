@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..annotations import rle
+from ..annotations.categories import similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..annotations.json_file import read_json
 from ..config import Category
@@ -64,7 +65,8 @@ def match_results(
     Args:
         results: entries with image_id (or file_name), category_id (or category_name), score, and a
             bbox, segmentation or keypoints.
-        truth: COCO annotations with plain ids (see `plain_id`).
+        truth: COCO annotations with whole-number ids; entries whose id was text have an
+            `original_id`.
         categories: those of `truth`.
         where: what the results are, for messages.
 
@@ -81,7 +83,7 @@ def match_results(
     _report_scores(results, checked, where)
 
     images = _Images(truth)
-    labels = _Categories(categories, checked)
+    labels = _Categories(categories, checked, original_ids(truth["categories"]))
     matched: list[CocoResult] = []
     for n, entry in enumerate(checked):
         place = f"{where}, entry {n}"
@@ -107,11 +109,19 @@ def plain_id(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def original_ids(entries: Sequence[Any]) -> dict[str, int]:
+    """The id of each entry by the text that the file has instead."""
+    return {entry["original_id"]: entry["id"] for entry in entries if "original_id" in entry}
+
+
 class _Images:
     """Finds the annotated image of an entry, and counts entries of other images."""
 
     def __init__(self, truth: CocoContent) -> None:
-        self.ids = {image["id"] for image in truth["images"]}
+        self.count = len(truth["images"])
+        self.original = original_ids(truth["images"])
+        self.ids = {image["id"] for image in truth["images"] if "original_id" not in image}
+        """Ids that the file itself has."""
         self.sizes = {
             image["id"]: (image["height"], image["width"])
             for image in truth["images"]
@@ -133,13 +143,16 @@ class _Images:
     def find(self, entry: PlainData, place: str) -> Any:
         id_ = plain_id(entry.get("image_id"))
         name = _slashed(entry.get("file_name") or "")
-        if not name and isinstance(id_, str) and id_ not in self.ids:
+        if not name and id_ in self.original:
+            return self.original[id_]
+        if not name and isinstance(id_, str):
             return self._of_text(id_, place)  # some tools write the name of the file as its id
         if not name or not self.names:
             if id_ in self.ids:
                 return id_
             raise ValueError(
-                f"{place}: image_id {id_!r} is not among the {len(self.ids)} annotated images; "
+                f"{place}: image_id {id_!r} is not among the {self.count} annotated images, "
+                f"such as {_some([*self.original, *map(str, self.ids)])}; "
                 'use the ids of the annotation file, or add "file_name" to the results'
             )
         if self.names.get(id_) == name:
@@ -156,7 +169,7 @@ class _Images:
         )
         if count == total:
             raise ValueError(
-                f"{where}: {text}; the {len(self.ids)} annotated images are "
+                f"{where}: {text}; the {self.count} annotated images are "
                 f"{_some([*self.names.values()])}. Evaluate on the images that were predicted"
             )
         warnings.warn(f"{where}: ignored detections: {text}", stacklevel=5)
@@ -168,8 +181,8 @@ class _Images:
     def _only(self, name: str, fitting: Sequence[Any], place: str) -> Any:
         if len(fitting) > 1:
             raise ValueError(
-                f'{place}: "{name}" is the name of {len(fitting)} of the {len(self.ids)} annotated '
-                "images. Give the file names with their folders"
+                f'{place}: "{name}" is the name of {len(fitting)} of the {self.count} '
+                "annotated images. Give the file names with their folders"
             )
         if not fitting:
             self.others[name] += 1
@@ -197,8 +210,15 @@ class _Images:
 class _Categories:
     """Finds the annotated category of an entry, and counts entries of other categories."""
 
-    def __init__(self, categories: Sequence[Category], results: Sequence[PlainData]) -> None:
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        results: Sequence[PlainData],
+        original: Mapping[str, int],
+    ) -> None:
         self.categories = categories
+        self.original = original
+        self.renumbered = set(original.values())
         self.keypoints = {c.id: len(c.keypoints) for c in categories}
         self.by_name: dict[str, list[Any]] = {}
         for category in categories:
@@ -213,7 +233,9 @@ class _Categories:
         id_ = plain_id(entry.get("category_id"))
         name = str(entry.get("category_name") or "")
         if not name or self.numbered:
-            if id_ in self.keypoints:
+            if id_ in self.original:
+                return self.original[id_]
+            if id_ in self.keypoints and id_ not in self.renumbered:
                 return id_
             self.other_ids[id_] += 1
             return None
@@ -244,6 +266,12 @@ class _Categories:
         if not self.other_names:
             return
 
+        similar = similar_names(self.other_names, self.by_name)
+        if similar is not None and not self.numbered:
+            raise ValueError(
+                f'{where}: detections of "{similar[0]}", but the annotations have "{similar[1]}"; '
+                "give both the same spelling"
+            )
         count = self.other_names.total()
         text = f"the categories {_some([*self.other_names])}, which are not annotated"
         if count < total:
@@ -265,7 +293,8 @@ class _Categories:
 def _checked(entry: Any, place: str) -> PlainData:
     """An entry with a numeric score, after checks that need no annotations."""
     is_object = isinstance(entry, Mapping)
-    if not is_object or not isinstance(entry.get("image_id"), int | float | str | None):
+    ids = [entry.get(key) for key in ("image_id", "category_id")] if is_object else []
+    if not is_object or not all(isinstance(id_, int | float | str | None) for id_ in ids):
         raise ValueError(
             f"{place}: expected an object with image_id, category_id and score, got {entry!r:.60}"
         )
@@ -413,10 +442,14 @@ def _with_names(content: PlainData) -> list[PlainData]:
     )
     entries = list(content["annotations"])
     for id_key, name_key, list_name, key in lists:
+        listed = content.get(list_name)
         named = {
             plain_id(item["id"]): item[key]
-            for item in content.get(list_name) or ()
-            if isinstance(item, Mapping) and "id" in item and item.get(key)
+            for item in (listed if isinstance(listed, list) else ())
+            if isinstance(item, Mapping)
+            and isinstance(item.get("id"), int | float | str)
+            and isinstance(item.get(key), str)
+            and item[key]
         }
         for n, entry in enumerate(entries):
             if isinstance(entry, Mapping) and not entry.get(name_key):

@@ -94,9 +94,11 @@ def convert_annotations(
             split: replace(part, content=with_points(part.content, points))
             for split, part in parts.items()
         }
-    return write_all(
+    lost = write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
+    lost.remarks = [remark for annotated in parts.values() for remark in annotated.remarks]
+    return lost
 
 
 def _only_split(source: str | Path | CocoDataset, parts: Mapping[str, Annotated]) -> Annotated:
@@ -120,7 +122,8 @@ def _all_splits(
     A split whose images are missing is left out with a warning, unless there is no other.
     """
     if isinstance(path, CocoDataset):
-        return {"": Annotated(cast("CocoContent", path.content()), path.image_folder, path.name)}
+        content = cast("CocoContent", path.content())
+        return {"": Annotated(content, path.image_folder, path.name, remarks=path.remarks())}
 
     source, split = locate(path, attribute)
     known = recognized_format(source, images)
@@ -136,7 +139,9 @@ def _all_splits(
             continue
         dataset = annotated.dataset(on_error=on_error)
         content = cast("CocoContent", dataset.content())
-        parts[name] = Annotated(content, dataset.image_folder, annotated.name)
+        parts[name] = Annotated(
+            content, dataset.image_folder, annotated.name, remarks=dataset.remarks()
+        )
     return parts
 
 

@@ -187,7 +187,7 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
 
 def _unpack_first(path: Path) -> str:
     """A suggestion where a path is an archive, or a folder with nothing but archives and images."""
-    archives = [path] if path.is_file() else sorted(path.iterdir())
+    archives = sorted(path.iterdir()) if path.is_dir() else [path]
     packed = [p.name for p in archives if p.suffix.lower() in _PACKED and p.is_file()]
     if not packed and path.is_file() and (is_zipfile(path) or is_tarfile(path)):
         packed = [path.name]

@@ -57,6 +57,8 @@ class Annotated:
     """What could not be read."""
     notes: tuple[Note, ...] = ()
     """What is in the files and is not used, or is read in a way that nobody may expect."""
+    remarks: list[str] = field(default_factory=list)
+    """What to know about annotations that are checked already (see `CocoDataset.remarks`)."""
 
     def dataset(
         self,

@@ -35,10 +35,12 @@ class Unrepresentable:
 
     Attributes:
         locations: kind of loss -> where it occurred.
+        remarks: what is in the source and was read differently than written, or is not used.
     """
 
     def __init__(self) -> None:
         self.locations: dict[str, list[str]] = {}
+        self.remarks: list[str] = []
 
     def add(self, kind: str, where: str) -> None:
         """Adds one loss, and where it occurred."""

@@ -33,7 +33,7 @@ from .open_image import (
     pixel_limit,
     source_name,
 )
-from .remote import download, is_url
+from .remote import download, is_url, refuse_other_schemes
 from .tiff import TiffFile, read_samples, read_tiff
 
 LUMA = (0.299, 0.587, 0.114)
@@ -226,6 +226,8 @@ class _Content:
 @contextmanager
 def _opened(source: ImageFileInput, limit: int) -> Generator[_Content]:
     """Opens a file; every failure in the block becomes an `ImageError` that names it."""
+    if isinstance(source, str | Path):
+        refuse_other_schemes(source)
     given = download(source) if isinstance(source, str) and is_url(source) else source
     with image_file(given, source_name(source)) as file:
         tiff = read_tiff(file)

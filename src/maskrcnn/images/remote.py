@@ -7,6 +7,8 @@ Out: the bytes of the file.
 from __future__ import annotations
 
 import http.client
+import os
+import re
 import socket
 import threading
 import time
@@ -24,6 +26,10 @@ SECONDS = 60.0
 """Time for one download, with all redirects."""
 _STALL = 15.0  # seconds without data
 _SCHEMES = ("http", "https")
+_CLOUDS = ("s3", "s3a", "gs", "az", "abfs", "abfss", "wasbs", "hdfs")
+# A scheme of one letter is a Windows drive.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+(?=://)|data(?=:)|https?(?=:/))", re.IGNORECASE)
+_SHOWN = 80  # characters of a URL in a message
 _CHUNK = 1 << 16
 
 
@@ -32,8 +38,49 @@ def is_url(text: str | Path) -> bool:
     return isinstance(text, str) and text[:8].lower().startswith(("http://", "https://"))
 
 
+def refuse_other_schemes(source: str | Path) -> None:
+    """Checks that an image is not named by a URL that is neither http nor https.
+
+    A file of that name is no URL.
+
+    Raises:
+        ImageError: it is; the message names what can be read.
+    """
+    text = str(source)
+    match = _URL.match(text)
+    if match is None or is_url(source) or os.path.lexists(text):
+        return
+
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    scheme = match[1].lower()
+    if scheme in _SCHEMES:
+        raise ImageError(
+            f"{shown}: expected a URL as text, such as https://host/a.png; "
+            "a Path changes its slashes"
+        )
+    advice = "download it first"
+    if scheme == "file":
+        advice = f"pass {unquote(urlsplit(text).path)}"
+    elif scheme == "data":
+        advice = "decode it and pass the bytes"
+    elif scheme in _CLOUDS:
+        advice = "download it first, or pass its https address"
+    raise ImageError(
+        f"{shown}: expected a file name or a URL with http or https, got a URL with {scheme}; "
+        f"{advice}"
+    )
+
+
 def url_name(url: str) -> str:
-    """The last part of a URL's path, as a file name."""
+    """The last part of a URL's path, as a file name.
+
+    Raises:
+        ImageError: it is not a URL.
+    """
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise ImageError(f"{url}: not a URL: {error}") from None
     name = unquote(urlsplit(url).path).replace("\\", "/").rstrip("/").rpartition("/")[2]
     plain = "".join(letter for letter in name if letter.isprintable())
     return plain[-100:].lstrip(".") or "image"

@@ -18,6 +18,24 @@ from jaxtyping import Bool
 from torch import Tensor
 
 
+def usable_device(device: torch.device | str | None) -> torch.device:
+    """Returns the device to compute on, with its index; None = a GPU if there is one.
+
+    Raises:
+        ValueError: this machine does not have the device.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"device (--device): cannot use {device} on this machine ({reason}); "
+            "use cpu, or omit it"
+        ) from None
+
+
 def is_async(device: torch.device) -> bool:
     """Whether work on this device is queued, so that reading a result waits for the queue."""
     return device.type != "cpu"

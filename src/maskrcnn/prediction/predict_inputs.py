@@ -25,7 +25,7 @@ from ..images.image_files import (
     pattern_folder,
 )
 from ..images.open_image import ImageError, read_bounded
-from ..images.remote import is_url, url_name
+from ..images.remote import is_url, refuse_other_schemes, url_name
 
 STDIN = ("-", "/dev/stdin")
 """Inputs that stand for standard input."""
@@ -69,7 +69,7 @@ def find_inputs(inputs: Sequence[str | Path], out: Path) -> PredictInputs:
     Raises:
         FileNotFoundError: an input does not exist.
         ValueError: there are no images.
-        ImageError: standard input cannot be read.
+        ImageError: standard input cannot be read, or a URL has another scheme.
     """
     files: dict[Path, str] = {}
     others: list[NamedImage] = []
@@ -81,6 +81,7 @@ def find_inputs(inputs: Sequence[str | Path], out: Path) -> PredictInputs:
         elif str(given) in STDIN:
             others.append(NamedImage(_standard_input(), "stdin"))
         else:
+            refuse_other_schemes(given)
             listing, base = _listed(given, out)
             left_out += listing.left_out
             for path in listing.images:

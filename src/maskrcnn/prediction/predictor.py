@@ -26,10 +26,11 @@ from ..config import ModelConfig
 from ..images.image_files import ImageWarning, is_pattern
 from ..images.open_image import pixel_limit
 from ..images.read import ImageError
-from ..images.remote import is_url, url_name
+from ..images.remote import is_url, refuse_other_schemes, url_name
 from ..instances import Instances
 from ..kernels.precision import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
+from ..ops.device import usable_device
 from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
 from .image_input import ImageInput, check_input, is_image, read_input
@@ -506,6 +507,8 @@ def _one_source(image: Any) -> ImageSource:
     if isinstance(image, ImageSource):
         return image
     check_input(image, "image")
+    if isinstance(image, str | Path):
+        refuse_other_schemes(image)
     if isinstance(image, str | Path) and (Path(image).is_dir() or _is_pattern(image)):
         raise ValueError(_several_expected(image))
     name = _name(image)
@@ -570,7 +573,7 @@ def _resolved(device: torch.device | str | None, model: MaskRCNN) -> torch.devic
     """A device with its index: "cuda" becomes "cuda:0"."""
     if device is None:
         return next(model.parameters()).device
-    return torch.empty(0, device=device).device
+    return usable_device(device)
 
 
 def _prepared(model: MaskRCNN, exact: bool, dtype: Dtype | None, device: torch.device) -> MaskRCNN:

@@ -22,6 +22,7 @@ import torch
 from .. import presets
 from ..annotations.coco_dataset import CocoDataset
 from ..config import ModelConfig, TrainConfig
+from ..ops.device import usable_device
 from ..settings import override_config
 from ..weights.heads import Head
 from ..weights.pretrained import config_for, kind_of
@@ -103,7 +104,7 @@ def choose_recipe(
         >>> next(reason.why for reason in recipe.reasons if reason.setting == "batch_size")
         'given'
     """
-    chosen_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen_device = usable_device(device)
     given = dict(settings or {})
     if max_time is not None:
         given["max_time"] = max_time

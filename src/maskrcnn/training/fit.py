@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..annotations.problems import summary
 from ..config import ModelConfig, TrainConfig
 from ..settings import to_dict
 from .checkpoint import TrainLength, claim_folder, fingerprint, read_session, write_checkpoint
@@ -217,6 +216,9 @@ class Trainer:
         started: float | None = None,
     ) -> None:
         check_settings(config, data, unlabeled)
+        for part in (data, val):
+            if part is not None and len(part):
+                part.require_images()
         self.config = config
         self.data = data
         self.val = val
@@ -257,12 +259,8 @@ class Trainer:
         self.log = self._log(progress, resumed=earlier is not None)
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
-        # Parts of one file share its warnings; each is shown once.
-        warnings = (summary(part.name, part.warnings) for part in parts.values() if part.warnings)
-        for line in dict.fromkeys(warnings):
-            self.log.say(f"{line}; maskrcnn check lists them")
-        notes = (f"{part.name}: {note}" for part in parts.values() for note in part.notes)
-        for line in dict.fromkeys(notes):
+        # Parts of one file share its remarks; each is shown once.
+        for line in dict.fromkeys(line for part in parts.values() for line in part.remarks()):
             self.log.say(line)
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(self.state.total))

@@ -188,6 +188,8 @@ def plan_training(
     else:
         source = data
         dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
+    if len(dataset):
+        dataset.require_images()
     processes = Processes.start(device)
     seed = int(settings.get("seed", 0))
     dataset, validation, val_source = _validation(

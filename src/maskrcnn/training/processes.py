@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops.device import usable_device
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -34,14 +36,18 @@ class Processes:
 
         Args:
             device: None = a GPU if there is one.
+
+        Raises:
+            ValueError: this machine does not have the device.
         """
         world = int(os.environ.get("WORLD_SIZE", 1))
         rank = int(os.environ.get("RANK", 0))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
 
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if world > 1 and str(device or "cuda") == "cuda" and torch.cuda.is_available():
+            device = f"cuda:{local_rank}"
+        chosen = usable_device(device)
         if chosen.type == "cuda":
-            chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
             torch.cuda.set_device(chosen)
 
         if world > 1 and not dist.is_initialized():
@@ -52,8 +58,7 @@ class Processes:
     @classmethod
     def alone(cls, device: str | torch.device | None = None) -> Processes:
         """One process on the device that `start` chooses, also under torchrun: for measurements."""
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(0, 1, chosen)
+        return cls(0, 1, usable_device(device))
 
     @property
     def main(self) -> bool:

@@ -30,7 +30,8 @@ def open_unlabeled(
     Warns about images that cannot be read, and skips them.
 
     Args:
-        source: a folder (all images under it, sorted), or files; a data set is returned as it is.
+        source: a folder (all images under it, sorted), files, or the images of a data set, whose
+            annotations are not used.
         data: the annotated images. The result has their categories and skips their files.
         val: images to validate on; their files are skipped too.
 
@@ -38,7 +39,8 @@ def open_unlabeled(
         DataError: no folder or file of that name, or no image remains.
     """
     if isinstance(source, CocoDataset):
-        return source
+        _warn_about_annotations(source)
+        source = [source[i].path for i in range(len(source))]
     folder, files = _files(source)
 
     annotated = {path for part in (data, val) if part is not None for path in _paths(part)}
@@ -71,6 +73,17 @@ def open_unlabeled(
     dataset = CocoDataset(content, folder, categories=data.categories)
     dataset.name = f"{folder.name or folder}, unlabeled"
     return dataset
+
+
+def _warn_about_annotations(source: CocoDataset) -> None:
+    annotated = len(source.content()["annotations"])
+    if annotated:
+        warnings.warn(
+            f"{source.name}: {annotated:,} annotations are not used, because the images are given "
+            "as unlabeled; to learn from them, merge the data sets",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _paths(data: CocoDataset) -> Iterator[Path]:

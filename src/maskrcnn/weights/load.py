@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..config import Category, ModelConfig
+from ..ops.device import usable_device
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
 from ..runtime.plain_data import PlainData, PlainDict
@@ -66,7 +67,8 @@ def load(
             the message says which.
         DownloadError: published weights could not be downloaded.
         FileNotFoundError: the path does not exist.
-        ValueError: `source` is neither a path nor a name of the catalog.
+        ValueError: `source` is neither a path nor a name of the catalog; or this machine does not
+            have the device.
 
     Example:
         >>> import maskrcnn as mr
@@ -76,6 +78,7 @@ def load(
     """
     from ..model.maskrcnn import MaskRCNN
 
+    device = usable_device(device)
     path = _locate(source)
     try:
         config, state = _read(path, bn_eps)
