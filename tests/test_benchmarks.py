@@ -115,7 +115,7 @@ def test_the_order_of_detections_does_not_affect_agreement():
         "labels": ours.labels[order] + 1,
         "scores": ours.scores[order] - 0.002,
     }
-    theirs["masks"] = ours.masks().dense()[order, None].float()
+    theirs["masks"] = ours.masks.dense()[order, None].float()
     result = agreement(ours, theirs)
     assert result["found again"] == 3
     assert result["largest box difference, px"] == pytest.approx(0.01, abs=1e-4)

@@ -46,7 +46,7 @@ from maskrcnn.config import (
     TrainConfig,
     UnlabeledConfig,
 )
-from maskrcnn.draw import draw_instances
+from maskrcnn.draw.overlay import draw_instances
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
 from maskrcnn.prediction.optimize import optimize_for_inference, reference
@@ -418,8 +418,8 @@ def add_answer(record: Record, key: str, found: Any) -> None:
     record.add(f"{key}/labels", found.labels)
     if found.mask_grids is not None:
         record.add(f"{key}/grids", found.mask_grids)
-        record.add(f"{key}/dense", found.masks().dense())
-        record.add(f"{key}/areas", found.masks().area())
+        record.add(f"{key}/dense", found.masks.dense())
+        record.add(f"{key}/areas", found.masks.area())
     if found.keypoints is not None:
         record.add(f"{key}/keypoints", found.keypoints)
         record.add(f"{key}/peaks", found.keypoint_logits)

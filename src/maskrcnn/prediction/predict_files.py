@@ -188,8 +188,9 @@ def predict_files(
                 _save_overlay(instances, targets[name])
 
             summary.images += 1
-            summary.objects.update(instances.names)
-            summary.images_with.update(set(instances.names))
+            names = instances.names.tolist()
+            summary.objects.update(names)
+            summary.images_with.update(set(names))
             bar.advance(task)
 
         if not summary.images:
@@ -239,7 +240,7 @@ def _shortened(path: Path) -> Path:
 
 
 def _save_overlay(instances: Instances, path: Path) -> None:
-    from ..draw import draw_instances
+    from ..draw.overlay import draw_instances
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # quality is for JPEG; the compression level for PNG takes a third of the default's time
