@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn.config import Category
 from maskrcnn.annotations.contours import fill
+from maskrcnn.config import Category
 from maskrcnn.instances import Instances, Masks
 
 CATEGORIES = (

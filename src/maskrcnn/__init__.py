@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .dataset_checks.check_report import CheckReport
     from .draw.overlay import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
-    from .formats.convert import convert_annotations
+    from .formats.convert import ConversionReport, convert_annotations
     from .formats.load_dataset import load_dataset
     from .images.image_files import image_files
     from .images.read import ImageError
@@ -80,6 +80,7 @@ __all__ = [
     "Category",
     "CheckReport",
     "CocoDataset",
+    "ConversionReport",
     "DataError",
     "DataWarning",
     "Detections",
@@ -181,7 +182,7 @@ _NAMES = {
     "annotations.split": ("split_dataset",),
     "dataset_checks.check_dataset": ("check_dataset",),
     "dataset_checks.check_report": ("CheckReport",),
-    "formats.convert": ("convert_annotations",),
+    "formats.convert": ("ConversionReport", "convert_annotations"),
     "formats.load_dataset": ("load_dataset",),
     "weights.download": ("DownloadError",),
     "weights.load": ("load", "save"),

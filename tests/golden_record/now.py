@@ -758,7 +758,7 @@ def converted(record: Record, folder: Path) -> None:
     add_data(record, "converted/source", mr.load_dataset(path))
     for name in FORMATS:
         out = folder / name
-        losses = mr.convert_annotations(path, out, name)
+        losses = mr.convert_annotations(path, out, name).lost
         counts = [int(count) for count in re.findall(r" \((\d+)\): ", str(losses))]
         record.plain(f"converted/{name}/lost", counts)
         record.plain(f"text/converted/{name}/lost", str(losses))

@@ -45,7 +45,7 @@ def convert(
     """
     from ..formats.convert import convert_annotations
 
-    lost = convert_annotations(
+    report = convert_annotations(
         source,
         out,
         format,
@@ -58,5 +58,4 @@ def convert(
         on_error=on_error,
         progress=True,
     )
-    summary = f"the format cannot represent:\n{lost}" if lost else "nothing lost"
-    print(f"{out}: written as {format}; {summary}")
+    print(report)

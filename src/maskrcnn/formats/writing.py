@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, cast
@@ -28,17 +28,15 @@ ImageFiles = Literal["copy", "link", "reference"]
 _SHOWN = 3  # locations that are listed for each kind of loss
 
 
+@dataclass
 class Unrepresentable:
     """What the target format could not represent, counted.
 
     False if nothing was lost; `str` lists each kind with its count and the first locations.
-
-    Attributes:
-        locations: kind of loss -> where it occurred.
     """
 
-    def __init__(self) -> None:
-        self.locations: dict[str, list[str]] = {}
+    locations: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of loss -> where it occurred."""
 
     def add(self, kind: str, where: str) -> None:
         """Adds one loss, and where it occurred."""

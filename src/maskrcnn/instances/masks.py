@@ -28,7 +28,7 @@ class Masks:
     Example:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
-        >>> image, truth = draw_micrograph(seed=0)
+        >>> image, truth = draw_micrograph(0, (96, 128))
         >>> masks = mr.predict(mr.load("nuclei"), image).masks
         >>> masks.dense().shape == (len(masks), *image.shape[:2])
         True
