@@ -438,7 +438,9 @@ def predictions(record: Record, folder: Path) -> None:
         add_answer(record, f"nuclei/fast/{number}", found)
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
-    record.add("nuclei/overlay", draw_instances(found))
+    # Boxes and names are placed otherwise than before, and lines on small objects are thinner.
+    plain = {"boxes": False, "names": False, "enlarge": True, "line_width": 2}
+    record.add("nuclei/overlay", draw_instances(found, **plain))
     add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], exact=True))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
     add_answer(
@@ -450,7 +452,7 @@ def predictions(record: Record, folder: Path) -> None:
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6]))
+    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6], **plain | {"line_width": None}))
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))

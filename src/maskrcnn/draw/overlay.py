@@ -165,8 +165,8 @@ def draw_instances(
 
     canvas = np.array(pixels)
     if masks and instances.mask_grids is not None:
-        width = line_width or unit * (1.5 if len(instances) <= 100 else 1)
-        _draw_masks(canvas, instances, order, inks, opacity, max(1, round(width)))
+        width = max(1, round(line_width or unit * (1.5 if len(instances) <= 100 else 1)))
+        _draw_masks(canvas, instances, order, inks, opacity, width, THIN if not line_width else 1)
     drawn = Image.fromarray(canvas)
     pen = ImageDraw.Draw(drawn)
 
@@ -230,15 +230,16 @@ def _draw_masks(
     colors: list[Color],
     opacity: float,
     thickness: int,
+    thin: int,
 ) -> None:
-    """Draws each mask's fill and contour."""
+    """Draws each mask's fill, and its contour, up to a part (1 / thin) of its shorter side."""
     for n, crop in zip(order, instances[order].masks, strict=True):
         height, width = crop.mask.shape
         part = canvas[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width]
         color = np.array(colors[n])
         part[crop.mask] = (part[crop.mask] * (1 - opacity) + color * opacity).astype(np.uint8)
-        thin = min(thickness, max(1, min(height, width) // THIN))
-        part[crop.mask & ~_eroded(crop.mask, thin)] = color
+        steps = min(thickness, max(1, min(height, width) // thin))
+        part[crop.mask & ~_eroded(crop.mask, steps)] = color
 
 
 def _eroded(mask: Bool[np.ndarray, "h w"], steps: int) -> Bool[np.ndarray, "h w"]:
