@@ -4,7 +4,7 @@
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs package clean
 
 demo: $(READY)
 	.venv/bin/maskrcnn demo
@@ -20,6 +20,12 @@ bench: $(READY)
 # The API reference, from the docstrings. A warning is an error.
 docs: $(READY)
 	.venv/bin/python docs/build_api.py build/api
+
+# The source distribution and the wheel, in build/dist, checked as a package index checks them.
+package: $(READY)
+	rm -rf build/dist
+	.venv/bin/python -m build --no-isolation --outdir build/dist
+	.venv/bin/python -m twine check --strict build/dist/*
 
 lint: $(READY)
 	.venv/bin/ruff check .
