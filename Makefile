@@ -4,7 +4,7 @@
 PYTHONS := $(PYTHON) python3.13 python3.12 python3.11 python3
 READY := .venv/.ready
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench evening docs package clean
 
 demo: $(READY)
 	.venv/bin/maskrcnn demo
@@ -20,6 +20,16 @@ bench: $(READY)
 # The API reference, from the docstrings. A warning is an error.
 docs: $(READY)
 	.venv/bin/python docs/build_api.py build/api
+
+# Runs the commands of docs/first_evening.md and writes their times: make evening NUCLEI=/data/nuclei
+evening: $(READY)
+	.venv/bin/python -m benchmarks.first_evening_page $(NUCLEI)
+
+# The source distribution and the wheel, in build/dist, checked as a package index checks them.
+package: $(READY)
+	rm -rf build/dist
+	.venv/bin/python -m build --no-isolation --outdir build/dist
+	.venv/bin/python -m twine check --strict build/dist/*
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -47,14 +47,14 @@ def run(quick: bool) -> dict[str, Any]:
 
     work: dict[str, Callable[[], Any]] = {"torchvision": by_torchvision}
     work |= {
-        name: lambda form=form: mr.predict(form, image).masks().dense()
+        name: lambda form=form: mr.predict(form, image).masks.dense()
         for name, form in forms.items()
     }
     parts = {"torchvision": of_torchvision(theirs)} | {
         name: of_ours(form) for name, form in forms.items()
     }
     encoded = {
-        f"{name}, masks as RLE": lambda form=form: mr.predict(form, image).masks().rle()
+        f"{name}, masks as RLE": lambda form=form: mr.predict(form, image).masks.rle()
         for name, form in forms.items()
     }
 
@@ -150,7 +150,7 @@ def agreement(ours: mr.Instances, theirs: dict[str, torch.Tensor]) -> dict[str, 
     best, partner = iou.max(dim=1)
     matched = best > 0.9
     partner = partner[matched]
-    masks = ours.masks().dense()[partner]
+    masks = ours.masks.dense()[partner]
     differing = masks ^ (theirs["masks"][matched, 0] > 0.5)
 
     return {

@@ -149,7 +149,7 @@ def against_objects(
     for count in objects:
         ours = mr.optimize_for_inference(with_detections(model, count))
         work["torchvision", count] = partial(_limited, theirs, count, [image])
-        work["float32", count] = partial(lambda form: mr.predict(form, image).masks().rle(), ours)
+        work["float32", count] = partial(lambda form: mr.predict(form, image).masks.rle(), ours)
 
     times = in_turns(
         {f"{name} {count}": function for (name, count), function in work.items()}, rounds, warm_up=0
@@ -243,7 +243,7 @@ def _measure(saved: str, form: str, height: int, width: int, batch: int, objects
         model = mr.optimize_for_inference(with_detections(mr.load(saved), objects), dtype=form)  # ty: ignore[invalid-argument-type]
         with PeakMemory() as peak:
             for instances in mr.predict(model, images, batch_size=batch):
-                instances.masks().rle()
+                instances.masks.rle()
 
     return round(peak.bytes / 1e6)
 

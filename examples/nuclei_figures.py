@@ -16,7 +16,7 @@ from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.annotations import rle
-from maskrcnn.draw import draw_instances
+from maskrcnn.draw.overlay import draw_instances
 
 MIN_SCORE = 0.5
 
@@ -79,7 +79,7 @@ def errors(record, instances: mr.Instances) -> tuple[int, int, int]:
     truth = np.stack([rle.decode(a.rle) for a in record.annotations]).reshape(
         len(record.annotations), -1
     )
-    masks = kept.masks().dense().numpy().reshape(len(kept), -1)
+    masks = kept.masks.dense().numpy().reshape(len(kept), -1)
     shared = torch.from_numpy(truth).float() @ torch.from_numpy(masks).float().T
     union = torch.from_numpy(truth.sum(1))[:, None] + torch.from_numpy(masks.sum(1)) - shared
     match = (shared / union > 0.5).numpy() if len(kept) else np.zeros((len(truth), 0), bool)
@@ -89,7 +89,7 @@ def errors(record, instances: mr.Instances) -> tuple[int, int, int]:
 def pair(image: np.ndarray, instances: mr.Instances) -> Image.Image:
     """The image and its detections, side by side."""
     overlay = draw_instances(
-        instances[instances.scores >= MIN_SCORE], image, boxes=False, names=False
+        instances[instances.scores >= MIN_SCORE], image, boxes=False, names=False, enlarge=True
     )
     both = Image.new("RGB", (2 * overlay.width + 8, overlay.height), "white")
     both.paste(Image.fromarray(image).resize(overlay.size, Image.Resampling.BICUBIC), (0, 0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import page
+from benchmarks import first_evening_page, page
 from benchmarks.charts import save_charts
 from benchmarks.inference import agreement
 from benchmarks.parts import watched
@@ -115,7 +115,7 @@ def test_the_order_of_detections_does_not_affect_agreement():
         "labels": ours.labels[order] + 1,
         "scores": ours.scores[order] - 0.002,
     }
-    theirs["masks"] = ours.masks().dense()[order, None].float()
+    theirs["masks"] = ours.masks.dense()[order, None].float()
     result = agreement(ours, theirs)
     assert result["found again"] == 3
     assert result["largest box difference, px"] == pytest.approx(0.01, abs=1e-4)
@@ -133,3 +133,22 @@ def test_a_chart_draws_every_point_of_its_curves(tmp_path: Path):
     text = (tmp_path / "a.svg").read_text()
     assert text.count("<circle") == 3
     assert "time &lt; 1" in text
+
+
+def test_the_first_evening_is_read_from_its_page_and_its_times_are_written_into_it():
+    text = first_evening_page.PAGE.read_text()
+    lines = first_evening_page.commands(text)
+    assert [line.split()[1] for line in lines] == ["check", "train", "rank", "predict", "check"]
+    assert not any("#" in line for line in lines)
+    assert "--max-time 1m" in first_evening_page.commands(text, quick=True)[1]
+
+    rows = [{"command": "check", "s": 12.3, "CPU s": 8.0, "load": 0.9}]
+    drafts = {"nuclei": 4031, "drafts": 3900, "AP": 0.5, "AP50": 0.8}
+    filled = first_evening_page.filled(text, {"machine": MACHINE, "rows": rows, "drafts": drafts})
+    assert "| `check` | 12 s | 8 s |" in filled
+    assert "mask AP 0.500, AP50 0.800" in filled
+    assert "other work" not in filled
+    assert filled.split("<!-- times -->")[0] == text.split("<!-- times -->")[0]
+    rows[0]["load"] = 4.0
+    busy = {"machine": MACHINE, "rows": rows, "drafts": drafts}
+    assert "**other work ran on the machine**" in first_evening_page.filled(filled, busy)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import maskrcnn as mr
@@ -471,7 +472,21 @@ def test_predict_continues_after_a_broken_file(
     results = json.loads((tmp_path / "found" / "results.json").read_text())
     assert {entry["file_name"] for entry in results} <= {"00001.png"}
     assert (tmp_path / "found" / "00001.png").is_file()
-    assert run(["predict", str(tiny_model), str(image), "--out", str(tmp_path / "again")]) == 0
+
+
+def test_overlays_have_the_size_of_the_image_unless_asked(
+    scenes: Path, tiny_model: Path, tmp_path: Path
+):
+    image = scenes / "images" / "00001.png"
+    with Image.open(image) as opened:
+        own = opened.size
+    factor = round(640 / max(own))
+    assert factor > 1
+    for flags, wanted in ([], own), (["--enlarge"], (factor * own[0], factor * own[1])):
+        out = tmp_path / f"out{len(flags)}"
+        assert run(["predict", str(tiny_model), str(image), "--out", str(out), *flags]) == 0
+        with Image.open(out / image.name) as overlay:
+            assert overlay.size == wanted
 
 
 def test_predict_prints_a_long_path_unbroken(

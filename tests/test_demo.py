@@ -116,7 +116,7 @@ def test_truth_is_drawn_with_the_annotated_masks_and_keypoints(tmp_path: Path):
         annotations = record.annotations
         size = (record.height, record.width)
         truth = truth_instances(annotations, data.categories, size)
-        for mask, a in zip(truth.masks().dense().numpy(), annotations, strict=True):
+        for mask, a in zip(truth.masks.dense().numpy(), annotations, strict=True):
             wanted = rle.decode(a.rle or {})
             assert (mask & wanted).sum() / (mask | wanted).sum() > 0.97
         keypoints = [a.keypoints[:, :2] for a in annotations if a.keypoints is not None]

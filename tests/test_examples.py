@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public names run, each in an empty folder."""
+"""The examples in the docstrings of the public names and of their methods run, each in an empty folder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ RECORDS = (
     "BoxHeadConfig",
     "Category",
     "CheckReport",
+    "ConversionReport",
     "DataError",
     "DataWarning",
     "Detections",
@@ -47,11 +48,32 @@ RECORDS = (
 )
 
 
+def documented(name: str) -> str:
+    """The docstring of a public name, or of a method or property written as Class.method."""
+    owner, _, member = name.partition(".")
+    thing = getattr(mr, owner)
+    return inspect.getdoc(inspect.getattr_static(thing, member) if member else thing) or ""
+
+
 def examples(name: str) -> list[doctest.Example]:
-    return doctest.DocTestParser().get_examples(inspect.getdoc(getattr(mr, name)) or "")
+    return doctest.DocTestParser().get_examples(documented(name))
 
 
-WITH_EXAMPLES = [name for name in mr.__all__ if name != "__version__" and examples(name)]
+def members(name: str) -> list[str]:
+    """The public methods and properties that a public class defines."""
+    thing = getattr(mr, name)
+    own = vars(thing) if inspect.isclass(thing) else {}
+    kinds = (property, classmethod, staticmethod)
+    return [
+        f"{name}.{member}"
+        for member, value in own.items()
+        if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, kinds))
+    ]
+
+
+PUBLIC = [name for name in mr.__all__ if name != "__version__"]
+METHODS = [method for name in PUBLIC for method in members(name)]
+WITH_EXAMPLES = [name for name in (*PUBLIC, *METHODS) if examples(name)]
 
 
 def test_every_public_function_and_class_has_an_example() -> None:
@@ -60,12 +82,19 @@ def test_every_public_function_and_class_has_an_example() -> None:
     assert set(RECORDS) <= set(mr.__all__)
 
 
+def test_every_method_of_instances_has_an_example() -> None:
+    assert {name for name in METHODS if name.startswith("Instances.")} <= {
+        *WITH_EXAMPLES,
+        "Instances.image",
+    }
+
+
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_example_of_a_public_name_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    test = doctest.DocTest(examples(name), {}, name, None, None, inspect.getdoc(getattr(mr, name)))
+    test = doctest.DocTest(examples(name), {}, name, None, None, documented(name))
     printed: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     result = runner.run(test, out=printed.append)

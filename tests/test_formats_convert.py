@@ -44,7 +44,15 @@ def test_every_format_is_recognized_and_converted_on(format_name: str, coco: Pat
 
 
 def test_coco_to_coco_changes_nothing_that_is_annotated(coco: Path, tmp_path: Path):
-    assert not mr.convert_annotations(coco, tmp_path / "out.json", "coco")
+    report = mr.convert_annotations(coco, tmp_path / "out.json", "coco")
+    assert not report.lost
+    assert (report.images, report.annotations) == (
+        3,
+        len(json.loads(coco.read_text())["annotations"]),
+    )
+    assert str(report) == (
+        f"{tmp_path / 'out.json'}: 3 images, {report.annotations} annotations written as coco; nothing lost"
+    )
     before, after = json.loads(coco.read_text()), json.loads((tmp_path / "out.json").read_text())
     assert after["categories"] == before["categories"]
     for old, new in zip(before["annotations"], after["annotations"], strict=True):
@@ -200,13 +208,13 @@ def test_real_masks_survive_every_format_that_can_represent_them(shared: Path, t
     }
     (tmp_path / "few.json").write_text(json.dumps(few | {"categories": source["categories"]}))
     for format_name in ("yolo-seg", "labelme", "via", "cvat", "voc", "png-each"):
-        losses = mr.convert_annotations(
+        report = mr.convert_annotations(
             tmp_path / "few.json",
             tmp_path / format_name,
             format_name,
             images=shared / "data/nuclei/images",
         )
-        assert not losses
+        assert not report.lost
         mr.convert_annotations(tmp_path / format_name, tmp_path / f"{format_name}.json", "coco")
         back = json.loads((tmp_path / f"{format_name}.json").read_text())
         masks = [

@@ -95,7 +95,7 @@ def test_predictions_equal_those_of_the_processor() -> None:
     assert len(there) == len(here)
     torch.testing.assert_close(there.boxes, here.boxes, atol=0.1, rtol=0)
     torch.testing.assert_close(there.scores, here.scores, atol=5e-3, rtol=0)
-    assert ((there.masks().dense() != here.masks().dense()).sum() < 20 * len(here)).item()
+    assert ((there.masks.dense() != here.masks.dense()).sum() < 20 * len(here)).item()
 
 
 @pytest.mark.parametrize("name", ["small", "joint"])

@@ -22,7 +22,7 @@ with PeakMemory() as peak:
     detections = mr.predict(model, image)
     corners = (torch.rand(len(detections), 2, 2) * torch.tensor([6000.0, 4000.0])).sort(dim=1).values  # larger than the untrained network's
     detections = replace(detections, boxes=corners.flatten(1), mask_grids=torch.rand(len(detections), 28, 28))
-    drawn = detections.masks().rle()
+    drawn = detections.masks.rle()
 assert len(drawn) == 300, len(drawn)
 print(peak.bytes)
 """

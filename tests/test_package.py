@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import ast
+import email
 import importlib
 import inspect
+import json
 import pkgutil
+import re
 import resource
 import subprocess
 import sys
@@ -21,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose module has another name.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
 # Imported inside functions that explain how to install them, or together with the files that need them.
-OPTIONAL = {"supervision"}
+OPTIONAL = {"pandas", "supervision"}
 
 
 def seconds_of(script: str) -> tuple[float, str]:
@@ -121,39 +124,89 @@ def test_every_dependency_is_imported():
         ), name
 
 
-def test_the_wheel_holds_the_whole_package_and_works_alone(tmp_path: Path):
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(ROOT),
-    ]
-    subprocess.run(build, check=True, capture_output=True, text=True)
-    (wheel,) = tmp_path.glob("maskrcnn-*.whl")
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built source distribution and wheel."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run(build, check=True, capture_output=True, text=True, cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("maskrcnn-*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_whole_package_and_its_license(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if name.startswith("maskrcnn/")}
-        archive.extractall(tmp_path / "site")
-        assert any(name.endswith("LICENSE") for name in archive.namelist())
+        names = archive.namelist()
     wanted = {
         p.relative_to(SOURCE.parent).as_posix()
         for p in SOURCE.rglob("*")
         if p.is_file() and "__pycache__" not in p.parts
     }
-    assert held == wanted
-    site = str(tmp_path / "site")
-    script = f"import sys; sys.path.insert(0, {site!r}); from maskrcnn import cli; cli.run(['weights']); print(cli.__file__)"
+    assert {name for name in names if name.startswith("maskrcnn/")} == wanted
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+PREDICT = """
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+
+def refuse(*_):
+    raise OSError("the network is off")
+
+socket.socket.connect = refuse
+from PIL import Image
+from maskrcnn import cli
+from maskrcnn.synthetic.micrograph import draw_micrograph
+Image.fromarray(draw_micrograph(0, (96, 128), 6)[0]).save("image.png")
+status = cli.run(["predict", "nuclei", "image.png", "--out", "predictions"])
+print(cli.__file__)
+sys.exit(status)
+"""
+
+
+def test_the_wheel_predicts_nuclei_without_a_network(wheel: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script],
+        [sys.executable, "-I", "-c", PREDICT, str(site)],
         capture_output=True,
         text=True,
         check=True,
         cwd=tmp_path,
+        env={"MASKRCNN_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
     )
-    assert "maskrcnn_r50_fpn_coco" in done.stdout
-    assert site in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(str(site))
+    assert json.loads((tmp_path / "predictions" / "results.json").read_text())
+
+
+def test_a_package_index_gets_the_metadata_and_a_readme_whose_links_work_there(wheel: Path):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    for field in ("Summary", "Author", "Keywords", "Classifier", "License-Expression"):
+        assert metadata[field], field
+    urls = dict(url.split(", ") for url in metadata.get_all("Project-URL", []))
+    assert {"Repository", "Documentation", "Changelog", "Issues"} <= urls.keys()
+    assert metadata["Description-Content-Type"] == "text/markdown"
+
+    text = metadata.get_payload(decode=True)
+    assert isinstance(text, bytes)
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text.decode())
+    assert [mark for mark, _ in links].count("!") == 2
+    base = urls["Repository"]
+    for mark, link in links:
+        view = f"{base}/{'raw' if mark else 'blob'}/v{mr.__version__}/"
+        assert link.startswith((view, "https://", "#")), link
+        if link.startswith(base):
+            assert (ROOT / link.removeprefix(view).partition("#")[0]).exists(), link
+
+
+def test_a_package_index_would_accept_the_package(dist: Path):
+    check = pytest.importorskip("twine.commands.check", reason="twine is in the extra dev")
+    assert not check.check([str(path) for path in sorted(dist.iterdir())], strict=True)

@@ -50,11 +50,11 @@ def test_predictions_equal_detectron2s(golden, name, exact):
         )
     if result.mask_grids is not None:
         masks = json.loads((folder / "masks_rle.json").read_text())
-        for ours, theirs in zip(result.masks().rle(), masks, strict=True):
+        for ours, theirs in zip(result.masks.rle(), masks, strict=True):
             both_empty = coco_mask.area(ours) == coco_mask.area(theirs) == 0
             assert both_empty or coco_mask.iou([ours], [theirs], [0])[0, 0] > 0.99
         # Exactly at the threshold a pixel may differ.
-        np.testing.assert_allclose(result.masks().area(), expected["mask_area"], atol=3, rtol=1e-3)
+        np.testing.assert_allclose(result.masks.area(), expected["mask_area"], atol=3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -205,7 +205,7 @@ def compare(
     torch.testing.assert_close(ours.boxes, theirs["boxes"], atol=boxes, rtol=0)
     assert len(ours.labels.unique()) > 1 or len(ours.categories) == 1
     if "masks" in theirs:
-        dense, wanted = ours.masks().dense(), theirs["masks"][:, 0] > 0.5
+        dense, wanted = ours.masks.dense(), theirs["masks"][:, 0] > 0.5
         union = (dense | wanted).sum((1, 2))
         overlap = torch.where(union > 0, (dense & wanted).sum((1, 2)) / union.clamp(min=1), 1.0)
         assert overlap.min() > masks

@@ -34,6 +34,15 @@ from maskrcnn.weights import catalog
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
+PAGES = (
+    "README.md",
+    "docs/first_evening.md",
+    "docs/training.md",
+    "docs/data.md",
+    "docs/prediction.md",
+)
+"""Pages whose commands and public names are compared with those of the program."""
+
 TINY = {
     "steps": "1",
     "batch_size": "1",
@@ -145,7 +154,7 @@ def test_commands_of_the_readme_run_in_their_order(folder: Path, capsys: pytest.
 
 
 def test_commands_name_options_that_exist(capsys: pytest.CaptureFixture):
-    for page in ("README.md", "docs/training.md", "docs/data.md", "docs/prediction.md"):
+    for page in PAGES:
         text = (ROOT / page).read_text()
         for line in re.findall(r"^maskrcnn (\w+ .*)$", text, flags=re.MULTILINE):
             words = shlex.split(line, comments=True)
@@ -172,7 +181,7 @@ def test_modules_of_torchrun_lines_exist():
 
 
 def test_public_names_of_the_documents_exist():
-    for page in ("README.md", "docs/training.md", "docs/data.md", "docs/prediction.md"):
+    for page in PAGES:
         used = set(re.findall(r"\bmr\.(\w+)", (ROOT / page).read_text()))
         missing = sorted(used - set(maskrcnn.__all__))
         assert not missing, f"{page} uses names that the package does not export: {missing}"

@@ -71,7 +71,7 @@ def test_the_cards_figures_are_the_catalogs():
 def test_nuclei_are_detected_in_a_drawn_micrograph_without_a_network():
     image, truth = draw_micrograph(seed=3)
     detections = mr.predict(mr.load("nuclei"), image, min_score=0.5)
-    overlaps = matched(truth, detections.masks().dense().numpy())
+    overlaps = matched(truth, detections.masks.dense().numpy())
     assert len(overlaps) >= 0.9 * len(truth)
     assert len(detections) <= 1.2 * len(truth)
     assert np.mean(overlaps) > 0.8

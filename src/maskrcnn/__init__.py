@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     )
     from .dataset_checks.check_dataset import check_dataset
     from .dataset_checks.check_report import CheckReport
-    from .draw import draw_instances
+    from .draw.overlay import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
-    from .formats.convert import convert_annotations
+    from .formats.convert import ConversionReport, convert_annotations
     from .formats.load_dataset import load_dataset
     from .images.image_files import image_files
     from .images.read import ImageError
-    from .instances import Instances
+    from .instances.instances import Instances
     from .model.maskrcnn import MaskRCNN
     from .prediction.optimize import optimize_for_inference
     from .prediction.predict_files import predict_files
@@ -80,6 +80,7 @@ __all__ = [
     "Category",
     "CheckReport",
     "CocoDataset",
+    "ConversionReport",
     "DataError",
     "DataWarning",
     "Detections",
@@ -168,8 +169,8 @@ _NAMES = {
         "maskrcnn_r18_small",
     ),
     "structures": ("Batch", "Detections", "Proposals", "Truth"),
-    "instances": ("Instances",),
-    "draw": ("draw_instances",),
+    "instances.instances": ("Instances",),
+    "draw.overlay": ("draw_instances",),
     "images.image_files": ("image_files",),
     "images.read": ("ImageError",),
     "model.maskrcnn": ("MaskRCNN",),
@@ -181,7 +182,7 @@ _NAMES = {
     "annotations.split": ("split_dataset",),
     "dataset_checks.check_dataset": ("check_dataset",),
     "dataset_checks.check_report": ("CheckReport",),
-    "formats.convert": ("convert_annotations",),
+    "formats.convert": ("ConversionReport", "convert_annotations"),
     "formats.load_dataset": ("load_dataset",),
     "weights.download": ("DownloadError",),
     "weights.load": ("load", "save"),

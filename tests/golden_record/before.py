@@ -430,7 +430,7 @@ def predictions(record: Record, folder: Path) -> None:
         add_answer(record, f"nuclei/fast/{number}", found)
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
-    record.add("nuclei/overlay", draw(found))
+    record.add("nuclei/overlay", draw(found, boxes=False, names=False))
     add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], form="reference"))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
     add_answer(record, "nuclei/half", mr.predict(mr.optimize(nuclei, "bfloat16"), images[1]))
@@ -440,7 +440,7 @@ def predictions(record: Record, folder: Path) -> None:
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw(mr.predict(model, image)[:6]))
+    record.add("joint/overlay", draw(mr.predict(model, image)[:6], boxes=False, names=False))
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))

@@ -46,7 +46,7 @@ from maskrcnn.config import (
     TrainConfig,
     UnlabeledConfig,
 )
-from maskrcnn.draw import draw_instances
+from maskrcnn.draw.overlay import draw_instances
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
 from maskrcnn.prediction.optimize import optimize_for_inference, reference
@@ -418,8 +418,8 @@ def add_answer(record: Record, key: str, found: Any) -> None:
     record.add(f"{key}/labels", found.labels)
     if found.mask_grids is not None:
         record.add(f"{key}/grids", found.mask_grids)
-        record.add(f"{key}/dense", found.masks().dense())
-        record.add(f"{key}/areas", found.masks().area())
+        record.add(f"{key}/dense", found.masks.dense())
+        record.add(f"{key}/areas", found.masks.area())
     if found.keypoints is not None:
         record.add(f"{key}/keypoints", found.keypoints)
         record.add(f"{key}/peaks", found.keypoint_logits)
@@ -438,7 +438,9 @@ def predictions(record: Record, folder: Path) -> None:
         add_answer(record, f"nuclei/fast/{number}", found)
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
-    record.add("nuclei/overlay", draw_instances(found))
+    # Boxes and names are placed otherwise than before, and lines on small objects are thinner.
+    plain = {"boxes": False, "names": False, "enlarge": True, "line_width": 2}
+    record.add("nuclei/overlay", draw_instances(found, **plain))
     add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], exact=True))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
     add_answer(
@@ -450,7 +452,7 @@ def predictions(record: Record, folder: Path) -> None:
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6]))
+    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6], **plain | {"line_width": None}))
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))
@@ -758,7 +760,7 @@ def converted(record: Record, folder: Path) -> None:
     add_data(record, "converted/source", mr.load_dataset(path))
     for name in FORMATS:
         out = folder / name
-        losses = mr.convert_annotations(path, out, name)
+        losses = mr.convert_annotations(path, out, name).lost
         counts = [int(count) for count in re.findall(r" \((\d+)\): ", str(losses))]
         record.plain(f"converted/{name}/lost", counts)
         record.plain(f"text/converted/{name}/lost", str(losses))

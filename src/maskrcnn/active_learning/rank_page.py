@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import ImageSource, Predictor
 from .rank import RankedImage
@@ -40,7 +40,7 @@ def write_rank_page(
     shown: list[tuple[RankedImage, str]] = []
     for image in images:
         result = measure_uncertainty(predictor, ImageSource(image.file))
-        drawn = draw_instances(result.uncertain[:_MOST])
+        drawn = draw_instances(result.uncertain[:_MOST], enlarge=True)
         drawn.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         shown.append((image, _data_url(drawn)))
 

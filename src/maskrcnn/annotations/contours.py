@@ -102,6 +102,12 @@ def join(contours: Sequence[Polygon]) -> Polygon:
     return whole
 
 
+def signed_area(contour: Polygon) -> float:
+    """Returns the area inside a contour in pixels; negative for a hole, as `trace` returns it."""
+    following = np.roll(contour, -1, axis=0)
+    return float((contour[:, 0] * following[:, 1] - following[:, 0] * contour[:, 1]).sum()) / 2
+
+
 def simplify(contour: Polygon, tolerance: float) -> Polygon:
     """Returns a contour with fewer points, which is easier to edit by hand.
 

@@ -49,7 +49,7 @@ def convert(
     from ..formats.convert import convert_annotations
     from .fix_advice import with_fix_advice
 
-    lost = with_fix_advice(
+    report = with_fix_advice(
         convert_annotations,
         source,
         out,
@@ -64,7 +64,6 @@ def convert(
         on_error=on_error,
         progress=True,
     )
-    for line in lost.remarks:
+    for line in report.remarks:
         print(line, file=sys.stderr)
-    summary = f"the format cannot represent:\n{lost}" if lost else "nothing lost"
-    print(f"{out}: written as {format}; {summary}")
+    print(report)

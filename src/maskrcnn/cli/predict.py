@@ -38,6 +38,7 @@ def predict(
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
     intensity_range: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
     max_pixels: int | None = None,
+    enlarge: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Detect objects in images; write overlays and a results.json in COCO's format.
 
@@ -66,6 +67,8 @@ def predict(
             such as 0 4095; by default those of the model, else the full range.
         max_pixels: Largest width x height that is decoded. Default: MASKRCNN_MAX_PIXELS, else
             500000000. Decoding takes up to 12 bytes per pixel, 32 for 16-bit color.
+        enlarge: Enlarge the overlays of images below 640 pixels. By default overlays have the
+            image's size.
     """
     from rich.console import Console
 
@@ -94,7 +97,13 @@ def predict(
     if format == "yolo":
         format = "yolo-pose" if network.config.keypoint else "yolo-seg"
     summary = predict_files(
-        predictor, inputs, out, batch_size=batch_size, annotations=format, simplify=simplify
+        predictor,
+        inputs,
+        out,
+        batch_size=batch_size,
+        enlarge=enlarge,
+        annotations=format,
+        simplify=simplify,
     )
 
     report_skipped(summary.failed)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ..annotations.annotation import BoxXYXY, is_number
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import Json
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..images.read import ImageError, read_image
 from ..truth_instances import truth_instances
 
@@ -98,7 +98,7 @@ def _draw(data: CocoDataset, index: int, boxes: bool = True) -> tuple[Image.Imag
     size = (record.height, record.width)
     truth = truth_instances(record.annotations, data.categories, size, _GRID)
     names = boxes and len(data.categories) > 1
-    image = draw_instances(truth, pixels, boxes=boxes, names=names, scores=False)
+    image = draw_instances(truth, pixels, boxes=boxes, names=names, scores=False, enlarge=True)
     return image, image.width / record.width
 
 

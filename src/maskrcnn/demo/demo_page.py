@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TypedDict
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..annotations.coco_dataset import CocoDataset
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..evaluation.evaluate import Evaluation
 from ..instances import Instances
 from ..training.log import read_rows
@@ -144,7 +143,7 @@ def _scene(out: Path, index: int, data: CocoDataset, prediction: Instances) -> S
     truth = truth_instances(record.annotations, data.categories, (record.height, record.width))
     confident = prediction[prediction.scores >= MIN_SCORE]
     left, right = (
-        draw_instances(replace(instances, source=pixels)) for instances in (truth, confident)
+        draw_instances(instances, pixels, enlarge=True) for instances in (truth, confident)
     )
 
     gap = 8

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..prediction.predictor import predict
 from ..synthetic.micrograph import draw_micrograph
 from ..weights.load import load
@@ -51,13 +51,13 @@ def predict_nuclei(out: Path, seed: int = 0) -> NucleiResult:
     prediction = predict(model, out / "micrograph.png", min_score=MIN_SCORE)
     seconds = time.perf_counter() - start
 
-    overlay = draw_instances(prediction, boxes=False, names=False)
+    overlay = draw_instances(prediction, boxes=False, names=False, enlarge=True)
     pair = Image.new("RGB", (2 * overlay.width + 8, overlay.height), "white")
     pair.paste(Image.fromarray(image).resize(overlay.size, Image.Resampling.BICUBIC), (0, 0))
     pair.paste(overlay, (overlay.width + 8, 0))
     pair.save(out / "micrograph.jpg", quality=90)
 
-    ious = matched(truth, prediction.masks().dense().numpy())
+    ious = matched(truth, prediction.masks.dense().numpy())
     return NucleiResult(
         overlay="micrograph.jpg",
         num_drawn=len(truth),

@@ -1,7 +1,7 @@
 """Converts any annotation format to any other.
 
 In:  whatever `load_dataset` reads, with all of its splits.
-Out: a new file or folder, and `Unrepresentable`: what the target format cannot represent.
+Out: a new file or folder, and a `ConversionReport`, which lists what the format cannot represent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -26,6 +26,32 @@ from .reading import Annotated, MissingSplit
 from .writing import ConversionTarget, ImageFiles, Unrepresentable, by_image, label_of
 
 
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert_annotations` wrote; `str(report)` is the text that the command prints."""
+
+    out: Path
+    """The new file or folder."""
+    format: str
+    images: int
+    """Number of images, with and without annotations."""
+    annotations: int
+    """Number of annotations that were handed to the format's writer."""
+    lost: Unrepresentable
+    """What the format cannot represent, with counts and locations; false if nothing was lost."""
+    remarks: tuple[str, ...] = ()
+    """What is in the source and was read differently than written, or is not used."""
+
+    def __str__(self) -> str:
+        lost = f"the format cannot represent:\n{self.lost}" if self.lost else "nothing lost"
+        counts = f"{_counted(self.images, 'image')}, {_counted(self.annotations, 'annotation')}"
+        return f"{self.out}: {counts} written as {self.format}; {lost}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def convert_annotations(
     source: str | Path | CocoDataset,
     out: str | Path,
@@ -40,7 +66,7 @@ def convert_annotations(
     points: int = 0,
     on_error: Literal["raise", "drop"] = "raise",
     progress: bool = False,
-) -> Unrepresentable:
+) -> ConversionReport:
     """Writes annotations in another format, and reports anything that it cannot represent.
 
     Args:
@@ -64,8 +90,8 @@ def convert_annotations(
         progress: show progress bars.
 
     Returns:
-        What the format cannot represent, with counts and locations. It is false if nothing was
-        lost, and printing it lists everything.
+        A report to print: how much was written, and what the format cannot represent (`lost`,
+        false if there is nothing).
 
     Raises:
         FileExistsError: `out` exists.
@@ -76,9 +102,12 @@ def convert_annotations(
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.scenes import write_scenes
         >>> file = write_scenes("scenes", count=2)
-        >>> lost = mr.convert_annotations(file, "labelme", "labelme")
-        >>> print(lost)
+        >>> report = mr.convert_annotations(file, "labelme", "labelme")
+        >>> print(report)
+        labelme: 2 images, 4 annotations written as labelme; the format cannot represent:
         limbs of skeletons (1): figure
+        >>> bool(report.lost)
+        True
         >>> len(mr.load_dataset("labelme"))
         2
     """
@@ -97,8 +126,14 @@ def convert_annotations(
     lost = write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )
-    lost.remarks = [remark for annotated in parts.values() for remark in annotated.remarks]
-    return lost
+    return ConversionReport(
+        out=Path(out),
+        format=format,
+        images=sum(len(part.content["images"]) for part in parts.values()),
+        annotations=sum(len(part.content["annotations"]) for part in parts.values()),
+        lost=lost,
+        remarks=tuple(remark for part in parts.values() for remark in part.remarks),
+    )
 
 
 def _only_split(source: str | Path | CocoDataset, parts: Mapping[str, Annotated]) -> Annotated:

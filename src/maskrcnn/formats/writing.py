@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, cast
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
-from ..annotations.contours import Polygon, fill, join, simplify, trace, union
+from ..annotations.contours import Polygon, fill, join, signed_area, simplify, trace, union
 from ..runtime.progress import track
 from .reading import Annotated, BoxXYXY, relative
 
@@ -28,19 +28,15 @@ ImageFiles = Literal["copy", "link", "reference"]
 _SHOWN = 3  # locations that are listed for each kind of loss
 
 
+@dataclass
 class Unrepresentable:
     """What the target format could not represent, counted.
 
     False if nothing was lost; `str` lists each kind with its count and the first locations.
-
-    Attributes:
-        locations: kind of loss -> where it occurred.
-        remarks: what is in the source and was read differently than written, or is not used.
     """
 
-    def __init__(self) -> None:
-        self.locations: dict[str, list[str]] = {}
-        self.remarks: list[str] = []
+    locations: dict[str, list[str]] = field(default_factory=dict)
+    """Kind of loss -> where it occurred."""
 
     def add(self, kind: str, where: str) -> None:
         """Adds one loss, and where it occurred."""
@@ -244,7 +240,7 @@ def traced(rle: RLE, tolerance: float = 0.0) -> list[Polygon]:
     """The polygons of an RLE; an RLE with holes gives a single polygon."""
     crop, x0, y0 = coco_rle.decode_crop(rle)
     contours = [contour + np.array([x0, y0]) for contour in trace(crop)]
-    has_holes = any(_area(contour) < 0 for contour in contours)
+    has_holes = any(signed_area(contour) < 0 for contour in contours)
     if tolerance:
         contours = [simplify(contour, tolerance) for contour in contours]
     return [join(contours)] if has_holes else contours
@@ -284,12 +280,6 @@ def _areal(mask: Sequence[Sequence[float]]) -> list[Polygon]:
     """The polygons that have at least three points."""
     parts = [np.array(part, dtype=float).reshape(-1, 2) for part in mask]
     return [part for part in parts if len(part) > 2]
-
-
-def _area(contour: np.ndarray) -> float:
-    """Twice the signed area; negative for a hole."""
-    following = np.roll(contour, -1, axis=0)
-    return float((contour[:, 0] * following[:, 1] - following[:, 0] * contour[:, 1]).sum())
 
 
 def box_of(raw: CocoAnnotation) -> BoxXYXY | None:
@@ -357,7 +347,7 @@ def drawable(raw: CocoAnnotation, tolerance: float) -> list[Polygon]:
     mask = raw.get("segmentation")
     if not isinstance(mask, Mapping):
         return _areal(mask or [])
-    if not tolerance or any(_area(c) <= 0 for c in trace(coco_rle.decode_crop(mask)[0])):
+    if not tolerance or any(signed_area(c) <= 0 for c in trace(coco_rle.decode_crop(mask)[0])):
         return []
     return traced(cast("RLE", mask), tolerance)
 

@@ -143,6 +143,17 @@ class MaskRCNN(nn.Module):
             keypoint_head=keypoint_head,
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the categories, in the order of the labels.
+
+        Example:
+            >>> import maskrcnn as mr
+            >>> mr.load("nuclei").names
+            ('nucleus',)
+        """
+        return tuple(category.name for category in self.config.categories)
+
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from ..annotations import rle
 from ..annotations.categories import category_to_coco
 from ..annotations.coco_types import CocoResult
-from ..draw import KEYPOINT_SCORE
+from ..draw.overlay import KEYPOINT_SCORE
 from ..formats.convert import check_new, write_all
 from ..formats.reading import Annotated
 from ..instances import Instances

@@ -89,6 +89,7 @@ def predict_files(
     *,
     batch_size: int = 1,
     overlays: bool = True,
+    enlarge: bool = False,
     annotations: str | None = None,
     simplify: float = 0.5,
     progress: bool = True,
@@ -105,6 +106,7 @@ def predict_files(
         out: the folder to write to; created if it does not exist. Images under it are not read.
         batch_size: up to this many images of equal padded shape share one forward pass.
         overlays: draw the objects of each image on a copy of it.
+        enlarge: enlarge overlays of images below 640 px (see `draw_instances`).
         annotations: also write annotations of this format to OUT/FORMAT, to be corrected in an
             annotation tool. See `convert_annotations` for the formats.
         simplify: tolerance in pixels of their polygons. Larger values give fewer points; 0 = exact.
@@ -185,11 +187,12 @@ def predict_files(
             if drafts and (path := paths[name]):
                 drafts.add(path, instances, results)
             if overlays:
-                _save_overlay(instances, targets[name])
+                _save_overlay(instances, targets[name], enlarge)
 
             summary.images += 1
-            summary.objects.update(instances.names)
-            summary.images_with.update(set(instances.names))
+            names = instances.names.tolist()
+            summary.objects.update(names)
+            summary.images_with.update(set(names))
             bar.advance(task)
 
         if not summary.images:
@@ -238,12 +241,10 @@ def _shortened(path: Path) -> Path:
     return path.with_name(f"{kept}-{digest}{path.suffix}")
 
 
-def _save_overlay(instances: Instances, path: Path) -> None:
-    from ..draw import draw_instances
-
+def _save_overlay(instances: Instances, path: Path, enlarge: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # quality is for JPEG; the compression level for PNG takes a third of the default's time
-    draw_instances(instances).save(path, quality=90, compress_level=3)
+    instances.plot(enlarge=enlarge).save(path, quality=90, compress_level=3)
 
 
 @contextmanager

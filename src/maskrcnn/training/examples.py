@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..instances import Instances
 from .sampler import training_plan
 
@@ -95,7 +95,7 @@ def draw_example(example: Example, model: ModelConfig) -> Image.Image:
         mask_grids=None if model.mask is None else truth.masks[0].float() / 255,
         keypoints=keypoints,
     )[objects]
-    drawn = draw_instances(instances, pixels, names=False)
+    drawn = draw_instances(instances, pixels, names=False, enlarge=True)
 
     factor = drawn.width / pixels.shape[1]
     pen = ImageDraw.Draw(drawn)
