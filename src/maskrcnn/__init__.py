@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .annotations.merge import merge_datasets
     from .annotations.problems import DataError, DataWarning
     from .annotations.split import split_dataset
+    from .augmentation.loader import TrainingLoader
+    from .augmentation.training_set import TrainingSet
     from .config import (
         AugmentConfig,
         BoxHeadConfig,
@@ -62,21 +64,29 @@ if TYPE_CHECKING:
         maskrcnn_r101_fpn,
     )
     from .recipe.recipe import Recipe, choose_recipe
+    from .runtime.atomic_files import WriteError
+    from .runtime.interruption import Interrupted
     from .settings import override_config
     from .structures import Batch, Detections, Proposals, Truth
+    from .training.callback import ActiveRun, Callback
     from .training.examples import draw_examples
     from .training.fit import Run, train
     from .training.learner import NonFiniteLossError
     from .training.plan import TrainingPlan, plan_training
+    from .training.sampler import BatchPlan
+    from .training.trackers import MLflowLog, TrackioLog, WandbLog
     from .weights.download import DownloadError
     from .weights.load import load, save
     from .weights.pickles import WeightsError
 
 __all__ = [
+    "ActiveRun",
     "Annotation",
     "AugmentConfig",
     "Batch",
+    "BatchPlan",
     "BoxHeadConfig",
+    "Callback",
     "Category",
     "CheckReport",
     "CocoDataset",
@@ -88,7 +98,9 @@ __all__ = [
     "ImageError",
     "InputConfig",
     "Instances",
+    "Interrupted",
     "KeypointHeadConfig",
+    "MLflowLog",
     "MaskHeadConfig",
     "MaskRCNN",
     "ModelConfig",
@@ -102,12 +114,17 @@ __all__ = [
     "Record",
     "RoIConfig",
     "Run",
+    "TrackioLog",
     "TrainConfig",
+    "TrainingLoader",
     "TrainingPlan",
+    "TrainingSet",
     "TrunkConfig",
     "Truth",
     "UnlabeledConfig",
+    "WandbLog",
     "WeightsError",
+    "WriteError",
     "__version__",
     "check_dataset",
     "choose_recipe",
@@ -195,6 +212,13 @@ _NAMES = {
     "training.fit": ("Run", "train"),
     "training.plan": ("TrainingPlan", "plan_training"),
     "training.learner": ("NonFiniteLossError",),
+    "training.callback": ("ActiveRun", "Callback"),
+    "training.trackers": ("MLflowLog", "WandbLog", "TrackioLog"),
+    "runtime.interruption": ("Interrupted",),
+    "runtime.atomic_files": ("WriteError",),
+    "augmentation.loader": ("TrainingLoader",),
+    "augmentation.training_set": ("TrainingSet",),
+    "training.sampler": ("BatchPlan",),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -37,6 +37,7 @@ from ..annotations.annotation import KEYPOINT_OFFSET, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
+from ..images.read import ImageError
 from ..preprocess import prepare
 from ..structures import Batch, Truth
 from . import geometry
@@ -57,6 +58,14 @@ _MIN_HULL_SHARE = 0.2
 # most 32 of 255 over the channels are of one kind; this keeps black ones and white ones apart.
 _COLOR_STEP = 4
 _NEAR_COLOR = 32.0
+
+
+class UnreadableExampleError(ImageError):
+    """An image of a training set cannot be read; `image_id` says which."""
+
+    def __init__(self, message: str, image_id: int) -> None:
+        super().__init__(message)
+        self.image_id = image_id
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,9 @@ class TrainingSet:
         Args:
             index: of the image in the data set.
             seed: determines the view and what is pasted.
+
+        Raises:
+            UnreadableExampleError: the image, or one to paste from, cannot be read.
         """
         loaded = self._image(index)
         if self.augment is None:
@@ -251,8 +263,12 @@ class TrainingSet:
         if record.labeled is not None:
             labeled = np.isin(np.arange(self.model.num_classes), list(record.labeled))
 
+        try:
+            pixels = self.dataset.image(index, self.model.input.intensity_range)
+        except ImageError as error:
+            raise UnreadableExampleError(str(error), record.image_id) from error
         return _LoadedImage(
-            image=self.dataset.image(index, self.model.input.intensity_range),
+            image=pixels,
             image_id=record.image_id,
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             has_box=np.array([b is not None for b in bounds], dtype=bool),

@@ -111,6 +111,8 @@ class Learner:
         self.terms = loss_terms(self.model.config)
         self.teacher = self._teacher(unlabeled) if unlabeled is not None else None
 
+        self.note_unreadable: Callable[[int, str], None] | None = None
+        """Called for images that cannot be read, which others replace; None = they are an error."""
         self.images_per_step = images_per_step(config, processes.world)
         self.rate = scaled_rate(config, processes.world)
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
@@ -284,6 +286,7 @@ class Learner:
                 config.workers,
                 model.input.size_divisor,
                 pin_memory=processes.device.type == "cuda",
+                note_unreadable=self.note_unreadable,
             )
             self.batches = iter(loader)
         return next(self.batches)

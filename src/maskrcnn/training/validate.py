@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import ModelConfig, TrainConfig
+from ..images.read import ImageError
 from ..ops.device import is_async
 from ..preprocess import input_size
 from .processes import Processes
@@ -63,6 +64,7 @@ def validate(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None] = lambda _: None,
+    note_unreadable: Callable[[int, str], None] | None = None,
 ) -> dict[str, float]:
     """Loss and average precision of `model` in evaluation mode.
 
@@ -75,11 +77,16 @@ def validate(
         processes: share the images.
         advance: gets the number of images that are done, twice for each image: for the loss and for
             the predictions.
+        note_unreadable: called with id and reason for images that cannot be read, which are
+            left out; None = they are an error.
+
+    Raises:
+        ImageError: an image cannot be read or, with `note_unreadable`, none can.
     """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes, advance)
-    numbers |= _precision(model, validation, config, processes, advance)
+    numbers = _losses(model, validation, config, processes, advance, note_unreadable)
+    numbers |= _precision(model, validation, config, processes, advance, note_unreadable)
     model.train(was_training)
     return numbers
 
@@ -91,6 +98,7 @@ def _losses(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None],
+    note_unreadable: Callable[[int, str], None] | None,
 ) -> dict[str, float]:
     """Mean loss terms of unaugmented images; anchors and RoIs are sampled the same every time."""
     from ..augmentation.loader import TrainingLoader
@@ -111,7 +119,11 @@ def _losses(
     terms = loss_terms(model.config)
     sums = torch.zeros(len(terms), device=processes.device)
     for batch, truth in TrainingLoader(
-        images, plan.batches(stop=steps), config.workers, model.config.input.size_divisor
+        images,
+        plan.batches(stop=steps),
+        config.workers,
+        model.config.input.size_divisor,
+        note_unreadable=note_unreadable,
     ):
         losses = model.losses(batch.to(processes.device), truth.to(processes.device))
         sums += torch.stack([losses[term].float() for term in terms])
@@ -143,6 +155,7 @@ def _precision(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None],
+    note_unreadable: Callable[[int, str], None] | None,
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.coco_results import coco_results
@@ -154,6 +167,7 @@ def _precision(
         share = validation.subset(range(processes.rank, len(validation), processes.world))
 
     own_results = []
+    own_unreadable: dict[int, str] = {}  # by image id
     if len(share):
         own_results = coco_results(
             Predictor(model, device=processes.device),
@@ -167,15 +181,32 @@ def _precision(
                 else 1
             ),
             advance=advance,
+            note_unreadable=own_unreadable.__setitem__ if note_unreadable else None,
         )
     results = list(chain.from_iterable(processes.gather(own_results)))
+
+    # Images that cannot be read are left out of the truth as well.
+    unreadable: dict[int, str] = {}
+    for of_process in processes.gather(own_unreadable):
+        unreadable |= of_process
+    for image_id, reason in unreadable.items():
+        assert note_unreadable is not None
+        note_unreadable(image_id, reason)
+    readable = validation
+    if unreadable:
+        indices = range(len(validation))
+        readable = validation.subset(
+            [i for i in indices if validation[i].image_id not in unreadable]
+        )
+    if not len(readable):
+        raise ImageError(f"no validation image can be read: {next(iter(unreadable.values()))}")
 
     numbers: dict[str, float] = {}
     if processes.main:
         max_detections = max(100, model.config.box.max_detections)
         tasks = evaluate_results(
             results,
-            validation.truth(),
+            readable.truth(),
             validation.categories,
             evaluated_tasks(model.config),
             max_detections,
