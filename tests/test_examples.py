@@ -13,6 +13,7 @@ import maskrcnn as mr
 # Plain records, exceptions and tables of settings need no example.
 RECORDS = (
     "__version__",
+    "ActiveRun",
     "Annotation",
     "AugmentConfig",
     "Batch",
@@ -26,7 +27,9 @@ RECORDS = (
     "Evaluation",
     "ImageError",
     "InputConfig",
+    "Interrupted",
     "KeypointHeadConfig",
+    "MLflowLog",
     "MaskHeadConfig",
     "ModelConfig",
     "NeckConfig",
@@ -38,12 +41,15 @@ RECORDS = (
     "Record",
     "RoIConfig",
     "Run",
+    "TrackioLog",
     "TrainConfig",
     "TrainingPlan",
     "TrunkConfig",
     "Truth",
     "UnlabeledConfig",
+    "WandbLog",
     "WeightsError",
+    "WriteError",
 )
 
 

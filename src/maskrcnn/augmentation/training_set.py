@@ -121,6 +121,15 @@ class TrainingSet:
     Raises:
         DataError: the categories are not the model's, or copy-paste is on and no object has a mask.
         ValueError: `augment.copy_paste_choices` is less than 1.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
+        >>> model = mr.maskrcnn_r18_small(data.categories)
+        >>> example = mr.TrainingSet(data, model, mr.AugmentConfig()).example(0, seed=1)
+        >>> example.image.shape[0], len(example.truth.boxes)
+        (3, 1)
     """
 
     def __init__(

@@ -114,6 +114,6 @@ def _interrupted(words: Sequence[str], stop: KeyboardInterrupt) -> int:
     if words and words[0] == "train":
         is_resumable = "--resume" in words or (isinstance(stop, Interrupted) and stop.resumable)
         again = [*words, *(["--resume"] if is_resumable and "--resume" not in words else [])]
-        how = "Resume from the checkpoint" if is_resumable else "Start again"
+        how = "Continue" if is_resumable else "Start again"
         print(f"{how} with:\n  maskrcnn {shlex.join(again)}", file=sys.stderr)
     return stop.exit_status if isinstance(stop, Interrupted) else 130

@@ -36,6 +36,7 @@ from ..annotations.coco_types import Json, JsonObject
 from ..annotations.labeled_categories import find_key_problems
 from ..annotations.problems import DataError, Problem, find_problems
 from ..images.read import ImageError, read_header
+from ..runtime.atomic_files import replace_text
 from .fix_annotation import fix_annotation
 from .size_evidence import annotated_at, may_be_annotated_at
 from .whole_dataset import looks_like_corners, raw_boxes
@@ -69,7 +70,7 @@ class FixedDataset:
                     "choose another name"
                 )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.content))
+        replace_text(path, json.dumps(self.content))
 
 
 def fix_dataset(data: CocoDataset, undecodable: Sequence[Problem] = ()) -> FixedDataset:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..annotations.coco_types import CocoCategory, CocoContent, CocoResult
 from ..annotations.json_file import read_json
 from ..config import Category
+from ..runtime.atomic_files import replace_text
 from ..runtime.plain_data import PlainData
 from .given_results import match_results, plain_id, read_results
 from .metric import FIELD, Task, tables
@@ -270,8 +271,8 @@ def _written(
 ) -> Evaluation:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out) / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
-        (Path(out) / "results.json").write_text(json.dumps(list(results)))
+        replace_text(Path(out) / "metrics.json", json.dumps(evaluation.to_dict(), indent=1))
+        replace_text(Path(out) / "results.json", json.dumps(list(results)))
     return evaluation
 
 

@@ -8,9 +8,12 @@ import errno
 import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .interruption import Interrupted
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
@@ -54,7 +57,7 @@ def writing(path: Path) -> Generator[None]:
 
 @contextmanager
 def stating_what_is_safe(describe: Callable[[], str]) -> Generator[None]:
-    """Adds to the message of a `WriteError` what is already safe.
+    """Adds to the message of a `WriteError`, and of an interruption, what is already safe.
 
     Args:
         describe: returns it, as a sentence.
@@ -63,6 +66,9 @@ def stating_what_is_safe(describe: Callable[[], str]) -> Generator[None]:
         yield
     except WriteError as error:
         raise WriteError(f"{error}. {describe()}") from error
+    except KeyboardInterrupt as stop:
+        number = getattr(stop, "signal_number", signal.SIGINT)
+        raise Interrupted(describe(), signal_number=number) from None
 
 
 @contextmanager
@@ -128,7 +134,8 @@ def _free_space(path: Path, number: int) -> str:
     if number != errno.ENOSPC:
         return ""
     try:
-        return f" ({shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free)"
+        free = shutil.disk_usage(path.parent).free / 1e6
+        return f" ({free:,.1f} MB are free, which do not suffice)"
     except OSError:
         return ""
 

@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = int(signal_number)
         """The signal that arrived."""
         self.resumable = resumable
-        """Whether a checkpoint exists from which the work continues."""
+        """Whether the work can be continued: a training run whose folder exists."""
 
     @property
     def exit_status(self) -> int:

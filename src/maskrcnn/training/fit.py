@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 MOST_TIME_SAVING = 0.05
 REPORTED_CHANGE = 0.02  # of the number of steps, when it is corrected
 STOPPING = "Stopping after this step, with a checkpoint. Ctrl-C again ends at once."
+FROM_START = "so resume=True (--resume) starts the run from the beginning"
 SAMPLED = 3  # validation images, to estimate the time of an evaluation
 
 
@@ -357,10 +358,14 @@ class Trainer:
             error = Interrupted(
                 self._where_stopped(),
                 signal_number=getattr(stop, "signal_number", signal.SIGINT),
-                resumable=self.saved_step is not None,
+                resumable=True,
             )
             self.callbacks.send("on_end", error)
             raise error from None
+        except ImageError as cause:
+            error = ImageError(f"{cause}. {self._what_is_safe()}")
+            self.callbacks.send("on_end", error)
+            raise error from cause
         except BaseException as error:
             self.callbacks.send("on_end", error)
             raise
@@ -419,7 +424,7 @@ class Trainer:
         if (number := next(filter(None, received), None)) is not None:
             return Interrupted(signal_number=number)
         too_many = next((i.too_many() for i in self.unreadable.values() if i.too_many()), "")
-        return ImageError(f"{too_many}. {self._what_is_safe()}") if too_many else None
+        return ImageError(too_many) if too_many else None
 
     def _stop_if(self, reason: BaseException | None) -> None:
         if reason is not None:
@@ -429,7 +434,7 @@ class Trainer:
         """Where an interrupted run ended, and what is saved, as text."""
         step = self.state.step
         if self.saved_step is None:
-            return f"stopped after step {step}; {self.out} holds no checkpoint yet"
+            return f"stopped after step {step}; {self.out} holds no checkpoint yet, {FROM_START}"
         if self.saved_step == step:
             return f"stopped after step {step}; the checkpoint in {self.out} holds it"
         return (
@@ -439,7 +444,7 @@ class Trainer:
     def _what_is_safe(self) -> str:
         """What a run that ends by a fault has saved, and how it continues, as a sentence."""
         if self.saved_step is None:
-            return f"{self.out} holds no checkpoint yet"
+            return f"{self.out} holds no checkpoint yet, {FROM_START}"
         return (
             f"The checkpoint of step {self.saved_step} in {self.out} is safe; "
             "after the repair, continue with resume=True (--resume)"
