@@ -47,6 +47,7 @@ def objects_of(
         ignore=np.isin(np.arange(count), ignore),
         masks=[ViewMask(Pixels(m, 0, 0), np.eye(3)) for m in masks],
         keypoints=np.zeros((count, 0, 3)) if keypoints is None else keypoints,
+        annotation_ids=np.arange(count),
     )
 
 

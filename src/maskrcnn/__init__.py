@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from .annotations.merge import merge_datasets
     from .annotations.problems import DataError, DataWarning
     from .annotations.split import split_dataset
+    from .augmentation.augment import AugmentedView
     from .augmentation.loader import TrainingLoader
+    from .augmentation.own_augmentation import Augmentation
     from .augmentation.training_set import TrainingSet
     from .config import (
         AugmentConfig,
@@ -44,11 +46,13 @@ if TYPE_CHECKING:
     from .dataset_checks.check_report import CheckReport
     from .draw import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
+    from .formats.all_formats import register_format
     from .formats.convert import convert_annotations
     from .formats.load_dataset import load_dataset
     from .images.image_files import image_files
     from .images.read import ImageError
     from .instances import Instances
+    from .model.extra_head import ExtraHead, MatchedRoIs
     from .model.maskrcnn import MaskRCNN
     from .prediction.optimize import optimize_for_inference
     from .prediction.predict_files import predict_files
@@ -83,6 +87,8 @@ __all__ = [
     "ActiveRun",
     "Annotation",
     "AugmentConfig",
+    "Augmentation",
+    "AugmentedView",
     "Batch",
     "BatchPlan",
     "BoxHeadConfig",
@@ -95,6 +101,7 @@ __all__ = [
     "Detections",
     "DownloadError",
     "Evaluation",
+    "ExtraHead",
     "ImageError",
     "InputConfig",
     "Instances",
@@ -103,6 +110,7 @@ __all__ = [
     "MLflowLog",
     "MaskHeadConfig",
     "MaskRCNN",
+    "MatchedRoIs",
     "ModelConfig",
     "NeckConfig",
     "NonFiniteLossError",
@@ -150,6 +158,7 @@ __all__ = [
     "predict",
     "predict_files",
     "rank_images",
+    "register_format",
     "save",
     "split_dataset",
     "train",
@@ -219,6 +228,10 @@ _NAMES = {
     "augmentation.loader": ("TrainingLoader",),
     "augmentation.training_set": ("TrainingSet",),
     "training.sampler": ("BatchPlan",),
+    "model.extra_head": ("ExtraHead", "MatchedRoIs"),
+    "augmentation.own_augmentation": ("Augmentation",),
+    "augmentation.augment": ("AugmentedView",),
+    "formats.all_formats": ("register_format",),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 

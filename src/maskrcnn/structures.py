@@ -21,6 +21,8 @@ from .ops.device import is_async
 
 T = TypeVar("T", bound="_Tensors")
 
+_OPTIONAL = ("labeled", "annotation_ids")  # fields of Truth that may be None
+
 
 class _Tensors:
     """Moves all tensors of a dataclass together."""
@@ -173,6 +175,8 @@ class Truth(_Tensors):
     labeled: Bool[Tensor, "B C"] | None = None
     """Whether all objects of a category are annotated in an image. False: unannotated regions may
     hold more of them. None: all objects of all categories are annotated."""
+    annotation_ids: Int64[Tensor, "B N"] | None = None
+    """Id of the annotation that each object comes from, for heads of one's own; -1 = none."""
 
     @classmethod
     def empty(
@@ -218,8 +222,13 @@ class Truth(_Tensors):
             )
 
         return cls(
-            **{f.name: concatenated(f.name) for f in fields(cls) if f.name != "labeled"},
+            **{f.name: concatenated(f.name) for f in fields(cls) if f.name not in _OPTIONAL},
             labeled=cls._labeled(truths),
+            annotation_ids=(
+                None
+                if any(t.annotation_ids is None for t in truths)
+                else concatenated("annotation_ids")
+            ),
         )
 
     @staticmethod

@@ -19,7 +19,7 @@ from ..structures import Truth
 from . import geometry
 from .moved_masks import Mask, Pixels
 
-_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints")
+_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "annotation_ids")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class ViewObjects:
     masks: Sequence[ViewMask | None]
     keypoints: Float64[np.ndarray, "n J 3"]
     """x, y, visibility at the heatmap channels; zeros where unlabeled or outside."""
+    annotation_ids: Int64[np.ndarray, " n"]
 
     @property
     def visible(self) -> Int64[np.ndarray, " k"]:
@@ -117,6 +118,7 @@ class ViewObjects:
             "has_mask": np.any(grids, axis=(1, 2)),
             "keypoints": kept.keypoints.astype(np.float32),
             "has_keypoints": np.any(kept.keypoints[:, :, 2] > 0, axis=1),
+            "annotation_ids": kept.annotation_ids,
         }
         tensors = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
         labeled_row = None if labeled is None else torch.from_numpy(labeled)[None]

@@ -45,8 +45,10 @@ from .augment import AugmentedView, draw_view, warp
 from .copy_paste import draw_paste_position, paste
 from .moved_masks import Mask, mask_of
 from .objects import ViewMask, ViewObjects
+from .own_augmentation import Augmentation, changed_pixels
 
 CACHE_BYTES = 2**30
+_STREAM = 3  # of the seed that draws one's own changes; the plain seed draws those of AugmentConfig
 _MASK_OVERHEAD = 500  # bytes of Python objects per mask
 _MIN_BOX_LEFT = 0.1  # of a box; with less left by a crop an object is ignored
 
@@ -96,6 +98,7 @@ class _LoadedImage:
     masks: list[Mask | None]
     keypoints: np.ndarray
     """[n, J, 3] at the heatmap channels."""
+    annotation_ids: np.ndarray
     labeled: np.ndarray | None
     """[C], None = all categories."""
 
@@ -117,6 +120,7 @@ class TrainingSet:
         model: defines the input size, the size of mask truth, and the keypoint convention.
         augment: random changes. None = the whole image, as in `predict`.
         cache_bytes: memory for decoded images in each process, in bytes.
+        augmentation: random changes of your own, after those of `augment`.
 
     Raises:
         DataError: the categories are not the model's, or copy-paste is on and no object has a mask.
@@ -138,6 +142,7 @@ class TrainingSet:
         model: ModelConfig,
         augment: AugmentConfig | None,
         cache_bytes: int = CACHE_BYTES,
+        augmentation: Augmentation | None = None,
     ) -> None:
         _check_categories(dataset, model)
         if augment is not None and augment.copy_paste:
@@ -146,6 +151,7 @@ class TrainingSet:
         self.model = model
         self.augment = augment
         self.cache_bytes = cache_bytes
+        self.augmentation = augmentation
 
         self._cache: OrderedDict[int, _LoadedImage] = OrderedDict()
         self._cached_bytes = 0
@@ -186,10 +192,15 @@ class TrainingSet:
 
         rng = np.random.default_rng(seed)
         view = self._draw_view(loaded, rng)
+        own_rng = np.random.default_rng((seed, _STREAM))
+        if self.augmentation is not None:
+            view = self.augmentation.view(view, own_rng)
         pixels = warp(loaded.image, view, self.model.input)
         objects = self._objects(loaded, view)
         if self.augment.copy_paste and rng.random() < self.augment.copy_paste:
             pixels, objects = self._paste(index, view, pixels, objects, rng)
+        if self.augmentation is not None:
+            pixels = changed_pixels(self.augmentation, pixels, own_rng)
 
         # a copy even of one pixel, whose strides may be negative
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
@@ -285,6 +296,7 @@ class TrainingSet:
             ignore=np.array([a.ignore for a in objects], dtype=bool),
             masks=[mask_of(a) for a in objects],
             keypoints=keypoints,
+            annotation_ids=np.array([a.id for a in objects], dtype=np.int64),
             labeled=labeled,
         )
 
@@ -320,7 +332,9 @@ class TrainingSet:
             ignore = ignore | (_areas(comparable) < _MIN_BOX_LEFT * _areas(moved))
 
         masks = [None if mask is None else ViewMask(mask, view.matrix) for mask in image.masks]
-        return ViewObjects(boxes, image.has_box, image.labels, ignore, masks, keypoints)
+        return ViewObjects(
+            boxes, image.has_box, image.labels, ignore, masks, keypoints, image.annotation_ids
+        )
 
     def _keypoints(self, image: _LoadedImage, view: AugmentedView) -> np.ndarray:
         """Returns keypoints [n, J, 3] in the view, those outside as zeros.

@@ -25,10 +25,11 @@ compute what one process would compute with all their images.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ from ..config import ModelConfig, TrainConfig
 from ..images.read import ImageError
 from ..runtime.atomic_files import replacing, stating_what_is_safe
 from ..runtime.interruption import Interrupted, StopSignals
+from ..runtime.plain_data import PlainDict
 from ..settings import to_dict
 from .callback import ActiveRun, Callback, Callbacks, check_callbacks
 from .checkpoint import TrainLength, claim_folder, fingerprint, read_session, write_checkpoint
@@ -56,10 +58,11 @@ from .setup import (
 )
 from .time_budget import TimeBudget, next_review, with_least_left
 from .unreadable import UnreadableImages
-from .validate import evaluation_rows, validate, validation_columns
+from .validate import Metric, check_metrics, evaluation_rows, validate, validation_columns
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..augmentation.own_augmentation import Augmentation
     from ..model.maskrcnn import MaskRCNN
 
 # Share of the run that saving may take: large checkpoints are written less often than
@@ -129,6 +132,8 @@ def train(
     clock: Callable[[], float] | None = None,
     started: float | None = None,
     callbacks: Sequence[Callback] = (),
+    augmentation: Augmentation | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Run:
     """Trains a model and keeps its best and its last state in a folder.
 
@@ -159,6 +164,10 @@ def train(
             preparing the run is part of the time.
         callbacks: follow the run: loggers such as `MLflowLog`, or objects of your own subclass of
             `Callback`.
+        augmentation: random changes of your own to the annotated training images.
+        metrics: numbers of your own for every evaluation, by name. Each function gets the
+            detections, as a list of COCO results, and the validation images as a data set, and
+            returns the value of the column val/NAME. The best model is still chosen by AP.
 
     Returns:
         The trained model and the numbers of its evaluations.
@@ -206,6 +215,8 @@ def train(
         clock=clock,
         started=started,
         callbacks=callbacks,
+        augmentation=augmentation,
+        metrics=metrics,
     )
     with contextlib.closing(trainer):
         return trainer.run()
@@ -229,6 +240,8 @@ class Trainer:
         clock: Callable[[], float] | None = None,
         started: float | None = None,
         callbacks: Sequence[Callback] = (),
+        augmentation: Augmentation | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         check_settings(config, data, unlabeled)
         check_callbacks(callbacks)
@@ -244,19 +257,28 @@ class Trainer:
         if processes.main:
             warn_about_heads(start.network.config, data)
         self.learner = Learner(start.network, data, config, processes, unlabeled, self.clock)
+        self.learner.augmentation = augmentation
+        self.own_metrics = dict(metrics or {})
+        check_metrics(start.network, self.own_metrics)
         self.images_per_step = self.learner.images_per_step
         self.state = State(total=number_of_steps(config, len(data), self.images_per_step))
 
         # A resumed run must have the same settings and data.
         parts = {"data": data, "validation": val, "unlabeled": unlabeled}
         parts = {name: part for name, part in parts.items() if part is not None}
-        self.settings = {
+        self.settings: PlainDict = {
             "model": to_dict(start.network.config),
             "train": to_dict(config),
             "processes": processes.world,
             "pretrained": start.record,
         }
         self.settings |= {name: fingerprint(part) for name, part in parts.items()}
+        if augmentation is not None:
+            self.settings["augmentation"] = type(augmentation).__qualname__
+        if self.own_metrics:
+            self.settings["metrics"] = list(self.own_metrics)
+        if heads := list(start.network.extra_heads):
+            self.settings["extra_heads"] = heads
         earlier = read_session(out, self.settings, resume, processes)
         new_plan = ""
         self.saved_step: int | None = None  # of the checkpoint in the folder
@@ -455,7 +477,9 @@ class Trainer:
         if self.processes.main and self.state.step == 0:
             from .examples import draw_examples
 
-            sheet = draw_examples(self.data, self.learner.model.config, self.config)
+            augmentation = self.learner.augmentation
+            model = self.learner.model.config
+            sheet = draw_examples(self.data, model, self.config, augmentation=augmentation)
             with replacing(self.out / "examples.png") as partial:
                 sheet.save(partial, "PNG")
 
@@ -602,6 +626,7 @@ class Trainer:
                 self.processes,
                 advance,
                 note_unreadable=self.unreadable["validation"].note,
+                metrics=self.own_metrics,
             )
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
@@ -668,7 +693,9 @@ class Trainer:
             rows = read_rows(self.out / "metrics.csv")
             draw_curves(rows, self.out / "curves.png")
             if state.best and self.val:
-                model = load(self.out / "best.safetensors", device=str(self.processes.device))
+                heads = copy.deepcopy(model.extra_heads).by_name()
+                device = str(self.processes.device)
+                model = load(self.out / "best.safetensors", device=device, heads=heads)
 
         best = ""
         if state.best:
@@ -689,7 +716,8 @@ class Trainer:
         columns = ["step", "epoch", "time", *self.learner.columns]
         columns += ["images_per_second", "checkpoint_seconds"]
         if self.val:
-            columns += [*validation_columns(self.learner.model.config), "evaluation_seconds"]
+            columns += validation_columns(self.learner.model, self.own_metrics)
+            columns.append("evaluation_seconds")
         return columns
 
     def _callbacks(self, of_user: Sequence[Callback]) -> Callbacks:

@@ -41,6 +41,7 @@ from ..augmentation.loader import TrainingLoader
 from ..augmentation.strong import strong_augmentation
 from ..augmentation.training_set import TrainingSet
 from ..config import AugmentConfig, ModelConfig, TrainConfig, UnlabeledConfig
+from ..model.extra_head import OWN_TERMS
 from ..structures import Batch, Detections, Truth
 from .processes import Processes
 from .sampler import BatchPlan
@@ -105,7 +106,8 @@ class Teacher:
         self.processes = processes
         self.batch_size = max(1, round(config.unlabeled.ratio * config.batch_size))
         self.term_weights = torch.tensor(
-            [float(term not in _UNTRAINED_TERMS) for term in terms], device=processes.device
+            [float(term in OWN_TERMS and term not in _UNTRAINED_TERMS) for term in terms],
+            device=processes.device,
         )
         """1 for the loss terms that pseudo-labels train, else 0. Every term takes part, so that all
         processes have the same gradients."""
