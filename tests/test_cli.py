@@ -20,6 +20,7 @@ import maskrcnn as mr
 from maskrcnn.cli import make_app, run
 from maskrcnn.cli.train import Preset, seconds
 from maskrcnn.formats.load_dataset import validation_split
+from maskrcnn.runtime.interruption import Interrupted
 from maskrcnn.settings import to_dict
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.synthetic.shapes import CATEGORIES
@@ -431,7 +432,7 @@ def test_an_interrupted_training_prints_how_to_resume(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted("stopped after step 3", resumable=True)
 
     monkeypatch.setattr("maskrcnn.training.fit.train", interrupted)
     words = [
@@ -444,7 +445,9 @@ def test_an_interrupted_training_prints_how_to_resume(
         "my run",
     ]
     assert run(words) == 130
-    assert "--out 'my run' --resume" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "Interrupted: stopped after step 3.\nContinue with:\n  maskrcnn train" in told
+    assert "--out 'my run' --resume" in told
 
 
 def test_predict_continues_after_a_broken_file(

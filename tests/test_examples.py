@@ -13,8 +13,10 @@ import maskrcnn as mr
 # Plain records, exceptions and tables of settings need no example.
 RECORDS = (
     "__version__",
+    "ActiveRun",
     "Annotation",
     "AugmentConfig",
+    "AugmentedView",
     "Batch",
     "BoxHeadConfig",
     "Category",
@@ -27,8 +29,11 @@ RECORDS = (
     "Evaluation",
     "ImageError",
     "InputConfig",
+    "Interrupted",
     "KeypointHeadConfig",
+    "MLflowLog",
     "MaskHeadConfig",
+    "MatchedRoIs",
     "ModelConfig",
     "NeckConfig",
     "NonFiniteLossError",
@@ -39,12 +44,15 @@ RECORDS = (
     "Record",
     "RoIConfig",
     "Run",
+    "TrackioLog",
     "TrainConfig",
     "TrainingPlan",
     "TrunkConfig",
     "Truth",
     "UnlabeledConfig",
+    "WandbLog",
     "WeightsError",
+    "WriteError",
 )
 
 

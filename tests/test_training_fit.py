@@ -234,9 +234,11 @@ def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
 ) -> None:
     now = itertools.count()  # a clock on which a step takes about 4 ms, an evaluation 10 per image, and little else takes time
 
-    def slow_validate(model: MaskRCNN, images: CocoDataset, *arguments: Any) -> dict[str, float]:
+    def slow_validate(
+        model: MaskRCNN, images: CocoDataset, *arguments: Any, **named: Any
+    ) -> dict[str, float]:
         collections.deque(itertools.islice(now, 10 * len(images)), maxlen=0)
-        return validate(model, images, *arguments)
+        return validate(model, images, *arguments, **named)
 
     monkeypatch.setattr(
         "maskrcnn.training.fit.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from maskrcnn.config import TrainConfig
+from maskrcnn.training.callback import ActiveRun, Callbacks
 from maskrcnn.training.curves import draw_curves
-from maskrcnn.training.log import RunLog, read_rows
+from maskrcnn.training.log import MetricsFile, TensorBoardLog, read_rows
+from maskrcnn.training.run_display import RunDisplay
 
 COLUMNS = (
     "step",
@@ -38,36 +41,53 @@ def row(step: int) -> dict[str, float]:
     return values | ({"val/bbox_AP": 1 - 1 / step} if step % 20 == 0 else {})
 
 
+def active(out: Path, **changes: Any) -> ActiveRun:
+    nothing: Any = None
+    return ActiveRun(out, nothing, TrainConfig(), {}, COLUMNS, **changes)
+
+
+class Log:
+    """The callbacks of a run that writes files."""
+
+    def __init__(self, out: Path, resume_at: int | None = None, first_step: int = 0) -> None:
+        out.mkdir(exist_ok=True)
+        self.run = active(out, step=first_step, resumed=resume_at is not None)
+        self.metrics = MetricsFile(resume_at)
+        self.callbacks = Callbacks([self.metrics, TensorBoardLog()], self.run)
+        self.callbacks.send("on_start")
+
+    def rows(self, first: int, last: int) -> None:
+        for step in range(first, last + 1):
+            self.run.step = step
+            self.callbacks.send("on_step", row(step))
+
+    def close(self) -> None:
+        self.callbacks.send("on_end", None)
+        assert not self.callbacks.failed
+
+
 def test_a_resumed_log_equals_that_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    for folder in ("whole", "killed"):
-        (tmp_path / folder).mkdir()
-    whole = RunLog(tmp_path / "whole", COLUMNS, progress=False)
-    for step in range(1, 8):
-        whole.row(row(step), total=7)
+    whole = Log(tmp_path / "whole")
+    whole.rows(1, 7)
     whole.close()
-    killed = RunLog(tmp_path / "killed", COLUMNS, progress=False)
-    for step in range(1, 4):
-        killed.row(row(step), total=7)
-    checkpoint = killed.num_bytes()
-    for step in range(4, 6):
-        killed.row(row(step), total=7)
+
+    killed = Log(tmp_path / "killed")
+    killed.rows(1, 3)
+    checkpoint = killed.metrics.num_bytes()
+    killed.rows(4, 5)
     killed.close()
-    resumed = RunLog(
-        tmp_path / "killed", COLUMNS, progress=False, resume_at=checkpoint, first_step=3
-    )
-    for step in range(4, 8):
-        resumed.row(row(step), total=7)
+    resumed = Log(tmp_path / "killed", resume_at=checkpoint, first_step=3)
+    resumed.rows(4, 7)
     resumed.close()
-    assert (tmp_path / "killed/metrics.csv").read_bytes() == (
-        tmp_path / "whole/metrics.csv"
-    ).read_bytes()
+
+    both = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("killed", "whole")]
+    assert both[0] == both[1]
     assert any((tmp_path / "whole/tensorboard").iterdir())
 
 
 def test_rows_read_back_with_the_columns_they_have(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, COLUMNS, progress=False, tensorboard=False)
-    for step in (19, 20):
-        log.row(row(step), total=20)
+    log = Log(tmp_path)
+    log.rows(19, 20)
     log.close()
     first, second = read_rows(tmp_path / "metrics.csv")
     assert "val/bbox_AP" not in first
@@ -75,12 +95,12 @@ def test_rows_read_back_with_the_columns_they_have(tmp_path: Path) -> None:
     assert set(second) == set(COLUMNS)
 
 
-def test_other_processes_write_nothing(tmp_path: Path, capsys) -> None:
-    log = RunLog(None, COLUMNS)
-    log.say("nothing")
-    log.row(row(1), total=1)
-    assert log.num_bytes() == 0
-    log.close()
+def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    display = RunDisplay(show=False)
+    callbacks = Callbacks([MetricsFile(), display], active(tmp_path), silent=True)
+    display.say("nothing")
+    callbacks.send("on_start")
+    callbacks.send("on_step", row(1))
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
 

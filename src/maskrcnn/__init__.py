@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .annotations.merge import merge_datasets
     from .annotations.problems import DataError, DataWarning
     from .annotations.split import split_dataset
+    from .augmentation.augment import AugmentedView
+    from .augmentation.loader import TrainingLoader
+    from .augmentation.own_augmentation import Augmentation
+    from .augmentation.training_set import TrainingSet
     from .config import (
         AugmentConfig,
         BoxHeadConfig,
@@ -42,11 +46,13 @@ if TYPE_CHECKING:
     from .dataset_checks.check_report import CheckReport
     from .draw.overlay import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
+    from .formats.all_formats import register_format
     from .formats.convert import ConversionReport, convert_annotations
     from .formats.load_dataset import load_dataset
     from .images.image_files import image_files
     from .images.read import ImageError
     from .instances.instances import Instances
+    from .model.extra_head import ExtraHead, MatchedRoIs
     from .model.maskrcnn import MaskRCNN
     from .prediction.optimize import optimize_for_inference
     from .prediction.predict_files import predict_files
@@ -62,21 +68,31 @@ if TYPE_CHECKING:
         maskrcnn_r101_fpn,
     )
     from .recipe.recipe import Recipe, choose_recipe
+    from .runtime.atomic_files import WriteError
+    from .runtime.interruption import Interrupted
     from .settings import override_config
     from .structures import Batch, Detections, Proposals, Truth
+    from .training.callback import ActiveRun, Callback
     from .training.examples import draw_examples
     from .training.fit import Run, train
     from .training.learner import NonFiniteLossError
     from .training.plan import TrainingPlan, plan_training
+    from .training.sampler import BatchPlan
+    from .training.trackers import MLflowLog, TrackioLog, WandbLog
     from .weights.download import DownloadError
     from .weights.load import load, save
     from .weights.pickles import WeightsError
 
 __all__ = [
+    "ActiveRun",
     "Annotation",
     "AugmentConfig",
+    "Augmentation",
+    "AugmentedView",
     "Batch",
+    "BatchPlan",
     "BoxHeadConfig",
+    "Callback",
     "Category",
     "CheckReport",
     "CocoDataset",
@@ -86,12 +102,16 @@ __all__ = [
     "Detections",
     "DownloadError",
     "Evaluation",
+    "ExtraHead",
     "ImageError",
     "InputConfig",
     "Instances",
+    "Interrupted",
     "KeypointHeadConfig",
+    "MLflowLog",
     "MaskHeadConfig",
     "MaskRCNN",
+    "MatchedRoIs",
     "ModelConfig",
     "NeckConfig",
     "NonFiniteLossError",
@@ -103,12 +123,17 @@ __all__ = [
     "Record",
     "RoIConfig",
     "Run",
+    "TrackioLog",
     "TrainConfig",
+    "TrainingLoader",
     "TrainingPlan",
+    "TrainingSet",
     "TrunkConfig",
     "Truth",
     "UnlabeledConfig",
+    "WandbLog",
     "WeightsError",
+    "WriteError",
     "__version__",
     "check_dataset",
     "choose_recipe",
@@ -134,6 +159,7 @@ __all__ = [
     "predict",
     "predict_files",
     "rank_images",
+    "register_format",
     "save",
     "split_dataset",
     "train",
@@ -196,6 +222,17 @@ _NAMES = {
     "training.fit": ("Run", "train"),
     "training.plan": ("TrainingPlan", "plan_training"),
     "training.learner": ("NonFiniteLossError",),
+    "training.callback": ("ActiveRun", "Callback"),
+    "training.trackers": ("MLflowLog", "WandbLog", "TrackioLog"),
+    "runtime.interruption": ("Interrupted",),
+    "runtime.atomic_files": ("WriteError",),
+    "augmentation.loader": ("TrainingLoader",),
+    "augmentation.training_set": ("TrainingSet",),
+    "training.sampler": ("BatchPlan",),
+    "model.extra_head": ("ExtraHead", "MatchedRoIs"),
+    "augmentation.own_augmentation": ("Augmentation",),
+    "augmentation.augment": ("AugmentedView",),
+    "formats.all_formats": ("register_format",),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -590,6 +590,10 @@ class TrainConfig:
     one."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better AP. null: never stop early."""
+    unreadable: float = 0.01
+    """Share of the images, at least one image, that may become unreadable during the run (0..1).
+    They are skipped with a warning; more stop the run, which can be resumed. 0: stop at the
+    first."""
     tensorboard: bool = True
     """Also write the losses and metrics as TensorBoard events."""
     augment: AugmentConfig = AugmentConfig()

@@ -176,6 +176,8 @@ class Truth(_Tensors):
     labeled: Bool[Tensor, "B C"] | None = None
     """Whether all objects of a category are annotated in an image. False: unannotated regions may
     hold more of them. None: all objects of all categories are annotated."""
+    annotation_ids: Int64[Tensor, "B N"] | None = None
+    """Id of the annotation that each object comes from, for heads of one's own; -1 = none."""
 
     @property
     def has_points(self) -> Bool[Tensor, "B N"]:
@@ -231,6 +233,11 @@ class Truth(_Tensors):
             **{f.name: concatenated(f.name) for f in fields(cls) if f.default is MISSING},
             points=cls._points(truths, most),
             labeled=cls._labeled(truths),
+            annotation_ids=(
+                None
+                if any(t.annotation_ids is None for t in truths)
+                else concatenated("annotation_ids")
+            ),
         )
 
     @staticmethod

@@ -40,6 +40,7 @@ from ..images.read import ImageError
 from ..images.similarity import DISTANCE
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import ImageSource, Predictor
+from ..runtime.atomic_files import replacing
 from .uncertainty import measure_uncertainty
 
 if TYPE_CHECKING:
@@ -135,7 +136,10 @@ class Ranking(Sequence[RankedImage]):
             "nearest",
             "reason",
         )
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(Path(path)) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             rows = csv.writer(file)
             rows.writerow(names)
             for image in self.images:

@@ -17,6 +17,7 @@ from PIL import Image
 from ..draw.overlay import draw_instances
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import ImageSource, Predictor
+from ..runtime.atomic_files import replace_text
 from .rank import RankedImage
 from .uncertainty import measure_uncertainty
 
@@ -46,7 +47,7 @@ def write_rank_page(
 
     source = files("maskrcnn.active_learning").joinpath("rank_page.html")
     template = Environment(autoescape=True).from_string(source.read_text(encoding="utf-8"))
-    Path(path).write_text(template.render(shown=shown), encoding="utf-8")
+    replace_text(Path(path), template.render(shown=shown))
 
 
 def _data_url(image: Image.Image) -> str:

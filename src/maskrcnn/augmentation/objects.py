@@ -19,7 +19,7 @@ from ..structures import Truth
 from . import geometry
 from .moved_masks import Mask, Pixels
 
-_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "points")
+_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "points", "annotation_ids")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class ViewObjects:
     """x, y, visibility at the heatmap channels; zeros where unlabeled or outside."""
     points: Float64[np.ndarray, "n P 3"]
     """x, y, label of points annotated instead of a mask (`Truth.points`); zeros outside."""
+    annotation_ids: Int64[np.ndarray, " n"]
 
     @property
     def visible(self) -> Int64[np.ndarray, " k"]:
@@ -123,6 +124,7 @@ class ViewObjects:
             "has_mask": np.any(grids, axis=(1, 2)),
             "keypoints": kept.keypoints.astype(np.float32),
             "has_keypoints": np.any(kept.keypoints[:, :, 2] > 0, axis=1),
+            "annotation_ids": kept.annotation_ids,
         }
         tensors = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
         labeled_row = None if labeled is None else torch.from_numpy(labeled)[None]

@@ -38,6 +38,7 @@ from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
+from ..images.read import ImageError
 from ..preprocess import prepare
 from ..structures import Batch, Truth
 from . import geometry
@@ -45,8 +46,10 @@ from .augment import AugmentedView, draw_view, warp
 from .copy_paste import draw_paste_position, paste
 from .moved_masks import Mask, mask_of
 from .objects import ViewMask, ViewObjects
+from .own_augmentation import Augmentation, changed_pixels
 
 CACHE_BYTES = 2**30
+_STREAM = 3  # of the seed that draws one's own changes; the plain seed draws those of AugmentConfig
 _MASK_OVERHEAD = 500  # bytes of Python objects per mask
 _MIN_BOX_LEFT = 0.1  # of a box; with less left by a crop an object is ignored
 
@@ -58,6 +61,14 @@ _MIN_HULL_SHARE = 0.2
 # most 32 of 255 over the channels are of one kind; this keeps black ones and white ones apart.
 _COLOR_STEP = 4
 _NEAR_COLOR = 32.0
+
+
+class UnreadableExampleError(ImageError):
+    """An image of a training set cannot be read; `image_id` says which."""
+
+    def __init__(self, message: str, image_id: int) -> None:
+        super().__init__(message)
+        self.image_id = image_id
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class _LoadedImage:
     """[n, J, 3] at the heatmap channels."""
     points: np.ndarray
     """[n, P, 3]: x, y, label of the points that are annotated instead of masks (`Truth.points`)."""
+    annotation_ids: np.ndarray
     labeled: np.ndarray | None
     """[C], None = all categories."""
 
@@ -111,10 +123,20 @@ class TrainingSet:
         model: defines the input size, the size of mask truth, and the keypoint convention.
         augment: random changes. None = the whole image, as in `predict`.
         cache_bytes: memory for decoded images in each process, in bytes.
+        augmentation: random changes of your own, after those of `augment`.
 
     Raises:
         DataError: the categories are not the model's, or copy-paste is on and no object has a mask.
         ValueError: `augment.copy_paste_choices` is less than 1.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.synthetic.scenes import write_scenes
+        >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
+        >>> model = mr.maskrcnn_r18_small(data.categories)
+        >>> example = mr.TrainingSet(data, model, mr.AugmentConfig()).example(0, seed=1)
+        >>> example.image.shape[0], len(example.truth.boxes)
+        (3, 1)
     """
 
     def __init__(
@@ -123,6 +145,7 @@ class TrainingSet:
         model: ModelConfig,
         augment: AugmentConfig | None,
         cache_bytes: int = CACHE_BYTES,
+        augmentation: Augmentation | None = None,
     ) -> None:
         _check_categories(dataset, model)
         if augment is not None and augment.copy_paste:
@@ -131,6 +154,7 @@ class TrainingSet:
         self.model = model
         self.augment = augment
         self.cache_bytes = cache_bytes
+        self.augmentation = augmentation
 
         self._cache: OrderedDict[int, _LoadedImage] = OrderedDict()
         self._cached_bytes = 0
@@ -158,6 +182,9 @@ class TrainingSet:
         Args:
             index: of the image in the data set.
             seed: determines the view and what is pasted.
+
+        Raises:
+            UnreadableExampleError: the image, or one to paste from, cannot be read.
         """
         loaded = self._image(index)
         if self.augment is None:
@@ -168,10 +195,15 @@ class TrainingSet:
 
         rng = np.random.default_rng(seed)
         view = self._draw_view(loaded, rng)
+        own_rng = np.random.default_rng((seed, _STREAM))
+        if self.augmentation is not None:
+            view = self.augmentation.view(view, own_rng)
         pixels = warp(loaded.image, view, self.model.input)
         objects = self._objects(loaded, view)
         if self.augment.copy_paste and rng.random() < self.augment.copy_paste:
             pixels, objects = self._paste(index, view, pixels, objects, rng)
+        if self.augmentation is not None:
+            pixels = changed_pixels(self.augmentation, pixels, own_rng)
 
         # a copy even of one pixel, whose strides may be negative
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
@@ -254,8 +286,12 @@ class TrainingSet:
         if record.labeled is not None:
             labeled = np.isin(np.arange(self.model.num_classes), list(record.labeled))
 
+        try:
+            pixels = self.dataset.image(index, self.model.input.intensity_range)
+        except ImageError as error:
+            raise UnreadableExampleError(str(error), record.image_id) from error
         return _LoadedImage(
-            image=self.dataset.image(index, self.model.input.intensity_range),
+            image=pixels,
             image_id=record.image_id,
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             has_box=np.array([b is not None for b in bounds], dtype=bool),
@@ -264,6 +300,7 @@ class TrainingSet:
             masks=[mask_of(a) for a in objects],
             keypoints=keypoints,
             points=_points(objects),
+            annotation_ids=np.array([a.id for a in objects], dtype=np.int64),
             labeled=labeled,
         )
 
@@ -307,6 +344,7 @@ class TrainingSet:
             masks,
             keypoints,
             _moved_points(image.points, view),
+            image.annotation_ids,
         )
 
     def _keypoints(self, image: _LoadedImage, view: AugmentedView) -> np.ndarray:

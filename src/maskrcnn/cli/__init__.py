@@ -2,7 +2,7 @@
 
 In:  arguments.
 Out: an exit status: 0 success, 1 partial success (a file could not be read), 2 invalid input,
-     130 interrupted, 141 broken pipe.
+     130 interrupted, 141 broken pipe, 143 terminated (SIGTERM).
 
 This package holds arguments, help texts and printed output. The work itself is in the packages that
 the commands call. Heavy imports are inside the commands, so that `maskrcnn --help` is fast.
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 
+from ..runtime.interruption import Interrupted, StopSignals
 from ..version import __version__
 from .check import check
 from .convert import convert
@@ -68,7 +69,7 @@ def run(words: Sequence[str]) -> int:
     words = ["/dev/stdin" if w == "-" else w for w in words]  # Cyclopts takes - for an option
 
     try:
-        with warnings.catch_warnings():
+        with StopSignals(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
             status = make_app()(words, exit_on_error=False) or 0
             if sys.stdout:
@@ -76,8 +77,8 @@ def run(words: Sequence[str]) -> int:
             return status
     except CycloptsError:  # already printed
         return 2
-    except KeyboardInterrupt:
-        return _interrupted(words)
+    except KeyboardInterrupt as stop:
+        return _interrupted(words, stop)
     except SystemExit as end:  # rich exits on a broken pipe
         if isinstance(end.__context__, BrokenPipeError):
             return BROKEN_PIPE
@@ -113,10 +114,13 @@ def _reader_is_gone() -> bool:
     return bool(output.poll(0))
 
 
-def _interrupted(words: Sequence[str]) -> int:
-    print("\nInterrupted.", file=sys.stderr)
+def _interrupted(words: Sequence[str], stop: KeyboardInterrupt) -> int:
+    """Prints what is saved and how to go on; returns the exit status."""
+    what = f": {stop}" if str(stop) else ""
+    print(f"\nInterrupted{what}.", file=sys.stderr)
     if words and words[0] == "train":
-        again = [*words, *(["--resume"] if "--resume" not in words else [])]
-        command = f"maskrcnn {shlex.join(again)}"
-        print(f"Resume from the last checkpoint with:\n  {command}", file=sys.stderr)
-    return 130
+        is_resumable = "--resume" in words or (isinstance(stop, Interrupted) and stop.resumable)
+        again = [*words, *(["--resume"] if is_resumable and "--resume" not in words else [])]
+        how = "Continue" if is_resumable else "Start again"
+        print(f"{how} with:\n  maskrcnn {shlex.join(again)}", file=sys.stderr)
+    return stop.exit_status if isinstance(stop, Interrupted) else 130

@@ -13,6 +13,7 @@ from cyclopts.types import ExistingFile
 from ..presets import Preset
 from ..runtime.plain_data import PlainData, PlainDict
 
+TrackerName = Literal["mlflow", "wandb", "trackio"]
 SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -33,6 +34,7 @@ def train(
     memory: float | None = None,
     unlabeled: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
+    log: Annotated[tuple[TrackerName, ...], Parameter(negative=())] = (),
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
 ) -> None:
@@ -64,11 +66,14 @@ def train(
         memory: Memory limit in GiB. Default: all free memory.
         unlabeled: Folder of images without annotations to train on as well.
         resume: Continue the run in --out with its settings. Repeat the rest of the command.
+        log: Also send the numbers to an experiment tracker, which must be installed. Repeat the
+            option for several.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
         device: cpu, cuda, cuda:1, ... Default: a GPU if there is one.
     """
     from ..runtime.keep_memory import keep_memory
     from ..training.plan import plan_training
+    from ..training.trackers import tracker_named
     from .fix_advice import with_fix_advice
 
     if val is not None and no_val:
@@ -91,6 +96,7 @@ def train(
         resume=resume,
         on_error=on_error,
         device=device,
+        callbacks=[tracker_named(name) for name in log],
     )
     if plan.processes.main:
         print(plan)

@@ -17,6 +17,7 @@ from ..annotations.annotation import BoxXYXY
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import Json
 from ..annotations.problems import Problem
+from ..runtime.atomic_files import replace_text
 from .check_charts import bars, heat_map, histogram, image_sizes
 from .samples import close_up, drawn_image, raw_box
 from .whole_dataset import LARGEST, SMALLEST, ObjectTable
@@ -79,7 +80,7 @@ def write_page(report: CheckReport, path: Path) -> None:
         changes=None if report.fixed is None else _changes(report.fixed.changes),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html)
+    replace_text(path, html)
 
 
 def _headline(report: CheckReport) -> list[dict[str, str]]:

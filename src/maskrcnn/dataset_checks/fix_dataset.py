@@ -36,7 +36,7 @@ from ..annotations.coco_types import Json, JsonObject
 from ..annotations.labeled_categories import find_key_problems
 from ..annotations.problems import DataError, Problem, find_problems
 from ..images.read import ImageError, read_header
-from ..runtime.atomic_files import replacing
+from ..runtime.atomic_files import replace_text
 from .fix_annotation import fix_annotation
 from .size_evidence import annotated_at, may_be_annotated_at
 from .whole_dataset import looks_like_corners, raw_boxes
@@ -58,8 +58,7 @@ class FixedDataset:
     def write(self, path: Path) -> None:
         """Writes the annotation file; replaces an existing one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(self.content), encoding="utf-8")
+        replace_text(path, json.dumps(self.content))
 
 
 def refuse_inputs(paths: Iterable[Path], inputs: Iterable[str | Path | None]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..annotations.categories import are_numbered, plain_keypoint, similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
+from ..images.read import ImageError
 from ..prediction.predictor import ImageSource, Predictor
 from ..runtime.progress import track
 
@@ -28,6 +29,7 @@ def coco_results(
     batch_size: int = 1,
     progress: bool = False,
     advance: Callable[[int], None] = lambda _: None,
+    note_unreadable: Callable[[int, str], None] | None = None,
 ) -> list[CocoResult]:
     """COCO results for every image of a dataset, down to the Predictor's `min_score`.
 
@@ -39,14 +41,17 @@ def coco_results(
         batch_size: up to this many images of equal padded shape share one forward pass.
         progress: show a progress bar.
         advance: called with 1 after each image, for a caller that shows progress itself.
+        note_unreadable: called with id and reason for each image that cannot be read, which is
+            skipped; None = it is an error.
 
     Raises:
         ValueError: the model and the data have no category in common, or their keypoints differ.
+        ImageError: an image cannot be read.
     """
     config = predictor.network.config
     matches = match_categories(config.categories, categories)
     names = {c.id: c.name for c in categories}
-    sources = _sources(data, truth, config.input.intensity_range)
+    sources = _sources(data, truth, config.input.intensity_range, note_unreadable)
     stream = predictor.stream(sources, batch_size)
 
     results: list[CocoResult] = []
@@ -124,10 +129,20 @@ def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
 
 
 def _sources(
-    data: CocoDataset, truth: CocoContent, intensity_range: tuple[float, float] | None
+    data: CocoDataset,
+    truth: CocoContent,
+    intensity_range: tuple[float, float] | None,
+    note_unreadable: Callable[[int, str], None] | None,
 ) -> Iterator[ImageSource]:
     for n, image in enumerate(truth["images"]):
-        yield ImageSource(data.image(n, intensity_range), image["id"], image["file_name"])
+        try:
+            pixels = data.image(n, intensity_range)
+        except ImageError as error:
+            if note_unreadable is None:
+                raise
+            note_unreadable(image["id"], str(error))
+            continue
+        yield ImageSource(pixels, image["id"], image["file_name"])
 
 
 def _listed(categories: Sequence[Category]) -> str:

@@ -21,6 +21,7 @@ from ..annotations.json_file import read_json
 from ..annotations.problems import DataError, describe
 from ..annotations.structure import check_structure
 from ..config import Category
+from ..runtime.atomic_files import replace_text
 from ..runtime.plain_data import PlainData
 from .given_results import match_results, read_results
 from .metric import FIELD, Task, tables
@@ -283,8 +284,8 @@ def _written(
 ) -> Evaluation:
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-        (Path(out) / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=1))
-        (Path(out) / "results.json").write_text(json.dumps(list(results)))
+        replace_text(Path(out) / "metrics.json", json.dumps(evaluation.to_dict(), indent=1))
+        replace_text(Path(out) / "results.json", json.dumps(list(results)))
     return evaluation
 
 

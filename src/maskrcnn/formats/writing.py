@@ -21,6 +21,7 @@ import numpy as np
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, join, signed_area, simplify, trace, union
+from ..runtime.atomic_files import writing
 from ..runtime.progress import track
 from .reading import Annotated, BoxXYXY, relative
 
@@ -99,8 +100,9 @@ class ConversionTarget:
 
     def rewrite(self, path: Path, data: str | bytes) -> None:
         """Writes a file, and replaces it if it exists."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
 
     def source(self, image: CocoImage) -> Path:
         """The file of an image.
@@ -150,7 +152,8 @@ class ConversionTarget:
             )
 
         if self.image_files != "link":
-            shutil.copyfile(source, path)
+            with writing(path):
+                shutil.copyfile(source, path)
             return path
         try:
             path.symlink_to(source.resolve())

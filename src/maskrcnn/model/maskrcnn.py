@@ -4,7 +4,7 @@ Batch (images [B, 3, H, W], 0..255)  ->  `forward`  ->  Detections: boxes, class
 Batch, Truth                         ->  `losses`   ->  one scalar per term of the multi-task loss
 
 The parts, in the order in which an image meets them: 2 resnet (or timm_trunk), 3 fpn, 4 anchors,
-5 rpn, 6 assign, 7 roi_align, 8 box_head, 9 mask_head, 10 keypoint_head.
+5 rpn, 6 assign, 7 roi_align, 8 box_head, 9 mask_head, 10 keypoint_head, 11 extra_head.
 
 Source: He et al. 2017, "Mask R-CNN".
 """
@@ -25,6 +25,7 @@ from ..ops.rows import Rows
 from ..structures import Batch, Detections, Truth
 from .assign import gather
 from .box_head import BoxHead, RoISample, sample_rois
+from .extra_head import ExtraHead, ExtraHeads, matched_rows
 from .fpn import FPN, SingleLevel
 from .keypoint_head import KeypointHead
 from .mask_head import MaskHead, PointTargets, mask_targets
@@ -78,6 +79,8 @@ class MaskRCNN(nn.Module):
         self.box_head = box_head
         self.mask_head = mask_head
         self.keypoint_head = keypoint_head
+        self.extra_heads = ExtraHeads()
+        """Heads of one's own, by name; see `add_head`."""
 
         strides = neck.strides[:-1] if isinstance(neck, FPN) else neck.strides
         self.box_pool = RoIPooler(strides, config.box.roi)
@@ -154,6 +157,29 @@ class MaskRCNN(nn.Module):
         """
         return tuple(category.name for category in self.config.categories)
 
+    @property
+    def roi_channels(self) -> int:
+        """Channels of the RoI features that heads get."""
+        if self.res5 is not None:
+            return stage_channels(self.config.trunk, 5)
+        return self.neck.channels
+
+    def add_head(self, name: str, head: ExtraHead) -> None:
+        """Adds a head of your own, which `losses` trains jointly with the others.
+
+        Its loss has its name. `save` stores its weights; `load` needs `heads={name: head}` to fill
+        them. It takes no part in `forward`: `predict_extra` computes its predictions.
+
+        Args:
+            name: an identifier, such as "age".
+            head: gets `roi_channels` channels.
+
+        Raises:
+            ValueError: the name is no identifier, or is taken.
+            TypeError: not an `ExtraHead`.
+        """
+        self.extra_heads.add(name, head.to(next(self.parameters()).device))
+
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
@@ -227,6 +253,18 @@ class MaskRCNN(nn.Module):
         assert self.keypoint_pool is not None
         return self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
 
+    def predict_extra(self, pyramid: Pyramid, detections: Detections) -> dict[str, Tensor]:
+        """Returns the predictions [B, D, ...] of the heads of one's own, by name.
+
+        Args:
+            pyramid: features of all images.
+            detections: of `detect` or `forward`; the predictions are zero in padding rows.
+        """
+        rows = Rows.of(detections.valid, detections.num_valid)
+        boxes = rows.gather(detections.boxes)
+        features = self._roi_features(self.box_pool, pyramid, boxes, rows.image)
+        return {name: rows.scatter(head(features)) for name, head in self.extra_heads.items()}
+
     def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """Computes the terms of the multi-task loss, each weighted; training minimizes their sum.
 
@@ -256,6 +294,10 @@ class MaskRCNN(nn.Module):
         rows = Rows.of(rois.valid, most=config.box.samples)
         class_logits, box_deltas = self._classify(pyramid, rois.boxes, rows)
         losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
+        if self.extra_heads:
+            own = matched_rows(rois, truth)
+            features = self._roi_features(self.box_pool, pyramid, own.gather(rois.boxes), own.image)
+            losses |= self.extra_heads.losses(own, features, rois, pyramid, batch, truth)
         if config.mask is None and config.keypoint is None:
             return losses
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -28,7 +28,7 @@ from ..annotations.coco_types import CocoResult
 from ..images.read import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
-from ..runtime.atomic_files import replacing
+from ..runtime.atomic_files import replacing, stating_what_is_safe
 from .annotation_drafts import AnnotationDrafts
 from .predict_inputs import NamedImage, find_inputs
 from .predictor import ImageSource, Predictor
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RESULTS = "results.json"
+INCOMPLETE = "results.incomplete.json"
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
 _LONGEST_NAME = 255  # bytes, of one part of a path
 MIN_SCORE = 0.5
@@ -121,6 +122,8 @@ def predict_files(
         FileExistsError: OUT/FORMAT exists already.
         ValueError: an input folder has no images, `out` is a file, an overlay would replace an
             input, or annotations are requested for URLs or standard input.
+        WriteError: the disk is full or fails. After this and any other interruption, the results
+            so far are in OUT/results.incomplete.json, beside their overlays.
 
     Example:
         >>> import maskrcnn as mr
@@ -159,6 +162,7 @@ def predict_files(
         TimeRemainingColumn(),
     )
     with (
+        stating_what_is_safe(lambda: _what_is_safe(summary)),
         suppress(_NothingRead),
         Progress(*columns, console=console, disable=not progress) as bar,
         _json_list(out / RESULTS) as append,
@@ -183,11 +187,11 @@ def predict_files(
         for instances in stream:
             name = instances.file_name or ""
             results = instances.to_coco()
+            if overlays:
+                _save_overlay(instances, targets[name], enlarge)
             append(results)
             if drafts and (path := paths[name]):
                 drafts.add(path, instances, results)
-            if overlays:
-                _save_overlay(instances, targets[name], enlarge)
 
             summary.images += 1
             names = instances.names.tolist()
@@ -200,6 +204,14 @@ def predict_files(
         summary.lost = drafts.write(progress=False) if drafts else ""
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _what_is_safe(summary: Summary) -> str:
+    """What a prediction that ends by a fault has saved, as a sentence."""
+    file = summary.out / INCOMPLETE
+    if not summary.images or not file.exists():
+        return "Nothing was saved"
+    return f"The results of the first {summary.images} images are safe in {file}"
 
 
 class _NothingRead(Exception):
@@ -243,29 +255,69 @@ def _shortened(path: Path) -> Path:
 
 def _save_overlay(instances: Instances, path: Path, enlarge: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    image_format = "JPEG" if path.suffix == ".jpg" else "PNG"
     # quality is for JPEG; the compression level for PNG takes a third of the default's time
-    instances.plot(enlarge=enlarge).save(path, quality=90, compress_level=3)
+    with replacing(path) as partial:
+        drawn = instances.plot(enlarge=enlarge)
+        drawn.save(partial, image_format, quality=90, compress_level=3)
 
 
 @contextmanager
 def _json_list(path: Path) -> Generator[Callable[[Sequence[CocoResult]], None]]:
     """Yields a function that appends entries to a JSON list in a file.
 
-    The file appears when the block succeeds; an exception leaves the old file.
+    The file appears when the block succeeds. An exception leaves the old file, and the entries so
+    far in a file beside it, `INCOMPLETE`.
     """
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        append = _Appender(file)
-        yield append
-        file.write("\n]\n" if append.count else "[]\n")
+    incomplete = path.with_name(INCOMPLETE)
+    with replacing(path) as partial:
+        results = _ResultsFile(partial)
+        try:
+            yield results.append
+            results.end()
+        except _NothingRead:
+            raise
+        except BaseException:
+            results.keep(incomplete)
+            raise
+        finally:
+            results.file.close()
+    incomplete.unlink(missing_ok=True)
 
 
-class _Appender:
-    def __init__(self, file: TextIO) -> None:
-        self.file = file
-        self.count = 0
+class _ResultsFile:
+    """A JSON list that can be ended at any time, also on a full disk."""
 
-    def __call__(self, entries: Sequence[CocoResult]) -> None:
-        for entry in entries:
-            self.file.write(",\n" if self.count else "[\n")
-            json.dump(entry, self.file)
-            self.count += 1
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # Unbuffered: what a full disk has refused must not be written again on closing.
+        self.file = path.open("wb", buffering=0)
+        self.num_images = 0
+        self.complete = 0  # bytes, which end with a whole entry
+
+    def append(self, entries: Sequence[CocoResult]) -> None:
+        """Adds the entries of an image."""
+        lines = [json.dumps(entry) for entry in entries]
+        if lines:
+            self._write((",\n" if self.complete else "[\n") + ",\n".join(lines))
+        self.complete = self.file.tell()
+        self.num_images += 1
+
+    def end(self) -> None:
+        """Ends the list."""
+        self._write("\n]\n" if self.complete else "[]\n")
+
+    def keep(self, target: Path) -> None:
+        """Ends the list after its last whole entry, and moves it to a file of its own."""
+        if self.num_images:
+            with suppress(OSError):
+                self.file.truncate(self.complete)
+                self.file.seek(self.complete)
+                self.end()
+                self.file.close()
+                os.replace(self.path, target)
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
+        while data:
+            data = data[self.file.write(data) :]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
-from ..runtime.atomic_files import replacing
+from ..runtime.atomic_files import replace_text, replacing, writing
 from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 # Settings that a resumed run may change because no weight depends on them.
-FREE = ("train.workers", "train.checkpoint_every", "train.tensorboard", "pretrained.source")
+FREE = (
+    *("train.workers", "train.checkpoint_every", "train.tensorboard", "train.unreadable"),
+    "pretrained.source",
+)
 # Settings of the length, which a resumed run may change: its schedule is then planned anew.
 LENGTH = ("train.epochs", "train.steps", "train.max_time")
 
@@ -169,12 +172,12 @@ def read_session(
 def claim_folder(out: Path, settings: PlainDict, processes: Processes) -> None:
     """Makes `out` the folder of a run with these settings."""
     if processes.main:
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         # What a killed process was writing, also safetensors' own temporary file.
         for partial in (*out.glob(".*.safetensors*"), *out.glob(".tmp??????")):
             partial.unlink()
-        with replacing(out / "config.json") as partial:
-            partial.write_text(json.dumps(settings, indent=1))
+        replace_text(out / "config.json", json.dumps(settings, indent=1))
 
 
 def _refuse_other_settings(out: Path, then: PlainData, now: PlainData) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..runtime.atomic_files import replacing
+
 WIDTH, HEIGHT = 640, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 64, 130, 34, 30
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f")
@@ -44,7 +46,8 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     sheet = Image.new("RGB", (WIDTH * columns, HEIGHT * -(-len(panels) // 2)), "white")
     for i, (title, named) in enumerate(panels.items()):
         sheet.paste(_panel(title, named), (WIDTH * (i % 2), HEIGHT * (i // 2)))
-    sheet.save(path)
+    with replacing(Path(path)) as partial:
+        sheet.save(partial, "PNG")
 
 
 def _curve(rows: Sequence[Mapping[str, float]], name: str) -> Curve:

@@ -26,6 +26,7 @@ from .sampler import training_plan
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..augmentation.own_augmentation import Augmentation
     from ..augmentation.training_set import Example
 
 TILE, GAP = 384, 4  # pixels
@@ -38,6 +39,8 @@ def draw_examples(
     model: ModelConfig,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     count: int = 8,
+    *,
+    augmentation: Augmentation | None = None,
 ) -> Image.Image:
     """Draws the first augmented training images with the boxes, masks and keypoints of their truth.
 
@@ -47,6 +50,7 @@ def draw_examples(
         config: settings of the training. A single-process run with it starts with exactly these
             images.
         count: number of images, in rows of four.
+        augmentation: random changes of your own, as for `train`.
 
     Returns:
         A sheet of tiles of at most 384 px.
@@ -60,7 +64,7 @@ def draw_examples(
     """
     from ..augmentation.training_set import TrainingSet
 
-    images = TrainingSet(data, model, config.augment)
+    images = TrainingSet(data, model, config.augment, augmentation=augmentation)
     batches = training_plan(data, config).batches(stop=-(-count // config.batch_size))
     chosen = list(chain.from_iterable(batches))[:count]
 

@@ -15,6 +15,9 @@ images, a `TrainConfig`. Out: a `Run` and its folder:
 Resuming is exact: a step depends on the learner's tensors and on the step's number alone
 (learner.py), and the checkpoint holds both.
 
+Ctrl-C and SIGTERM end a run after the step in progress, with a checkpoint. So does a callback that
+asks for it (callback.py), and so do too many unreadable images (unreadable.py).
+
 Several processes (torchrun) average gradients and the normalizers of the losses. Together they
 compute what one process would compute with all their images.
 """
@@ -22,20 +25,28 @@ compute what one process would compute with all their images.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, TrainConfig
+from ..images.read import ImageError
+from ..runtime.atomic_files import replacing, stating_what_is_safe
+from ..runtime.interruption import Interrupted, StopSignals
+from ..runtime.plain_data import PlainDict
 from ..settings import to_dict
+from .callback import ActiveRun, Callback, Callbacks, check_callbacks
 from .checkpoint import TrainLength, claim_folder, fingerprint, read_session, write_checkpoint
 from .curves import draw_curves
 from .learner import Learner
-from .log import RunLog, read_rows
+from .log import MetricsFile, TensorBoardLog, read_rows
 from .processes import Processes
+from .run_display import RunDisplay
 from .setup import (
     check_settings,
     duration,
@@ -45,16 +56,20 @@ from .setup import (
     warn_about_heads,
 )
 from .time_budget import TimeBudget, next_review, with_least_left
-from .validate import evaluation_rows, validate, validation_columns
+from .unreadable import UnreadableImages
+from .validate import Metric, check_metrics, evaluation_rows, validate, validation_columns
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..augmentation.own_augmentation import Augmentation
     from ..model.maskrcnn import MaskRCNN
 
 # Share of the run that saving may take: large checkpoints are written less often than
 # `checkpoint_every` says.
 MOST_TIME_SAVING = 0.05
 REPORTED_CHANGE = 0.02  # of the number of steps, when it is corrected
+STOPPING = "Stopping after this step, with a checkpoint. Ctrl-C again ends at once."
+FROM_START = "so resume=True (--resume) starts the run from the beginning"
 SAMPLED = 3  # validation images, to estimate the time of an evaluation
 
 
@@ -72,6 +87,8 @@ class Run:
     """The rows of metrics.csv that hold an evaluation; empty outside the main process."""
     best: dict[str, float] | None
     """Step and numbers of the best evaluation."""
+    skipped: list[str] = field(default_factory=list)
+    """One line per image that could not be read during the run."""
 
 
 @dataclass
@@ -95,6 +112,8 @@ class State:
     """Whether the run ended early because AP did not improve."""
     log_bytes: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Images that could not be read: data set -> image id -> reason."""
 
 
 def train(
@@ -111,6 +130,9 @@ def train(
     pretrained: str | Path | None = None,
     clock: Callable[[], float] | None = None,
     started: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    augmentation: Augmentation | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Run:
     """Trains a model and keeps its best and its last state in a folder.
 
@@ -139,6 +161,12 @@ def train(
             process's own work, whatever else the machine does. None = wall-clock time.
         started: the time, by `clock`, from which `config.max_time` counts. None = now. Earlier, if
             preparing the run is part of the time.
+        callbacks: follow the run: loggers such as `MLflowLog`, or objects of your own subclass of
+            `Callback`.
+        augmentation: random changes of your own to the annotated training images.
+        metrics: numbers of your own for every evaluation, by name. Each function gets the
+            detections, as a list of COCO results, and the validation images as a data set, and
+            returns the value of the column val/NAME. The best model is still chosen by AP.
 
     Returns:
         The trained model and the numbers of its evaluations.
@@ -147,6 +175,10 @@ def train(
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of
             the run to resume; the categories differ; a setting is out of range.
         NonFiniteLossError: the training diverged, or an image causes a non-finite loss.
+        ImageError: more images than `config.unreadable` allows cannot be read any more.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
+        WriteError: the disk is full or fails. After each of these three errors, `resume=True`
+            continues the run.
 
     Example:
         >>> import maskrcnn as mr
@@ -181,20 +213,12 @@ def train(
         pretrained=pretrained,
         clock=clock,
         started=started,
+        callbacks=callbacks,
+        augmentation=augmentation,
+        metrics=metrics,
     )
     with contextlib.closing(trainer):
-        trainer.draw_examples()
-        while trainer.state.pending or not trainer.finished:
-            row = trainer.state.pending or trainer.step()
-            if trainer.total_due():
-                trainer.update_total()
-            if trainer.evaluation_due:
-                trainer.save_before_evaluation(row)
-                row |= trainer.evaluate()
-            trainer.log.row(row, trainer.state.total)
-            if trainer.checkpoint_due or "val_loss" in row:
-                trainer.save()
-        return trainer.result()
+        return trainer.run()
 
 
 class Trainer:
@@ -214,11 +238,15 @@ class Trainer:
         pretrained: str | Path | None = None,
         clock: Callable[[], float] | None = None,
         started: float | None = None,
+        callbacks: Sequence[Callback] = (),
+        augmentation: Augmentation | None = None,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         check_settings(config, data, unlabeled)
         for part in (data, val):
             if part is not None and len(part):
                 part.require_images()
+        check_callbacks(callbacks)
         self.config = config
         self.data = data
         self.val = val
@@ -231,32 +259,64 @@ class Trainer:
         if processes.main:
             warn_about_heads(start.network.config, data)
         self.learner = Learner(start.network, data, config, processes, unlabeled, self.clock)
+        self.learner.augmentation = augmentation
+        self.own_metrics = dict(metrics or {})
+        check_metrics(start.network, self.own_metrics)
         self.images_per_step = self.learner.images_per_step
         self.state = State(total=number_of_steps(config, len(data), self.images_per_step))
 
         # A resumed run must have the same settings and data.
         parts = {"data": data, "validation": val, "unlabeled": unlabeled}
         parts = {name: part for name, part in parts.items() if part is not None}
-        self.settings = {
+        self.settings: PlainDict = {
             "model": to_dict(start.network.config),
             "train": to_dict(config),
             "processes": processes.world,
             "pretrained": start.record,
         }
         self.settings |= {name: fingerprint(part) for name, part in parts.items()}
+        if augmentation is not None:
+            self.settings["augmentation"] = type(augmentation).__qualname__
+        if self.own_metrics:
+            self.settings["metrics"] = list(self.own_metrics)
+        if heads := list(start.network.extra_heads):
+            self.settings["extra_heads"] = heads
         earlier = read_session(out, self.settings, resume, processes)
         new_plan = ""
+        self.saved_step: int | None = None  # of the checkpoint in the folder
         if earlier:
             self.state = State(**earlier.state)
             self.learner.restore(earlier.tensors, self.state.scaler)
             self.started -= self.state.seconds
+            self.saved_step = self.state.step
             new_plan = self._plan_anew(earlier.length)
         claim_folder(out, self.settings, processes)
 
         self.budget = TimeBudget(config.max_time or math.inf)
         self.saved_at = self.clock()
         self.next_row: dict[str, float] = {}
-        self.log = self._log(progress, resumed=earlier is not None)
+        self.unreadable = {
+            name: UnreadableImages(part, config.unreadable, self.state.unreadable, name)
+            for name, part in parts.items()
+        }
+        self.learner.note_unreadable = self.unreadable["data"].note
+        if self.learner.teacher:
+            self.learner.teacher.note_unreadable = self.unreadable["unlabeled"].note
+        self.signals = StopSignals(STOPPING if processes.main else "")
+        self.log = RunDisplay(progress and processes.main)
+        self.active = ActiveRun(
+            out=out,
+            model=self.learner.averaged,
+            config=config,
+            settings=self.settings,
+            columns=self._columns(),
+            step=self.state.step,
+            total=self.state.total,
+            resumed=earlier is not None,
+            best=self.state.best,
+        )
+        self.metrics = MetricsFile(self.state.log_bytes if earlier else None)
+        self.callbacks = self._callbacks(callbacks)
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
         # Parts of one file share its remarks; each is shown once.
@@ -305,13 +365,121 @@ class Trainer:
             "The schedule is planned anew from here"
         )
 
-    def draw_examples(self) -> None:
+    def run(self) -> Run:
+        """Trains until the last step, and returns the result. `train` lists the exceptions."""
+        try:
+            with self.signals, stating_what_is_safe(self._what_is_safe):
+                self.callbacks.send("on_start")
+                self._draw_examples()
+                with self.signals.deferred():
+                    self._loop()
+                result = self.result()
+        except KeyboardInterrupt as stop:
+            error = Interrupted(
+                self._where_stopped(),
+                signal_number=getattr(stop, "signal_number", signal.SIGINT),
+                resumable=True,
+            )
+            self.callbacks.send("on_end", error)
+            raise error from None
+        except ImageError as cause:
+            error = ImageError(f"{cause}. {self._what_is_safe()}")
+            self.callbacks.send("on_end", error)
+            raise error from cause
+        except BaseException as error:
+            self.callbacks.send("on_end", error)
+            raise
+        self.callbacks.send("on_end", None)
+        return result
+
+    def _loop(self) -> None:
+        while self.state.pending or not self.finished:
+            row = self.state.pending or self._step_or_save()
+            if self.total_due():
+                self.update_total()
+
+            if self.evaluation_due:
+                self.save_before_evaluation(row)
+                self._stop_if(self._requests())
+                with self.signals.at_once():
+                    numbers = self.evaluate()
+                row |= numbers
+                self._send("on_evaluation", numbers)
+
+            self._send("on_step", row)
+            stop = self._requests()
+            if stop or self.checkpoint_due or "val_loss" in row:
+                self.save()
+            self._stop_if(stop)
+
+    def _send(self, event: str, *arguments: Any) -> None:
+        """Sends an event to the callbacks of the main process."""
+        self.active.step = self.state.step
+        self.active.total = self.state.total
+        self.active.best = self.state.best
+        self.callbacks.send(event, *arguments)
+
+    def _step_or_save(self) -> dict[str, float]:
+        """Runs a step. If no image can be read for it, saves the steps before it."""
+        try:
+            return self.step()
+        except ImageError:
+            if self.state.step:
+                self.save()
+            raise
+
+    def _requests(self) -> Exception | KeyboardInterrupt | None:
+        """Why to stop now, by a signal, a callback or unreadable images; all processes agree."""
+        own = {name: images.messages for name, images in self.unreadable.items()}
+        request = (self.signals.received, self.active.stop_reason, own)
+        received, reasons, unreadable = zip(*self.processes.gather(request), strict=True)
+
+        for name, images in self.unreadable.items():
+            for of_process in unreadable:
+                images.messages.update(of_process[name])
+        if (reason := next(filter(None, reasons), "")) and not self.state.stopped:
+            self.state.stopped = True
+            self.log.say(f"stopped after step {self.state.step} by a callback: {reason}")
+
+        if (number := next(filter(None, received), None)) is not None:
+            return Interrupted(signal_number=number)
+        too_many = next((i.too_many() for i in self.unreadable.values() if i.too_many()), "")
+        return ImageError(too_many) if too_many else None
+
+    def _stop_if(self, reason: BaseException | None) -> None:
+        if reason is not None:
+            raise reason
+
+    def _where_stopped(self) -> str:
+        """Where an interrupted run ended, and what is saved, as text."""
+        step = self.state.step
+        if self.saved_step is None:
+            return f"stopped after step {step}; {self.out} holds no checkpoint yet, {FROM_START}"
+        if self.saved_step == step:
+            return f"stopped after step {step}; the checkpoint in {self.out} holds it"
+        return (
+            f"stopped after step {step}; the checkpoint in {self.out} holds step {self.saved_step}"
+        )
+
+    def _what_is_safe(self) -> str:
+        """What a run that ends by a fault has saved, and how it continues, as a sentence."""
+        if self.saved_step is None:
+            return f"{self.out} holds no checkpoint yet, {FROM_START}"
+        return (
+            f"The checkpoint of step {self.saved_step} in {self.out} is safe; "
+            "after the repair, continue with resume=True (--resume)"
+        )
+
+    def _draw_examples(self) -> None:
         """Writes examples.png before the first step of a run."""
         if self.processes.main and self.state.step == 0:
             from .examples import draw_examples
 
-            sheet = draw_examples(self.data, self.learner.model.config, self.config)
-            sheet.save(self.out / "examples.png")
+            augmentation = self.learner.augmentation
+            model = self.learner.model.config
+            sheet = draw_examples(self.data, model, self.config, augmentation=augmentation)
+            with replacing(self.out / "examples.png") as partial:
+                sheet.save(partial, "PNG")
 
     def step(self) -> dict[str, float]:
         """Runs one optimizer step; returns its numbers by column."""
@@ -413,7 +581,8 @@ class Trainer:
         images = len(self.val)
         few = _spread(self.val, SAMPLED)
         self.count_time()
-        validate(self.learner.averaged, few, self.config, self.processes)
+        note = self.unreadable["validation"].note
+        validate(self.learner.averaged, few, self.config, self.processes, note_unreadable=note)
         image_seconds = self.processes.from_main(self.count_time() / len(few))
 
         if state.validated is None:
@@ -448,7 +617,15 @@ class Trainer:
             images = _spread(images, state.validated)
         # Every image counts twice: the loss, and the predictions.
         with self.log.stage("validating", 2 * -(-len(images) // self.processes.world)) as advance:
-            numbers = validate(self.learner.averaged, images, self.config, self.processes, advance)
+            numbers = validate(
+                self.learner.averaged,
+                images,
+                self.config,
+                self.processes,
+                advance,
+                note_unreadable=self.unreadable["validation"].note,
+                metrics=self.own_metrics,
+            )
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}
@@ -479,7 +656,8 @@ class Trainer:
         self.count_time()
         if self.processes.main:
             self._keep("last.safetensors")
-            self.state.log_bytes = self.log.num_bytes()
+            self.state.log_bytes = self.metrics.num_bytes()
+            self.state.unreadable = {name: i.stored() for name, i in self.unreadable.items()}
             self.state.scaler = self.learner.scaler.state_dict()
             write_checkpoint(
                 self.out / "checkpoint.safetensors",
@@ -491,6 +669,8 @@ class Trainer:
         self.saved_at = self.clock()
         self.budget.checkpoint = seconds
         self.next_row["checkpoint_seconds"] = seconds
+        self.saved_step = self.state.step
+        self._send("on_checkpoint", self.out / "checkpoint.safetensors")
 
     def _keep(self, name: str) -> None:
         """Writes the averaged weights as a model file."""
@@ -511,33 +691,40 @@ class Trainer:
             rows = read_rows(self.out / "metrics.csv")
             draw_curves(rows, self.out / "curves.png")
             if state.best and self.val:
-                model = load(self.out / "best.safetensors", device=str(self.processes.device))
+                heads = copy.deepcopy(model.extra_heads).by_name()
+                device = str(self.processes.device)
+                model = load(self.out / "best.safetensors", device=device, heads=heads)
 
         best = ""
         if state.best:
             best = f", best AP {state.best['val/AP']:.3f} after step {state.best['step']}"
         self.log.say(f"done: {state.step} steps in {duration(state.seconds)}{best}; {self.out}")
-        return Run(model, self.out, list(evaluation_rows(rows)), state.best)
+        skipped = [line for images in self.unreadable.values() for line in images.lines()]
+        if skipped:
+            self.log.say(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
+        for line in self.callbacks.failed:
+            self.log.say(line)
+        return Run(model, self.out, list(evaluation_rows(rows)), state.best, skipped)
 
     def close(self) -> None:
-        """Stops the loader's processes and closes the log."""
+        """Stops the loader's processes."""
         self.learner.close()
-        self.log.close()
 
-    def _log(self, progress: bool, resumed: bool) -> RunLog:
+    def _columns(self) -> list[str]:
         columns = ["step", "epoch", "time", *self.learner.columns]
         columns += ["images_per_second", "checkpoint_seconds"]
         if self.val:
-            columns += [*validation_columns(self.learner.model.config), "evaluation_seconds"]
-        return RunLog(
-            self.out if self.processes.main else None,
-            columns,
-            progress=progress,
-            tensorboard=self.config.tensorboard,
-            resume_at=self.state.log_bytes if resumed else None,
-            first_step=self.state.step,
-            total=self.state.total,
-        )
+            columns += validation_columns(self.learner.model, self.own_metrics)
+            columns.append("evaluation_seconds")
+        return columns
+
+    def _callbacks(self, of_user: Sequence[Callback]) -> Callbacks:
+        """The run's own callbacks, then the user's; none outside the main process."""
+        own: list[Callback] = [self.metrics]
+        if self.config.tensorboard:
+            own.append(TensorBoardLog())
+        own.append(self.log)
+        return Callbacks([*own, *of_user], self.active, silent=not self.processes.main)
 
 
 def _spread(data: CocoDataset, count: int) -> CocoDataset:

@@ -39,6 +39,7 @@ from .validate import loss_terms
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..augmentation.own_augmentation import Augmentation
     from ..model.maskrcnn import MaskRCNN
     from ..structures import Batch, Truth
     from .teacher import Teacher
@@ -108,9 +109,13 @@ class Learner:
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.dtype == "float16")
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.terms = loss_terms(self.model.config)
+        self.terms = loss_terms(self.model)
         self.teacher = self._teacher(unlabeled) if unlabeled is not None else None
 
+        self.augmentation: Augmentation | None = None
+        """Random changes of one's own to the annotated images."""
+        self.note_unreadable: Callable[[int, str], None] | None = None
+        """Called for images that cannot be read, which others replace; None = they are an error."""
         self.images_per_step = images_per_step(config, processes.world)
         self.rate = scaled_rate(config, processes.world)
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
@@ -279,11 +284,12 @@ class Learner:
             model = self.model.config
             plan = training_plan(self.data, config, processes.rank, processes.world)
             loader = TrainingLoader(
-                TrainingSet(self.data, model, config.augment),
+                TrainingSet(self.data, model, config.augment, augmentation=self.augmentation),
                 plan.batches(start=number * config.accumulate),
                 config.workers,
                 model.input.size_divisor,
                 pin_memory=processes.device.type == "cuda",
+                note_unreadable=self.note_unreadable,
             )
             self.batches = iter(loader)
         return next(self.batches)

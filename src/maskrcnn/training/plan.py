@@ -8,7 +8,7 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..recipe.recipe import Recipe
     from ..weights.heads import Head
+    from .callback import Callback
     from .fit import Run
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
@@ -46,6 +47,7 @@ class TrainingPlan:
     device: str | None
     progress: bool
     processes: Processes
+    callbacks: Sequence[Callback] = ()
 
     def run(self) -> Run:
         """Trains. See `maskrcnn.train` for the result and the errors."""
@@ -62,6 +64,7 @@ class TrainingPlan:
             device=self.device,
             unlabeled=self.unlabeled,
             pretrained=self.recipe.pretrained,
+            callbacks=self.callbacks,
         )
 
     def __str__(self) -> str:
@@ -124,6 +127,7 @@ def plan_training(
     on_error: Literal["raise", "drop"] = "raise",
     device: str | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingPlan:
     """Plans a training run: opens the data, splits off validation images, chooses settings.
 
@@ -153,6 +157,7 @@ def plan_training(
             warning.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         progress: show progress and messages, here and in `run`.
+        callbacks: follow the run, see `Callback`.
 
     Returns:
         The plan. `print(plan)` shows it, `plan.run()` trains.
@@ -213,6 +218,7 @@ def plan_training(
         device=device,
         progress=progress,
         processes=processes,
+        callbacks=callbacks,
     )
 
 

@@ -88,6 +88,16 @@ class BatchPlan:
         world: number of processes.
         shuffle: False keeps the order of the data set.
         repeats: how often an epoch repeats each image, at least once; None = all once.
+
+    Raises:
+        ValueError: no images, or a batch size below 1.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> plan = mr.BatchPlan(4, batch_size=2)
+        >>> epoch = [index for batch in plan.batches(stop=2) for index, seed in batch]
+        >>> sorted(epoch)
+        [0, 1, 2, 3]
     """
 
     def __init__(

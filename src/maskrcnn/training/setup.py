@@ -46,6 +46,8 @@ def check_settings(
         wrong.append(f"ema: expected at least 0 and below 1, got {config.ema}")
     if not 0 <= config.repeat_threshold <= 1:
         wrong.append(f"repeat_threshold: expected 0 to 1, got {config.repeat_threshold}")
+    if not 0 <= config.unreadable <= 1:
+        wrong.append(f"unreadable: expected 0 to 1, got {config.unreadable}")
     for name in ("flip_horizontal", "flip_vertical", "copy_paste"):
         if not 0 <= (value := getattr(config.augment, name)) <= 1:
             wrong.append(f"augment.{name}: expected 0 to 1, got {value}")

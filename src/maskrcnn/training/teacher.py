@@ -27,7 +27,7 @@ regions for scores in between reuse the ignore regions that crowd annotations ne
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,8 +39,9 @@ from torch import Tensor
 
 from ..augmentation.loader import TrainingLoader
 from ..augmentation.strong import strong_augmentation
-from ..augmentation.training_set import TrainingSet, collate
+from ..augmentation.training_set import TrainingSet
 from ..config import AugmentConfig, ModelConfig, TrainConfig, UnlabeledConfig
+from ..model.extra_head import OWN_TERMS
 from ..structures import Batch, Detections, Truth
 from .processes import Processes
 from .sampler import BatchPlan
@@ -105,7 +106,8 @@ class Teacher:
         self.processes = processes
         self.batch_size = max(1, round(config.unlabeled.ratio * config.batch_size))
         self.term_weights = torch.tensor(
-            [float(term not in _UNTRAINED_TERMS) for term in terms], device=processes.device
+            [float(term in OWN_TERMS and term not in _UNTRAINED_TERMS) for term in terms],
+            device=processes.device,
         )
         """1 for the loss terms that pseudo-labels train, else 0. Every term takes part, so that all
         processes have the same gradients."""
@@ -117,6 +119,8 @@ class Teacher:
             len(images), self.batch_size, ratios, seed, processes.rank, processes.world
         )
         self._batches: Iterator[tuple[Batch, Truth]] | None = None
+        self.note_unreadable: Callable[[int, str], None] | None = None
+        """Called for images that cannot be read, which others replace; None = they are an error."""
 
     def weight(self, step: int, total: int | None) -> float:
         """Weight of the unlabeled losses at optimizer step `step` (from 0) of `total`.
@@ -132,15 +136,15 @@ class Teacher:
     def pseudo_labels(self, step: int, micro_step: int) -> PseudoLabels:
         """The pseudo-labels of a forward pass. Call it in the order of the passes."""
         if self._batches is None:
-            self._batches = self._load(step * self.config.accumulate + micro_step)
+            first = step * self.config.accumulate + micro_step
+            self._batches = self._load(first, self.config.workers)
         return self._label(next(self._batches)[0])
 
     def sample(self) -> PseudoLabels:
         """Pseudo-labels of the first batch, to measure how long they take; the run's order is
         unaffected.
         """
-        examples = [self._views.example(*example) for example in self._plan.batch(0)]
-        return self._label(collate(examples, self.model.config.input.size_divisor)[0])
+        return self._label(next(self._load(0, workers=0))[0])
 
     def numbers(self, labels: PseudoLabels, terms: Float[Tensor, "T"]) -> Float[Tensor, "5"]:
         """Numbers for the log (see `row`), to be summed over the passes of a step and averaged over
@@ -189,13 +193,14 @@ class Teacher:
         """Stops the loader's processes."""
         self._batches = None
 
-    def _load(self, start: int) -> Iterator[tuple[Batch, Truth]]:
+    def _load(self, start: int, workers: int) -> Iterator[tuple[Batch, Truth]]:
         loader = TrainingLoader(
             self._views,
             self._plan.batches(start),
-            self.config.workers,
+            workers,
             self.model.config.input.size_divisor,
             pin_memory=self.processes.device.type == "cuda",
+            note_unreadable=self.note_unreadable,
         )
         return iter(loader)
 

@@ -9,13 +9,15 @@ is best.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..config import ModelConfig, TrainConfig
+from ..images.read import ImageError
+from ..model.extra_head import OWN_TERMS
 from ..ops.device import is_async
 from ..preprocess import input_size
 from .processes import Processes
@@ -23,22 +25,21 @@ from .sampler import BatchPlan
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..annotations.coco_types import CocoResult
     from ..evaluation.metric import Task
     from ..model.maskrcnn import MaskRCNN
 
 NUMBERS = ("AP", "AP50", "AP75")
 
+Metric = Callable[[list["CocoResult"], "CocoDataset"], float]
+"""A number of one's own: from the detections on the validation images, as COCO results, and these
+images with their annotations."""
 
-def loss_terms(config: ModelConfig) -> tuple[str, ...]:
+
+def loss_terms(model: MaskRCNN) -> tuple[str, ...]:
     """Names of the terms of a model's loss."""
-    heads = (("mask", config.mask), ("keypoint", config.keypoint))
-    return (
-        "rpn_objectness",
-        "rpn_box",
-        "classification",
-        "box",
-        *(name for name, head in heads if head),
-    )
+    absent = {"mask": model.config.mask is None, "keypoint": model.config.keypoint is None}
+    return (*(term for term in OWN_TERMS if not absent.get(term)), *model.extra_heads)
 
 
 def evaluated_tasks(config: ModelConfig) -> list[Task]:
@@ -51,10 +52,24 @@ def evaluated_tasks(config: ModelConfig) -> list[Task]:
     return [task for task, head in heads.items() if head is not None]
 
 
-def validation_columns(config: ModelConfig) -> list[str]:
+def validation_columns(model: MaskRCNN, metrics: Iterable[str] = ()) -> list[str]:
     """The columns of metrics.csv that an evaluation fills."""
-    precisions = [f"val/{task}_{name}" for task in evaluated_tasks(config) for name in NUMBERS]
-    return ["val_loss", *(f"val_loss/{term}" for term in loss_terms(config)), "val/AP", *precisions]
+    tasks = evaluated_tasks(model.config)
+    losses = [f"val_loss/{term}" for term in loss_terms(model)]
+    precisions = [f"val/{task}_{name}" for task in tasks for name in NUMBERS]
+    return ["val_loss", *losses, "val/AP", *precisions, *(f"val/{name}" for name in metrics)]
+
+
+def check_metrics(model: MaskRCNN, metrics: Iterable[str]) -> None:
+    """Raises an error for a metric whose column exists already.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    taken = validation_columns(model)
+    for name in metrics:
+        if f"val/{name}" in taken:
+            raise ValueError(f'metrics: "{name}" is a built-in number; choose another name')
 
 
 def validate(
@@ -63,6 +78,8 @@ def validate(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None] = lambda _: None,
+    note_unreadable: Callable[[int, str], None] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, float]:
     """Loss and average precision of `model` in evaluation mode.
 
@@ -75,11 +92,19 @@ def validate(
         processes: share the images.
         advance: gets the number of images that are done, twice for each image: for the loss and for
             the predictions.
+        note_unreadable: called with id and reason for images that cannot be read, which are
+            left out; None = they are an error.
+        metrics: numbers of one's own, by name.
+
+    Raises:
+        ImageError: an image cannot be read or, with `note_unreadable`, none can.
     """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes, advance)
-    numbers |= _precision(model, validation, config, processes, advance)
+    numbers = _losses(model, validation, config, processes, advance, note_unreadable)
+    numbers |= _precision(
+        model, validation, config, processes, advance, note_unreadable, metrics or {}
+    )
     model.train(was_training)
     return numbers
 
@@ -91,6 +116,7 @@ def _losses(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None],
+    note_unreadable: Callable[[int, str], None] | None,
 ) -> dict[str, float]:
     """Mean loss terms of unaugmented images; anchors and RoIs are sampled the same every time."""
     from ..augmentation.loader import TrainingLoader
@@ -108,10 +134,14 @@ def _losses(
     # The losses' normalizers are averaged over the processes, so each needs the same number of
     # batches. The last ones may start the set again.
     steps = math.ceil(len(validation) / plan.global_batch)
-    terms = loss_terms(model.config)
+    terms = loss_terms(model)
     sums = torch.zeros(len(terms), device=processes.device)
     for batch, truth in TrainingLoader(
-        images, plan.batches(stop=steps), config.workers, model.config.input.size_divisor
+        images,
+        plan.batches(stop=steps),
+        config.workers,
+        model.config.input.size_divisor,
+        note_unreadable=note_unreadable,
     ):
         losses = model.losses(batch.to(processes.device), truth.to(processes.device))
         sums += torch.stack([losses[term].float() for term in terms])
@@ -143,6 +173,8 @@ def _precision(
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None],
+    note_unreadable: Callable[[int, str], None] | None,
+    metrics: Mapping[str, Metric],
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.coco_results import coco_results
@@ -154,6 +186,7 @@ def _precision(
         share = validation.subset(range(processes.rank, len(validation), processes.world))
 
     own_results = []
+    own_unreadable: dict[int, str] = {}  # by image id
     if len(share):
         own_results = coco_results(
             Predictor(model, device=processes.device),
@@ -167,15 +200,32 @@ def _precision(
                 else 1
             ),
             advance=advance,
+            note_unreadable=own_unreadable.__setitem__ if note_unreadable else None,
         )
     results = list(chain.from_iterable(processes.gather(own_results)))
+
+    # Images that cannot be read are left out of the truth as well.
+    unreadable: dict[int, str] = {}
+    for of_process in processes.gather(own_unreadable):
+        unreadable |= of_process
+    for image_id, reason in unreadable.items():
+        assert note_unreadable is not None
+        note_unreadable(image_id, reason)
+    readable = validation
+    if unreadable:
+        indices = range(len(validation))
+        readable = validation.subset(
+            [i for i in indices if validation[i].image_id not in unreadable]
+        )
+    if not len(readable):
+        raise ImageError(f"no validation image can be read: {next(iter(unreadable.values()))}")
 
     numbers: dict[str, float] = {}
     if processes.main:
         max_detections = max(100, model.config.box.max_detections)
         tasks = evaluate_results(
             results,
-            validation.truth(),
+            readable.truth(),
             validation.categories,
             evaluated_tasks(model.config),
             max_detections,
@@ -185,6 +235,8 @@ def _precision(
         }
         scores = [values["AP"] for values in tasks.values() if values["AP"] >= 0]
         numbers["val/AP"] = sum(scores) / len(scores) if scores else 0.0
+        for name, metric in metrics.items():
+            numbers[f"val/{name}"] = float(metric(results, readable))
     return processes.from_main(numbers)
 
 

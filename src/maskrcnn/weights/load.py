@@ -11,6 +11,7 @@ Our own file is one `.safetensors`: the weights, and under the metadata key `mas
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from .catalog import Weights, find, recognize, weights
 from .pickles import WeightsError, read_pickle, read_torch
 
 if TYPE_CHECKING:
+    from ..model.extra_head import ExtraHead
     from ..model.maskrcnn import MaskRCNN
 
 SCHEMA = 1
@@ -46,6 +48,7 @@ def load(
     categories: Sequence[str | Category] | None = None,
     bn_eps: float | None = None,
     device: torch.device | str = "cpu",
+    heads: Mapping[str, ExtraHead] | None = None,
 ) -> MaskRCNN:
     """Loads a model from a file, a run folder or the catalog of published weights.
 
@@ -58,6 +61,8 @@ def load(
             torchvision and Detectron2 contain none.
         bn_eps: value that the trunk's BatchNorm adds to the variance, to replace the file's own.
         device: the device to load the model on.
+        heads: heads of your own, by the names that they were added by; they are filled in place.
+            Others in the file are left out with a warning.
 
     Returns:
         The model, in evaluation mode.
@@ -96,7 +101,9 @@ def load(
             model = MaskRCNN.from_config(config)
         model.to_empty(device="cpu")
 
-    fill(model, state, path)
+    for name, head in (heads or {}).items():
+        model.add_head(name, head)
+    fill(model, _without_other_heads(state, model, path), path)
     return model.to(device).eval()
 
 
@@ -198,6 +205,23 @@ def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
         )
 
     model.load_state_dict(state)
+
+
+def _without_other_heads(
+    state: Mapping[str, Tensor], model: MaskRCNN, path: Path
+) -> Mapping[str, Tensor]:
+    """The weights without those of heads that the model does not have, with a warning."""
+    start = "extra_heads."
+    names = {key.split(".")[1] for key in state if key.startswith(start)} - {*model.extra_heads}
+    if not names:
+        return state
+    warnings.warn(
+        f"{path}: left out the heads {', '.join(sorted(names))}, which are not built in; "
+        "load(..., heads={name: head}) keeps them",
+        stacklevel=3,
+    )
+    left_out = tuple(f"{start}{name}." for name in names)
+    return {key: value for key, value in state.items() if not key.startswith(left_out)}
 
 
 def _locate(source: str | Path) -> Path:

@@ -1,0 +1,141 @@
+"""11. Heads of one's own: any value per object, learned jointly with boxes, masks and keypoints.
+
+RoI features [K, C, S, S] of the box head's grid  ->  whatever the head predicts, or in training a
+loss. `MaskRCNN.add_head` adds one. docs/extending.md has an example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ..ops.device import to_host
+from ..ops.pyramid import Pyramid
+from ..ops.rows import Rows
+from ..structures import Batch, Truth
+from .box_head import RoISample
+
+OWN_TERMS = ("rpn_objectness", "rpn_box", "classification", "box", "mask", "keypoint")
+"""The names of the losses of the built-in parts."""
+
+
+@dataclass(frozen=True)
+class MatchedRoIs:
+    """The RoIs of a training batch that cover an object, with that object."""
+
+    features: Float[Tensor, "K C S S"]
+    """Of each RoI, on the grid of the box head."""
+    boxes: Float[Tensor, "K 4"]
+    """xyxy, model-input pixels."""
+    labels: Int64[Tensor, "K"]
+    """Category of the object, 0..C-1."""
+    annotation_ids: Int64[Tensor, "K"]
+    """Id of the object's annotation, to look up anything that the data says about it; -1 where it
+    has none, as pseudo-labels."""
+    valid: Bool[Tensor, "K"]
+    """False in padding rows, which must not count. There is at least one row."""
+    image: Int64[Tensor, "K"]
+    """Index of the image in the batch."""
+    object: Int64[Tensor, "K"]
+    """Index of the object in `truth`."""
+    pyramid: Pyramid
+    """Features of the whole images."""
+    batch: Batch
+    truth: Truth
+
+
+class ExtraHead(nn.Module):
+    """A head of your own: override `forward` and `loss`, and add it by `MaskRCNN.add_head`.
+
+    Example:
+        >>> import torch
+        >>> import maskrcnn as mr
+        >>> class SizeHead(mr.ExtraHead):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.linear = torch.nn.Linear(channels, 1)
+        ...     def forward(self, features):
+        ...         return self.linear(features.mean(dim=(2, 3)))[:, 0]
+        ...     def loss(self, rois):
+        ...         sides = (rois.boxes[:, 2:] - rois.boxes[:, :2]).log().mean(dim=1)
+        ...         errors = (self(rois.features) - sides).abs() * rois.valid
+        ...         return errors.sum() / rois.valid.sum().clamp(min=1)
+        >>> model = mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(["nucleus"]))
+        >>> model.add_head("size", SizeHead(model.roi_channels))
+        >>> list(model.extra_heads)
+        ['size']
+    """
+
+    def forward(self, features: Float[Tensor, "K C S S"]) -> Tensor:
+        """Returns a prediction [K, ...] for each RoI."""
+        raise NotImplementedError(f"{type(self).__name__} must override forward")
+
+    def loss(self, rois: MatchedRoIs) -> Tensor:
+        """Returns the loss of a batch, a scalar.
+
+        All parameters must take part, also in a batch without valid rows: processes that train
+        together agree on which parameters have gradients.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override loss")
+
+
+class ExtraHeads(nn.ModuleDict):
+    """The heads of one's own of a model, by name."""
+
+    def by_name(self) -> dict[str, ExtraHead]:
+        """The heads as a dictionary."""
+        return {name: head for name, head in self.items() if isinstance(head, ExtraHead)}
+
+    def add(self, name: str, head: ExtraHead) -> None:
+        """Adds a head.
+
+        Raises:
+            ValueError: the name is no identifier, or is taken.
+            TypeError: not an `ExtraHead`.
+        """
+        if not isinstance(head, ExtraHead):
+            raise TypeError(f"expected an object of a subclass of ExtraHead, got {head!r:.80}")
+        taken = (*OWN_TERMS, *self)
+        if not name.isidentifier() or name in taken:
+            raise ValueError(
+                f'"{name}": expected an identifier other than the names in use: {", ".join(taken)}'
+            )
+        self[name] = head
+
+    def losses(
+        self,
+        rows: Rows,
+        features: Float[Tensor, "K C S S"],
+        rois: RoISample,
+        pyramid: Pyramid,
+        batch: Batch,
+        truth: Truth,
+    ) -> dict[str, Tensor]:
+        """Computes the loss of each head on the same RoIs, those of `matched_rows`."""
+        index = rows.gather(rois.truth_index)
+        ids = torch.full_like(index, -1)
+        if truth.annotation_ids is not None and truth.boxes.shape[1]:
+            ids = truth.annotation_ids[rows.image, index]
+        matched = MatchedRoIs(
+            features=features,
+            boxes=rows.gather(rois.boxes),
+            labels=rows.gather(rois.labels),
+            annotation_ids=ids,
+            valid=rows.gather(rows.valid),
+            image=rows.image,
+            object=index,
+            pyramid=pyramid,
+            batch=batch,
+            truth=truth,
+        )
+        return {name: head.loss(matched) for name, head in self.by_name().items()}
+
+
+def matched_rows(rois: RoISample, truth: Truth) -> Rows:
+    """The rows of the positive RoIs. Without any, an invalid one stands in."""
+    positive = rois.positive & (truth.boxes.shape[1] > 0)
+    (count,) = to_host(positive.sum())
+    return Rows.of(positive, max(count, 1))
