@@ -19,7 +19,7 @@ from maskrcnn.annotations.point_labels import with_points
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.cli import run
 from maskrcnn.config import AugmentConfig
-from maskrcnn.model.mask_head import PointTargets, point_losses
+from maskrcnn.model.point_losses import PointTargets, has_points, point_losses
 from maskrcnn.recipe.recipe import choose_recipe
 from maskrcnn.structures import Truth
 from maskrcnn.synthetic.scenes import write_scenes
@@ -109,7 +109,7 @@ def test_the_loss_at_points_equals_a_loop() -> None:
     labels = torch.randint(0, 3, (3, 5), generator=generator).float()
     labels[2] = 0
 
-    losses, has_points = point_losses(
+    losses, has_any = point_losses(
         logits, PointTargets(positions, labels, torch.ones(3, dtype=torch.bool))
     )
 
@@ -128,11 +128,13 @@ def test_the_loss_at_points_equals_a_loop() -> None:
             )
             terms.append(F.softplus(-value if label == 2 else value))
         expected.append(float(sum(terms) / len(terms)) if terms else 0.0)
-    assert has_points.tolist() == [True, True, False]
+    assert has_any.tolist() == [True, True, False]
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-5)
 
 
-def test_conversion_draws_points_in_the_box_and_labels_them_by_the_mask(masks, pointed, file) -> None:
+def test_conversion_draws_points_in_the_box_and_labels_them_by_the_mask(
+    masks, pointed, file
+) -> None:
     number = beside = 0
     for i in range(len(masks)):
         for with_mask, with_labels in zip(
@@ -211,7 +213,7 @@ def test_points_alone_train_the_mask_head(pointed) -> None:
     network = mr.MaskRCNN.from_config(model).train()
     examples = TrainingSet(pointed, model, None)
     batch, truth = collate([examples.example(i, i) for i in range(3)], 32)
-    assert truth.has_points.any()
+    assert has_points(truth).any()
     assert not truth.has_mask.any()
 
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
@@ -233,8 +235,8 @@ def test_masks_points_and_nothing_in_one_batch(masks, pointed) -> None:
     weak = TrainingSet(pointed, model, None).example(1, 0)
     _, truth = collate([full, weak], 32)
     assert truth.has_mask[0].any()
-    assert not truth.has_points[0].any()
-    assert truth.has_points[1].any()
+    assert not has_points(truth)[0].any()
+    assert has_points(truth)[1].any()
     assert (
         Truth.collate(
             [full.truth, Truth.empty(mask_size=full.truth.masks.shape[-1], keypoints=0)]

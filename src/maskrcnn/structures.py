@@ -14,6 +14,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
@@ -179,13 +180,6 @@ class Truth(_Tensors):
     annotation_ids: Int64[Tensor, "B N"] | None = None
     """Id of the annotation that each object comes from, for heads of one's own; -1 = none."""
 
-    @property
-    def has_points(self) -> Bool[Tensor, "B N"]:
-        """The object has labeled points and no mask."""
-        if self.points is None:
-            return torch.zeros_like(self.has_mask)
-        return ~self.has_mask & (self.points[..., 2] > 0).any(dim=2)
-
     @classmethod
     def empty(
         cls, images: int = 1, objects: int = 0, mask_size: int = 112, keypoints: int = 0
@@ -242,28 +236,21 @@ class Truth(_Tensors):
 
     @staticmethod
     def _points(truths: Sequence[Truth], most: int) -> Float[Tensor, "B N P 3"] | None:
-        counts = [t.points.shape[2] for t in truths if t.points is not None]
-        if not counts:
-            return None
-        rows = []
-        for truth in truths:
-            row = truth.boxes.new_zeros(len(truth.boxes), most, max(counts), 3)
-            if truth.points is not None:
-                row[:, : truth.points.shape[1], : truth.points.shape[2]] = truth.points
-            rows.append(row)
-        return torch.cat(rows)
+        count = max(0 if t.points is None else t.points.shape[2] for t in truths)
+        none = truths[0].boxes.new_zeros(1, 1, 1, 3)
+        rows = [
+            none.expand(len(t.boxes), 1, 1, 3) if t.points is None else t.points for t in truths
+        ]
+        rows = [F.pad(p, (0, 0, 0, count - p.shape[2], 0, most - p.shape[1])) for p in rows]
+        return torch.cat(rows) if count else None
 
     @staticmethod
     def _labeled(truths: Sequence[Truth]) -> Bool[Tensor, "B C"] | None:
         partial = [t.labeled for t in truths if t.labeled is not None]
         if not partial:
             return None
-        rows = [
-            partial[0].new_ones(len(t.boxes), partial[0].shape[1])
-            if t.labeled is None
-            else t.labeled
-            for t in truths
-        ]
+        every = torch.ones_like(partial[0][:1])
+        rows = [every.expand(len(t.boxes), -1) if t.labeled is None else t.labeled for t in truths]
         return torch.cat(rows)
 
 

@@ -452,7 +452,10 @@ def predictions(record: Record, folder: Path) -> None:
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw_instances(mr.predict(model, image)[:6], **plain | {"line_width": None}))
+    record.add(
+        "joint/overlay",
+        draw_instances(mr.predict(model, image)[:6], **plain | {"line_width": None}),
+    )
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))

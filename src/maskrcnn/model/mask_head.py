@@ -11,8 +11,6 @@ Source: He et al. 2017, section 3, "Mask Representation", and figure 4.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -23,17 +21,7 @@ from ..kernels import onednn
 from ..ops.device import no_autocast
 from ..ops.distributed import all_reduce_mean
 from .layers import conv_tower, initialize
-
-
-class PointTargets(NamedTuple):
-    """Points that are labeled instead of masks, for each RoI."""
-
-    positions: Float[Tensor, "K P 2"]
-    """x, y in units of the RoI: 0..1 inside it."""
-    labels: Float[Tensor, "K P"]
-    """0 no point, 1 beside the object, 2 on it."""
-    instead: Bool[Tensor, "K"]
-    """RoIs whose objects have points and no mask."""
+from .point_losses import PointTargets, point_losses
 
 
 class MaskHead(nn.Module):
@@ -81,12 +69,7 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """Computes the binary cross-entropy, averaged over pixels and over the valid RoIs.
 
-        Args:
-            logits: of each RoI's own class.
-            targets: share of each cell that the true mask covers.
-            valid: RoIs that count.
-            points: for RoIs whose objects have labeled points instead of a mask; there the average
-                over the points in the RoI replaces that over its pixels.
+        For RoIs with labeled points instead of a mask, it is averaged over these points.
         """
         pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         losses = pixels.mean(dim=(1, 2))
@@ -118,27 +101,6 @@ def _upsample_fourfold(
 def _interleave(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
     """The 2 x 2 outputs of each cell as a map of twice the size, [..., 2H, 2W]."""
     return x.transpose(-3, -2).flatten(-4, -3).flatten(-2)
-
-
-def point_losses(
-    logits: Float[Tensor, "K M M"], points: PointTargets
-) -> tuple[Float[Tensor, "K"], Bool[Tensor, "K"]]:
-    """Returns the mean binary cross-entropy at the points inside each RoI, and which RoIs have any.
-
-    The logits are interpolated bilinearly, as masks are pasted: cell centers at (i + 0.5) / M.
-
-    Source: Cheng, Parkhi and Kirillov 2022, "Pointly-Supervised Instance Segmentation".
-    """
-    inside = ((points.positions >= 0) & (points.positions <= 1)).all(dim=2) & (points.labels > 0)
-    grid = 2 * points.positions[:, None] - 1
-    sampled = F.grid_sample(
-        logits[:, None], grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
-    targets = (points.labels > 1.5).to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(sampled[:, 0, 0], targets, reduction="none")
-
-    count = inside.sum(dim=1)
-    return torch.where(inside, losses, 0.0).sum(dim=1) / count.clamp(min=1), count > 0
 
 
 def mask_targets(

@@ -28,7 +28,8 @@ from .box_head import BoxHead, RoISample, sample_rois
 from .extra_head import ExtraHead, ExtraHeads, matched_rows
 from .fpn import FPN, SingleLevel
 from .keypoint_head import KeypointHead
-from .mask_head import MaskHead, PointTargets, mask_targets
+from .mask_head import MaskHead, mask_targets
+from .point_losses import has_mask_truth, point_targets
 from .resnet import ResNet, initialize_trunk, make_stage, stage_channels
 from .roi_align import RoIPooler
 from .rpn import RPN
@@ -305,7 +306,7 @@ class MaskRCNN(nn.Module):
         # gives both counts.
         max_masks = config.mask.max_positives if config.mask else 0
         max_keypoints = config.keypoint.max_positives if config.keypoint else 0
-        with_mask = _positives(rois, truth, truth.has_mask | truth.has_points, max_masks)
+        with_mask = _positives(rois, truth, has_mask_truth(truth), max_masks)
         with_keypoints = _positives(rois, truth, truth.has_keypoints, max_keypoints)
         num_masks, num_keypoints = to_host(with_mask.sum(), with_keypoints.sum())
         if config.mask is not None:
@@ -376,13 +377,7 @@ class MaskRCNN(nn.Module):
             return self.mask_head.loss(logits, torch.zeros_like(logits), valid)
         matched = rows.image, rows.gather(rois.truth_index)
         targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, logits.shape[-1])
-        points = None
-        if truth.points is not None:
-            own = truth.points[matched]
-            sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6)
-            positions = (own[..., :2] - boxes[:, None, :2]) / sides[:, None]
-            points = PointTargets(positions, own[..., 2], truth.has_points[matched])
-        return self.mask_head.loss(logits, targets, valid, points)
+        return self.mask_head.loss(logits, targets, valid, point_targets(truth, matched, boxes))
 
     def _keypoint_loss(
         self,

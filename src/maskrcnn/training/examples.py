@@ -82,6 +82,8 @@ def draw_examples(
 
 def draw_example(example: Example, model: ModelConfig) -> Image.Image:
     """Draws one image with its truth."""
+    from ..model.point_losses import has_points
+
     truth = example.truth
     pixels = example.image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
     pixels = np.ascontiguousarray(pixels)
@@ -104,7 +106,7 @@ def draw_example(example: Example, model: ModelConfig) -> Image.Image:
     factor = drawn.width / pixels.shape[1]
     pen = ImageDraw.Draw(drawn)
     if truth.points is not None:
-        points = truth.points[0][truth.has_points[0]].flatten(0, 1)
+        points = truth.points[0][has_points(truth)[0]].flatten(0, 1)
         for x, y, label in points[points[:, 2] > 0].tolist():
             x, y = x * factor, y * factor
             color = _ON_OBJECT if label > 1.5 else _BESIDE
