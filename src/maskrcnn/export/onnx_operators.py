@@ -13,8 +13,11 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnxscript import script
 from onnxscript import opset18 as op
 
+FLOAT = onnx.TensorProto.FLOAT
+INT64 = onnx.TensorProto.INT64
 # A score below every real one, and the limit below which NonMaxSuppression does not look.
 NO_SCORE = -1e30
 SCORE_LIMIT = -1e29
@@ -27,6 +30,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         own.best_first.default: best_first,
         own.greedy_nms.default: greedy_nms,
         own.pyramid_roi_align.default: pyramid_roi_align,
+        own.soft_nms.default: soft_nms,
+        own.bicubic_peaks.default: bicubic_peaks,
     }
 
 
@@ -91,6 +96,132 @@ def pyramid_roi_align(
         )
         pooled = op.ScatterND(pooled, op.Unsqueeze(own, _integers(1)), values)
     return pooled
+
+
+@script(default_opset=op)
+def soft_nms(boxes, scores, groups, sigma: float, keep: int):  # noqa: ANN001, ANN201
+    """A loop that chooses one box per image and round."""
+    one = op.Constant(value_ints=[1])
+    x0, y0, x1, y1 = op.Split(boxes, axis=2, num_outputs=4)
+    x0 = op.Squeeze(x0, op.Constant(value_ints=[2]))
+    y0 = op.Squeeze(y0, op.Constant(value_ints=[2]))
+    x1 = op.Squeeze(x1, op.Constant(value_ints=[2]))
+    y1 = op.Squeeze(y1, op.Constant(value_ints=[2]))
+    area = (x1 - x0) * (y1 - y0)
+
+    steps = op.Constant(value_int=keep)
+    width = op.Constant(value_float=sigma)
+    nothing = op.Slice(scores, op.Constant(value_ints=[0]), op.Constant(value_ints=[0]), one)
+    index = op.Cast(nothing, to=INT64)
+    new_scores = op.Identity(nothing)
+    remaining = op.Identity(scores)
+    for _ in range(steps):
+        best = op.ArgMax(remaining, axis=1, keepdims=1)
+        score = op.ReduceMax(remaining, one, keepdims=1)
+        index = op.Concat(index, best, axis=1)
+        new_scores = op.Concat(new_scores, score, axis=1)
+
+        left = op.Max(x0, op.GatherElements(x0, best, axis=1))
+        top = op.Max(y0, op.GatherElements(y0, best, axis=1))
+        right = op.Min(x1, op.GatherElements(x1, best, axis=1))
+        bottom = op.Min(y1, op.GatherElements(y1, best, axis=1))
+        zero = op.Constant(value_float=0.0)
+        shared = op.Max(right - left, zero) * op.Max(bottom - top, zero)
+        union = area + op.GatherElements(area, best, axis=1) - shared
+        overlap = shared / op.Max(union, op.Constant(value_float=1e-37))
+        same = op.Equal(groups, op.GatherElements(groups, best, axis=1))
+        overlap = op.Where(same, overlap, zero)
+        lowered = remaining * op.Exp(op.Neg(overlap * overlap) / width)
+        gone = op.Neg(op.CastLike(op.Equal(score, score), score))
+        remaining = op.ScatterElements(lowered, best, gone, axis=1)
+    last = op.Constant(value_ints=[2])
+    index = op.Unsqueeze(op.Cast(index, to=FLOAT), last)
+    return op.Concat(index, op.Unsqueeze(new_scores, last), axis=2)
+
+
+@script(default_opset=op)
+def _bicubic_weights(pixels, size):  # noqa: ANN001, ANN201
+    """The matrix [pixels, size] that resizes `size` samples to whole pixels, as torch's does."""
+    zero = op.Constant(value_int=0)
+    one = op.Constant(value_int=1)
+    half = op.Constant(value_float=0.5)
+    ratio = op.Cast(size, to=FLOAT) / op.Cast(pixels, to=FLOAT)
+    center = (op.Cast(op.Range(zero, pixels, one), to=FLOAT) + half) * ratio - half
+    first = op.Floor(center)
+    offset = op.Cast(op.Constant(value_ints=[-1, 0, 1, 2]), to=FLOAT)
+    last = op.Constant(value_ints=[1])
+    distance = op.Abs(op.Unsqueeze(center - first, last) - offset)
+
+    # A = -0.75; edges are repeated.
+    a = op.Constant(value_float=-0.75)
+    near = (op.Constant(value_float=1.25) * distance - op.Constant(value_float=2.25)) * (
+        distance * distance
+    ) + op.Constant(value_float=1.0)
+    far = ((distance - op.Constant(value_float=5.0)) * distance + op.Constant(value_float=8.0)) * (
+        distance * a
+    ) + op.Constant(value_float=3.0)
+    weight = op.Where(op.LessOrEqual(distance, op.Constant(value_float=1.0)), near, far)
+    cell = op.Cast(op.Unsqueeze(first, last) + offset, to=INT64)
+    cell = op.Clip(cell, zero, size - one)
+    grid = op.Range(zero, size, one)
+    hit = op.Equal(op.Unsqueeze(cell, op.Constant(value_ints=[2])), grid)
+    weighted = op.Cast(hit, to=FLOAT) * op.Unsqueeze(weight, op.Constant(value_ints=[2]))
+    return op.ReduceSum(weighted, last, keepdims=0)
+
+
+@script(default_opset=op)
+def bicubic_peaks(heatmaps, boxes):  # noqa: ANN001, ANN201
+    """A loop over the boxes, each of whose maps is resized to its own size."""
+    size = op.Squeeze(op.Shape(heatmaps, start=3, end=4), op.Constant(value_ints=[0]))
+    first = op.Slice(
+        boxes,
+        op.Constant(value_ints=[0]),
+        op.Constant(value_ints=[2]),
+        op.Constant(value_ints=[1]),
+    )
+    second = op.Slice(
+        boxes,
+        op.Constant(value_ints=[2]),
+        op.Constant(value_ints=[4]),
+        op.Constant(value_ints=[1]),
+    )
+    extent = op.Max(second - first, op.Constant(value_float=1.0))
+    pixels = op.Cast(op.Ceil(extent), to=INT64)
+    total = op.ReduceLogSumExp(heatmaps, op.Constant(value_ints=[2, 3]), keepdims=0)
+
+    x = op.Identity(total)
+    y = op.Identity(total)
+    logits = op.Identity(total)
+    count = op.Squeeze(op.Shape(boxes, start=0, end=1), op.Constant(value_ints=[0]))
+    for i in range(count):
+        own = op.Gather(pixels, i, axis=0)
+        width = op.Gather(own, op.Constant(value_int=0), axis=0)
+        height = op.Gather(own, op.Constant(value_int=1), axis=0)
+        rows = _bicubic_weights(height, size)
+        columns = _bicubic_weights(width, size)
+        maps = op.Gather(heatmaps, i, axis=0)
+        resized = op.MatMul(op.MatMul(rows, maps), op.Transpose(columns, perm=[1, 0]))
+        flat = op.Flatten(resized, axis=1)
+        cell = op.ArgMax(flat, axis=1, keepdims=0)
+        logit = op.ReduceMax(flat, op.Constant(value_ints=[1]), keepdims=0)
+
+        where = op.Reshape(i, op.Constant(value_ints=[1, 1]))
+        ahead = op.Constant(value_ints=[0])
+        x = op.ScatterND(x, where, op.Unsqueeze(op.Cast(op.Mod(cell, width), to=FLOAT), ahead))
+        y = op.ScatterND(y, where, op.Unsqueeze(op.Cast(cell / width, to=FLOAT), ahead))
+        logits = op.ScatterND(logits, where, op.Unsqueeze(logit, ahead))
+
+    cells = op.Concat(
+        op.Unsqueeze(x, op.Constant(value_ints=[2])),
+        op.Unsqueeze(y, op.Constant(value_ints=[2])),
+        axis=2,
+    )
+    step = op.Unsqueeze(extent / op.Cast(pixels, to=FLOAT), op.Constant(value_ints=[1]))
+    start = op.Unsqueeze(first, op.Constant(value_ints=[1]))
+    position = start + (cells + op.Constant(value_float=0.5)) * step
+    last = op.Constant(value_ints=[2])
+    score = op.Unsqueeze(op.Exp(logits - total), last)
+    return op.Concat(position, score, op.Unsqueeze(logits, last), axis=2)
 
 
 def _rows(values: Any) -> Any:

@@ -1,10 +1,9 @@
-"""The three steps that an exported graph holds as single nodes: best first, NMS and RoIAlign.
+"""The steps that an exported graph holds as single nodes: sorting, NMS, RoIAlign, keypoint peaks.
 
 In eager code they are many tensor operations, or kernels whose result has an unknown size. In an
 export they are operators of their own with results of fixed size, which each target translates:
-ONNX to TopK, NonMaxSuppression and RoiAlign, a `.pt2` file to tensor operations
-(`export/onnx_graph.py`, `export/pt2.py`). Called outside an export they compute the definition,
-slowly.
+ONNX to its own operators (`export/onnx_operators.py`), a `.pt2` file to tensor operations
+(`export/pt2_file.py`). Called outside an export they compute the definition, slowly.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 from torchvision.ops import roi_align as torchvision_roi_align
+
+from .boxes import iou
 
 
 @torch.library.custom_op("maskrcnn::best_first", mutates_args=())
@@ -110,3 +111,61 @@ def _(
     aligned: bool,
 ) -> Tensor:
     return levels[0].new_empty(boxes.shape[0], levels[0].shape[1], size, size)
+
+
+@torch.library.custom_op("maskrcnn::soft_nms", mutates_args=())
+def soft_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int
+) -> Tensor:
+    """Returns what Gaussian Soft-NMS chooses [B, keep, 2]: index, as a float, and new score.
+
+    Args:
+        boxes: [B, N, 4], xyxy.
+        scores: [B, N]; -1 for boxes that do not exist. N is at least `keep`.
+        groups: [B, N]; boxes of different groups do not affect one another.
+        sigma: width of the Gaussian.
+        keep: number of boxes to choose.
+
+    Source: Bodla et al. 2017, section 3.
+    """
+    rounds = soft_nms_rounds(boxes, scores, groups, sigma, keep)
+    return torch.stack([torch.stack([i.float(), s], dim=-1) for i, s in rounds], dim=1)
+
+
+@soft_nms.register_fake
+def _(
+    boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int
+) -> Tensor:
+    return scores.new_empty(scores.shape[0], keep, 2)
+
+
+def soft_nms_rounds(
+    boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Chooses the best box and lowers the scores of its group, `keep` times."""
+    rounds = []
+    for _ in range(keep):
+        score, best = scores.max(dim=1, keepdim=True)
+        rounds.append((best[:, 0], score[:, 0]))
+        overlap = iou(boxes.gather(1, best[..., None].expand(-1, -1, 4)), boxes)[:, 0]
+        overlap = torch.where(groups == groups.gather(1, best), overlap, 0.0)
+        scores = (scores * torch.exp(-(overlap**2) / sigma)).scatter(1, best, -1.0)
+    return rounds
+
+
+@torch.library.custom_op("maskrcnn::bicubic_peaks", mutates_args=())
+def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    """Returns (x, y, score, logit) [K, J, 4] of each heatmap's peak.
+
+    Each map [K, J, S, S] is resized to the whole pixels of its box [K, 4] by bicubic interpolation,
+    as `heatmaps.decode_bicubic` documents.
+    """
+    from .heatmaps import decode_bicubic
+
+    points, logits = decode_bicubic(heatmaps, boxes)
+    return torch.cat([points, logits[..., None]], dim=-1)
+
+
+@bicubic_peaks.register_fake
+def _(heatmaps: Tensor, boxes: Tensor) -> Tensor:
+    return heatmaps.new_empty(*heatmaps.shape[:2], 4)

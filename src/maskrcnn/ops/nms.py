@@ -243,6 +243,18 @@ def select_soft(
     Source: Bodla et al. 2017, section 3.
     """
     boxes, scores, groups, valid, _ = candidates
+    if torch.compiler.is_exporting():
+        rank = torch.where(valid, scores, -1.0)
+        padding = max(0, keep - rank.shape[1])
+        rank = F.pad(rank, (0, padding), value=-1.0)
+        boxes = F.pad(boxes, (0, 0, 0, padding))
+        groups = F.pad(groups, (0, padding))
+        chosen = graph_operators.soft_nms(boxes, rank, groups, sigma, keep)
+        index = chosen[..., 0].long()
+        new_scores = chosen[..., 1]
+        kept = new_scores > floor
+        return Selection(torch.where(kept, index, 0), kept, kept.numel()), new_scores
+
     (most,) = device.to_host(valid.sum(dim=1).amax())
     remaining, order = torch.where(valid, scores, -1.0).topk(most, dim=1)
     box = boxes.gather(1, order[..., None].expand(-1, -1, 4))
