@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnxscript import FLOAT as FloatTensor
+from onnxscript import INT64 as IntTensor
 from onnxscript import script
 from onnxscript import opset18 as op
 
@@ -98,9 +100,16 @@ def pyramid_roi_align(
     return pooled
 
 
-@script(default_opset=op)
-def soft_nms(boxes, scores, groups, sigma: float, keep: int):  # noqa: ANN001, ANN201
+def soft_nms(boxes: Any, scores: Any, groups: Any, sigma: float, keep: int) -> Any:
     """A loop that chooses one box per image and round."""
+    rounds = op.Constant(value_int=keep)
+    return _soft_nms(boxes, scores, groups, op.Constant(value_float=sigma), rounds)
+
+
+@script(default_opset=op)
+def _soft_nms(
+    boxes: FloatTensor, scores: FloatTensor, groups: IntTensor, width: FloatTensor, steps: IntTensor
+) -> FloatTensor:
     one = op.Constant(value_ints=[1])
     x0, y0, x1, y1 = op.Split(boxes, axis=2, num_outputs=4)
     x0 = op.Squeeze(x0, op.Constant(value_ints=[2]))
@@ -109,8 +118,6 @@ def soft_nms(boxes, scores, groups, sigma: float, keep: int):  # noqa: ANN001, A
     y1 = op.Squeeze(y1, op.Constant(value_ints=[2]))
     area = (x1 - x0) * (y1 - y0)
 
-    steps = op.Constant(value_int=keep)
-    width = op.Constant(value_float=sigma)
     nothing = op.Slice(scores, op.Constant(value_ints=[0]), op.Constant(value_ints=[0]), one)
     index = op.Cast(nothing, to=INT64)
     new_scores = op.Identity(nothing)
@@ -139,39 +146,13 @@ def soft_nms(boxes, scores, groups, sigma: float, keep: int):  # noqa: ANN001, A
     return op.Concat(index, op.Unsqueeze(new_scores, last), axis=2)
 
 
-@script(default_opset=op)
-def _bicubic_weights(pixels, size):  # noqa: ANN001, ANN201
-    """The matrix [pixels, size] that resizes `size` samples to whole pixels, as torch's does."""
-    zero = op.Constant(value_int=0)
-    one = op.Constant(value_int=1)
-    half = op.Constant(value_float=0.5)
-    ratio = op.Cast(size, to=FLOAT) / op.Cast(pixels, to=FLOAT)
-    center = (op.Cast(op.Range(zero, pixels, one), to=FLOAT) + half) * ratio - half
-    first = op.Floor(center)
-    offset = op.Cast(op.Constant(value_ints=[-1, 0, 1, 2]), to=FLOAT)
-    last = op.Constant(value_ints=[1])
-    distance = op.Abs(op.Unsqueeze(center - first, last) - offset)
-
-    # A = -0.75; edges are repeated.
-    a = op.Constant(value_float=-0.75)
-    near = (op.Constant(value_float=1.25) * distance - op.Constant(value_float=2.25)) * (
-        distance * distance
-    ) + op.Constant(value_float=1.0)
-    far = ((distance - op.Constant(value_float=5.0)) * distance + op.Constant(value_float=8.0)) * (
-        distance * a
-    ) + op.Constant(value_float=3.0)
-    weight = op.Where(op.LessOrEqual(distance, op.Constant(value_float=1.0)), near, far)
-    cell = op.Cast(op.Unsqueeze(first, last) + offset, to=INT64)
-    cell = op.Clip(cell, zero, size - one)
-    grid = op.Range(zero, size, one)
-    hit = op.Equal(op.Unsqueeze(cell, op.Constant(value_ints=[2])), grid)
-    weighted = op.Cast(hit, to=FLOAT) * op.Unsqueeze(weight, op.Constant(value_ints=[2]))
-    return op.ReduceSum(weighted, last, keepdims=0)
-
-
-@script(default_opset=op)
-def bicubic_peaks(heatmaps, boxes):  # noqa: ANN001, ANN201
+def bicubic_peaks(heatmaps: Any, boxes: Any) -> Any:
     """A loop over the boxes, each of whose maps is resized to its own size."""
+    return _bicubic_peaks(heatmaps, boxes)
+
+
+@script(default_opset=op)
+def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
     size = op.Squeeze(op.Shape(heatmaps, start=3, end=4), op.Constant(value_ints=[0]))
     first = op.Slice(
         boxes,
@@ -197,8 +178,36 @@ def bicubic_peaks(heatmaps, boxes):  # noqa: ANN001, ANN201
         own = op.Gather(pixels, i, axis=0)
         width = op.Gather(own, op.Constant(value_int=0), axis=0)
         height = op.Gather(own, op.Constant(value_int=1), axis=0)
-        rows = _bicubic_weights(height, size)
-        columns = _bicubic_weights(width, size)
+
+        # Weights [2, longest, S] along x and y, as torch's bicubic has them: A = -0.75, edges
+        # repeated.
+        zero = op.Constant(value_int=0)
+        one = op.Constant(value_int=1)
+        last = op.Constant(value_ints=[-1])
+        half = op.Constant(value_float=0.5)
+        steps = op.Cast(op.Range(zero, op.ReduceMax(own, keepdims=0), one), to=FLOAT)
+        ratio = op.Unsqueeze(op.Cast(size, to=FLOAT) / op.Cast(own, to=FLOAT), last)
+        center = (steps + half) * ratio - half
+        lowest = op.Floor(center)
+        offset = op.Cast(op.Constant(value_ints=[-1, 0, 1, 2]), to=FLOAT)
+        distance = op.Abs(op.Unsqueeze(center - lowest, last) - offset)
+        near = (op.Constant(value_float=1.25) * distance - op.Constant(value_float=2.25)) * (
+            distance * distance
+        ) + op.Constant(value_float=1.0)
+        far = ((distance - op.Constant(value_float=5.0)) * distance + op.Constant(value_float=8.0)) * (
+            distance * op.Constant(value_float=-0.75)
+        ) + op.Constant(value_float=3.0)
+        weight = op.Where(op.LessOrEqual(distance, op.Constant(value_float=1.0)), near, far)
+        cell = op.Clip(op.Cast(op.Unsqueeze(lowest, last) + offset, to=INT64), zero, size - one)
+        hit = op.Equal(op.Unsqueeze(cell, last), op.Range(zero, size, one))
+        weighted = op.Cast(hit, to=FLOAT) * op.Unsqueeze(weight, last)
+        weights = op.ReduceSum(weighted, op.Constant(value_ints=[2]), keepdims=0)
+        none = op.Constant(value_ints=[0])
+        columns = op.Gather(weights, zero, axis=0)
+        columns = op.Slice(columns, none, op.Reshape(width, last), none)
+        rows = op.Gather(weights, one, axis=0)
+        rows = op.Slice(rows, none, op.Reshape(height, last), none)
+
         maps = op.Gather(heatmaps, i, axis=0)
         resized = op.MatMul(op.MatMul(rows, maps), op.Transpose(columns, perm=[1, 0]))
         flat = op.Flatten(resized, axis=1)
