@@ -68,7 +68,9 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             first = str(error).strip().splitlines()[0]
-            raise ValueError(f"the model has no ONNX form: the exporter reports: {first}") from error
+            raise ValueError(
+                f"the model has no ONNX form; the exporter reports: {first}"
+            ) from error
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION

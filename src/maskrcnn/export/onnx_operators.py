@@ -7,7 +7,7 @@ returns the ONNX value of its result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import onnx
@@ -15,9 +15,9 @@ import torch
 from onnx import numpy_helper
 from onnxscript import FLOAT as FloatTensor
 from onnxscript import INT64 as IntTensor
-from onnxscript import script
-from onnxscript import opset18 as op
+from onnxscript import opset18, script
 
+op: Any = opset18  # whose types know nothing of a value's element type
 FLOAT = onnx.TensorProto.FLOAT
 INT64 = onnx.TensorProto.INT64
 # A score below every real one, and the limit below which NonMaxSuppression does not look.
@@ -103,10 +103,12 @@ def pyramid_roi_align(
 def soft_nms(boxes: Any, scores: Any, groups: Any, sigma: float, keep: int) -> Any:
     """A loop that chooses one box per image and round."""
     rounds = op.Constant(value_int=keep)
-    return _soft_nms(boxes, scores, groups, op.Constant(value_float=sigma), rounds)
+    loop: Any = _soft_nms
+    return loop(boxes, scores, groups, op.Constant(value_float=sigma), rounds)
 
 
 @script(default_opset=op)
+@no_type_check  # a language of its own: operators on values of any type
 def _soft_nms(
     boxes: FloatTensor, scores: FloatTensor, groups: IntTensor, width: FloatTensor, steps: IntTensor
 ) -> FloatTensor:
@@ -152,6 +154,7 @@ def bicubic_peaks(heatmaps: Any, boxes: Any) -> Any:
 
 
 @script(default_opset=op)
+@no_type_check  # a language of its own: operators on values of any type
 def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
     size = op.Squeeze(op.Shape(heatmaps, start=3, end=4), op.Constant(value_ints=[0]))
     first = op.Slice(
@@ -191,12 +194,10 @@ def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
         lowest = op.Floor(center)
         offset = op.Cast(op.Constant(value_ints=[-1, 0, 1, 2]), to=FLOAT)
         distance = op.Abs(op.Unsqueeze(center - lowest, last) - offset)
-        near = (op.Constant(value_float=1.25) * distance - op.Constant(value_float=2.25)) * (
-            distance * distance
-        ) + op.Constant(value_float=1.0)
-        far = ((distance - op.Constant(value_float=5.0)) * distance + op.Constant(value_float=8.0)) * (
-            distance * op.Constant(value_float=-0.75)
-        ) + op.Constant(value_float=3.0)
+        near = op.Constant(value_float=1.25) * distance - op.Constant(value_float=2.25)
+        near = near * (distance * distance) + op.Constant(value_float=1.0)
+        far = (distance - op.Constant(value_float=5.0)) * distance + op.Constant(value_float=8.0)
+        far = far * (distance * op.Constant(value_float=-0.75)) + op.Constant(value_float=3.0)
         weight = op.Where(op.LessOrEqual(distance, op.Constant(value_float=1.0)), near, far)
         cell = op.Clip(op.Cast(op.Unsqueeze(lowest, last) + offset, to=INT64), zero, size - one)
         hit = op.Equal(op.Unsqueeze(cell, last), op.Range(zero, size, one))

@@ -8,6 +8,9 @@ ONNX to its own operators (`export/onnx_operators.py`), a `.pt2` file to tensor 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -16,7 +19,18 @@ from torchvision.ops import roi_align as torchvision_roi_align
 from .boxes import iou
 
 
-@torch.library.custom_op("maskrcnn::best_first", mutates_args=())
+def operator(name: str, schema: str) -> Callable[[Callable[..., Tensor]], Any]:
+    """Makes a function an operator that an exported graph holds as one node.
+
+    Args:
+        name: in PyTorch's table of operators, `torch.ops.maskrcnn`.
+        schema: its arguments and its result. PyTorch could read them from the function, but not
+            where the tests wrap it to check shapes.
+    """
+    return torch.library.custom_op(f"maskrcnn::{name}", mutates_args=(), schema=schema)
+
+
+@operator("best_first", "(Tensor scores, int count) -> Tensor")
 def best_first(scores: Tensor, count: int) -> Tensor:
     """Returns the indices [B, count] of the highest scores [B, N], ties by the lower index."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count].clone()
@@ -27,7 +41,11 @@ def _(scores: Tensor, count: int) -> Tensor:
     return scores.new_empty((scores.shape[0], count), dtype=torch.int64)
 
 
-@torch.library.custom_op("maskrcnn::greedy_nms", mutates_args=())
+@operator(
+    "greedy_nms",
+    "(Tensor boxes, Tensor scores, Tensor exists, Tensor groups, int num_groups, "
+    "float threshold) -> Tensor",
+)
 def greedy_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -66,7 +84,11 @@ def _(
     return torch.empty_like(exists)
 
 
-@torch.library.custom_op("maskrcnn::pyramid_roi_align", mutates_args=())
+@operator(
+    "pyramid_roi_align",
+    "(Tensor[] levels, Tensor boxes, Tensor image_index, Tensor level_index, int[] "
+    "strides, int size, int sampling_ratio, bool aligned) -> Tensor",
+)
 def pyramid_roi_align(
     levels: list[Tensor],
     boxes: Tensor,
@@ -113,10 +135,11 @@ def _(
     return levels[0].new_empty(boxes.shape[0], levels[0].shape[1], size, size)
 
 
-@torch.library.custom_op("maskrcnn::soft_nms", mutates_args=())
-def soft_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int
-) -> Tensor:
+@operator(
+    "soft_nms",
+    "(Tensor boxes, Tensor scores, Tensor groups, float sigma, int keep) -> Tensor",
+)
+def soft_nms(boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int) -> Tensor:
     """Returns what Gaussian Soft-NMS chooses [B, keep, 2]: index, as a float, and new score.
 
     Args:
@@ -133,9 +156,7 @@ def soft_nms(
 
 
 @soft_nms.register_fake
-def _(
-    boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int
-) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, sigma: float, keep: int) -> Tensor:
     return scores.new_empty(scores.shape[0], keep, 2)
 
 
@@ -153,7 +174,7 @@ def soft_nms_rounds(
     return rounds
 
 
-@torch.library.custom_op("maskrcnn::bicubic_peaks", mutates_args=())
+@operator("bicubic_peaks", "(Tensor heatmaps, Tensor boxes) -> Tensor")
 def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> Tensor:
     """Returns (x, y, score, logit) [K, J, 4] of each heatmap's peak.
 
