@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
 # A part may import the parts of the rows below it (earlier in this list), never those beside or above it.
 LAYERS = (
     ("version", "config", "runtime", "ops"),
-    ("settings", "kernels", "images", "graph_files", "structures", "preprocess", "presets"),
-    ("annotations", "draw"),
+    ("settings", "kernels", "images", "structures", "preprocess", "presets"),
+    ("annotations", "draw", "graph_files"),
     ("instances", "synthetic", "augmentation", "formats", "model"),
     ("weights", "truth_instances"),
     ("prediction", "recipe", "dataset_checks"),

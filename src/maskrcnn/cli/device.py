@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 
-def chosen(name: str | None) -> str:
+def chosen(name: str | None, model: str = "") -> str | None:
     """The device that `--device` names; by default a GPU if there is one, else the CPU.
+
+    For the model of an exported file its runtime chooses and checks: None for its default.
 
     Raises:
         ValueError: this machine does not have the device.
     """
     import torch
 
+    from ..prediction.graph_engine import is_graph_file
+
+    if is_graph_file(model):
+        return name
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

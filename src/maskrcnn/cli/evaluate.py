@@ -23,7 +23,8 @@ def evaluate(
     """Print COCO's average precision for boxes, masks and keypoints, overall and per category.
 
     Args:
-        model: Name of published weights, run folder, checkpoint, or a results.json.
+        model: Name of published weights, run folder, checkpoint, exported file (.onnx), or a
+            results.json.
         data: Annotation file or folder, in any format that `maskrcnn convert` reads. Select a split
             as data.yaml:val.
         images: Folder of the images; by default where the format says they are.
@@ -46,7 +47,7 @@ def evaluate(
 
     keep_memory()
     dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
-    run_on = chosen(device)
+    run_on = chosen(device, model)
 
     is_results = Path(model).suffix.lower() == ".json"
     if is_results and tta is not None:

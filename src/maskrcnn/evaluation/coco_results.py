@@ -43,7 +43,7 @@ def coco_results(
     Raises:
         ValueError: the model and the data have no category in common, or their keypoints differ.
     """
-    config = predictor.network.config
+    config = predictor.config
     matches = match_categories(config.categories, categories)
     names = {c.id: c.name for c in categories}
     sources = _sources(data, truth, config.input.intensity_range)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..graph_files.contract import output_names
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.optimize import optimize_for_inference
 from ..structures import Batch
@@ -28,27 +29,24 @@ class ExportedNetwork(nn.Module):
     """A model for export: BatchNorm folded, tensors in and tensors out.
 
     Args:
-        model: any model, on the CPU; not modified.
+        model: any model; not modified.
         stages: also return the intermediate results that the certificate compares.
     """
 
     def __init__(self, model: MaskRCNN, stages: bool = False) -> None:
         super().__init__()
-        self.network = optimize_for_inference(model, "float32")
+        self.network = optimize_for_inference(model, "float32").to("cpu")
         self.network.channels_last = False
         self.stages = stages
         for part in self.network.modules():
+            part._compiled_call_impl = None  # of `optimize_for_inference(compile=True)`
             for name, weight in [*part.named_parameters(recurse=False)]:
                 setattr(part, name, nn.Parameter(weight.contiguous(), requires_grad=False))
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of what `forward` returns, in its order."""
-        names = ("boxes", "scores", "labels", "valid")
-        if self.network.mask_head is not None:
-            names += ("masks",)
-        if self.network.keypoint_head is not None:
-            names += ("keypoints", "keypoint_logits")
+        names = output_names(self.network.config)
         if self.stages:
             levels = len(self.network.neck.strides)
             names += tuple(f"features_{level}" for level in range(levels))

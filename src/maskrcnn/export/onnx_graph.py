@@ -13,19 +13,16 @@ import json
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 import onnx.compose
 import torch
 
-from ..graph_files.contract import METADATA_KEY, metadata_of
+from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of
 from ..model.maskrcnn import MaskRCNN
 from .network import ExportedNetwork, traced
 from .onnx_input import IR_VERSION, OPSET, input_graph
 from .onnx_operators import translations
-
-InputKind = Literal["uint8", "prepared"]
 
 
 @dataclass(frozen=True)
