@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +16,16 @@ import numpy as np
 import pytest
 import torch
 from exported_model import KEYPOINTS, Exported
+from models import tiny_config
 
 import maskrcnn as mr
+from maskrcnn.active_learning.uncertainty import measure_uncertainty
 from maskrcnn.cli import run
+from maskrcnn.export import export_model as export_module
+from maskrcnn.graph_files.contract import METADATA_KEY, metadata_of, output_names, read_metadata
 from maskrcnn.graph_files.runner import GraphRunner
 from maskrcnn.ops.boxes import iou
+from maskrcnn.prediction.predictor import ImageSource
 from maskrcnn.synthetic.micrograph import draw_micrograph
 
 ROOT = Path(__file__).parents[1]
@@ -180,3 +186,179 @@ def test_the_numpy_example_pastes_by_every_rule(rule: Any) -> None:
     about = {"mask_threshold": 0.5, "paste": rule}
     for grid, box, mask in zip(grids.numpy(), boxes.numpy(), expected, strict=True):
         assert np.array_equal(example.paste(grid, box, (60, 60), about), mask)
+
+
+def metadata_text(**changes: Any) -> str:
+    """The metadata of a file of a model of boxes alone, with changes by dotted name."""
+    config = replace(tiny_config(2), mask=None)
+    found: dict[str, Any] = json.loads(
+        json.dumps(metadata_of(config, "uint8", output_names(config)))
+    )
+    for path, value in changes.items():
+        *parts, name = path.split(".")
+        part = found
+        for key in parts:
+            part = part[key]
+        if value is ...:
+            del part[name]
+        else:
+            part[name] = value
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "without its metadata"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "expected metadata of contract 1, got None"),
+        (metadata_text(contract=99), "expected metadata of contract 1, got 99; export the model"),
+        (metadata_text(config=...), "'config' is missing"),
+        (metadata_text(outputs=["boxes"]), "outputs: labels, scores, valid is missing"),
+        (metadata_text(outputs=3), "cannot be used"),
+        (metadata_text(versions=None), "cannot be used"),
+        (metadata_text(**{"config.maskk": 1}), 'unknown setting "maskk"; did you mean mask'),
+        (metadata_text(**{"config.input.min_size": 10**9}), "input.min_size: expected above 0"),
+        (metadata_text(**{"config.input.size_divisor": 0}), "input.size_divisor: expected above 0"),
+        (metadata_text(**{"config.input.std": [0.0, 1.0, 1.0]}), r"input.std\[0\]: expected"),
+        (
+            metadata_text(**{"config.box.score_threshold": float("nan")}),
+            "score_threshold: expected",
+        ),
+        (metadata_text(**{"config.box.max_detections": 10**9}), "max_detections: expected"),
+        (metadata_text(**{"config.categories": []}), "a model needs at least one category"),
+        (metadata_text(**{"input.kind": "jpeg"}), 'expected "uint8" or "prepared", got \'jpeg\''),
+        (metadata_text(categories=[]), '"categories" differs from "config"'),
+        ("x" * ((1 << 24) + 1), "metadata of 16,777,217 characters"),
+    ],
+    ids=range(19),
+)
+def test_metadata_of_a_stranger_are_refused_in_a_sentence(text: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^a.onnx: .*{message}"):
+        read_metadata(text, "a.onnx")
+
+
+def test_metadata_are_read_as_they_were_written() -> None:
+    config = replace(tiny_config([mr.Category("a", 3, ("x", "y"), ((0, 1),))], 0), mask=None)
+    written = metadata_of(config, "prepared", (*output_names(config), "features_0"))
+    assert read_metadata(json.dumps(written), "a.onnx") == (written, config)
+
+
+def made_file(path: Path, label: int, metadata: str | None) -> Path:
+    """A file that returns one object with a label, whatever the image."""
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    kind = onnx.TensorProto
+    values = {
+        "boxes": np.array([[[1, 1, 9, 9]]], np.float32),
+        "scores": np.ones((1, 1), np.float32),
+        "labels": np.full((1, 1), label),
+        "valid": np.ones((1, 1), bool),
+    }
+    types = {"boxes": kind.FLOAT, "scores": kind.FLOAT, "labels": kind.INT64, "valid": kind.BOOL}
+    nodes = [
+        helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+        for name, value in values.items()
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("images", kind.UINT8, ["b", "h", "w", 3])],
+        [helper.make_tensor_value_info(n, types[n], v.shape) for n, v in values.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    if metadata:
+        helper.set_model_props(model, {METADATA_KEY: metadata})
+    onnx.save(model, path)
+    return path
+
+
+def test_files_of_other_makers_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    image = np.zeros((16, 16, 3), np.uint8)
+    good = mr.Predictor(made_file(tmp_path / "good.onnx", 1, metadata_text()))
+    assert good(image).names == [good.config.categories[1].name]
+
+    with pytest.raises(ValueError, match="returns label 5, expected 0 to 1"):
+        mr.Predictor(made_file(tmp_path / "label.onnx", 5, metadata_text()))(image)
+    with pytest.raises(ValueError, match="expected a file that maskrcnn export wrote"):
+        mr.Predictor(made_file(tmp_path / "other.onnx", 0, None))
+    config = tiny_config(2)
+    text = json.dumps(metadata_of(config, "uint8", output_names(config)))
+    with pytest.raises(ValueError, match="the graph has no output masks"):
+        mr.Predictor(made_file(tmp_path / "less.onnx", 0, text))(image)
+    (tmp_path / "broken.onnx").write_bytes(b"\x08\x0a" + b"broken" * 20)
+    with pytest.raises(ValueError, match=r"broken.onnx: onnxruntime cannot load the file: "):
+        mr.Predictor(tmp_path / "broken.onnx")
+    with pytest.raises(FileNotFoundError, match=r"none.onnx: file not found"):
+        mr.Predictor("none.onnx")
+
+
+def test_what_only_a_model_can_do_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = made_file(tmp_path / "a.onnx", 0, metadata_text())
+    settings: list[dict[str, Any]] = [{"tta": "flip"}, {"exact": True}, {"dtype": "bfloat16"}]
+    for setting in settings:
+        with pytest.raises(ValueError, match="expected none for an exported file, got"):
+            mr.Predictor(path, **setting)
+    with pytest.raises(ValueError, match='device: expected "cpu"'):
+        mr.Predictor(path, device="mps")
+    with pytest.raises(ValueError, match="min_score: expected at least"):
+        mr.Predictor(path, min_score=0.0)
+
+    image = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match="expected a model, got an exported file, which only"):
+        measure_uncertainty(mr.Predictor(path), ImageSource(image))
+    for use in (mr.load, lambda p: mr.export_model(p, tmp_path / "b.onnx")):
+        with pytest.raises(ValueError, match="expected a model, got an exported file, which only"):
+            use(path)
+    with pytest.raises(TypeError, match=r"expected a model, got PosixPath; pass maskrcnn.load"):
+        mr.optimize_for_inference(path)
+
+
+def test_export_reports_a_wrong_target_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    wrong = {
+        "m.pt": 'expected the suffix .onnx; write "',
+        "folder.onnx": "expected a file to write, got a folder",
+        "none/m.onnx": "folder not found; create it first",
+    }
+    for name, message in wrong.items():
+        assert run(["export", "nuclei", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(export_module.os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="no permission to write here"):
+        mr.export_model("nuclei", tmp_path / "m.onnx")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match='input: expected "uint8" or "prepared"'):
+        mr.export_model("nuclei", tmp_path / "m.onnx", input="float")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(TypeError, match="expected a model or the name of one, got int"):
+        mr.export_model(3, tmp_path / "m.onnx")  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    assert run(["export", "nuclei", str(tmp_path / "m.onnx")]) == 2
+    assert "pip install 'maskrcnn[onnx]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(ImportError, match=r"m.onnx needs onnxruntime. Install it with: pip"):
+        mr.Predictor(tmp_path / "m.onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.onnx", "m.onnx"]
+
+
+def test_a_failed_export_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Data-dependent expression\nwith many lines")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    (tmp_path / "m.onnx").write_text("old")
+    with pytest.raises(ValueError, match=r"cannot be exported: .*: Data-dependent expression$"):
+        mr.export_model("nuclei", tmp_path / "m.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_text() == "old"

@@ -190,8 +190,6 @@ def _check_settings(config: ModelConfig, kind: object, outputs: tuple[str, ...])
         raise ValueError(f'input.kind: expected "uint8" or "prepared", got {kind!r:.40}')
     if missing := set(output_names(config)) - set(outputs):
         raise ValueError(f"outputs: {', '.join(sorted(missing))} is missing")
-    if not config.categories:
-        raise ValueError("categories: expected at least one")
 
     rule = config.input
     bounds: dict[str, tuple[float | None, float]] = {
