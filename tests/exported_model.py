@@ -28,7 +28,7 @@ class Exported(NamedTuple):
     path: Path
 
 
-def joint_nuclei() -> mr.MaskRCNN:
+def nuclei_with_keypoints() -> mr.MaskRCNN:
     """The shipped nuclei model, which finds objects in micrographs and none in a black image, with an untrained keypoint head."""
     trained = mr.load("nuclei")
     nucleus = mr.Category("nucleus", 7, keypoints=KEYPOINTS, skeleton=((0, 1), (0, 2)))
@@ -59,10 +59,10 @@ def export_once(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    model = joint_nuclei()
-    path = folder / "joint_nuclei.onnx"
+    model = nuclei_with_keypoints()
+    path = folder / "nuclei_with_keypoints.onnx"
     with FileLock(folder / "export.lock"), shapes_unchecked():
         if not path.exists():
-            weights = mr.save(model, folder / "joint_nuclei.safetensors")
+            weights = mr.save(model, folder / "nuclei_with_keypoints.safetensors")
             assert run(["export", str(weights), str(path)]) == 0
     return Exported(model, path)

@@ -129,6 +129,31 @@ def test_predict_and_evaluate_take_a_file(exported: Exported, tmp_path: Path) ->
     assert metrics["segm"]["AP50"] > 0.95
 
 
+def test_a_file_has_operators_of_onnx_alone_and_names_its_dimensions(exported: Exported) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported.path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    assert model.ir_version == 10, "onnxruntime-web loads no later one"
+    assert not model.functions
+
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "images": ["batch", "height", "width", 3],
+        "boxes": ["batch", 500, 4],
+        "scores": ["batch", 500],
+        "labels": ["batch", 500],
+        "valid": ["batch", 500],
+        "masks": ["batch", 500, 28, 28],
+        "keypoints": ["batch", 500, 3, 3],
+        "keypoint_logits": ["batch", 500, 3],
+    }
+
+
 def test_a_file_runs_without_pytorch(exported: Exported) -> None:
     script = (
         "import sys, numpy\n"

@@ -62,7 +62,7 @@ def rank(
         known = load_dataset(str(labeled), images, on_error="drop")
 
     keep_memory()
-    predictor = Predictor(model, device=chosen(device))
+    predictor = Predictor(model, device=chosen(device, model))
     ranking = run(predictor, images, labeled=known, progress=True)
 
     Console().print(table(ranking, top))

@@ -78,6 +78,7 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
         resize = input_graph(tracing.model.config.input)
         both = [("pixels", "pixels"), ("scale", "scale")]
         model = onnx.compose.merge_models(resize, model, io_map=both, name="maskrcnn")
+        del model.opset_import[1:]  # both parts name the same
     metadata = metadata_of(tracing.model.config, input_kind, tracing.output_names)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     model.producer_name = "maskrcnn"

@@ -7,7 +7,7 @@ returns the ONNX value of its result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,7 +108,6 @@ def soft_nms(boxes: Any, scores: Any, groups: Any, sigma: float, keep: int) -> A
 
 
 @script(default_opset=op)
-@no_type_check  # a language of its own: operators on values of any type
 def _soft_nms(
     boxes: FloatTensor, scores: FloatTensor, groups: IntTensor, width: FloatTensor, steps: IntTensor
 ) -> FloatTensor:
@@ -124,7 +123,7 @@ def _soft_nms(
     index = op.Cast(nothing, to=INT64)
     new_scores = op.Identity(nothing)
     remaining = op.Identity(scores)
-    for _ in range(steps):
+    for _ in range(steps):  # ty: ignore[invalid-argument-type]
         best = op.ArgMax(remaining, axis=1, keepdims=1)
         score = op.ReduceMax(remaining, one, keepdims=1)
         index = op.Concat(index, best, axis=1)
@@ -154,7 +153,6 @@ def bicubic_peaks(heatmaps: Any, boxes: Any) -> Any:
 
 
 @script(default_opset=op)
-@no_type_check  # a language of its own: operators on values of any type
 def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
     size = op.Squeeze(op.Shape(heatmaps, start=3, end=4), op.Constant(value_ints=[0]))
     first = op.Slice(

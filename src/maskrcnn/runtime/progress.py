@@ -110,6 +110,7 @@ def steps(
             bar.update(task, description=name, completed=clock.done)
 
         yield begin
+        clock.stop()
         bar.update(task, completed=sum(shares.values()))
 
 
@@ -121,6 +122,10 @@ class _StepClock:
         self.estimate = guess
         self.done = 0.0
         self.start = time.monotonic()
+        self.end: float | None = None
+
+    def stop(self) -> None:
+        self.end = time.monotonic()
 
     def begin(self, name: str) -> None:
         names = list(self.shares)
@@ -130,8 +135,15 @@ class _StepClock:
             self.estimate = elapsed * sum(self.shares.values()) / self.done
 
     def __str__(self) -> str:
-        remaining = round(max(self.estimate - (time.monotonic() - self.start), 0))
-        return f"about {remaining // 60}:{remaining % 60:02} left" if remaining else "almost done"
+        if self.end is not None:
+            return f"done in {_minutes(self.end - self.start)}"
+        remaining = max(self.estimate - (time.monotonic() - self.start), 0)
+        return f"about {_minutes(remaining)} left" if remaining >= 1 else "almost done"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 def _bar(unit: Literal["items", "bytes"], *, transient: bool, show: bool = True) -> Progress:
