@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from exported_model import Exported
 
 # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
 install_import_hook(
@@ -33,3 +37,13 @@ def shared() -> Path:
             f"no folder {folder.name}/ beside the checkout: real data and reference outputs are not part of the project"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A joint model with real detections, and its exported file; needs the extra `onnx`."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from exported_model import export_once
+
+    return export_once(tmp_path_factory)

@@ -10,20 +10,20 @@ from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.cli import run
-from maskrcnn.prediction import predictor
+from maskrcnn.prediction.model_engine import ModelEngine
 
 
 @pytest.fixture
 def dtypes(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """Records the precision of every network that predicts."""
     dtypes_seen: list[torch.dtype] = []
-    detections = predictor.Predictor.detections
+    compute = ModelEngine.__call__
 
-    def watched(self: predictor.Predictor, batch: mr.Batch) -> mr.Detections:
+    def watched(self: ModelEngine, batch: mr.Batch) -> mr.Detections:
         dtypes_seen.append(next(self.network.parameters()).dtype)
-        return detections(self, batch)
+        return compute(self, batch)
 
-    monkeypatch.setattr(predictor.Predictor, "detections", watched)
+    monkeypatch.setattr(ModelEngine, "__call__", watched)
     return dtypes_seen
 
 
@@ -46,7 +46,7 @@ def test_predict_computes_in_the_given_precision_and_reports_the_cost_of_bfloat1
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    for module in ("kernels.precision", "prediction.optimize", "prediction.predictor"):
+    for module in ("kernels.precision", "prediction.optimize", "prediction.model_engine"):
         monkeypatch.setattr(f"maskrcnn.{module}.computes_bfloat16", lambda device: has_bfloat16)
     model = mr.save(
         mr.MaskRCNN.from_config(mr.maskrcnn_r18_small()), tmp_path / "model.safetensors"

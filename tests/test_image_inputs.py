@@ -34,6 +34,7 @@ from maskrcnn.images.read import image_size, read_first_frame, read_header, read
 from maskrcnn.images.remote import download
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.prediction.image_input import read_input
+from maskrcnn.prediction.model_engine import ModelEngine
 from maskrcnn.prediction.predict_files import predict_files
 from maskrcnn.prediction.predict_inputs import find_inputs
 from maskrcnn.prediction.predictor import Predictor, predict
@@ -451,7 +452,7 @@ def predictor(model: MaskRCNN, monkeypatch: pytest.MonkeyPatch) -> Predictor:
         valid=torch.zeros(1, 0, dtype=torch.bool),
         masks=torch.zeros(1, 0, 28, 28),
     )
-    monkeypatch.setattr(Predictor, "detections", lambda self, batch: nothing)
+    monkeypatch.setattr(ModelEngine, "__call__", lambda self, batch: nothing)
     return Predictor(model)
 
 

@@ -195,7 +195,7 @@ def test_views_of_an_exact_network_agree(words: str) -> None:
 def test_the_plain_view_alone_equals_the_network(model: MaskRCNN) -> None:
     predictor = Predictor(model, min_score=0.05)
     plain = predictor(make_image(64, 96))
-    predictor.views = (TTAView(),)
+    predictor.engine.views = (TTAView(),)
     viewed = predictor(make_image(64, 96))
     assert len(plain) > 3
     for name in ("boxes", "scores", "labels", "mask_grids", "keypoints", "keypoint_logits"):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskrcnn.runtime.progress import FEW, progress, track
+from maskrcnn.runtime.progress import FEW, _StepClock, progress, steps, track
 
 
 @pytest.mark.parametrize("count", [0, 3, FEW])
@@ -35,3 +35,29 @@ def test_a_bar_of_bytes_shows_its_name_and_how_much_was_done(
     assert out == ""
     assert "model.pth" in err
     assert "4.0/4.0 MB" in err
+
+
+def test_the_time_of_finished_steps_tells_how_long_the_others_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("maskrcnn.runtime.progress.time.monotonic", lambda: now[0])
+    clock = _StepClock({"reading": 1, "computing": 3}, guess=60)
+    clock.begin("reading")
+    assert str(clock) == "about 1:00 left"
+    now[0] += 40
+    clock.begin("computing")
+    assert (clock.done, str(clock)) == (1, "about 2:00 left")
+    now[0] += 130
+    assert str(clock) == "almost done"
+    clock.stop()
+    assert str(clock) == "done in 2:50"
+    monkeypatch.undo()
+
+    with steps({"reading": 1, "computing": 3}, guess=60) as begin:
+        begin("reading")
+        begin("computing")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "computing" in err
+    assert "done in 0:00" in err

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .dataset_checks.check_report import CheckReport
     from .draw.overlay import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
+    from .export.export_model import export_model
     from .formats.all_formats import register_format
     from .formats.convert import ConversionReport, convert_annotations
     from .formats.load_dataset import load_dataset
@@ -141,6 +142,7 @@ __all__ = [
     "draw_examples",
     "draw_instances",
     "evaluate",
+    "export_model",
     "image_files",
     "joint_r50_fpn",
     "keypointrcnn_r50_fpn",
@@ -217,6 +219,7 @@ _NAMES = {
     "prediction.predictor": ("Predictor", "predict"),
     "active_learning.rank": ("Ranking", "rank_images"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "export.export_model": ("export_model",),
     "recipe.recipe": ("Recipe", "choose_recipe"),
     "training.examples": ("draw_examples",),
     "training.fit": ("Run", "train"),

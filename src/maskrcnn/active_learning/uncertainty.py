@@ -67,9 +67,9 @@ def measure_uncertainty(predictor: Predictor, source: ImageSource) -> ImageUncer
     views = [image.pixels, image.pixels.flip(-1)]
     batch = predictor.collate(views, [image.to_model] * 2)
     with _features(predictor.network, batch.sizes) as features:
-        detections = predictor.detections(batch)
+        detections = predictor.engine(batch)
 
-    config = predictor.network.config
+    config = predictor.config
     plain, mirrored = (
         to_instances(detections, row, image.scale, image.size, config, predictor.min_score)
         for row in range(2)

@@ -25,6 +25,7 @@ from .check import check
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
+from .export import export
 from .predict import predict
 from .rank import rank
 from .train import train
@@ -49,7 +50,7 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    commands = (demo, predict, train, evaluate, check, convert, rank, weights)
+    commands = (demo, predict, train, evaluate, export, check, convert, rank, weights)
     for position, command in enumerate(commands):
         app.command(command, sort_key=position)
     return app

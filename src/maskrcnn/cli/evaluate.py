@@ -23,7 +23,8 @@ def evaluate(
     """Print COCO's average precision for boxes, masks and keypoints, overall and per category.
 
     Args:
-        model: Name of published weights, run folder, checkpoint, or a results.json.
+        model: Name of published weights, run folder, checkpoint, exported file (.onnx), or a
+            results.json.
         data: Annotation file or folder, in any format that `maskrcnn convert` reads. Select a split
             as data.yaml:val.
         images: Folder of the images; by default where the format says they are.
@@ -40,16 +41,16 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as run
     from ..formats.load_dataset import load_dataset
-    from ..ops.device import usable_device
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
+    from .device import chosen
     from .fix_advice import with_fix_advice
 
     keep_memory()
     dataset = with_fix_advice(
         load_dataset, data, images=images, attribute=attribute, on_error=on_error
     )
-    run_on = usable_device(device)
+    run_on = chosen(device, model)
 
     is_results = Path(model).suffix.lower() == ".json"
     if is_results and tta is not None:

@@ -46,8 +46,8 @@ def predict(
     can be read.
 
     Args:
-        model: Name of published weights, run folder, or checkpoint (ours, torchvision's .pth,
-            Detectron2's .pth or .pkl).
+        model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
+            Detectron2's .pth or .pkl), or exported file (.onnx).
         inputs: Images, folders of images, wildcards ("photos/**/*.jpg"), http(s) URLs, or - for
             standard input. URLs and standard input: up to 256 MB and, for a URL, 60 seconds.
         out: Folder for the overlays and results.json.
@@ -72,11 +72,11 @@ def predict(
     """
     from rich.console import Console
 
-    from ..ops.device import usable_device
+    from ..prediction.model_engine import ModelEngine
     from ..prediction.predict_files import RESULTS, predict_files
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
-    from ..weights.load import load
+    from .device import chosen
 
     if not 0 <= min_score <= 1:
         raise ValueError(f"--min-score: expected 0 to 1, got {min_score:g}")
@@ -84,18 +84,19 @@ def predict(
         raise ValueError(f"--batch-size: expected at least 1, got {batch_size}")
 
     keep_memory()
-    network = load(model, device=usable_device(device))
     predictor = Predictor(
-        network,
+        model,
+        device=chosen(device, model),
         dtype=dtype,
         tta=tta,
         min_score=min_score,
         intensity_range=intensity_range,
         max_pixels=max_pixels,
     )
-    _report_precision(predictor.network)
+    if isinstance(predictor.engine, ModelEngine):
+        _report_precision(predictor.engine.network)
     if format == "yolo":
-        format = "yolo-pose" if network.config.keypoint else "yolo-seg"
+        format = "yolo-pose" if predictor.config.keypoint else "yolo-seg"
     summary = predict_files(
         predictor,
         inputs,

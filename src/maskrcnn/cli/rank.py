@@ -45,9 +45,9 @@ def rank(
     from ..active_learning.rank import open_labeled
     from ..active_learning.rank import rank_images as run
     from ..active_learning.rank_page import write_rank_page
-    from ..ops.device import usable_device
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
+    from .device import chosen
     from .predict import report_skipped
 
     if top < 1:
@@ -63,7 +63,7 @@ def rank(
         print(line, file=sys.stderr)
 
     keep_memory()
-    predictor = Predictor(model, device=usable_device(device))
+    predictor = Predictor(model, device=chosen(device, model))
     ranking = run(predictor, images, labeled=known, progress=True)
 
     Console().print(table(ranking, top))

@@ -48,7 +48,7 @@ def coco_results(
         ValueError: the model and the data have no category in common, or their keypoints differ.
         ImageError: an image cannot be read.
     """
-    config = predictor.network.config
+    config = predictor.config
     matches = match_categories(config.categories, categories)
     names = {c.id: c.name for c in categories}
     sources = _sources(data, truth, config.input.intensity_range, note_unreadable)

@@ -164,7 +164,7 @@ def evaluate(
         predictor, dataset, truth, categories, batch_size=batch_size, progress=progress
     )
 
-    config = predictor.network.config
+    config = predictor.config
     tasks: list[Task] = ["bbox"]
     if config.mask:
         tasks.append("segm")
@@ -247,7 +247,7 @@ def _warn_about_unevaluated(
     from ..weights.heads import annotated_parts
     from .coco_results import match_categories
 
-    config = predictor.network.config
+    config = predictor.config
     parts = annotated_parts(truth["annotations"], categories)
     for head, count in (("mask", parts.mask), ("keypoint", parts.keypoint)):
         if count and getattr(config, head) is None:

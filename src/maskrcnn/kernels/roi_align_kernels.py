@@ -23,6 +23,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 
 from ..config import RoIConfig
 from ..ops import device as devices
+from ..ops import graph_operators
 from ..ops.pyramid import Pyramid
 
 # Elements of the patches that the backward pass holds at once: 32 MB.
@@ -50,6 +51,17 @@ def roi_align(
         config: size of the grid, samples per bin, alignment.
         exact: use torchvision's kernel in any case.
     """
+    if torch.compiler.is_exporting():
+        return graph_operators.pyramid_roi_align(
+            pyramid.levels[: len(strides)],
+            boxes,
+            image_index,
+            level_index,
+            list(strides),
+            config.size,
+            config.sampling_ratio,
+            config.aligned,
+        )
     adaptive = not config.sampling_ratio
     if exact or (adaptive and devices.is_async(boxes.device)):
         levels = pyramid.levels[: len(strides)]

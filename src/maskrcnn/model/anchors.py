@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,16 +26,7 @@ def cell_anchors(sizes: tuple[float, ...], config: RPNConfig) -> Float[Tensor, "
         sizes: square roots of the areas, in pixels.
         config: ratios (height / width), order and rounding.
     """
-    if config.order == "size":
-        pairs = [(size, ratio) for size in sizes for ratio in config.ratios]
-    else:
-        pairs = [(size, ratio) for ratio in config.ratios for size in sizes]
-    halves = torch.tensor(
-        [(size / ratio**0.5 / 2, size * ratio**0.5 / 2) for size, ratio in pairs],
-        dtype=torch.float64,
-    )
-    anchors = torch.cat([-halves, halves], dim=1).float()
-    return anchors.round() if config.rounded else anchors
+    return torch.tensor(_cell_values(sizes, config))
 
 
 def make_anchors(
@@ -71,5 +63,14 @@ def make_anchors(
 
 @lru_cache(maxsize=64)
 def _cell_values(sizes: tuple[float, ...], config: RPNConfig) -> tuple[tuple[float, ...], ...]:
-    """`cell_anchors` as plain numbers."""
-    return tuple(map(tuple, cell_anchors(sizes, config).tolist()))
+    """`cell_anchors` as plain numbers, which an export takes as constants."""
+    if config.order == "size":
+        pairs = [(size, ratio) for size in sizes for ratio in config.ratios]
+    else:
+        pairs = [(size, ratio) for ratio in config.ratios for size in sizes]
+
+    halves = np.array([(size / ratio**0.5 / 2, size * ratio**0.5 / 2) for size, ratio in pairs])
+    anchors = np.concatenate([-halves, halves], axis=1).astype(np.float32)
+    if config.rounded:
+        anchors = anchors.round()
+    return tuple(map(tuple, anchors.tolist()))

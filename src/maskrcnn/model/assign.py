@@ -148,4 +148,4 @@ def balanced_sample(
 
 def gather(values: Tensor, index: Int64[Tensor, "B S"]) -> Tensor:
     """Returns `values[b, index[b, s]]`: rows of [B, P, ...] as [B, S, ...]."""
-    return values[torch.arange(len(index), device=index.device)[:, None], index]
+    return values[torch.arange(index.shape[0], device=index.device)[:, None], index]

@@ -197,13 +197,13 @@ class BoxHead(nn.Module):
         boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)
         boxes = box_ops.clip(boxes, batch.sizes)
         labels = torch.arange(classes, device=boxes.device)
-        labels = labels.repeat(proposals.boxes.shape[1]).expand(len(boxes), -1)
+        labels = labels.repeat(proposals.boxes.shape[1]).expand(boxes.shape[0], -1)
         sides = boxes[..., 2:] - boxes[..., :2]
         valid = (sides >= config.min_size).all(dim=-1) & (scores > config.score_threshold)
         valid &= proposals.valid.repeat_interleave(classes, dim=1)
 
         groups = torch.zeros_like(labels) if config.nms == "all" else labels
-        candidates = nms.Candidates(boxes, scores, groups, valid)
+        candidates = nms.Candidates(boxes, scores, groups, valid, classes)
         if config.nms == "soft":
             selection, kept_scores = nms.select_soft(
                 candidates, config.soft_sigma, config.score_threshold, config.max_detections

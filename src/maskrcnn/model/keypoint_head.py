@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..config import KeypointHeadConfig
+from ..ops import graph_operators
 from ..ops import heatmaps as keypoint_ops
 from ..ops.device import constant
 from ..ops.distributed import all_reduce_mean
@@ -84,7 +85,10 @@ class KeypointHead(nn.Module):
         channel = (starts[:, None] + keypoint).clamp(max=heatmaps.shape[1] - 1)
         own = heatmaps.gather(1, channel[..., None, None].expand(-1, -1, *heatmaps.shape[2:]))
 
-        if self.config.decode == "subpixel":
+        if self.config.decode == "bicubic" and torch.compiler.is_exporting():
+            peaks = graph_operators.bicubic_peaks(own, boxes)
+            points, logits = peaks[..., :3], peaks[..., 3]
+        elif self.config.decode == "subpixel":
             points, logits = keypoint_ops.decode_subpixel(own, boxes)
         else:
             points, logits = keypoint_ops.decode_bicubic(own, boxes)

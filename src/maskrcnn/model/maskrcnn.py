@@ -22,7 +22,7 @@ from ..config import ModelConfig
 from ..ops.device import constant, to_host
 from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
-from ..structures import Batch, Detections, Truth
+from ..structures import Batch, Detections, Proposals, Truth
 from .assign import gather
 from .box_head import BoxHead, RoISample, sample_rois
 from .extra_head import ExtraHead, ExtraHeads, matched_rows
@@ -204,21 +204,23 @@ class MaskRCNN(nn.Module):
 
     def detect(self, pyramid: Pyramid, batch: Batch) -> Detections:
         """Detects boxes and classes alone."""
+        proposals = self.propose(pyramid, batch)
+        rows = Rows.of(proposals.valid)
+        class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
+        return self.box_head.detect(class_logits, box_deltas, proposals, batch)
+
+    def propose(self, pyramid: Pyramid, batch: Batch) -> Proposals:
+        """Proposes regions that may show an object, of whatever class."""
         config = self.config.rpn
         logits, deltas = self.rpn(pyramid.levels)
-        anchors = self.rpn.anchors(pyramid.levels, batch)
-        proposals = self.rpn.propose(
+        return self.rpn.propose(
             logits,
             deltas,
-            anchors,
+            self.rpn.anchors(pyramid.levels, batch),
             batch,
             pre_nms=config.pre_nms_test,
             post_nms=config.post_nms_test,
         )
-
-        rows = Rows.of(proposals.valid)
-        class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
-        return self.box_head.detect(class_logits, box_deltas, proposals, batch)
 
     def predict_masks(
         self,

@@ -52,7 +52,7 @@ class RoIPooler(nn.Module):
         torchvision's.
         """
         if len(self.strides) == 1:
-            return torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+            return torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
 
         ratio = box_ops.area(boxes).clamp(min=0).sqrt() / CANONICAL_SIZE
         if self.config.level_epsilon == "ratio":

@@ -82,7 +82,7 @@ class RPN(nn.Module):
             x = x.to(self.objectness.weight.dtype)
             logits.append(convolve(x, self.objectness).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(
-                convolve(x, self.deltas).permute(0, 2, 3, 1).reshape(len(x), -1, 4).float()
+                convolve(x, self.deltas).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4).float()
             )
         return logits, deltas
 
@@ -150,7 +150,15 @@ class RPN(nn.Module):
         boxes = []
         scores = []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
-            best, index = logit.topk(min(pre_nms, logit.shape[1]), dim=1)
+            count = pre_nms
+            if torch.compiler.is_exporting():
+                # Anchors without extent, so that every level of every image has enough.
+                logit = F.pad(logit, (0, pre_nms), value=-torch.inf)
+                delta = F.pad(delta, (0, 0, 0, pre_nms))
+                anchor = F.pad(anchor, (0, 0, 0, pre_nms))
+            else:
+                count = min(pre_nms, logit.shape[1])
+            best, index = logit.topk(count, dim=1)
             delta = gather(delta, index)
             boxes.append(box_ops.decode(delta, anchor[index], self.config.box_weights))
             scores.append(best)

@@ -64,7 +64,9 @@ def constant(
 
     On an asynchronous device it is copied once and cached, because every copy is a sync.
     """
-    return _cached(values, device, dtype) if is_async(device) else torch.tensor(values, dtype=dtype)
+    if is_async(device) and not torch.compiler.is_exporting():
+        return _cached(values, device, dtype)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=8192)  # a few for each padded shape

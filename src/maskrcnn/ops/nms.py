@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from . import device
+from . import device, graph_operators
 from .boxes import iou
 
 ROUNDS = 32  # even, so that boxes still undecided at the end count as kept
@@ -39,6 +39,8 @@ class Candidates(NamedTuple):
     """Boxes of different groups never suppress one another."""
     valid: Bool[Tensor, "B N"]
     """Invalid boxes neither suppress others nor are kept."""
+    num_groups: int = 1
+    """An exported graph looks for groups 0 .. num_groups - 1; eager code does not need it."""
 
 
 class Selection(NamedTuple):
@@ -60,6 +62,8 @@ def select(candidates: Candidates, threshold: float, keep: int) -> Selection:
         threshold: IoU above which the lower-scoring box of a pair is suppressed.
         keep: boxes to keep per image.
     """
+    if torch.compiler.is_exporting():
+        return _select_in_graph(candidates, threshold, keep)
     if device.is_async(candidates.boxes.device):
         index, kept, exact = select_at_once(candidates, threshold, keep)
         (count,) = device.to_host(torch.where(exact, kept.sum(), -1))
@@ -93,9 +97,13 @@ def select_by_level(
     Returns:
         Indices of the kept boxes, best first, and which are valid.
     """
-    if not device.is_async(boxes.device):
+    if torch.compiler.is_exporting() or not device.is_async(boxes.device):
         levels = torch.cat([torch.full((size,), level) for level, size in enumerate(sizes)])
-        candidates = Candidates(boxes, scores, levels.expand(len(boxes), -1), valid)
+        levels = levels.expand(boxes.shape[0], -1)
+        candidates = Candidates(boxes, scores, levels, valid, len(sizes))
+        if torch.compiler.is_exporting():
+            index, kept, _ = _select_in_graph(candidates, threshold, keep)
+            return index, kept
         return select_one_by_one(candidates, threshold, keep)
 
     # One matrix of rivals per level, padded to the longest level.
@@ -114,11 +122,24 @@ def select_by_level(
     return _first_kept(order, kept.gather(1, order), keep)
 
 
+def _select_in_graph(candidates: Candidates, threshold: float, keep: int) -> Selection:
+    """Greedy NMS as nodes of an exported graph; every slot counts as a row."""
+    boxes, scores, groups, valid, num_groups = candidates
+    survivors = graph_operators.greedy_nms(boxes, scores, valid, groups, num_groups, threshold)
+
+    rank = torch.where(survivors, scores, -torch.inf)
+    rank = F.pad(rank, (0, max(0, keep - rank.shape[1])), value=-torch.inf)
+    index = graph_operators.best_first(rank, keep)
+    kept = rank.gather(1, index) > -torch.inf
+    index = torch.where(kept, index, 0)
+    return Selection(index, kept, kept.numel())
+
+
 def select_one_by_one(
     candidates: Candidates, threshold: float, keep: int
 ) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """Greedy NMS, image by image; arguments and result as in `select`."""
-    boxes, scores, groups, valid = candidates
+    boxes, scores, groups, valid, _ = candidates
     index = torch.zeros(len(boxes), keep, dtype=torch.int64, device=boxes.device)
     kept = torch.zeros_like(index, dtype=torch.bool)
     for b in range(len(boxes)):
@@ -145,7 +166,7 @@ def select_at_once(
         `select_one_by_one`: every box was decided, and no box beyond the compared ones could have
         been kept.
     """
-    boxes, scores, groups, valid = candidates
+    boxes, scores, groups, valid, _ = candidates
     most = min(max(CANDIDATES, 4 * keep), boxes.shape[1])
     order = torch.where(valid, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
     order = order[:, :most]
@@ -221,7 +242,19 @@ def select_soft(
 
     Source: Bodla et al. 2017, section 3.
     """
-    boxes, scores, groups, valid = candidates
+    boxes, scores, groups, valid, _ = candidates
+    if torch.compiler.is_exporting():
+        rank = torch.where(valid, scores, -1.0)
+        padding = max(0, keep - rank.shape[1])
+        rank = F.pad(rank, (0, padding), value=-1.0)
+        boxes = F.pad(boxes, (0, 0, 0, padding))
+        groups = F.pad(groups, (0, padding))
+        chosen = graph_operators.soft_nms(boxes, rank, groups, sigma, keep)
+        index = chosen[..., 0].long()
+        new_scores = chosen[..., 1]
+        kept = new_scores > floor
+        return Selection(torch.where(kept, index, 0), kept, kept.numel()), new_scores
+
     (most,) = device.to_host(valid.sum(dim=1).amax())
     remaining, order = torch.where(valid, scores, -1.0).topk(most, dim=1)
     box = boxes.gather(1, order[..., None].expand(-1, -1, 4))

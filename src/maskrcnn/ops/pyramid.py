@@ -32,7 +32,7 @@ class Pyramid(NamedTuple):
         Others are kept beside it. A single channels-last level already is the table.
         """
         tables = [x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in levels]
-        if len(levels) == 1:
+        if len(levels) == 1 or torch.compiler.is_exporting():  # a graph reads the levels
             return cls(levels, tables[0])
 
         table = torch.cat(tables)

@@ -36,6 +36,13 @@ class Rows(NamedTuple):
             most: upper bound of the number of valid entries per image; default N.
         """
         images, slots = valid.shape
+        if torch.compiler.is_exporting():
+            # At least one row: not every runtime computes layers of an empty batch.
+            exists = valid.flatten() | (torch.arange(images * slots, device=valid.device) == 0)
+            index = exists.nonzero()[:, 0]
+            torch._check(index.shape[0] > 0)
+            return cls(index.div(slots, rounding_mode="floor"), index % slots, valid)
+
         if count is None:
             if device.is_async(valid.device):
                 count = images * min(most or slots, slots)
@@ -55,6 +62,8 @@ class Rows(NamedTuple):
     def scatter(self, rows: Tensor) -> Tensor:
         """Returns a padded tensor that holds the rows in their entries and zeros elsewhere."""
         shape = (*self.valid.shape, *rows.shape[1:])
-        if len(self.image) == self.valid.numel():
+        if torch.compiler.is_exporting():
+            rows = torch.where(self.gather(self.valid).view(-1, *(1,) * (rows.dim() - 1)), rows, 0)
+        elif len(self.image) == self.valid.numel():
             return rows.view(shape)
         return rows.new_zeros(shape).index_put((self.image, self.slot), rows)

@@ -40,6 +40,7 @@ def optimize_for_inference(
 
     Raises:
         ValueError: the dtype is unknown.
+        TypeError: this is not a model.
 
     Example:
         >>> import maskrcnn as mr
@@ -50,6 +51,10 @@ def optimize_for_inference(
     """
     if dtype not in ("float32", "bfloat16", "auto"):
         raise ValueError(f'dtype: expected "float32", "bfloat16" or "auto", got "{dtype}"')
+    if not isinstance(model, MaskRCNN):
+        raise TypeError(
+            f"model: expected a model, got {type(model).__name__}; pass maskrcnn.load(...)"
+        )
     half = dtype == "bfloat16"
     if dtype == "auto":
         half = computes_bfloat16(next(model.parameters()).device)

@@ -9,13 +9,11 @@ not depend on its neighbors. At most a few batches are held at once, whatever th
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, overload
-from weakref import WeakKeyDictionary
+from typing import cast, overload
 
 import numpy as np
 import torch
@@ -23,33 +21,28 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..images.image_files import ImageWarning, is_pattern
+from ..images.image_files import ImageWarning
 from ..images.open_image import pixel_limit
 from ..images.read import ImageError
-from ..images.remote import is_url, refuse_other_schemes, url_name
+from ..images.remote import is_url
 from ..instances import Instances
-from ..kernels.precision import computes_bfloat16
 from ..model.maskrcnn import MaskRCNN
-from ..ops.device import usable_device
-from ..preprocess import prepare, prepare_as_torchvision
 from ..structures import Batch, Detections
+from .graph_engine import GraphEngine, is_graph_file
 from .image_input import ImageInput, check_input, is_image, read_input
-from .optimize import optimize_for_inference, reference
-from .tta import parse_tta, predict_views
+from .image_sources import (
+    ImageSource,
+    image_sources,
+    one_source,
+    several_expected,
+    several_frames,
+)
+from .model_engine import Dtype, ModelEngine, device_of, prepared_network
+from .tta import parse_tta
 
-Dtype = Literal["float32", "bfloat16", "auto"]
 LOOKAHEAD = 4
 """Number of batches whose images may wait for others of the same padded shape."""
 _SHOWN = 3  # names in a warning
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """An image to be read, with the id and the name that its predictions carry."""
-
-    image: ImageInput
-    image_id: int | None = None
-    file_name: str | None = None
 
 
 @dataclass
@@ -88,15 +81,17 @@ class _Pending:
 
 
 class Predictor:
-    """Runs a model on images: a model prepared for prediction, with all settings of prediction.
+    """Runs a model, or an exported file, on images, with all settings of prediction.
 
     A Predictor uses the weights that the model had when the Predictor was created. After further
     training, create a new one. The prepared copies are cached with the model, so that this costs
     little when the model has not changed.
 
     Args:
-        model: a model, or what `load` reads: a catalog name, a run folder, a file.
-        device: where to run, such as "cpu" or "cuda:1"; by default where the model is.
+        model: a model, or what `load` reads: a catalog name, a run folder, a file. Or a file that
+            `export_model` wrote; it runs without its model, and has no `dtype`, `exact` or `tta`.
+        device: where to run, such as "cpu" or "cuda:1"; by default where the model is, and for an
+            exported file a GPU where its runtime has one.
         dtype: precision of the convolutions and linear layers: "float32" (the default), "bfloat16",
             or "auto": bfloat16 where the device supports it natively, else float32. A model from
             `optimize_for_inference` keeps its precision by default.
@@ -114,7 +109,9 @@ class Predictor:
 
     Raises:
         ValueError: `min_score` is below the model's threshold, an unknown `dtype` or `tta`,
-            `exact` with another precision than float32, or a wrong range or limit.
+            `exact` with another precision than float32, or a wrong range or limit. For an exported
+            file also: a setting that it does not have, or no file of this package.
+        ImportError: the runtime of an exported file is not installed.
 
     Example:
         >>> import maskrcnn as mr
@@ -144,26 +141,35 @@ class Predictor:
             raise ValueError(
                 f"intensity_range: expected (low, high) with low < high, got {intensity_range}"
             )
-        if isinstance(model, str | Path):
-            from ..weights.load import load
-
-            model = load(model)
         if dtype not in (None, "float32", "bfloat16", "auto"):
             raise ValueError(f'dtype: expected "float32", "bfloat16" or "auto", got {dtype!r}')
         if exact and dtype not in (None, "float32"):
             raise ValueError(f'exact=True: expected dtype="float32", got "{dtype}"; omit dtype')
-        lowest = model.config.box.score_threshold
+        views = parse_tta(tta)
+
+        self.engine: ModelEngine | GraphEngine
+        """Computes with the prepared network or with the exported file."""
+        if isinstance(model, str | Path) and is_graph_file(model):
+            half = dtype if dtype == "bfloat16" else None
+            self.engine = GraphEngine.load(
+                model, device, refused={"tta": tta, "exact": exact, "dtype": half}
+            )
+        else:
+            if isinstance(model, str | Path):
+                from ..weights.load import load
+
+                model = load(model)
+            network = prepared_network(model, exact, dtype, device_of(device, model))
+            self.engine = ModelEngine(network, views)
+
+        lowest = self.config.box.score_threshold
         if min_score is not None and min_score < lowest:
             raise ValueError(
                 f"min_score: expected at least {lowest}, the model's own box.score_threshold, "
                 f"got {min_score}"
             )
-        self.views = parse_tta(tta)
-        """Augmented views of each image; empty without test-time augmentation."""
         self.min_score = lowest if min_score is None else min_score
-        self.network = _prepared(model, exact, dtype, _resolved(device, model))
-        """The prepared network."""
-        self.intensity_range = intensity_range or model.config.input.intensity_range
+        self.intensity_range = intensity_range or self.config.input.intensity_range
         """Values of 16-bit and floating-point images that become black and white."""
         self.max_pixels = pixel_limit(max_pixels)
         """Largest width x height that is decoded."""
@@ -179,10 +185,10 @@ class Predictor:
             ValueError: the path is a folder or a wildcard pattern.
             TypeError: this is not an image.
         """
-        source = _one_source(image)
+        source = one_source(image)
         pending = self._read(source, keep_image=True)
         if pending.prepared is not None and pending.prepared.frames > 1:
-            warnings.warn(_several_frames([source], 1), ImageWarning, stacklevel=2)
+            warnings.warn(several_frames([source], 1), ImageWarning, stacklevel=2)
         self._predict_batch([pending])
         return cast(Instances, pending.result)
 
@@ -213,21 +219,30 @@ class Predictor:
             TypeError: an entry is not an image; the message has its index.
         """
         if isinstance(images, str | Path):
-            raise ValueError(_several_expected(images))
-        sources = _sources(images)
+            raise ValueError(several_expected(images))
+        sources = image_sources(images)
         if on_frames is not None:
             return self._stream(sources, batch_size, keep_images, on_error, on_frames)
         return self._warning_of_frames(sources, batch_size, keep_images, on_error)
 
-    def detections(self, batch: Batch) -> Detections:
-        """The network's detections for a batch, on the CPU, in model-input pixels."""
-        with torch.inference_mode():
-            device = next(self.network.parameters()).device
-            # CUDA has read unpinned memory when the call returns; other devices may not have
-            batch = batch.to(device, non_blocking=device.type == "cuda")
-            if self.views:
-                return predict_views(self.network, batch, self.views).to("cpu")
-            return self.network(batch).to("cpu")
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration: categories with skeletons, thresholds, the resize rule."""
+        return self.engine.config
+
+    @property
+    def network(self) -> MaskRCNN:
+        """The prepared network.
+
+        Raises:
+            ValueError: this is an exported file, which has none.
+        """
+        if isinstance(self.engine, GraphEngine):
+            raise ValueError(
+                f"{self.engine.runner.path}: expected a model, got an exported file, which only "
+                "predicts; use the model from which it was exported"
+            )
+        return self.engine.network
 
     def prepare(self, image: ImageInput) -> PreparedImage:
         """Reads an image and resizes it as the model takes it.
@@ -236,27 +251,18 @@ class Predictor:
             ImageError: the image cannot be read.
         """
         pixels, frames = read_input(image, self.intensity_range, self.max_pixels)
-        resize = prepare_as_torchvision if self.normalizes_first else prepare
-        return PreparedImage(pixels, *resize(pixels, self.network.config.input), frames)
+        return PreparedImage(pixels, *self.engine.prepare(pixels), frames)
 
     def collate(self, images: Iterable[Tensor], to_model: Iterable[Tensor]) -> Batch:
         """A batch of prepared pixels, padded to the largest, with fixed seeds."""
         pixels = list(images)
         return Batch.collate(
             pixels,
-            self.network.config.input.size_divisor,
+            self.engine.size_divisor,
             list(to_model),
             [0] * len(pixels),
-            normalized=self.normalizes_first,
+            normalized=self.engine.normalizes_first,
         )
-
-    @property
-    def normalizes_first(self) -> bool:
-        """Whether images are normalized before they are resized.
-
-        This is torchvision's order; with it the results equal torchvision's to the last bit.
-        """
-        return self.network.config.input.resize == "torch"
 
     def _warning_of_frames(
         self,
@@ -277,7 +283,7 @@ class Predictor:
 
         yield from self._stream(sources, batch_size, keep_images, on_error, note)
         if count:
-            warnings.warn(_several_frames(shown, count), ImageWarning, stacklevel=2)
+            warnings.warn(several_frames(shown, count), ImageWarning, stacklevel=2)
 
     def _stream(
         self,
@@ -318,7 +324,7 @@ class Predictor:
 
     def _read(self, source: ImageSource, keep_image: bool) -> _Pending:
         prepared = self.prepare(source.image)
-        divisor = self.network.config.input.size_divisor
+        divisor = self.engine.size_divisor
         shape = tuple(-(-side // divisor) * divisor for side in prepared.pixels.shape[1:])
 
         image: ImageInput = prepared.image
@@ -330,11 +336,11 @@ class Predictor:
         """Sets `result` of images that share a padded shape, and frees their pixels."""
         prepared = [pending.prepared for pending in group if pending.prepared is not None]
         batch = self.collate([p.pixels for p in prepared], [p.to_model for p in prepared])
-        detections = self.detections(batch)
+        detections = self.engine(batch)
 
         for row, (pending, image) in enumerate(zip(group, prepared, strict=True)):
             instances = to_instances(
-                detections, row, image.scale, image.size, self.network.config, self.min_score
+                detections, row, image.scale, image.size, self.config, self.min_score
             )
             pending.result = replace(
                 instances,
@@ -429,7 +435,7 @@ def predict(
     """
     is_one = is_image(images)
     if is_one:
-        _one_source(images)  # reports a folder before the model is loaded
+        one_source(images)  # reports a folder before the model is loaded
     elif not isinstance(images, Iterable) or isinstance(images, Mapping):
         check_input(images, "images")
     predictor = Predictor(
@@ -502,57 +508,6 @@ def to_instances(
     )
 
 
-def _one_source(image: Any) -> ImageSource:
-    """The source of one image; a file gets the id 1 and its own name."""
-    if isinstance(image, ImageSource):
-        return image
-    check_input(image, "image")
-    if isinstance(image, str | Path):
-        refuse_other_schemes(image)
-    if isinstance(image, str | Path) and (Path(image).is_dir() or _is_pattern(image)):
-        raise ValueError(_several_expected(image))
-    name = _name(image)
-    return ImageSource(image) if name is None else ImageSource(image, 1, name)
-
-
-def _name(image: Any) -> str | None:
-    if isinstance(image, str) and is_url(image):
-        return url_name(image)
-    return Path(image).name if isinstance(image, str | Path) else None
-
-
-def _is_pattern(path: str | Path) -> bool:
-    return not is_url(path) and is_pattern(path)
-
-
-def _several_expected(path: str | Path) -> str:
-    is_folder = Path(path).is_dir()
-    if not is_folder and not _is_pattern(path):
-        return f"{path}: expected several images, got one path; pass a list"
-    return (
-        f"{path} is a {'folder' if is_folder else 'pattern'}, expected images. "
-        f'Pass the list mr.image_files("{path}"), or write result files with mr.predict_files.'
-    )
-
-
-def _several_frames(shown: Sequence[ImageSource], count: int) -> str:
-    """What is not used of images with several frames."""
-    names = ", ".join(str(source.file_name or "the image") for source in shown)
-    if count == 1:
-        return f"{names}: several frames, the first is used"
-    more = ", ..." if count > len(shown) else ""
-    return f"{count:,} images have several frames, the first of each is used: {names}{more}"
-
-
-def _sources(images: Iterable[ImageInput | ImageSource]) -> Iterator[ImageSource]:
-    for number, image in enumerate(images, start=1):
-        if isinstance(image, ImageSource):
-            yield image
-        else:
-            check_input(image, f"images[{number - 1}]")
-            yield ImageSource(image, number, _name(image))
-
-
 def _same_shape(queue: list[_Pending], one: _Pending) -> list[_Pending]:
     return [p for p in queue if p.result is None and p.padded_shape == one.padded_shape]
 
@@ -562,64 +517,3 @@ def _pop_finished(queue: list[_Pending]) -> Iterator[Instances]:
     while queue and (result := queue[0].result) is not None:
         queue.pop(0)
         yield result
-
-
-_Key = tuple[bool, str | None, torch.device]
-# The prepared copies of each model, and its fingerprint when they were made.
-_PREPARED: WeakKeyDictionary[MaskRCNN, tuple[Any, dict[_Key, MaskRCNN]]] = WeakKeyDictionary()
-
-
-def _resolved(device: torch.device | str | None, model: MaskRCNN) -> torch.device:
-    """A device with its index: "cuda" becomes "cuda:0"."""
-    if device is None:
-        return next(model.parameters()).device
-    return usable_device(device)
-
-
-def _prepared(model: MaskRCNN, exact: bool, dtype: Dtype | None, device: torch.device) -> MaskRCNN:
-    """The model prepared for prediction on a device.
-
-    Prepared copies are reused until the model's weights or settings change (it may be in training).
-    """
-    if dtype == "auto":
-        dtype = "bfloat16" if computes_bfloat16(device) else "float32"
-    if exact or (dtype is None and not model.optimized):
-        dtype = "float32"
-
-    on_device = device == next(model.parameters()).device
-    if on_device and exact:
-        return reference(model)
-    if on_device and dtype is None:
-        return model
-
-    fingerprint = _fingerprint(model)
-    if model not in _PREPARED or _PREPARED[model][0] != fingerprint:
-        _PREPARED[model] = (fingerprint, {})
-    copies = _PREPARED[model][1]
-
-    key = (exact, dtype, device)
-    if key not in copies:
-        if exact:
-            made = reference(model)
-        elif dtype is None:
-            made = model
-        else:
-            made = optimize_for_inference(model, dtype)
-        copies[key] = made if on_device else copy.deepcopy(made).to(device)
-    return copies[key]
-
-
-def _fingerprint(model: MaskRCNN) -> Any:
-    """What changes with the model: settings, storage, version counters, and a few values.
-
-    A few values of each tensor show edits through `.data`, which bypass the version counter.
-    Reading all weights would take a tenth of the time of predicting a small image.
-    """
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
-    few = [t.as_strided((min(t.numel(), 4),), (max(t.numel() // 4, 1),)) for t in tensors]
-    return (
-        torch.cat([values.float() for values in few]).tolist(),
-        [(t.data_ptr(), t._version) for t in tensors],
-        tensors[0].device,
-        [getattr(part, "config", None) for part in model.modules()],
-    )

@@ -1,13 +1,14 @@
 """Progress bars in one style, on standard error, so that standard output stays clean.
 
 `track` shows the progress of a loop. `progress` shows that of work in steps of different sizes,
-such as the chunks of a download. Bars of `track` are shown in a terminal only and disappear when
-they are finished; those of `progress` stay.
+such as the chunks of a download. `steps` shows that of a few long steps. Bars of `track` are shown
+in a terminal only and disappear when they are finished; the others stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -77,6 +78,72 @@ def progress(
     with _bar(unit, transient=False, show=show) as bar:
         task = bar.add_task(description, total=total, completed=done)
         yield lambda amount: bar.advance(task, amount)
+
+
+@contextmanager
+def steps(
+    shares: Mapping[str, float], guess: float, *, show: bool = True
+) -> Generator[Callable[[str], None]]:
+    """Shows a bar over a few long steps, and yields a function that begins the next one.
+
+    The time that remains follows from the time that the steps so far took.
+
+        with steps({"reading": 1, "computing": 5}, guess=20) as begin:
+            begin("reading")
+            ...
+
+    Args:
+        shares: the steps in their order, and how long each takes relative to the others.
+        guess: seconds of all steps, until the first has ended.
+        show: show the bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    clock = _StepClock(shares, guess)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[clock]}"))
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task("", total=sum(shares.values()), clock=clock)
+
+        def begin(name: str) -> None:
+            clock.begin(name)
+            bar.update(task, description=name, completed=clock.done)
+
+        yield begin
+        clock.stop()
+        bar.update(task, completed=sum(shares.values()))
+
+
+class _StepClock:
+    """The time that remains for steps of known shares; as text, in minutes and seconds."""
+
+    def __init__(self, shares: Mapping[str, float], guess: float) -> None:
+        self.shares = shares
+        self.estimate = guess
+        self.done = 0.0
+        self.start = time.monotonic()
+        self.end: float | None = None
+
+    def stop(self) -> None:
+        self.end = time.monotonic()
+
+    def begin(self, name: str) -> None:
+        names = list(self.shares)
+        self.done = sum(self.shares[n] for n in names[: names.index(name)])
+        if self.done:
+            elapsed = time.monotonic() - self.start
+            self.estimate = elapsed * sum(self.shares.values()) / self.done
+
+    def __str__(self) -> str:
+        if self.end is not None:
+            return f"done in {_minutes(self.end - self.start)}"
+        remaining = max(self.estimate - (time.monotonic() - self.start), 0)
+        return f"about {_minutes(remaining)} left" if remaining >= 1 else "almost done"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 def _bar(unit: Literal["items", "bytes"], *, transient: bool, show: bool = True) -> Progress:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..config import Category, ModelConfig
+from ..graph_files.runner import SUFFIXES
 from ..ops.device import usable_device
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
@@ -247,7 +248,7 @@ def _locate(source: str | Path) -> Path:
 
     if path.is_file():
         return path
-    if path.suffix in (".safetensors", ".yaml", *FOREIGN) or len(path.parts) > 1:
+    if path.suffix in (".safetensors", ".yaml", *FOREIGN, *SUFFIXES) or len(path.parts) > 1:
         raise FileNotFoundError(f"{path}: file or folder not found")
     return _fetched(find(str(source)))
 
@@ -261,6 +262,11 @@ def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, T
     """Reads configuration and weights, under our names, from a file of any kind."""
     if path.suffix == ".safetensors":
         return _read_own(path)
+    if path.suffix in SUFFIXES:
+        raise WeightsError(
+            f"{path}: expected a model, got an exported file, which only predicts: "
+            f'mr.Predictor("{path.name}"). Load the model from which it was exported.'
+        )
     if path.suffix not in FOREIGN:
         raise WeightsError(
             f"{path}: expected a .safetensors, .pth or .pkl file, got {path.suffix or 'no suffix'}."

@@ -1,0 +1,165 @@
+"""Runs an exported file with the runtime it was made for.
+
+In:  a file and numpy arrays, as `contract` describes them.
+Out: numpy arrays by output name.
+
+This module imports neither PyTorch nor the model's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .contract import METADATA_KEY, read_metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+class GraphRunner:
+    """An exported model that is loaded and ready to run.
+
+    It can be pickled: a copy in another process loads the file again.
+
+    Args:
+        path: a `.onnx` file, or the `.xml` file of an OpenVINO model.
+        device: "cpu", or "cuda" with or without an index; by default a GPU where the runtime has
+            one.
+        threads: number of threads to compute with; by default the runtime decides.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: the runtime is not installed; the message names the extra.
+        ValueError: the file was not exported by this package, or is damaged; or the runtime does
+            not have the device.
+    """
+
+    def __init__(
+        self, path: str | Path, *, device: str | None = None, threads: int | None = None
+    ) -> None:
+        self.path = Path(path)
+        """The file."""
+        self._arguments = {"device": device, "threads": threads}
+        suffix = self.path.suffix.lower()
+        if suffix not in _RUNTIMES:
+            raise ValueError(
+                f'{path}: expected a file ending in {" or ".join(_RUNTIMES)}, got "{suffix}"'
+            )
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path}: file not found")
+
+        text, self._run = _RUNTIMES[suffix](self.path, device, threads)
+        self.metadata, self.config = read_metadata(text, path)
+        """What the file says about itself, and the configuration of its model."""
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the outputs by name for the inputs by name.
+
+        Raises:
+            ValueError: the runtime reports an error, or returns something else than the metadata
+                say.
+        """
+        try:
+            outputs = self._run(inputs)
+        except Exception as error:  # the runtimes' exceptions have no common class of their own
+            raise ValueError(f"{self.path}: the runtime reports: {_first_line(error)}") from error
+        if missing := [name for name in self.metadata["outputs"] if name not in outputs]:
+            raise ValueError(f"{self.path}: the graph has no output {', '.join(missing)}")
+        return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(GraphRunner, self.path, **self._arguments), ()
+
+
+def _onnx(path: Path, device: str | None, threads: int | None) -> tuple[str | None, Run]:
+    """An ONNX file in onnxruntime: its metadata, and a function that runs it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(_missing(path, "onnxruntime", "onnx")) from error
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised as well
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = _providers(device, onnxruntime.get_available_providers())
+    try:
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its exceptions have no common class of their own
+        raise ValueError(
+            f"{path}: onnxruntime cannot load the file: {_first_line(error)}"
+        ) from error
+
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), run
+
+
+def _providers(device: str | None, available: list[str]) -> list[Any]:
+    """onnxruntime's names of where to compute, best first."""
+    kind, _, index = (device or "cuda").partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if kind == "cuda" and "CUDAExecutionProvider" in available:
+        number = {"device_id": int(index)} if index.isdecimal() else {}
+        return [("CUDAExecutionProvider", number), "CPUExecutionProvider"]
+    if device is None:
+        return ["CPUExecutionProvider"]
+    raise ValueError(
+        f'device: expected "cpu", the only one of this onnxruntime, got "{device}"; '
+        "for an NVIDIA GPU, install onnxruntime-gpu instead of onnxruntime"
+    )
+
+
+def _openvino(path: Path, device: str | None, threads: int | None) -> tuple[str | None, Run]:
+    """An OpenVINO model on the CPU: its metadata, and a function that runs it."""
+    if device not in (None, "cpu"):
+        raise ValueError(f'device: OpenVINO files run on "cpu", got "{device}"')
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(_missing(path, "openvino", "openvino")) from error
+
+    core = openvino.Core()
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path}: OpenVINO cannot load the file: {first}") from error
+
+    metadata = None
+    if model.has_rt_info([METADATA_KEY]):
+        metadata = model.get_rt_info([METADATA_KEY]).astype(str)
+    compiled = core.compile_model(model, "CPU", settings)
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {output.get_any_name(): value for output, value in compiled(inputs).items()}
+
+    return metadata, run
+
+
+_RUNTIMES: dict[str, Callable[[Path, str | None, int | None], tuple[str | None, Run]]] = {
+    ".onnx": _onnx,
+    ".xml": _openvino,
+}
+SUFFIXES = tuple(_RUNTIMES)
+"""Endings of files that a `GraphRunner` runs: ONNX, and OpenVINO's IR."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _missing(path: Path, package: str, extra: str) -> str:
+    return f"{path.name} needs {package}. Install it with: pip install 'maskrcnn[{extra}]'"
