@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "maskrcnn"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose module has another name.
-MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 # Imported inside functions that explain how to install them, or together with the files that need them.
 OPTIONAL = {"pandas", "supervision", "onnx", "onnxscript", "onnxruntime", "openvino"}
 

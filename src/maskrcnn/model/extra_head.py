@@ -50,6 +50,10 @@ class MatchedRoIs:
 class ExtraHead(nn.Module):
     """A head of your own: override `forward` and `loss`, and add it by `MaskRCNN.add_head`.
 
+    It gets the features of `MaskRCNN.roi_channels` channels. Its loss has its name, an identifier
+    such as "age". `save` stores its weights; `load` needs `heads={name: head}` to fill them. It
+    takes no part in `forward`: `predict_extra` computes its predictions.
+
     Example:
         >>> import torch
         >>> import maskrcnn as mr

@@ -149,13 +149,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the categories, in the order of the labels.
-
-        Example:
-            >>> import maskrcnn as mr
-            >>> mr.load("nuclei").names
-            ('nucleus',)
-        """
+        """The names of the categories, in the order of the labels."""
         return tuple(category.name for category in self.config.categories)
 
     @property
@@ -166,14 +160,7 @@ class MaskRCNN(nn.Module):
         return self.neck.channels
 
     def add_head(self, name: str, head: ExtraHead) -> None:
-        """Adds a head of your own, which `losses` trains jointly with the others.
-
-        Its loss has its name. `save` stores its weights; `load` needs `heads={name: head}` to fill
-        them. It takes no part in `forward`: `predict_extra` computes its predictions.
-
-        Args:
-            name: an identifier, such as "age".
-            head: gets `roi_channels` channels.
+        """Adds a head of your own, which `losses` trains jointly with the others; see `ExtraHead`.
 
         Raises:
             ValueError: the name is no identifier, or is taken.
@@ -257,12 +244,7 @@ class MaskRCNN(nn.Module):
         return self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
 
     def predict_extra(self, pyramid: Pyramid, detections: Detections) -> dict[str, Tensor]:
-        """Returns the predictions [B, D, ...] of the heads of one's own, by name.
-
-        Args:
-            pyramid: features of all images.
-            detections: of `detect` or `forward`; the predictions are zero in padding rows.
-        """
+        """Returns what the heads of one's own predict for detections [B, D, ...], by name."""
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
         features = self._roi_features(self.box_pool, pyramid, boxes, rows.image)
