@@ -1,7 +1,8 @@
 """How the operators of `ops/graph_operators.py` are written in ONNX.
 
 Each function takes the operator's arguments, tensors as ONNX values and numbers as they are, and
-returns the ONNX value of its result.
+returns the ONNX value of its result. Names of values inside a script must differ from those of a
+file's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
         op.Constant(value_ints=[1]),
     )
     extent = op.Max(second - first, op.Constant(value_float=1.0))
-    pixels = op.Cast(op.Ceil(extent), to=INT64)
+    whole_sides = op.Cast(op.Ceil(extent), to=INT64)
     total = op.ReduceLogSumExp(heatmaps, op.Constant(value_ints=[2, 3]), keepdims=0)
 
     x = op.Identity(total)
@@ -176,7 +177,7 @@ def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
     logits = op.Identity(total)
     count = op.Squeeze(op.Shape(boxes, start=0, end=1), op.Constant(value_ints=[0]))
     for i in range(count):
-        own = op.Gather(pixels, i, axis=0)
+        own = op.Gather(whole_sides, i, axis=0)
         width = op.Gather(own, op.Constant(value_int=0), axis=0)
         height = op.Gather(own, op.Constant(value_int=1), axis=0)
 
@@ -224,7 +225,7 @@ def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
         op.Unsqueeze(y, op.Constant(value_ints=[2])),
         axis=2,
     )
-    step = op.Unsqueeze(extent / op.Cast(pixels, to=FLOAT), op.Constant(value_ints=[1]))
+    step = op.Unsqueeze(extent / op.Cast(whole_sides, to=FLOAT), op.Constant(value_ints=[1]))
     start = op.Unsqueeze(first, op.Constant(value_ints=[1]))
     position = start + (cells + op.Constant(value_float=0.5)) * step
     last = op.Constant(value_ints=[2])
