@@ -154,6 +154,15 @@ def test_a_larger_image_is_accepted_on_request() -> None:
     assert Instances.from_json(text, max_pixels=2 * 10**9).size == (40_000, 40_000)
 
 
+def test_more_than_the_bound_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskrcnn.instances.instances_json.MOST_BYTES", 1000)
+    text = make_instances().to_json()
+    (tmp_path / "a.json").write_text(text)
+    for source in (text, text.encode(), tmp_path / "a.json"):
+        with pytest.raises(mr.DataError, match="MiB"):
+            Instances.from_json(source)
+
+
 def test_other_types_are_refused() -> None:
     with pytest.raises(TypeError, match="expected JSON text or a Path, got a dict"):
         Instances.from_json({})  # ty: ignore[invalid-argument-type]

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose module has another name.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml"}
 # Imported inside functions that explain how to install them, or together with the files that need them.
-OPTIONAL = {"pandas", "supervision"}
+OPTIONAL = {"huggingface_hub", "pandas", "supervision"}  # timm depends on huggingface_hub
 
 
 def seconds_of(script: str) -> tuple[float, str]:

@@ -442,7 +442,7 @@ class Instances:
         """Reads what `to_json` returned.
 
         Text from elsewhere is safe to read: it runs no code, and every value is checked. At most
-        512 MiB are read.
+        128 MiB are read.
 
         Args:
             source: the text, or the file (a `Path`) that holds it.
