@@ -49,8 +49,8 @@ class MaskRCNN(nn.Module):
         >>> batch = mr.Batch.collate([torch.zeros(3, 64, 96, dtype=torch.uint8)])
         >>> with torch.inference_mode():
         ...     detections = model(batch)
-        >>> detections.boxes.shape[0], detections.boxes.shape[2]
-        (1, 4)
+        >>> model.names, detections.boxes.shape[2]
+        (('nucleus',), 4)
     """
 
     def __init__(
@@ -149,13 +149,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the categories, in the order of the labels.
-
-        Example:
-            >>> import maskrcnn as mr
-            >>> mr.load("nuclei").names
-            ('nucleus',)
-        """
+        """The names of the categories, in the order of the labels."""
         return tuple(category.name for category in self.config.categories)
 
     @property
