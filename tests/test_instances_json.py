@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_instances import make_instances
 
 import maskrcnn as mr
@@ -63,8 +64,11 @@ def test_a_file_is_read_and_the_image_is_attached(tmp_path: Path) -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     assert Instances.from_json(path, image).plot().size == (60, 40)
     assert Instances.from_json(path, "cells.png").source == Path("cells.png")
-    with pytest.raises(ValueError, match="image: expected 40x60 pixels"):
-        Instances.from_json(path, np.zeros((60, 40, 3), np.uint8))
+    with pytest.raises(ValueError, match="expected the instances' image of 40x60 pixels"):
+        Instances.from_json(path, np.zeros((60, 40, 3), np.uint8)).crops()
+    Image.new("RGB", (30, 20)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"other\.png: expected .* 40x60 pixels .*, got 20x30"):
+        Instances.from_json(path, tmp_path / "other.png").crops()
     with pytest.raises(mr.DataError, match="to read a file, pass a Path"):
         Instances.from_json("a.json")
     with pytest.raises(mr.DataError, match="not found"):
@@ -152,6 +156,15 @@ def test_a_larger_image_is_accepted_on_request() -> None:
     with pytest.raises(mr.DataError, match="limit"):
         Instances.from_json(text)
     assert Instances.from_json(text, max_pixels=2 * 10**9).size == (40_000, 40_000)
+
+
+def test_more_than_the_bound_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskrcnn.instances.instances_json.MOST_BYTES", 1000)
+    text = make_instances().to_json()
+    (tmp_path / "a.json").write_text(text)
+    for source in (text, text.encode(), tmp_path / "a.json"):
+        with pytest.raises(mr.DataError, match="MiB"):
+            Instances.from_json(source)
 
 
 def test_other_types_are_refused() -> None:

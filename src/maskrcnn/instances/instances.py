@@ -133,7 +133,7 @@ class Instances:
         """The image, RGB; read from its file again if `source` is a path.
 
         Raises:
-            ValueError: these instances carry no image.
+            ValueError: these instances carry no image, or it has another size than they.
             ImageError: the file cannot be read.
         """
         if self.source is None:
@@ -141,10 +141,17 @@ class Instances:
                 "these instances carry no image; "
                 "add it: dataclasses.replace(instances, source=image)"
             )
-        if isinstance(self.source, Path):
+        pixels = self.source
+        if isinstance(pixels, Path):
             # the file was read before, perhaps with a higher limit
-            return read_image(self.source, self.intensity_range, self.size[0] * self.size[1])
-        return self.source
+            pixels = read_image(pixels, self.intensity_range, self.size[0] * self.size[1])
+        if pixels.shape[:2] != self.size:
+            name = f"{self.source}: " if isinstance(self.source, Path) else ""
+            raise ValueError(
+                f"{name}expected the instances' image of {self.size[0]}x{self.size[1]} pixels "
+                f"(height x width), got {pixels.shape[0]}x{pixels.shape[1]}"
+            )
+        return pixels
 
     @property
     def masks(self) -> Masks:
@@ -442,7 +449,7 @@ class Instances:
         """Reads what `to_json` returned.
 
         Text from elsewhere is safe to read: it runs no code, and every value is checked. At most
-        512 MiB are read.
+        128 MiB are read.
 
         Args:
             source: the text, or the file (a `Path`) that holds it.
@@ -452,7 +459,6 @@ class Instances:
 
         Raises:
             DataError: the text is not such JSON; the message names the value.
-            ValueError: the image has another size.
 
         Example:
             >>> import maskrcnn as mr
@@ -465,12 +471,6 @@ class Instances:
             (128, 96)
         """
         values = read_json_fields(source, max_pixels)
-        if isinstance(image, np.ndarray) and image.shape[:2] != values["size"]:
-            height, width = values["size"]
-            raise ValueError(
-                f"image: expected {height}x{width} pixels (height x width), "
-                f"got {image.shape[0]}x{image.shape[1]}"
-            )
         return cls(**values, source=Path(image) if isinstance(image, str) else image)
 
     def plot(

@@ -32,7 +32,7 @@ from ..images.open_image import RAISE_THE_LIMIT, pixel_limit
 from ..ops.paste_masks import PasteRule
 from ..settings import from_dict
 
-MOST_BYTES = 512 * MIB  # a hundred thousand objects with masks of 28 x 28 cells
+MOST_BYTES = 128 * MIB  # 30,000 objects with masks of 28 x 28 cells; parsing takes up to 22 times
 VERSION = 1
 _FORMAT = "maskrcnn.Instances"
 _NUMBERS = ("boxes", "scores", "labels", "keypoints", "keypoint_logits")

@@ -49,8 +49,8 @@ class MaskRCNN(nn.Module):
         >>> batch = mr.Batch.collate([torch.zeros(3, 64, 96, dtype=torch.uint8)])
         >>> with torch.inference_mode():
         ...     detections = model(batch)
-        >>> detections.boxes.shape[0], detections.boxes.shape[2]
-        (1, 4)
+        >>> model.names, detections.boxes.shape[2]
+        (('nucleus',), 4)
     """
 
     def __init__(
