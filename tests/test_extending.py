@@ -32,10 +32,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
         patch.setitem(sys.modules, module.__name__, module)  # timm asks for the module of a trunk
-        patch.setattr(all_formats, "FORMATS", [*all_formats.FORMATS])
         (setup,) = blocks()["# Extending"]
         exec(setup, module.__dict__)
+        built_in = [*all_formats.FORMATS]
         yield module.__dict__
+        all_formats.FORMATS[:] = built_in
 
 
 def run_section(title: str, names: dict[str, Any]) -> None:
@@ -112,7 +113,7 @@ def test_a_head_gets_the_ids_of_the_annotations(page: dict[str, Any]) -> None:
     labels = {a.id: a.label for i in range(len(data)) for a in data[i].annotations}
     model = mr.MaskRCNN.from_config(page["network"]).eval()
     head = Ids()
-    model.add_head("ids", head)
+    model.extra_heads.add("ids", head)
     for batch, truth in mr.TrainingLoader(page["images"], [[(0, 1), (1, 2)], [(2, 3), (3, 4)]]):
         model.losses(batch, truth)
     assert head.seen
@@ -133,9 +134,9 @@ def network_mask(page: dict[str, Any]) -> int:
 def test_the_name_of_a_head_must_be_free(page: dict[str, Any], name: str) -> None:
     mr = page["mr"]
     model = mr.MaskRCNN.from_config(page["network"])
-    model.add_head("ids", mr.ExtraHead())
+    model.extra_heads.add("ids", mr.ExtraHead())
     with pytest.raises(ValueError, match=f'"{name}": expected an identifier other than the names'):
-        model.add_head(name, mr.ExtraHead())
+        model.extra_heads.add(name, mr.ExtraHead())
 
 
 def test_an_own_metric_has_its_column(page: dict[str, Any]) -> None:
@@ -151,8 +152,9 @@ def test_an_own_format_is_read_like_any_other(page: dict[str, Any]) -> None:
     assert [a.box for a in page["leaves"][0].annotations] == [(4, 8, 24, 38), (30, 8, 50, 38)]
     with pytest.raises(ValueError, match='"yolo-seg" is a built-in format'):
         page["mr"].register_format("yolo-seg", recognize=lambda _: False, read=page["read_csv"])
+    Path("unknown.txt").write_text("nothing")
     with pytest.raises(page["mr"].DataError, match="leaf boxes: lines of file,x,y,width,height"):
-        page["mr"].load_dataset("mine.safetensors")
+        page["mr"].load_dataset("unknown.txt")
 
 
 def test_an_own_trunk_is_trained_saved_and_loaded(page: dict[str, Any]) -> None:
