@@ -358,17 +358,8 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
         }
         return paths | {"norm": norm, "train": settings | changes}
 
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(source),
-    ]
     done = subprocess.run(
-        [*command, *(json.dumps(run_of(n, "two")) for n in norms)],
+        [sys.executable, source, "two", *(json.dumps(run_of(n, "two")) for n in norms)],
         env=environment,
         capture_output=True,
         text=True,
