@@ -232,7 +232,9 @@ def test_training_stops_when_nothing_improves(
 def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = itertools.count(step=2)  # a clock on which a step takes about 8 ms, an evaluation 10 per image, and little else takes time
+    now = itertools.count(
+        step=2
+    )  # a clock on which a step takes about 8 ms, an evaluation 10 per image, and little else takes time
 
     def slow_validate(model: MaskRCNN, images: CocoDataset, *arguments: Any) -> dict[str, float]:
         collections.deque(itertools.islice(now, 5 * len(images)), maxlen=0)
