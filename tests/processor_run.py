@@ -1,15 +1,20 @@
-"""What depends on the processor, in a process of its own: `python tests/processor_run.py WAY`.
+"""What depends on the processor: `python tests/processor_run.py CASE...`, a process for each case.
 
-PyTorch and oneDNN read which instructions they may use when they start. The operations and a small
-network are compared with PyTorch's public operations in float32; the result is printed as JSON.
+PyTorch and oneDNN read which instructions they may use at the first operation, not at import. So
+everything is imported once, and each case is a fork that sets its variables first. The operations
+and a small network are compared with PyTorch's public operations in float32. Each case prints a
+line of JSON: its result, or under "error" what went wrong.
 
-WAY: "plain", "off" (oneDNN is switched off), "refused" (no operation of oneDNN works).
+CASE: variables and a way, as in "ATEN_CPU_CAPABILITY=avx2 plain". The way is "plain", "off" (oneDNN
+is switched off) or "refused" (no operation of oneDNN works).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -180,7 +185,10 @@ def check_network() -> dict[str, Any]:
     return {"detections": int(expected.valid.sum())}
 
 
-def main(way: str) -> None:
+def compare(case: str) -> dict[str, Any]:
+    """Compares everything in this process, and returns what was seen."""
+    *variables, way = case.split()
+    os.environ.update(variable.split("=") for variable in variables)
     torch.set_num_threads(1)
     if way == "off":
         torch.backends.mkldnn.enabled = False
@@ -208,8 +216,21 @@ def main(way: str) -> None:
     result = {"report": report, "warnings": slow, "others": others, "capability": capability}
     result |= {"private calls": onednn._operators.calls, **numbers}
     result["has bfloat16"] = computes_bfloat16(torch.device("cpu"))
-    print(json.dumps(result))
+    return result
+
+
+def main(cases: list[str]) -> None:
+    for case in cases:
+        child = os.fork()
+        if child == 0:
+            try:
+                result = compare(case)
+            except BaseException:
+                result = {"error": traceback.format_exc()}
+            print(json.dumps(result), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -3,12 +3,13 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import first_evening_page, page
+from benchmarks import allocation, evaluation, first_evening_page, page, startup
 from benchmarks.charts import save_charts
 from benchmarks.inference import agreement
 from benchmarks.parts import watched
@@ -152,3 +153,35 @@ def test_the_first_evening_is_read_from_its_page_and_its_times_are_written_into_
     rows[0]["load"] = 4.0
     busy = {"machine": MACHINE, "rows": rows, "drafts": drafts}
     assert "**other work ran on the machine**" in first_evening_page.filled(filled, busy)
+
+
+def test_the_limit_of_an_evaluation_is_below_what_both_take():
+    result = evaluation.run(quick=True, images=20)
+    theirs, ours = result["rows"]
+    assert result["largest difference of the 24 numbers"] == 0
+    assert 0 < theirs["limit s"] == ours["limit s"]
+    assert theirs["times its limit"] > ours["times its limit"] > 1
+
+
+def test_the_limits_of_the_start_are_python_and_torch():
+    rows: list[dict[str, Any]] = [
+        {"what": what, "s": [seconds, seconds, seconds]}
+        for what, seconds in {
+            "python": 0.02,
+            "maskrcnn --help": 0.3,
+            "import torch, torchvision": 2.0,
+            "then import maskrcnn": 0.5,
+            "then all its names": 1.5,
+        }.items()
+    ]
+    startup.add_limits(rows)
+    far = {row["what"]: row["times its limit"] for row in rows if "limit s" in row}
+    assert far == {"maskrcnn --help": pytest.approx(15), "then all its names": pytest.approx(2)}
+
+
+def test_the_limit_of_kept_memory_has_no_new_pages():
+    page = allocation.page_seconds(megabytes=8)
+    assert 0 < page < 1e-4
+    assert allocation.without_new_pages(1.0, 1e5, 2e-6) == pytest.approx(0.8)
+    assert allocation.without_new_pages(1.0, 0, page) == 1.0
+    assert allocation.without_new_pages(1.0, 1e9, page) == 0.1

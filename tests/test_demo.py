@@ -3,28 +3,42 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from models import tiny_config
 
 from maskrcnn import ModelConfig, TrainConfig
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
-from maskrcnn.demo.demo_plan import DemoPlan, demo_model, plan_demo
+from maskrcnn.demo.demo_plan import DemoPlan, plan_demo
 from maskrcnn.demo.line_charts import line_chart, smoothed
 from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.synthetic.shapes import CATEGORIES
 from maskrcnn.training.trial import Candidate
 from maskrcnn.truth_instances import truth_instances
 
 
 def short_demo(out: Path, scenes: int) -> None:
-    """A demo with two training steps: too few to learn, but every part runs."""
-    training = TrainConfig(steps=2, batch_size=2, tensorboard=False)
-    candidate = Candidate("a small network", demo_model(), training, enough=2, work=1.0)
-    plan = DemoPlan(candidate, 1.0, 2, 100.0, 120.0, num_train=4, suffices=True)
+    """A demo with a tiny network and about five training steps: too few to learn, but every part runs."""
+    training = TrainConfig(batch_size=2, tensorboard=False)
+    model = tiny_config(CATEGORIES)
+    model = replace(model, box=replace(model.box, max_detections=10))
+    candidate = Candidate("a small network", model, training, enough=5, work=1.0)
+    # As soon as a tenth of the time is over, the training learns that it has to end.
+    plan = DemoPlan(
+        candidate,
+        step_seconds=1.0,
+        steps=5,
+        training_seconds=0.5,
+        total_seconds=120.0,
+        num_train=4,
+        suffices=True,
+    )
     run_demo(out, scenes=(4, scenes), plan=plan)
 
 

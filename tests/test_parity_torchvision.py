@@ -151,20 +151,20 @@ def pair(request, tmp_path_factory) -> Pair:
 
 
 # Portrait, and one so long that max_size decides; odd sides.
-SIZES = {(211, 150): 1, (70, 201): 271}  # and the seeds of their textures
+SIZES = ((211, 150), (70, 201))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_single_images_are_predicted_as_torchvision_does(pair, size):
-    image = texture(*size, seed=SIZES[size])
+    image = texture(*size, seed=1)
     with torch.no_grad():
         (theirs,) = pair.theirs.eval()([as_input(image)])
     with recorded_heatmaps() as maps:
         exact = mr.predict(pair.ours, image, exact=True)
         fast = mr.predict(pair.ours, image, exact=False)
-    tolerances = {"boxes": 1e-3, "scores": 1e-4, "masks": 0.999, "keypoints": 1e-2}
+    tolerances = {"boxes": 1e-3, "scores": 1e-4, "masks": 1e-4, "keypoints": 1e-2}
     compare(exact, theirs, maps[:1], **tolerances)
-    tolerances = {"boxes": 0.05, "scores": 1e-3, "masks": 0.98, "keypoints": 1}
+    tolerances = {"boxes": 0.05, "scores": 1e-3, "masks": 0.01, "keypoints": 1}
     compare(fast, theirs, maps[1:], **tolerances)
 
 
@@ -175,7 +175,7 @@ def test_batches_are_predicted_as_torchvision_does(pair):
     for ours, one in zip(
         mr.predict(pair.ours, images, batch_size=2, exact=True), theirs, strict=True
     ):
-        compare(ours, one, [], boxes=1e-3, scores=1e-4, masks=0.999, keypoints=1e-2)
+        compare(ours, one, [], boxes=1e-3, scores=1e-4, masks=1e-4, keypoints=1e-2)
 
 
 def compare(
@@ -205,10 +205,12 @@ def compare(
     torch.testing.assert_close(ours.boxes, theirs["boxes"], atol=boxes, rtol=0)
     assert len(ours.labels.unique()) > 1 or len(ours.categories) == 1
     if "masks" in theirs:
-        dense, wanted = ours.masks.dense(), theirs["masks"][:, 0] > 0.5
-        union = (dense | wanted).sum((1, 2))
-        overlap = torch.where(union > 0, (dense & wanted).sum((1, 2)) / union.clamp(min=1), 1.0)
-        assert overlap.min() > masks
+        dense, probability = ours.masks.dense(), theirs["masks"][:, 0]
+        # A box that is a hundredth of a pixel away moves the mask's edge as far, across the middle of a pixel whose
+        # probability is nearly one half. Such pixels may differ, however small the mask, if they are few.
+        differs = dense != (probability > 0.5)
+        assert not (differs & ((probability - 0.5).abs() >= masks)).any()
+        assert differs.sum() <= 0.002 * dense.sum()
         assert ((dense.sum((1, 2)) > 0).float().mean()) > 0.8
     if "keypoints" in theirs:
         for heatmaps, inputs in maps:

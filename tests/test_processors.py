@@ -26,26 +26,43 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 needs_x86 = pytest.mark.skipif(not X86, reason="the variables choose among x86 instructions")
 
 
-def run_on(way: str = "plain", **variables: str) -> dict[str, Any]:
-    """Runs tests/processor_run.py, which compares everything, in a process with these variables."""
+CASES = {
+    "PyTorch's avx2": "ATEN_CPU_CAPABILITY=avx2 plain",
+    "PyTorch's default": "ATEN_CPU_CAPABILITY=default plain",
+    "oneDNN's AVX2": "ONEDNN_MAX_CPU_ISA=AVX2 plain",
+    "AVX2 of both": "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 plain",
+    "off": "off",
+    "refused": "refused",
+}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Any]]:
+    """What tests/processor_run.py saw in each case."""
     path = os.pathsep.join([str(TESTS.parent / "src"), *filter(None, [os.getenv("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, str(TESTS / "processor_run.py"), way],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+        [sys.executable, str(TESTS / "processor_run.py"), *CASES.values()],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    every = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(CASES, every, strict=True))
+
+
+def result_of(results: dict[str, dict[str, Any]], case: str) -> dict[str, Any]:
+    result = results[case]
+    assert "error" not in result, result["error"]
     assert result["others"] == []
     return result
 
 
 @needs_x86
 @pytest.mark.parametrize("capability", ["avx2", "default"])
-def test_other_instructions_of_pytorch_compute_the_same(capability: str) -> None:
-    result = run_on(ATEN_CPU_CAPABILITY=capability)
+def test_other_instructions_of_pytorch_compute_the_same(results: Any, capability: str) -> None:
+    result = result_of(results, f"PyTorch's {capability}")
     assert result["capability"] == capability.upper()
     assert result["private calls"] == 71, "what is fused has changed"
     emulated = [name for name, way in result["report"].items() if way != "oneDNN"]
@@ -53,11 +70,11 @@ def test_other_instructions_of_pytorch_compute_the_same(capability: str) -> None
 
 
 @needs_x86
-@pytest.mark.parametrize("pytorch", [{}, {"ATEN_CPU_CAPABILITY": "avx2"}], ids=["alone", "both"])
+@pytest.mark.parametrize("case", ["oneDNN's AVX2", "AVX2 of both"])
 def test_a_processor_without_avx512_emulates_bfloat16_with_one_warning(
-    pytorch: dict[str, str],
+    results: Any, case: str
 ) -> None:
-    result = run_on(ONEDNN_MAX_CPU_ISA="AVX2", **pytorch)
+    result = result_of(results, case)
     for name, way in result["report"].items():
         assert way.startswith("emulated: " if "bfloat16" in name else "oneDNN"), (name, way)
     (warning,) = result["warnings"]
@@ -67,16 +84,18 @@ def test_a_processor_without_avx512_emulates_bfloat16_with_one_warning(
     assert not result["has bfloat16"], "--dtype auto means float32"
 
 
-def test_without_onednn_public_operations_compute_the_same() -> None:
-    result = run_on("off")
+def test_without_onednn_public_operations_compute_the_same(results: Any) -> None:
+    result = result_of(results, "off")
     assert result["private calls"] == 0
     assert result["warnings"] == [], "it was switched off on purpose"
     assert all("mkldnn.enabled is False" in way for way in result["report"].values())
     assert not result["has bfloat16"]
 
 
-def test_operations_that_fail_their_trial_are_not_used_and_one_warning_says_so() -> None:
-    result = run_on("refused")
+def test_operations_that_fail_their_trial_are_not_used_and_one_warning_says_so(
+    results: Any,
+) -> None:
+    result = result_of(results, "refused")
     assert result["private calls"] == 0
     (warning,) = result["warnings"]
     assert "a convolution in float32 on this processor (refused by the test)" in warning

@@ -357,16 +357,7 @@ def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch
     }
     same: dict[str, Any] = {"norm": "group", "unlabeled_config": EAGER | {"burn_in": 0.0}}
     two = settings_for(data, images, tmp_path / "two", train=train, **same)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(source),
-        json.dumps(two),
-    ]
+    command = [sys.executable, source, "two", json.dumps(two)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     training_run.main(

@@ -1,6 +1,7 @@
 """A training small enough to be killed many times: synthetic 64-px scenes, a network with few channels.
 
-`python training_run.py '{"data": ..}' ..` runs one for each argument; `python training_run.py serve` runs one for each line that it reads.
+`python training_run.py serve` runs one for each line that it reads; `python training_run.py two '{"data": ..}' ..` runs one for each
+argument, each by two processes.
 """
 
 from __future__ import annotations
@@ -142,11 +143,8 @@ def main(settings: dict[str, Any]) -> None:
     train(model, data, val=validation, config=config, out=settings["out"], **options)
 
 
-def serve() -> None:
-    """For each line of settings forks a process that trains, and prints its status.
-
-    With `kill_at` and `kill_after` the process is killed so many seconds after metrics.csv has so many rows.
-    """
+def import_all() -> None:
+    """Imports what a training needs: once, before the forks."""
     for name in (
         "model.maskrcnn",
         "augmentation.loader",
@@ -155,8 +153,16 @@ def serve() -> None:
         "evaluation.evaluate",
         "weights.load",
     ):
-        importlib.import_module(f"maskrcnn.{name}")  # before the forks, once
+        importlib.import_module(f"maskrcnn.{name}")
     importlib.import_module("hotcoco")
+
+
+def serve() -> None:
+    """For each line of settings forks a process that trains, and prints its status.
+
+    With `kill_at` and `kill_after` the process is killed so many seconds after metrics.csv has so many rows.
+    """
+    import_all()
     for line in sys.stdin:
         settings = json.loads(line)
         child = os.fork()
@@ -171,6 +177,29 @@ def serve() -> None:
         print(_wait(child, settings), flush=True)
 
 
+def by_two(trainings: list[dict[str, Any]]) -> None:
+    """Trains in two processes under torchrun's agent, which here forks them instead of importing everything three times."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    import_all()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="fork",
+        monitor_interval=0.05,
+    )
+    elastic_launch(config, train_together)(trainings)
+
+
+def train_together(trainings: list[dict[str, Any]]) -> None:
+    for settings in trainings:
+        main(settings)
+    torch.distributed.destroy_process_group()
+
+
 def _wait(child: int, settings: dict[str, Any]) -> int:
     if "kill_at" not in settings:
         return os.waitpid(child, 0)[1]
@@ -179,7 +208,7 @@ def _wait(child: int, settings: dict[str, Any]) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
-        time.sleep(0.001)
+        time.sleep(0.004)
     time.sleep(settings["kill_after"])
     os.kill(child, signal.SIGKILL)  # safe: the id stays ours until we wait for it
     return os.waitpid(child, 0)[1]
@@ -187,8 +216,7 @@ def _wait(child: int, settings: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1:] == ["serve"]:
+    if sys.argv[1] == "serve":
         serve()
     else:
-        for argument in sys.argv[1:]:
-            main(json.loads(argument))
+        by_two([json.loads(argument) for argument in sys.argv[2:]])
