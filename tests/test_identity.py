@@ -93,14 +93,13 @@ def test_results_of_other_images_are_counted_and_named(pair: Any) -> None:
         assert mr.evaluate(some, truth) == mr.evaluate(results, truth)
 
 
-def test_two_categories_of_one_name_are_ambiguous(pair: Any) -> None:
+def test_two_categories_of_one_name_are_refused(pair: Any) -> None:
     truth, results = pair
     twins = copy.deepcopy(truth)
     for category in twins["categories"]:
         category["name"] = "kind"
-    entry = {**results[0], "category_name": "kind", "category_id": 9}
-    with pytest.raises(ValueError, match=r'entry 0: "kind" is the name of 2 annotated categories'):
-        mr.evaluate([entry], twins)
+    with pytest.raises(ValueError, match=r'category name "kind" is used 2 times'):
+        mr.evaluate(results, twins)
 
 
 def test_a_model_without_names_is_matched_by_number(pair: Any) -> None:

@@ -240,6 +240,7 @@ def test_categories_that_differ_in_case_or_spaces_are_an_error_and_no_ap_of_0(
         ("check /dev/null", "/dev/null: the file holds no annotations of a known format"),
         ("check DATA --no-val --fix DATA/fixed.json", "annotations.json: "),
         ("evaluate LISTS --data DATA", "expected an object with image_id"),
+        ("evaluate MODEL --data DATA --out DATA", "expected a folder for metrics.json and"),
     ],
 )
 def test_an_odd_command_line_is_one_sentence(
@@ -273,3 +274,37 @@ def test_annotations_apart_from_their_images_ask_for_the_folder(
     text = refused(capsys, *words)
     assert "apart.json: none of its 2 images is found, such as '0.png'; pass their folder" in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": [3]}, "annotation without id"),
+        ({"images": [{"id": [1]}]}, "image entry is broken"),
+        ({"image_id": 77}, "annotation of an unknown image"),
+        ({"category_id": [1]}, "annotation of an unknown category"),
+        ({"segmentation": {"counts": "zz", "size": [64, 64]}}, "broken RLE"),
+        ({"keypoints": "abc"}, "wrong number of keypoints"),
+        ({"bbox": [1, 2]}, "box is not four numbers"),
+    ],
+)
+def test_annotations_for_results_are_checked_as_those_for_a_model(
+    change: dict[str, Any], message: str, odd: Path
+):
+    content = json.loads(odd.read_text())
+    results = [{"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [1, 1, 9, 9]}]
+    if change.keys() <= content.keys():
+        content |= change
+    else:
+        content["annotations"][1] |= change
+    odd.write_text(json.dumps(content))
+    for data in (content, odd):
+        with pytest.raises(mr.DataError, match=message):
+            mr.evaluate(results, data)
+
+
+@pytest.mark.parametrize("change", [{"image_id": True}, {"category_id": False}, {"image_id": [1]}])
+def test_a_result_whose_id_is_no_number_and_no_text_is_named(change: dict[str, Any], odd: Path):
+    entry = {"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [1, 1, 9, 9], **change}
+    with pytest.raises(ValueError, match="entry 0: expected an object with image_id"):
+        mr.evaluate([entry], odd)

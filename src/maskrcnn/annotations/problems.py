@@ -153,7 +153,8 @@ def _check_image_entries(images: Sequence[Json]) -> tuple[list[Problem], dict[in
             continue
 
         image_index[image["id"]] = index
-        first = first_with_file.setdefault(image["file_name"], index)
+        name = image["file_name"]
+        first = first_with_file.setdefault(name, index) if name else index
         if first != index:
             problems.append(
                 Problem(

@@ -64,6 +64,6 @@ def convert(
         on_error=on_error,
         progress=True,
     )
-    for line in report.remarks:
+    for line in dict.fromkeys(report.remarks):
         print(line, file=sys.stderr)
     print(report)

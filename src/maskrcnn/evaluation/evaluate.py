@@ -13,17 +13,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ..annotations.coco_types import CocoCategory, CocoContent, CocoResult
-from ..annotations.interpretation import interpret
+from ..annotations.coco_types import CocoContent, CocoResult
 from ..annotations.json_file import read_json
-from ..annotations.problems import DataError, describe
-from ..annotations.structure import check_structure
+from ..annotations.structure import resembles_coco
 from ..config import Category
 from ..runtime.atomic_files import replace_text
-from ..runtime.plain_data import PlainData
-from .given_results import match_results, read_results
+from ..runtime.plain_data import PlainData, PlainDict
+from .given_results import match_results, plain_id, read_results
 from .metric import FIELD, Task, tables
 from .partial_annotation import ignore_unannotated
 
@@ -149,6 +147,8 @@ def evaluate(
         raise ValueError(
             f"max_detections (--max-detections): expected at least 1, got {max_detections}"
         )
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise ValueError(f"{out}: expected a folder for metrics.json and results.json, got a file")
     given_results = None if isinstance(model, Predictor) else _results(model)
     if given_results is not None:
         return _evaluate_given(model, given_results, data, max_detections, out)
@@ -193,7 +193,7 @@ def evaluate_results(
         tasks: what to evaluate.
         max_detections: detections per image and category.
     """
-    names = _distinct_names(categories)
+    names = [c.name for c in categories]
     overall: dict[str, Numbers] = {}
     per_category: dict[str, dict[str, Numbers]] = {name: {} for name in names}
     results, compared = ignore_unannotated(results, truth, categories)
@@ -228,7 +228,7 @@ def _evaluate_given(
     out: str | Path | None,
 ) -> Evaluation:
     """Checks and evaluates results; their fields decide which tasks."""
-    truth, categories, remarks = _truth(data)
+    truth, categories, remarks = _truth(_annotations(data))
     where = str(model) if isinstance(model, str | Path) else "results"
     results = match_results(given, truth, categories, where)
     tasks: list[Task] = [
@@ -308,60 +308,58 @@ def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
     return load_dataset(data, images)
 
 
-def _truth(data: Any) -> tuple[CocoContent, tuple[Category, ...], tuple[str, ...]]:
-    """The annotations as a COCO dict, its categories in the order of their ids, and remarks."""
+def _annotations(data: Any) -> CocoDataset:
+    """The annotations to compare results with; their images are not needed."""
+    from ..annotations.coco_dataset import CocoDataset
+
     name = "annotations"
     if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
-        name = Path(data).name
-        data = read_json(Path(data))
-    elif isinstance(data, str | Path):
-        data = _dataset(data, None)
-
-    if isinstance(data, Mapping):
-        truth, remarks = _interpreted(data, name)
-    else:
-        truth, remarks = data.truth(), tuple(data.remarks())
-
-    # files without keypoint names: the longest annotation of a category says how many it has
-    keypoints: dict[Any, int] = {}
-    for annotation in truth["annotations"]:
-        count = len(annotation.get("keypoints") or ()) // 3
-        if keypoints.setdefault(annotation["category_id"], count) < count:
-            keypoints[annotation["category_id"]] = count
-
-    given = {} if isinstance(data, Mapping) else {c.id: c for c in data.categories}
-    entries = sorted(truth["categories"], key=lambda c: c["id"])
-    categories = tuple(
-        given.get(c["id"]) or _category(c, keypoints.get(c["id"], 0)) for c in entries
-    )
-    return truth, categories, remarks
+        content = read_json(Path(data))
+        if resembles_coco(content):
+            name = Path(data).name
+            data = content
+    if not isinstance(data, Mapping):
+        return _dataset(data, None)
+    content = _with_keypoint_names({"annotations": [], **data})
+    if isinstance(content.get("images"), list):
+        nameless = {"file_name": ""}  # results are matched by id then
+        content["images"] = [
+            {**nameless, **image} if isinstance(image, Mapping) else image
+            for image in content["images"]
+        ]
+    return CocoDataset(content, name=name)
 
 
-def _interpreted(content: PlainData, name: str) -> tuple[CocoContent, tuple[str, ...]]:
-    """COCO content with its values as the format defines them, and remarks on what was changed.
+def _with_keypoint_names(content: PlainData) -> PlainDict:
+    """COCO content whose categories have keypoints where their annotations do.
 
-    Raises:
-        ValueError: a list is missing, or a value could mean either of two things.
+    Files for the metric alone may not name them; the longest annotation says how many there are.
     """
-    if not {"images", "categories"} <= set(content):
-        raise ValueError(
-            f'{name}: expected the keys "images" and "categories", '
-            f"got {', '.join(map(str, content))}"
-        )
-    content = {"annotations": [], **content}
-    check_structure(content, name)
-    interpreted = interpret(content)
-    if interpreted.problems:
-        raise DataError(describe(name, interpreted.problems, "error"))
-    remarks = tuple(f"{name}: {note}" for note in interpreted.notes)
-    return cast(CocoContent, interpreted.content), remarks
+    counts: Counter[Any] = Counter()
+    entries = content["annotations"]
+    for entry in entries if isinstance(entries, list) else ():
+        keypoints = entry.get("keypoints") if isinstance(entry, Mapping) else None
+        category = entry.get("category_id") if isinstance(entry, Mapping) else None
+        if isinstance(keypoints, list) and isinstance(category, int | float | str):
+            counts[plain_id(category)] = max(counts[plain_id(category)], len(keypoints) // 3)
+
+    def named(category: Any) -> Any:
+        is_entry = isinstance(category, Mapping) and isinstance(category.get("id"), int | str)
+        if not is_entry or category.get("keypoints") or not counts[plain_id(category["id"])]:
+            return category
+        count = counts[plain_id(category["id"])]
+        return {**category, "keypoints": [f"keypoint {n + 1}" for n in range(count)]}
+
+    categories = content.get("categories")
+    if not counts or not isinstance(categories, list):
+        return dict(content)
+    return {**content, "categories": [named(category) for category in categories]}
 
 
-def _category(entry: CocoCategory, num_keypoints: int) -> Category:
-    names = tuple(entry.get("keypoints") or (f"keypoint {j}" for j in range(num_keypoints)))
-    return Category(
-        entry["name"], entry["id"], keypoints=names, sigmas=tuple(entry.get("sigmas") or ())
-    )
+def _truth(data: CocoDataset) -> tuple[CocoContent, tuple[Category, ...], tuple[str, ...]]:
+    """The annotations as a COCO dict, its categories in the order of their ids, and remarks."""
+    categories = tuple(sorted(data.categories, key=lambda category: category.id))
+    return data.truth(), categories, tuple(data.remarks())
 
 
 def _has_truth(task: Task, truth: CocoContent, categories: Sequence[Category]) -> bool:
@@ -372,11 +370,6 @@ def _has_truth(task: Task, truth: CocoContent, categories: Sequence[Category]) -
     return any(
         a.get("segmentation") or (task == "bbox" and a.get("bbox")) for a in truth["annotations"]
     )
-
-
-def _distinct_names(categories: Sequence[Category]) -> list[str]:
-    times = Counter(c.name for c in categories)
-    return [c.name if times[c.name] == 1 else f"{c.name} (id {c.id})" for c in categories]
 
 
 def _table(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> list[str]:

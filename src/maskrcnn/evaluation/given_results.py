@@ -88,7 +88,7 @@ def match_results(
     for n, entry in enumerate(checked):
         place = f"{where}, entry {n}"
         image = images.find(entry, place)
-        category = labels.find(entry, place)
+        category = labels.find(entry)
         if image is None or category is None:
             continue
         result: Any = {**entry, "image_id": image, "category_id": category}
@@ -220,16 +220,14 @@ class _Categories:
         self.original = original
         self.renumbered = set(original.values())
         self.keypoints = {c.id: len(c.keypoints) for c in categories}
-        self.by_name: dict[str, list[Any]] = {}
-        for category in categories:
-            self.by_name.setdefault(category.name, []).append(category.id)
+        self.by_name = {c.name: c.id for c in categories}
         names = {str(r["category_name"]) for r in results if r.get("category_name")}
         # A model without names numbers its categories; then the ids decide.
         self.numbered = all(name.isdigit() for name in names) and not names & self.by_name.keys()
         self.other_names: Counter[str] = Counter()
         self.other_ids: Counter[Any] = Counter()
 
-    def find(self, entry: PlainData, place: str) -> Any:
+    def find(self, entry: PlainData) -> Any:
         id_ = plain_id(entry.get("category_id"))
         name = str(entry.get("category_name") or "")
         if not name or self.numbered:
@@ -240,16 +238,10 @@ class _Categories:
             self.other_ids[id_] += 1
             return None
 
-        fitting = self.by_name.get(name, [])
-        if not fitting:
+        if name not in self.by_name:
             self.other_names[name] += 1
             return None
-        if len(fitting) > 1 and id_ not in fitting:
-            raise ValueError(
-                f'{place}: "{name}" is the name of {len(fitting)} annotated categories; '
-                "give each category a name of its own"
-            )
-        return id_ if len(fitting) > 1 else fitting[0]
+        return self.by_name[name]
 
     def report(self, where: str, total: int) -> None:
         if self.other_ids:
@@ -294,7 +286,8 @@ def _checked(entry: Any, place: str) -> PlainData:
     """An entry with a numeric score, after checks that need no annotations."""
     is_object = isinstance(entry, Mapping)
     ids = [entry.get(key) for key in ("image_id", "category_id")] if is_object else []
-    if not is_object or not all(isinstance(id_, int | float | str | None) for id_ in ids):
+    are_ids = all(isinstance(i, int | float | str | None) and not isinstance(i, bool) for i in ids)
+    if not is_object or not are_ids:
         raise ValueError(
             f"{place}: expected an object with image_id, category_id and score, got {entry!r:.60}"
         )
