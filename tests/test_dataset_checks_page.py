@@ -52,8 +52,15 @@ def test_every_kind_is_listed_with_its_problems_and_names_cannot_break_the_page(
         "Validation: statistics",
     ):
         assert text in page
+    assert page.count("regions to ignore (crowds) (1): ") == 2  # of both parts
     assert "<b>ox" not in page
     assert "&lt;b&gt;ox &amp; co" in page
+
+
+def test_nothing_is_said_of_fixes_that_were_not_asked_for(tmp_path: Path):
+    path = write(tmp_path, content())
+    check_dataset(path, val=False, decode_images=False, html=tmp_path / "page.html")
+    assert "<h2>Fixed</h2>" not in (tmp_path / "page.html").read_text()
 
 
 def test_close_ups_of_problems_are_drawn(page: str):

@@ -1,7 +1,7 @@
 """The report as one HTML file that needs nothing else: `write_page(report, path)`.
 
-In: a `CheckReport`. Out: counts, every kind of problem with examples, sizes and shapes of images
-and objects, balance of the categories, drawn samples.
+In: a `CheckReport`. Out: counts, every kind of problem with examples, notes, sizes and shapes of
+images and objects, balance of the categories, drawn samples.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class _PartOnPage(TypedDict):
     title: str
     charts: list[dict[str, str]]
     kinds: list[_KindOnPage]
+    notes: list[str]
     samples: list[dict[str, str]]
     annotated: str
 
@@ -77,7 +78,7 @@ def write_page(report: CheckReport, path: Path) -> None:
         name=report.data.name,
         headline=_headline(report),
         parts=parts,
-        changes=None if report.fixed is None else _changes(report.fixed.changes),
+        changes=None if report.fixed_file is None else _changes(report),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, html)
@@ -115,7 +116,10 @@ def _headline(report: CheckReport) -> list[dict[str, str]]:
     ]
 
 
-def _changes(changes: Sequence[Problem]) -> list[_ChangesOnPage]:
+def _changes(report: CheckReport) -> list[_ChangesOnPage]:
+    """The changes in the fixed files of the data and of the validation data."""
+    parts = [part.fixed for part in (report, report.validation) if part is not None]
+    changes = [change for fixed in parts if fixed is not None for change in fixed.changes]
     return [
         {"kind": kind, "what": what, "count": len(group)}
         for (kind, what), group in _by_kind(changes).items()
@@ -128,6 +132,7 @@ def _part(report: CheckReport, title: str) -> _PartOnPage:
         "title": title,
         "charts": _charts(report),
         "kinds": [_kind(report, group) for group in _by_kind(report.problems).values()],
+        "notes": [str(note) for note in report.notes],
         "samples": _samples(report.data, report.objects),
         "annotated": _annotated(report),
     }
