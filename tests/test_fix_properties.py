@@ -409,7 +409,11 @@ def test_validation_data_are_fixed_as_they_would_be_alone(
     data["categories"].append({"id": 2, "name": "only in validation"})
     alone = fix_dataset(opened(copy.deepcopy(data), image_folders[file]))
     report = check_dataset(
-        content([LOW]), val=data, val_images=image_folders[file], decode_images=False
+        content([LOW]),
+        val=data,
+        val_images=image_folders[file],
+        decode_images=False,
+        fix=image_folders[file].parent / "fixed.json",
     )
     assert report.validation is not None
     fixed = report.validation.fixed
@@ -417,11 +421,17 @@ def test_validation_data_are_fixed_as_they_would_be_alone(
     assert repr(fixed.content) == repr(alone.content)
     assert fixed.changes == alone.changes
     again = check_dataset(
-        content([LOW]), val=fixed.content, val_images=image_folders[file], decode_images=False
+        content([LOW]),
+        val=fixed.content,
+        val_images=image_folders[file],
+        decode_images=False,
+        fix=image_folders[file].parent / "fixed.json",
     )
     assert again.validation is not None
     assert again.validation.fixed is not None
     assert again.validation.fixed.changes == []
+    written = json.loads((image_folders[file].parent / "fixed_val.json").read_text())
+    assert repr(written) == repr(json.loads(json.dumps(fixed.content)))
 
 
 def place(problem: Problem) -> tuple[str, str]:

@@ -340,7 +340,7 @@ class _Interpreter:
             self.notes.add("regions to ignore (crowds)", handled, count=len(ignored))
 
         for field, noun, handled in (
-            ("segmentation", "mask", "excluded from the mask loss"),
+            ("segmentation", "mask", "excluded from the mask loss and the mask AP"),
             ("bbox", "box", "the box around the mask or the keypoints is used"),
         ):
             missing = sum(not a.get(field) for a in objects)

@@ -23,7 +23,6 @@ from ..formats.reading import MissingSplit
 from ..presets import maskrcnn_r18_small
 from .check_report import CheckReport
 from .decode_images import (
-    DecodedImage,
     decode,
     find_duplicates,
     find_leaks,
@@ -109,9 +108,21 @@ def check_dataset(
         other, refused = _open_validation(val, val_images or images, attribute, opened)
         problems += refused
         if other is not None:
-            validation = _check_validation(other, val, opened, decoded, decode_images, progress)
+            own = decode(other, progress) if decode_images else []
+            leaks = find_leaks(decoded, own) if own else find_shared_files(opened, other)
+            found = [
+                *_without_images(other, val),
+                *undecodable(own),
+                *find_duplicates(own),
+                *leaks,
+            ]
+            validation = _report(
+                other, found, undecodable(own), fix=files is not None, is_validation=True
+            )
 
-    report = _report(opened, problems, undecodable(decoded), validation)
+    report = _report(
+        opened, problems, undecodable(decoded), fix=files is not None, validation=validation
+    )
     report = _with_files(report, files)
     if html is not None:
         from .check_page import write_page
@@ -146,26 +157,6 @@ def _with_files(report: CheckReport, files: tuple[Path, Path] | None) -> CheckRe
         validation.fixed.write(files[1])
         validation = replace(validation, fixed_file=files[1])
     return replace(report, fixed_file=files[0], validation=validation)
-
-
-def _check_validation(
-    validation: CocoDataset,
-    source: DataSource,
-    data: CocoDataset,
-    decoded: Sequence[DecodedImage],
-    decode_images: bool,
-    progress: bool,
-) -> CheckReport:
-    """The report on the data to validate on."""
-    own = decode(validation, progress) if decode_images else []
-    leaks = find_leaks(decoded, own) if decode_images else find_shared_files(data, validation)
-    problems = [
-        *_without_images(validation, source),
-        *undecodable(own),
-        *find_duplicates(own),
-        *leaks,
-    ]
-    return _report(validation, problems, undecodable(own), is_validation=True)
 
 
 def _open_validation(
@@ -230,10 +221,12 @@ def _report(
     data: CocoDataset,
     found: Sequence[Problem],
     not_decoded: Sequence[Problem],
+    *,
+    fix: bool,
     validation: CheckReport | None = None,
     is_validation: bool = False,
 ) -> CheckReport:
-    """Collects the problems of one data set, and fixes those of its annotations."""
+    """Collects the problems of one data set, and fixes its annotations if there are errors."""
     model = maskrcnn_r18_small(data.categories)
     objects = object_table(data)
 
@@ -254,7 +247,7 @@ def _report(
         objects,
         model,
         validation,
-        fix_dataset(data, not_decoded),
+        fix_dataset(data, not_decoded) if fix or data.dropped else None,
     )
 
 

@@ -30,7 +30,8 @@ class CheckReport:
     validation: CheckReport | None = None
     """The report on the validation set, if there is one."""
     fixed: FixedDataset | None = None
-    """The fixed annotations: their changes, and what is left to fix by hand."""
+    """The fixed annotations: their changes, and what is left to fix by hand; None without an error
+    if `fix` was not given."""
     fixed_file: Path | None = None
     """Where the fixed annotations were written, if `fix` was given."""
 
