@@ -370,7 +370,7 @@ def test_unicode_files_of_every_kind_are_read(encoding, tmp_path):
         (b"\x1f\x8b\x08\x00", "compressed"),
         (b"PK\x03\x04", "ZIP"),
         ('{"a": ' + "7" * 5000 + "}", "not valid JSON: .*digits"),
-        ("[" * 100_000, "nested 100,000 deep, at most 100 are read"),
+        ("[" * 100_000, "nested more than 100 deep"),
         ('{"a":' * 300 + "1" + "}" * 300, "nested 300 deep"),
         (codecs.BOM_UTF16_LE + ("[" * 200).encode("utf-16-le"), "nested 200 deep"),
     ],

@@ -22,7 +22,7 @@ MOST_BYTES = 4096 * MIB  # COCO's largest file has 450 MiB, LVIS's 1,100
 MOST_NESTED = 100
 """Lists and objects inside each other that are read; COCO has 5."""
 
-_CHUNK = 2**24  # brackets and quotes whose depth is computed at a time
+_CHUNK = 2**18  # brackets and quotes whose depth is computed at a time
 _NO_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
 _STARTS = (
     (b"\x1f\x8b", "the file is compressed (gzip); unpack it first"),
@@ -82,9 +82,9 @@ def parse_json(data: bytes, name: str) -> Json:
         DataError: not valid JSON, or a bound is exceeded.
     """
     text = _decoded(data, name)
-    if (depth := _depth(text)) > MOST_NESTED:
+    if _is_too_deep(text):
         raise DataError(
-            f"{name}: lists and objects are nested {depth:,} deep, at most {MOST_NESTED} are read; "
+            f"{name}: lists and objects are nested more than {MOST_NESTED} deep; "
             "export it again from the tool"
         )
     try:
@@ -119,8 +119,8 @@ def _decoded(data: bytes, name: str) -> str:
         ) from None
 
 
-def _depth(text: str) -> int:
-    """How deep lists and objects are nested; brackets in strings do not count."""
+def _is_too_deep(text: str) -> bool:
+    """Whether lists and objects are nested beyond the bound; brackets in strings do not count."""
     data = text.encode("utf-8", "replace").replace(b"\\\\", b"").replace(b'\\"', b"")
     marks = np.frombuffer(data.translate(None, _NO_BRACKETS), np.uint8)
     step = np.zeros(256, np.int8)
@@ -128,16 +128,16 @@ def _depth(text: str) -> int:
     step[list(b"]}")] = -1
 
     depth = 0
-    deepest = 0
     quotes = 0
     for start in range(0, len(marks), _CHUNK):
         chunk = marks[start : start + _CHUNK]
         num_quotes = quotes + np.cumsum(chunk == ord('"'), dtype=np.int64)
         depths = depth + np.cumsum(np.where(num_quotes % 2, 0, step[chunk]), dtype=np.int64)
-        deepest = max(deepest, int(depths.max()))
+        if depths.max() > MOST_NESTED:
+            return True
         depth = int(depths[-1])
         quotes = int(num_quotes[-1])
-    return deepest
+    return False
 
 
 def _explained(text: str, error: json.JSONDecodeError) -> tuple[str, str]:

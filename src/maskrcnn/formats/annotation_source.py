@@ -23,6 +23,7 @@ class AnnotationSource:
     def __init__(self, path: str | Path, attribute: str = "") -> None:
         self.path = Path(path)
         self.attribute = attribute
+        self._files: dict[Path, AnnotationSource] = {}
 
     @property
     def name(self) -> str:
@@ -37,6 +38,12 @@ class AnnotationSource:
     def first(self, pattern: str) -> Path | None:
         """The first file of the folder that matches; None for a file, or if no file matches."""
         return next(iter(sorted(self.path.glob(pattern))), None) if self.path.is_dir() else None
+
+    def file(self, path: Path) -> AnnotationSource:
+        """A file of the folder, or the file itself; each is parsed once."""
+        if path == self.path:
+            return self
+        return self._files.setdefault(path, AnnotationSource(path, self.attribute))
 
     @cached_property
     def json(self) -> Json:

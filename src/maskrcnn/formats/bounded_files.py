@@ -21,7 +21,7 @@ from ..annotations.problems import DataError
 
 MOST_XML = 1024 * MIB
 MOST_TEXT = 256 * MIB
-MOST_YAML = 4 * MIB  # Python's YAML parser reads about 0.1 MiB per second
+MOST_YAML = MIB  # Python's YAML parser reads about 0.1 MiB per second
 MOST_NESTED = 200  # elements of XML inside each other
 
 

@@ -44,7 +44,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         DataError: the file lacks one of COCO's lists.
     """
     path = _files(source)[split] if split else source.path
-    content = source.json if path == source.path else AnnotationSource(path).json
+    content = source.file(path).json
     check_structure(content, path.name)
     notes = encoding_notes(path)
     if images is not None:

@@ -30,7 +30,15 @@ from .annotation_source import AnnotationSource, with_slashes
 from .cvat_tracks import frames_of_tracks
 from .cvat_writing import SKELETON, write_cvat
 from .format import Format
-from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked, written_size
+from .id_maps import MOST_MASK
+from .reading import (
+    Annotated,
+    AnnotatedObject,
+    DatasetBuilder,
+    image_folder,
+    tracked,
+    written_size,
+)
 
 _AREAS = ("polygon", "box", "ellipse", "mask")
 _IGNORE = ("ignore", "is_crowd", "iscrowd")
@@ -50,7 +58,7 @@ def splits(source: AnnotationSource) -> list[str]:
     files = _files(source)
     if len(files) > 1:
         return [path.stem for path in files]
-    subsets = {image.get("subset", "") for image in _root(files[0]).iterfind("image")}
+    subsets = {image.get("subset", "") for image in _root(source, files[0]).iterfind("image")}
     return sorted(subsets - {""})
 
 
@@ -62,7 +70,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     """
     files = _files(source)
     path = next((p for p in files if p.stem == split), files[0])
-    root = _root(path)
+    root = _root(source, path)
     is_subset = bool(split) and len(files) == 1
     entries = [
         image
@@ -118,8 +126,8 @@ def _files(source: AnnotationSource) -> list[Path]:
     return [path for path in files if b"<annotations" in path.read_bytes()[:_HEAD_BYTES]]
 
 
-def _root(path: Path) -> Element:
-    root = AnnotationSource(path).xml
+def _root(source: AnnotationSource, path: Path) -> Element:
+    root = source.file(path).xml
     assert root is not None, path
     return root
 
@@ -344,6 +352,8 @@ def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
     width = int(_number(shape, "width"))
     if not (0 < height <= size[0] and 0 < width <= size[1]):
         raise ValueError(f"expected a mask inside the image, got {width} x {height}")
+    if height * width > MOST_MASK:
+        raise ValueError(f"expected at most {MOST_MASK:,} pixels, got {width} x {height}")
     total = sum(runs.tolist())
     if runs.min() < 0 or total > height * width:
         raise ValueError(f"expected RLE runs that sum to at most {height} x {width}, got {total}")

@@ -55,6 +55,7 @@ def frames_of_tracks(
 
     reader = _TrackReader(root, tracks, builder)
     if images:
+        images = [_copy(image) for image in images]
         frames = {_whole(image.get("id")): image for image in images}
     else:
         folder, files = _numbered_files(folders)
@@ -201,12 +202,18 @@ def _numbered_files(folders: Sequence[Path]) -> tuple[Path | None, dict[int, Pat
 
 def _of_image(shape: Element, track: Element, index: int) -> Element:
     """A shape of a track as a shape of an image."""
-    copy = Element(shape.tag, dict(shape.attrib))
-    copy.extend(list(shape))
+    copy = _copy(shape)
     copy.set("label", track.get("label", ""))
     copy.set("track", track.get("id", str(index)))
     if group := track.get("group_id"):
         copy.set("group_id", group)
+    return copy
+
+
+def _copy(element: Element) -> Element:
+    """The same element, to which more can be added."""
+    copy = Element(element.tag, dict(element.attrib))
+    copy.extend(list(element))
     return copy
 
 

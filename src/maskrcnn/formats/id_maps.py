@@ -21,7 +21,8 @@ from ..images.open_image import open_image
 from ..images.read import read_stored
 
 Ids = Integer[np.ndarray, "H W"]
-MOST_PIXELS_OF_MAP = 400_000_000
+MOST_MASK = 400_000_000
+"""Bound of the pixels of a label map, and of a mask that a tool writes pixel by pixel."""
 
 
 def read_ids(path: Path) -> Ids:
@@ -55,9 +56,9 @@ def _read_array(path: Path) -> np.ndarray:
         ) from None
     shape = values.shape
     values = values.reshape([side for side in shape if side != 1] if len(shape) > 2 else shape)
-    if values.ndim != 2 or values.dtype.kind not in "buif" or values.size > MOST_PIXELS_OF_MAP:
+    if values.ndim != 2 or values.dtype.kind not in "buif" or values.size > MOST_MASK:
         raise ValueError(
-            f"{path.name}: expected numbers [height, width] of at most {MOST_PIXELS_OF_MAP:,} "
+            f"{path.name}: expected numbers [height, width] of at most {MOST_MASK:,} "
             f"pixels, got {values.dtype} {list(shape)}"
         )
     return values

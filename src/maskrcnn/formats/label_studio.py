@@ -31,11 +31,11 @@ from ..images.read import ImageError, image_size
 from .annotation_source import AnnotationSource
 from .bounded_files import part_of
 from .format import Format
+from .id_maps import MOST_MASK
 from .reading import Annotated, AnnotatedObject, DatasetBuilder, image_folder, tracked
 
 _LABELS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels")
 _BROKEN = (ValueError, TypeError, KeyError, OverflowError, IndexError)
-_MOST_MASK = 400_000_000  # pixels of a brush
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's prefix of an uploaded file
 
 
@@ -301,8 +301,8 @@ def decode_brush(rle: Sequence[int], expected: int) -> UInt8[np.ndarray, " value
     Raises:
         ValueError: another number of values, or the bytes end before they are complete.
     """
-    if expected > 4 * _MOST_MASK:
-        raise ValueError(f"more than {_MOST_MASK:,} pixels")
+    if expected > 4 * MOST_MASK:
+        raise ValueError(f"more than {MOST_MASK:,} pixels")
     packed = np.array(rle, dtype=np.int64)
     if packed.ndim != 1 or len(packed) > expected + 64 or ((packed < 0) | (packed > 255)).any():
         raise ValueError("expected rle as a list of bytes, not longer than its pixels")

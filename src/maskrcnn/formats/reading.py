@@ -23,6 +23,7 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoCont
 from ..annotations.contours import Polygon, fill, union
 from ..annotations.notes import Note, Notes, describe_notes
 from ..annotations.problems import DataError, Problem, describe
+from ..annotations.rle import MOST_PIXELS as LARGEST_IMAGE
 from ..config import Category
 from ..images.image_files import describe_left_out, list_images
 from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
@@ -194,6 +195,10 @@ class DatasetBuilder:
                 f"got {size[1]} x {size[0]}",
                 "write the size of the image file",
             )
+            return None
+        if size is not None and size[0] * size[1] > LARGEST_IMAGE:
+            detail = f"expected at most {LARGEST_IMAGE:,} pixels, got {size[1]} x {size[0]}"
+            self.problem("image too large", where or file_name, detail, "cut it into tiles")
             return None
         if size is None and self.folder is None:
             self.problem(

@@ -43,6 +43,7 @@ from .yolo_settings import (
 )
 from .yolo_writing import write_yolo
 
+_LONGEST_LINE = 20_000_000  # characters; more words than that would fill the memory
 _NOT_LABELS = ("classes", "labels", "readme", "license", "train", "val", "valid", "test")
 """Beginnings of the names of text files that are no labels."""
 
@@ -106,8 +107,12 @@ def _read_image(image: Path, root: Path, builder: DatasetBuilder, lines: YoloLin
         return
 
     for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            lines.add(image_id, line.split(), f"{labels.name}, line {number}")
+        where = f"{labels.name}, line {number}"
+        if len(line) > _LONGEST_LINE:
+            detail = f"expected at most {_LONGEST_LINE:,} characters, got {len(line):,}"
+            builder.problem("line too long", where, detail, "simplify the polygon")
+        elif line.strip():
+            lines.add(image_id, line.split(), where)
 
 
 def _root(source: AnnotationSource, yaml: Path | None, settings: YoloSettings) -> Path:
