@@ -371,8 +371,8 @@ def test_unicode_files_of_every_kind_are_read(encoding, tmp_path):
         (b"PK\x03\x04", "ZIP"),
         ('{"a": ' + "7" * 5000 + "}", "not valid JSON: .*digits"),
         ("[" * 100_000, "nested more than 100 deep"),
-        ('{"a":' * 300 + "1" + "}" * 300, "nested 300 deep"),
-        (codecs.BOM_UTF16_LE + ("[" * 200).encode("utf-16-le"), "nested 200 deep"),
+        ('{"a":' * 300 + "1" + "}" * 300, "nested more than 100 deep"),
+        (codecs.BOM_UTF16_LE + ("[" * 200).encode("utf-16-le"), "nested more than 100 deep"),
     ],
 )
 def test_broken_json_is_one_sentence_with_file_line_and_column(text, reason, tmp_path):
