@@ -200,10 +200,12 @@ def ellipse(center: tuple[float, float], radii: tuple[float, float], angle: floa
         angle: rotation in radians, clockwise on the screen.
 
     Raises:
-        ValueError: a number is not finite.
+        ValueError: a number is not finite, or a radius is negative.
     """
     if not np.isfinite([*center, *radii, angle]).all():
         raise ValueError(f"expected finite numbers, got center {center} and radii {radii}")
+    if min(radii) < 0:
+        raise ValueError(f"expected radii >= 0, got {radii[0]:g} and {radii[1]:g}")
 
     # a chord over the angle 2 pi / n stays within r (1 - cos(pi / n)) of its arc
     step = np.arccos(1 - min(0.05 / max(*radii, 0.05), 0.9))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,21 @@ def parse_json(data: bytes, name: str) -> Json:
             f"{name}: lists and objects are nested more than {MOST_NESTED} deep; "
             "export it again from the tool"
         )
+
+    def unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
+            raise DataError(
+                f'{name}: not valid JSON: the key "{twice[:60]}" occurs twice in one object; '
+                "remove one"
+            )
+        return content
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         reason, suggestion = _explained(text, error)
         raise DataError(

@@ -198,9 +198,11 @@ def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -
         Problem(
             kind=NO_OBJECT,
             where=name,
-            detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable, "
-            "all as regions to ignore",
-            suggestion="check iscrowd and ignore: 0 is an object, 1 is a region to ignore",
+            detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable"
+            + (", all as regions to ignore" if used else ""),
+            suggestion="check iscrowd and ignore: 0 is an object, 1 is a region to ignore"
+            if used
+            else "the other problems say why",
             is_error=False,
         )
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,18 @@ def read_yaml(path: Path) -> Any:
                     f"which is not supported; write the values out"
                 )
             return node
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            keys = [str(key) for key in keys if key != "<<"]
+            twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+            if twice is not None:
+                line = node.start_mark.line + 1
+                raise DataError(
+                    f"{path.name}: the key {twice} occurs twice in the mapping that starts in line "
+                    f"{line}; remove one"
+                )
+            return super().construct_mapping(node, deep)
 
     text = _text(path, MOST_YAML, "YAML")
     try:

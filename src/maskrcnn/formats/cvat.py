@@ -22,9 +22,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
-from ..annotations.coco_types import RLE
 from ..annotations.contours import ellipse
 from .annotation_source import AnnotationSource, with_slashes
 from .cvat_tracks import frames_of_tracks
@@ -229,7 +227,7 @@ class _Shapes:
 
         new = AnnotatedObject(_category(label, self.labels), where)
         instance = objects.setdefault(_key(shape, index), new)
-        _read_flags(instance, shape)
+        _read_attributes(instance, shape, self.builder)
         try:
             _read_area(instance, shape, self.builder.size(self.image_id))
         except (ValueError, KeyError, OverflowError) as error:
@@ -259,7 +257,7 @@ class _Shapes:
             else:
                 label = _category(shape.get("label", ""), self.labels)
                 instance = objects.setdefault((index,), AnnotatedObject(label, where))
-            _read_flags(instance, shape)
+            _read_attributes(instance, shape, self.builder)
             parts = list(shape.iterfind("points"))
         elif len(candidates) == 1:
             instance = candidates[0]
@@ -299,10 +297,18 @@ def _key(shape: Element, index: int) -> tuple[Any, ...]:
     return (index,) if group == "0" else (shape.get("label"), group)
 
 
-def _read_flags(instance: AnnotatedObject, shape: Element) -> None:
+def _read_attributes(instance: AnnotatedObject, shape: Element, builder: DatasetBuilder) -> None:
+    """Reads whether to ignore an object, and its score; counts the other attributes."""
     for attribute in shape.iterfind("attribute"):
-        if attribute.get("name") in _IGNORE:
-            instance.ignore |= (attribute.text or "").strip().lower() in ("1", "true")
+        name = attribute.get("name") or ""
+        text = (attribute.text or "").strip()
+        if name in _IGNORE:
+            instance.ignore |= text.lower() in ("1", "true")
+        elif name == "score" and re.fullmatch(r"[01](\.\d+)?", text):
+            if float(text):
+                instance.score = float(text)
+        elif text and text.lower() != "false":
+            builder.unused(f'attribute "{name}"', instance.where)
 
 
 def _read_area(instance: AnnotatedObject, shape: Element, size: tuple[int, int]) -> None:
@@ -326,7 +332,7 @@ def _read_area(instance: AnnotatedObject, shape: Element, size: tuple[int, int])
         else:
             instance.boxes.append((x0, y0, x1, y1))
     else:
-        instance.rles.append(_read_mask(shape, size))
+        instance.add_crop(*_read_mask(shape, size), size)
 
 
 def _number(shape: Element, name: str) -> float:
@@ -345,9 +351,14 @@ def _rotated(box: tuple[float, float, float, float], angle: float) -> np.ndarray
     return (corners - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
 
 
-def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
-    """The RLE of a mask shape, whose runs go row by row through its own box."""
-    runs = np.array([int(v) for v in shape.get("rle", "").split(",")])
+def _read_mask(shape: Element, size: tuple[int, int]) -> tuple[np.ndarray, int, int]:
+    """The mask, left and top of a mask shape, whose runs go row by row through its own box."""
+    try:
+        runs = np.array([int(v) for v in shape.get("rle", "").split(",")])
+    except ValueError:
+        raise ValueError(
+            f"expected rle as whole numbers 2, 5, ..., got {shape.get('rle', '')[:40]!r}"
+        ) from None
     height = int(_number(shape, "height"))
     width = int(_number(shape, "width"))
     if not (0 < height <= size[0] and 0 < width <= size[1]):
@@ -359,13 +370,23 @@ def _read_mask(shape: Element, size: tuple[int, int]) -> RLE:
         raise ValueError(f"expected RLE runs that sum to at most {height} x {width}, got {total}")
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     crop = np.pad(inside, (0, height * width - len(inside))).reshape(height, width)
-    left = int(_number(shape, "left"))
-    return coco_rle.encode_crop(crop, left, int(_number(shape, "top")), size)
+    return crop, int(_number(shape, "left")), int(_number(shape, "top"))
 
 
 def _points(shape: Element) -> np.ndarray:
-    points = shape.get("points", "").split(";")
-    return np.array([[float(v) for v in point.split(",")] for point in points]).reshape(-1, 2)
+    """The points [n, 2] of x,y;x,y;...
+
+    Raises:
+        ValueError: they are written in another way.
+    """
+    text = shape.get("points", "")
+    try:
+        pairs = [[float(v) for v in point.split(",")] for point in text.split(";")]
+    except ValueError:
+        pairs = []
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"expected points as x,y;x,y;..., got {text[:40]!r}")
+    return np.array(pairs)
 
 
 CVAT = Format(

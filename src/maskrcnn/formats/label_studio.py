@@ -60,8 +60,8 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     tasks: list[Json] = source.json
     folder = source.folder
     candidates = [folder, folder / "images", folder.parent / "images", folder.parent]
-    names = {index: _image_names(task) for index, task in enumerate(tasks)}
-    every_name = [name for of_task in names.values() for name in of_task]
+    images_of = [_image_names(task) for task in tasks]
+    every_name = [n for of_task in images_of for names in of_task.values() for n in names]
     builder = DatasetBuilder(source.name, image_folder(images, candidates, every_name))
     searched = builder.folder
     existing = {} if searched is None or not searched.is_dir() else _by_name(searched)
@@ -74,17 +74,23 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
             continue
         if len(annotations) > 1:
             builder.unused("further annotations of a task", where, len(annotations) - 1)
-        if not names[index]:
+        if not images_of[index]:
             detail = "data has no image"
             builder.problem("task without image", where, detail, "export image tasks")
             continue
 
-        name = next((existing[n] for n in names[index] if n in existing), names[index][-1])
         results = annotations[-1].get("result")
         if not isinstance(results, list):
             detail = f"expected result as a list, got {results!r:.40}"
             builder.problem("broken task", where, detail, "export it again")
             continue
+        names = _annotated_image(images_of[index], results)
+        if not names:
+            detail = f"data has the images {', '.join(images_of[index])}, to_name fits not one"
+            suggestion = "export tasks of one image each"
+            builder.problem("task with several images", where, detail, suggestion)
+            continue
+        name = next((existing[n] for n in names if n in existing), names[-1])
         image_id = builder.image(name, _size(results, builder.folder, name), where)
         if image_id is not None and _is_annotated_image(builder, image_id, results, where):
             _read_results(builder, image_id, results, where)
@@ -115,9 +121,10 @@ def _annotations(task: JsonObject) -> list[JsonObject]:
     return [a for a in given or () if isinstance(a, dict) and not a.get("was_cancelled")]
 
 
-def _image_names(task: JsonObject) -> list[str]:
-    """What the image of a task may be called: its path below a folder, its name, without prefix."""
-    for value in part_of(task, "data").values():
+def _image_names(task: JsonObject) -> dict[str, list[str]]:
+    """For each image of a task what it may be called: path below a folder, name, without prefix."""
+    found: dict[str, list[str]] = {}
+    for key, value in part_of(task, "data").items():
         if not isinstance(value, str):
             continue
         url = urlsplit(value.replace("\\", "/"))
@@ -126,8 +133,19 @@ def _image_names(task: JsonObject) -> list[str]:
         if Path(name).suffix.lower() in image_suffixes():
             parts = [part for part in path.split("/") if part not in ("", ".", "..")]
             tails = ["/".join(parts[start:]) for start in range(len(parts))]
-            return list(dict.fromkeys([*tails, _UPLOAD.sub("", name)]))
-    return []
+            found[key] = list(dict.fromkeys([*tails, _UPLOAD.sub("", name)]))
+    return found
+
+
+def _annotated_image(images: dict[str, list[str]], results: Sequence[Json]) -> list[str]:
+    """The names of the image that the results are for; empty if that is not certain.
+
+    Of several images of a task it is the one whose key all results have as their `to_name`.
+    """
+    if len(images) == 1:
+        return next(iter(images.values()))
+    targets = {str(r["to_name"]) for r in results if isinstance(r, dict) and "to_name" in r}
+    return images.get(targets.pop(), []) if len(targets) == 1 else []
 
 
 def _by_name(folder: Path) -> dict[str, str]:

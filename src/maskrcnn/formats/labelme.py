@@ -34,6 +34,7 @@ from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImag
 from ..annotations.contours import ellipse
 from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
+from ..annotations.shown_values import shown
 from ..images.image_files import images_in
 from .annotation_source import AnnotationSource
 from .bounded_files import part_of, read_text
@@ -382,7 +383,10 @@ def _group(shape: Json) -> Hashable:
 def _label(shape: Json) -> str:
     if not isinstance(shape, dict):
         raise ValueError(f"expected an object with label and points, got {shape!r:.40}")
-    return "" if shape.get("label") is None else str(shape["label"]).strip()
+    label = shape.get("label")
+    if not isinstance(label, str | int | float | None):
+        raise ValueError(f"expected label as text, got {shown(label, 40)}")
+    return "" if label is None else str(label).strip()
 
 
 def _kind(shape: JsonObject) -> Json:
@@ -423,11 +427,11 @@ def _read_area(
     elif kind == "rectangle":
         instance.boxes.append((float(low[0]), float(low[1]), float(high[0]), float(high[1])))
     else:
-        instance.rles.append(_read_mask(shape, low, high, size))
+        instance.add_crop(*_read_mask(shape, low, high), size)
 
 
-def _read_mask(shape: JsonObject, low: np.ndarray, high: np.ndarray, size: tuple[int, int]) -> RLE:
-    """The RLE of a mask shape; `high` is the last pixel inside, both are rounded.
+def _read_mask(shape: JsonObject, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """The mask of a mask shape, its left and its top; `high` is the last pixel, both are rounded.
 
     The size of the PNG is compared with the points before its pixels are decoded.
     """
@@ -449,7 +453,7 @@ def _read_mask(shape: JsonObject, low: np.ndarray, high: np.ndarray, size: tuple
         raise ValueError(f"mask: {error or type(error).__name__}") from None
     crop = (values if values.ndim == 2 else values.max(axis=2)) > 0
     x0, y0 = np.floor(low + 0.5).astype(int).tolist()
-    return coco_rle.encode_crop(crop, x0, y0, size)
+    return crop, x0, y0
 
 
 def _declare(builder: DatasetBuilder, labels: Path, keypoints: set[str]) -> None:

@@ -77,6 +77,9 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         if image_id is not None:
             for index, feature in enumerate(features or ()):
                 _read_feature(builder, image_id, feature, f"{path.name}, feature {index}")
+    if source.path.is_dir():
+        used = {relative(path, root) for path in found}
+        builder.left_out_images(used, "GeoJSON file")
     return builder.build()
 
 
@@ -126,6 +129,10 @@ def _read_feature(builder: DatasetBuilder, image_id: int, feature: JsonObject, w
     shape = geometry.get("type")
     if kind in _NOT_OBJECTS:
         builder.unused(f"objects of the type {kind}", where)
+        return
+    plane = part_of(geometry, "plane")
+    if plane.get("z") or plane.get("t"):
+        builder.unused("objects in other planes (z or t) than the first", where)
         return
     if shape not in ("Polygon", "MultiPolygon"):
         builder.unused(f"geometries of the type {shape!r:.30}", where)

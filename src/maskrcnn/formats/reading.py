@@ -11,21 +11,21 @@ Coordinates are COCO's: continuous pixels, except that whole-number keypoints ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..annotations import rle as coco_rle
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, union
 from ..annotations.notes import Note, Notes, describe_notes
 from ..annotations.problems import DataError, Problem, describe
-from ..annotations.rle import MOST_PIXELS as LARGEST_IMAGE
 from ..config import Category
-from ..images.image_files import describe_left_out, list_images
+from ..images.image_files import describe_left_out, images_in, list_images
 from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, image_size
 from ..runtime.progress import track
@@ -105,6 +105,21 @@ class AnnotatedObject:
     ignore: bool = False
     score: float | None = None
     """Confidence, if the object is a prediction."""
+    is_cut: bool = False
+    """Whether a part of a mask lay beyond the image."""
+
+    def add_crop(self, crop: np.ndarray, left: int, top: int, size: tuple[int, int]) -> None:
+        """Adds a mask that is given for a part of the image.
+
+        Args:
+            crop: bool [h, w].
+            left: column of the image at which it starts; may be negative.
+            top: row of the image at which it starts; may be negative.
+            size: (height, width) of the image.
+        """
+        height, width = crop.shape
+        self.is_cut |= min(left, top) < 0 or left + width > size[1] or top + height > size[0]
+        self.rles.append(coco_rle.encode_crop(crop, left, top, size))
 
     def bbox(self) -> list[float]:
         """COCO's bbox around all boxes; there must be one."""
@@ -196,8 +211,8 @@ class DatasetBuilder:
                 "write the size of the image file",
             )
             return None
-        if size is not None and size[0] * size[1] > LARGEST_IMAGE:
-            detail = f"expected at most {LARGEST_IMAGE:,} pixels, got {size[1]} x {size[0]}"
+        if size is not None and size[0] * size[1] > coco_rle.MOST_PIXELS:
+            detail = f"expected at most {coco_rle.MOST_PIXELS:,} pixels, got {size[1]} x {size[0]}"
             self.problem("image too large", where or file_name, detail, "cut it into tiles")
             return None
         if size is None and self.folder is None:
@@ -237,6 +252,11 @@ class DatasetBuilder:
 
     def add(self, image_id: int, annotated: AnnotatedObject) -> None:
         """Adds an object to an image; a problem instead if it exceeds a bound."""
+        if annotated.is_cut:
+            kind = "mask reaches beyond the image"
+            height, width = self.size(image_id)
+            detail = f"the image is {width} x {height}"
+            self.problem(kind, annotated.where, detail, "the mask is clipped", False)
         count = sum(len(polygon) for polygon in annotated.polygons)
         values = [np.asarray(p, dtype=float).reshape(-1) for p in annotated.polygons]
         values += [np.array(box, dtype=float) for box in annotated.boxes]
@@ -276,6 +296,25 @@ class DatasetBuilder:
                 False,
             )
         self.add(image_id, annotated)
+
+    def left_out_images(self, used: Collection[str], companion: str) -> None:
+        """Warns about image files in the folders of these images that have no annotation file.
+
+        Args:
+            used: the names of the images that have one.
+            companion: what they lack.
+        """
+        folders = {(self.folder or Path()) / Path(name).parent for name in used}
+        listed = {p for f in folders if f.is_dir() for p in images_in(f, deep=False)}
+        missing = sorted(listed - {(self.folder or Path()) / name for name in used})
+        if missing:
+            self.problem(
+                "images without annotations",
+                self.name,
+                f"{len(missing):,} images have no {companion}, such as {missing[0].name}",
+                "they are left out; an image without objects needs one, too",
+                False,
+            )
 
     def unused(self, what: str, where: str = "", count: int = 1) -> None:
         """Counts something in the files that is not used."""

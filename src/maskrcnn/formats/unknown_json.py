@@ -14,12 +14,14 @@ from ..annotations.shown_values import shown
 from ..annotations.structure import shown_keys
 
 _ROOTS: dict[str, dict[str, type]] = {
-    "LabelMe": {"shapes": list, "imagePath": object},
+    "LabelMe": {"shapes": list, "imagePath": str},
     "VIA": {"_via_img_metadata": dict},
     "GeoJSON": {"features": list},
     "COCO": {"images": list, "annotations": list},
 }
 """The keys of an object by which a known format is recognized, and the type of their values."""
+
+_NAMES: dict[type, str] = {list: "a list", dict: "an object", str: "text"}
 
 _OTHER_TOOLS: dict[str, tuple[set[str], str]] = {
     "SA-1B, one file per image": ({"image", "annotations"}, "convert it to COCO"),
@@ -81,7 +83,7 @@ def _incomplete(content: JsonObject) -> str:
                     f'it looks like {name}, but has no "{key}"; its keys are {shown_keys(content)}'
                 )
             if not isinstance(content[key], kind):
-                wanted = "a list" if kind is list else "an object"
+                wanted = _NAMES[kind]
                 return (
                     f'it looks like {name}, but expected "{key}" as {wanted}, '
                     f"got {shown(content[key], 40)}"

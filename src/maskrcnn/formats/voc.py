@@ -89,6 +89,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
     builder = DatasetBuilder(f"{source.name}:{split}" if split else source.name, image_folder)
 
     colors = _colors(root, builder)
+    used: set[str] = set()
     for name in tracked(names, "reading VOC annotations"):
         path = folder / f"{name}.xml"
         try:
@@ -106,6 +107,12 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         image_id = builder.image(file_name, size if size and all(size) else None, path.name)
         if image_id is not None:
             _read_objects(builder, image_id, xml, root, name, colors)
+        used.add(file_name)
+        if not path.is_file() and not (root / "SegmentationObject" / f"{name}.png").is_file():
+            handled = "used as examples without objects"
+            builder.notes.add("images of a list that have no XML file", handled, name)
+    if source.path.is_dir() and not split:
+        builder.left_out_images(used, "XML file")
     return builder.build()
 
 
@@ -286,7 +293,12 @@ def _read_object(node: Element, where: str) -> AnnotatedObject:
         ValueError: a shape is broken.
     """
     ignore = (node.findtext("difficult") or "0").strip().lower() in ("1", "true")
-    instance = AnnotatedObject((node.findtext("name") or "").strip(), where, ignore=ignore)
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("has no <name>, which is its category")
+    if len(node.findall("bndbox")) > 1:
+        raise ValueError(f"expected one <bndbox>, got {len(node.findall('bndbox'))}")
+    instance = AnnotatedObject(name, where, ignore=ignore)
     for box in node.iterfind("bndbox"):
         if box.find("x1") is not None and box.find("xmin") is None:  # four corners
             instance.polygons.append(_read_polygon(box))
