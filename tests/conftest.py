@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 # The hook below has a bytecode cache of its own, also for what a checked module imports. Libraries that are
 # imported before it come from their usual cache. Compiling them takes four seconds per process.
 import beartype  # noqa: F401
+import numpy as np
 import pytest
 import timm  # noqa: F401
 import torch
@@ -67,3 +68,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     from exported_model import export_once
 
     return export_once(tmp_path_factory)
+
+
+@pytest.fixture
+def twelve_bits() -> np.ndarray:
+    """Random 12-bit color [13, 17, 3] as uint16."""
+    return np.random.default_rng(0).integers(0, 4096, (13, 17, 3), dtype=np.uint16)

@@ -237,7 +237,7 @@ def test_an_odd_result_is_counted(change: Entry, message: str) -> None:
         ("", r"results\.json: not valid JSON: the file is empty"),
         ('[{"image_id": 1,', r"line 1, column 17: not valid JSON: the file ends too early"),
         ('[\n  {"image_id" 1}]', r"line 2, column 15: not valid JSON: Expecting ':'"),
-        ("[" * 100_000, r"results\.json: lists and objects are nested 100,000 deep"),
+        ("[" * 100_000, r"results\.json: lists and objects are nested more than 100 deep"),
         ('{"results": []}', r"expected a list of detections.*got an object with the keys results"),
         ("3", r"expected a list of detections.*got a int"),
     ],

@@ -1,0 +1,122 @@
+"""Files are images by what they are: every ending that Pillow opens is listed, and anything else is named."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from image_samples import ENDINGS, every_ending, is_red, png16, red, tiff
+from PIL import Image
+
+import maskrcnn as mr
+from maskrcnn.images.image_files import ImageWarning, image_files, image_suffixes, list_images
+from maskrcnn.images.open_image import ImageError
+from maskrcnn.images.read import read_image
+
+
+def test_a_folder_lists_all_that_pillow_opens_and_names_what_is_left_out(tmp_path):
+    every_ending(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    assert [path.name for path in image_files(tmp_path)] == sorted(f"{e}.{e}" for e in ENDINGS)
+    assert all(is_red(read_image(path)) for path in image_files(tmp_path))
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    (tmp_path / "none").symlink_to("absent.png")
+    with pytest.warns(ImageWarning, match=r"2 files.*1 \.heic \(phone.heic\).*save them as JPEG"):
+        image_files(tmp_path)
+    assert [path.name for path in list_images(tmp_path).left_out] == [
+        "none",
+        "notes.txt",
+        "phone.heic",
+    ]
+
+
+def test_formats_that_are_no_images_are_not_listed():
+    suffixes = image_suffixes()
+    assert not suffixes & {".eps", ".ps", ".pdf", ".mpg", ".mpeg", ".h5", ".wmf", ".grib", ".txt"}
+    assert {".tif", ".gif", ".bmp", ".pfm", ".qoi", ".tga", ".j2k", ".apng"} <= suffixes
+
+
+def test_a_plugin_of_pillow_adds_its_ending(monkeypatch):
+    monkeypatch.setitem(Image.EXTENSION, ".heic", "PNG")
+    assert ".heic" in image_suffixes()
+
+
+def test_yolo_reads_every_ending_and_reports_the_files_left_out(tmp_path):
+    every_ending(tmp_path / "images")
+    (tmp_path / "images" / "raw.dng").write_bytes(b"x")
+    (tmp_path / "labels").mkdir()
+    for ending in ENDINGS:
+        (tmp_path / "labels" / f"{ending}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [stone]\n")
+    data = mr.load_dataset(tmp_path)
+    assert len(data) == 9
+    assert "left out 1 file not read as images: 1 .dng (raw.dng)" in data.describe_warnings()
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    red(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "photos")
+    assert image_files(tmp_path / "photos") == [tmp_path / "photos" / "linked" / "a.png"]
+
+
+KINDS = {
+    "an HTML page": b"<!doctype html><html><body>404</body></html>",
+    "HTML page": b"\xef\xbb\xbf  <HTML><head></head></HTML>",
+    "a PDF document": b"%PDF-1.7\n",
+    "a ZIP archive": b"PK\x03\x04" + bytes(40),
+    "gzip-compressed data": b"\x1f\x8b\x08" + bytes(40),
+    "an SVG drawing": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"></svg>',
+    "XML": b'<?xml version="1.0"?><annotation/>',
+    "JSON": b'{"images": []}',
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n",
+    "a HEIC image": b"\0\0\0\x18ftypheic" + bytes(40),
+    "a video": b"\0\0\0\x18ftypmp42" + bytes(40),
+    "a NumPy array": b"\x93NUMPY\x01\x00" + bytes(40),
+    "a PostScript program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "a DICOM file": bytes(128) + b"DICM" + bytes(40),
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(40),
+    "text": b"hello\n",
+    "the file is empty": b"",
+    "unknown format": b"\x01\x02\x03\x04" * 30,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_ending_is_answered_with_what_the_file_is(kind, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(KINDS[kind])
+    with pytest.raises(ImageError, match=rf"a\.jpg: cannot be read as an image: .*{kind}"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_links_folders_and_pipes_with_the_name_of_an_image(tmp_path):
+    (tmp_path / "link.jpg").symlink_to("absent.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    image = red(tmp_path / "a.png").read_bytes()
+    with pytest.raises(ImageError, match=r"link.jpg: broken link to absent.jpg"):
+        read_image(tmp_path / "link.jpg")
+    with pytest.raises(ImageError, match=r"folder.jpg: expected an image, got a folder"):
+        read_image(tmp_path / "folder.jpg")
+    threading.Thread(target=(tmp_path / "pipe.jpg").write_bytes, args=(image,), daemon=True).start()
+    assert is_red(read_image(tmp_path / "pipe.jpg"))
+    listing = list_images(tmp_path)
+    assert [path.name for path in listing.images] == ["a.png"]
+    assert [path.name for path in listing.left_out] == ["link.jpg", "pipe.jpg"]
+
+
+def test_a_file_that_is_still_written_is_truncated(tmp_path, twelve_bits):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for suffix in ("png", "jpg", "tif", "webp", "gif", "bmp"):
+        noise.save(tmp_path / f"whole.{suffix}")
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        (tmp_path / f"a.{suffix}").write_bytes(data[: len(data) * 2 // 3])
+        with pytest.raises(ImageError, match=rf"a\.{suffix}: "):
+            read_image(tmp_path / f"a.{suffix}")
+    for deep in (tiff([twelve_bits]), png16(twelve_bits)):
+        for end in range(20, len(deep) - 40, 101):
+            with pytest.raises(ImageError):
+                read_image(deep[:end])
