@@ -227,7 +227,7 @@ def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]
     wall_seconds = time.monotonic() - start
 
     state = json.loads(last_line(out / "metrics.csv"))
-    evaluation = mr.evaluate(run.model, validation, max_detections=CAP, device="cpu")
+    evaluation = mr.evaluate(run.model, validation, max_detections=CAP)
     print(f"{task.name}: {evaluation}", flush=True)
 
     numbers = {

@@ -146,8 +146,13 @@ def test_debug_shows_where_an_error_arose(how: str, scenes: Path, monkeypatch: p
 
 
 def test_train_passes_on_every_setting(
-    scenes: Path, tmp_path: Path, fit: list, capsys: pytest.CaptureFixture
+    scenes: Path,
+    tmp_path: Path,
+    fit: list,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr("maskrcnn.training.forecast.step_seconds", lambda *_, **__: 1.0)
     data, config = str(scenes / "annotations.json"), tmp_path / "run.toml"
     config.write_text(
         "epochs = 7\nbatch_size = 2\n[augment]\nrotation = 15\n[model.input]\nscale = 2\n"
@@ -171,6 +176,7 @@ def test_train_passes_on_every_setting(
                 *words,
                 "--max-time",
                 "1.5m",
+                "--anyway",
                 "batch_size=16",
                 "model.box.max_detections=33",
                 "augment.crop=96",

@@ -17,9 +17,9 @@ from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
 from maskrcnn.demo.demo_plan import DemoPlan, plan_demo
 from maskrcnn.demo.line_charts import line_chart, smoothed
+from maskrcnn.recipe.recipe import Candidate, Recipe
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.synthetic.shapes import CATEGORIES
-from maskrcnn.training.trial import Candidate
 from maskrcnn.truth_instances import truth_instances
 
 
@@ -28,7 +28,7 @@ def short_demo(out: Path, scenes: int) -> None:
     training = TrainConfig(batch_size=2, tensorboard=False)
     model = tiny_config(CATEGORIES)
     model = replace(model, box=replace(model.box, max_detections=10))
-    candidate = Candidate("a small network", model, training, enough=5, work=1.0)
+    candidate = Candidate("a small network", Recipe(model, training, ()), enough=5, work=1.0)
     # As soon as a tenth of the time is over, the training learns that it has to end.
     plan = DemoPlan(
         candidate,
@@ -91,9 +91,9 @@ def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path):
         (0.2, None, 4.0, 240, True),
         (0.379, None, 4.5, 240, True),  # only whole steps count: 599 of 600 were planned
         (0.393, None, 4.7, 240, True),
-        (0.8, None, 7.4, 192, True),
-        (4.0, None, 35.0, 192, True),
-        (0.7, 3.0, 3.0, 192, False),
+        (0.8, None, 7.4, 160, True),
+        (4.0, None, 35.0, 160, True),
+        (0.7, 3.0, 3.0, 160, False),
         (0.05, 2.0, 2.0, 240, True),
     ],
 )
@@ -106,10 +106,10 @@ def test_the_demo_plans_as_long_as_this_machine_needs_and_says_so(
     pixels: int,
     suffices: bool,
 ) -> None:
-    """`step` is the time of a step with the larger network; the smaller takes 0.45 of it."""
+    """`step` is the time of a step with the larger network; the smaller takes 0.38 of it."""
 
     def time_of(model: ModelConfig, *_: object, **__: object) -> float:
-        return step * (1.0 if model.input.scale == 1.5 else 0.45)
+        return step * (1.0 if model.input.scale == 1.5 else 0.38)
 
     monkeypatch.setattr("maskrcnn.demo.demo_plan.step_seconds", time_of)
     monkeypatch.setattr("maskrcnn.demo.demo_plan.image_seconds", lambda *_, **__: 0.1)

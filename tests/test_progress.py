@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from maskrcnn.runtime.progress import FEW, _StepClock, progress, steps, track
@@ -24,6 +26,19 @@ def test_a_bar_is_on_standard_error_and_short_loops_have_none(
     out, err = capsys.readouterr()
     assert out == ""
     assert "counting" in err
+
+
+def test_without_a_terminal_a_slow_loop_prints_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 1000, 4))
+    monkeypatch.setattr(
+        "maskrcnn.runtime.progress.time", SimpleNamespace(monotonic=lambda: next(seconds))
+    )
+    assert list(track(range(FEW), "     drawing")) == list(range(FEW))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[:2] == ["     drawing: 2 of 20", "     drawing: 5 of 20"]
 
 
 def test_a_bar_of_bytes_shows_its_name_and_how_much_was_done(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from maskrcnn.annotations.problems import DataError
 from maskrcnn.config import Category, ModelConfig
 from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_fpn
 from maskrcnn.recipe import choices as choose
-from maskrcnn.recipe.choices import Choices
+from maskrcnn.recipe.choices import Choices, MemoryLimitError, largest_that
+from maskrcnn.recipe.economy import FULL, LADDER, Economy
 from maskrcnn.recipe.memory_estimate import GIB
-from maskrcnn.recipe.recipe import Recipe, choose_recipe
+from maskrcnn.recipe.recipe import Recipe, choose_recipe, recipe_candidates
 from maskrcnn.recipe.statistics import Statistics, statistics_of
 from maskrcnn.weights.load import save
 
@@ -50,6 +52,7 @@ def chosen(
     kind: Any = "none",
     free: float | None = None,
     model: ModelConfig | None = None,
+    economy: Economy = FULL,
     **given: Any,
 ) -> Choices:
     """All choices for these numbers; memory is considered only if `free` (GiB) is given, because that takes time."""
@@ -60,6 +63,7 @@ def chosen(
         frozenset(given),
         model or maskrcnn_r18_small(1),
         mr.TrainConfig(),
+        economy=economy,
     )
     choices.facts = facts
     for name, value in given.items():
@@ -69,12 +73,21 @@ def chosen(
             part,
             choose.override_config(getattr(choices, part), {name.removeprefix("model."): value}),
         )
-    for step in (choose.heads, choose.scale, choose.augment, choose.crowd, choose.anchors):
+    if free is not None:
+        choices.free = free * GIB
+    for step in (
+        choose.heads,
+        choose.width,
+        choose.scale,
+        choose.augment,
+        choose.crowd,
+        choose.anchors,
+    ):
         step(choices)
     with pytest.MonkeyPatch.context() as patch:
         if free is None:
-            patch.setattr(choose, "training_bytes", lambda *_: 0.0)
-        choose.fit(choices, (free or 8.0) * GIB)
+            patch.setattr(choose, "_needed", lambda *_: 0.0)
+        choose.fit(choices)
     choose.norms(choices)
     choose.schedule(choices)
     return choices
@@ -242,7 +255,7 @@ def test_rare_categories_are_repeated() -> None:
     assert chosen(measured()).training.repeat_threshold == 0
 
 
-@pytest.mark.parametrize("free", [0.5, 64.0])
+@pytest.mark.parametrize("free", [1.5, 64.0])
 def test_memory_decides_the_batch_and_the_batch_the_normalization(free: float) -> None:
     choices = chosen(measured(), free=free, model=maskrcnn_r50_fpn(1), model__input__min_size=800)
     training = choices.training
@@ -256,8 +269,90 @@ def test_memory_decides_the_batch_and_the_batch_the_normalization(free: float) -
     assert training.batch_size == (4 if free == 64 else 1)
 
 
-def test_a_given_batch_is_kept_whatever_the_memory() -> None:
-    assert chosen(measured(), free=0.01, batch_size=3).training.batch_size == 3
+def test_a_given_batch_is_kept_as_long_as_it_fits() -> None:
+    assert chosen(measured(), free=8, batch_size=7).training.batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "fitting"),
+    [
+        ("batch_size", 4000, 26),
+        ("augment__crop", 6400, 640),
+        ("model__input__scale", 4.0, 0.64),
+        ("model__input__max_size", 16_000, 640),
+    ],
+)
+def test_a_given_value_that_needs_too_much_memory_is_refused_with_the_largest_that_fits(
+    monkeypatch: pytest.MonkeyPatch, setting: str, value: float, fitting: float
+) -> None:
+    def needed(choices: Choices, batch: int, *_: object) -> float:
+        config = choices.model.input
+        side = min(1000 * config.scale, config.max_size or 0, choices.training.augment.crop or 0)
+        return batch * (side / 640) ** 2 * GIB
+
+    monkeypatch.setattr(choose, "_needed", needed)
+    large = measured(sizes=np.tile([1000, 1000], (300, 1)))
+    others: dict[str, Any] = {
+        "batch_size": 1,
+        "augment__crop": 9000,
+        "model__input__scale": 9.0,
+        "model__input__max_size": 9000,
+    }
+    if setting == "batch_size":
+        others["augment__crop"] = 128
+    name = setting.replace("__", ".")
+    with pytest.raises(MemoryLimitError, match=rf"{name}={fitting:g} \(got {value:g}\)"):
+        chosen(large, free=1.05, **others | {setting: value})
+    others[setting] = fitting
+    assert chosen(large, free=1.05, **others).needed <= 1.05 * GIB
+
+
+def test_what_a_large_batch_needs_is_estimated_in_the_time_of_a_small_one() -> None:
+    with pytest.raises(MemoryLimitError, match=r"batch_size=\d+ \(got 4000\)"):
+        chosen(measured(), free=4, batch_size=4000, augment__crop=128)
+
+
+def test_bisection_finds_the_largest_value_that_fits() -> None:
+    assert largest_that(lambda value: value <= 41, range(1, 100)) == 41
+    assert largest_that(lambda value: False, range(1, 100)) is None
+    assert largest_that(lambda value: True, range(1, 100)) == 99
+
+
+def test_each_economy_makes_a_step_cheaper_and_never_changes_what_was_given() -> None:
+    large = measured(sizes=np.tile([1500, 2000], (300, 1)), sides=np.full((1200, 2), 90.0))
+    made = [chosen(large, economy=economy) for economy in LADDER]
+    works = [choose.work(choices) for choices in made]
+    assert all(after < 0.85 * before for before, after in itertools.pairwise(works))
+    assert [c.training.augment.crop for c in made] == [256, 192, 192, 192, 192]
+    assert [c.model.input.max_size for c in made] == [1024, 704, 512, 512, 512]
+    assert [c.training.batch_size for c in made] == [4, 4, 4, 3, 3]
+    assert {c.model.trunk.norm for c in made} == {"batch"}
+
+    given = {"model__input__scale": 0.9, "augment__crop": 320, "batch_size": 4}
+    kept = chosen(large, economy=LADDER[-1], model__trunk__stem_channels=48, **given)
+    assert kept.model.input.scale == 0.9
+    assert kept.training.augment.crop == 320
+    assert kept.training.batch_size == 4
+    assert kept.model.trunk.stem_channels == 48
+
+
+def test_candidates_of_a_budget_are_distinct_and_start_from_weights_at_hand_first(
+    cards: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"memory": 8, "device": "cpu", "max_time": 60.0}
+    made = recipe_candidates(cards, **settings)
+    configurations = {(c.recipe.model, c.recipe.training) for c in made}
+    assert len(configurations) == len(made) > 2
+    assert {c.recipe.pretrained for c in made} == {None}
+
+    monkeypatch.setattr("maskrcnn.recipe.recipe.detector_at_hand", lambda _: "nuclei")
+    with_start = recipe_candidates(cards, pretrained="auto", **settings)
+    assert with_start[0].recipe.pretrained == "nuclei"
+    assert with_start[0].enough < with_start[-1].enough
+    assert with_start[-1].recipe.pretrained is None
+    assert {
+        c.recipe.pretrained for c in recipe_candidates(cards, pretrained="none", **settings)
+    } == {"none"}
 
 
 def test_the_initial_weights_decide_learning_rate_steps_and_frozen_stages() -> None:

@@ -88,6 +88,16 @@ def test_visible_keypoints_lie_on_the_visible_mask_and_hidden_ones_do_not(scenes
     assert counts[1] > 20 < counts[2]
 
 
+def test_a_labeled_keypoint_lies_in_the_box_of_its_object(scenes):
+    for _, objects in scenes:
+        for a in (a for a in objects if "keypoints" in a):
+            left, top, wide, high = a["bbox"]
+            for x, y, v in np.reshape(a["keypoints"], (-1, 3)):
+                if v:
+                    assert left - 1 <= x + 0.5 <= left + wide + 1
+                    assert top - 1 <= y + 0.5 <= top + high + 1
+
+
 def test_left_and_right_agree_in_a_figure_and_both_views_occur(scenes):
     """Sides can be learned: left keypoints of the torso agree, and both views are common."""
     left_at_right = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +37,7 @@ def train(
     resume: Annotated[bool, Parameter(negative=())] = False,
     log: Annotated[tuple[TrackerName, ...], Parameter(negative=())] = (),
     on_error: Literal["raise", "drop"] = "raise",
+    anyway: Annotated[bool, Parameter(negative=())] = False,
     device: str | None = None,
 ) -> None:
     """Train a model on annotated images.
@@ -62,15 +64,18 @@ def train(
             data and the machine.
         no_recipe: Use --model and the default settings. Choose nothing from the data.
         config: TOML file with fields of TrainConfig, and of ModelConfig under [model].
-        max_time: Time budget for training, such as 90s, 25m or 1.5h, instead of a number of epochs.
+        max_time: Time budget of the whole command, such as 90s, 25m or 1.5h, instead of a number of
+            epochs. Measures a few steps first and chooses what to train by them.
         memory: Memory limit in GiB. Default: all free memory.
         unlabeled: Folder of images without annotations to train on as well.
         resume: Continue the run in --out with its settings. Repeat the rest of the command.
         log: Also send the numbers to an experiment tracker, which must be installed. Repeat the
             option for several.
         on_error: Unusable annotations: list them and stop, or drop them with a warning.
+        anyway: Train even if --max-time suffices for too few steps.
         device: cpu, cuda, cuda:1, ... Default: a GPU if there is one.
     """
+    started = time.monotonic()  # before the imports, which take seconds
     from ..runtime.keep_memory import keep_memory
     from ..training.plan import plan_training
     from ..training.trackers import tracker_named
@@ -97,6 +102,8 @@ def train(
         on_error=on_error,
         device=device,
         callbacks=[tracker_named(name) for name in log],
+        anyway=anyway,
+        started=started,
     )
     if plan.processes.main:
         print(plan)

@@ -21,9 +21,10 @@ from ..annotations.coco_dataset import CocoDataset
 from ..config import AugmentConfig, ModelConfig, TrainConfig
 from ..kernels.precision import computes_bfloat16
 from ..presets import maskrcnn_r18_small
+from ..recipe.recipe import Candidate, Recipe
 from ..synthetic.scenes import write_scenes
 from ..synthetic.shapes import CATEGORIES
-from ..training.trial import Candidate, choose_candidate, image_seconds, step_seconds
+from ..training.trial import choose_candidate, image_seconds, step_seconds
 
 USUAL_TIME = 4 * 60.0  # seconds of the whole demo on a fast machine
 LONGEST_TIME = 8 * 60.0  # on a slower machine, as long as a candidate suffices within it
@@ -58,7 +59,7 @@ class DemoPlan:
     @property
     def config(self) -> TrainConfig:
         """Settings of the training."""
-        training = self.candidate.training
+        training = self.candidate.recipe.training
         epochs = self.steps * training.batch_size / self.num_train
         # A little less than a third, so that the third evaluation is that of the last step.
         every = max(epochs / (EVALUATIONS + 0.2), 1e-3)
@@ -106,7 +107,9 @@ def plan_demo(
 
     candidates = demo_candidates(seed)
     smallest = candidates[-1]
-    validation_seconds = image_seconds(smallest.model, data, smallest.training, clock=clock)
+    validation_seconds = image_seconds(
+        smallest.recipe.model, data, smallest.recipe.training, clock=clock
+    )
     evaluated = NUM_VAL_IN_TRAINING * EVALUATIONS
 
     def other_seconds(scenes: int) -> float:
@@ -119,7 +122,7 @@ def plan_demo(
     choice = choose_candidate(
         candidates,
         SLACK * (whole - spent - other_seconds(MOST_SCENES)),
-        lambda c: step_seconds(c.model, data, c.training, clock=clock),
+        lambda c: step_seconds(c.recipe.model, data, c.recipe.training, clock=clock),
     )
     candidate = choice.candidate
 
@@ -132,7 +135,7 @@ def plan_demo(
         whole = max(USUAL_TIME, needed)
     left = max(1.0, whole - spent - other_seconds(MOST_SCENES))
     steps = max(1, choice.steps_in(SLACK * left))
-    images = steps * candidate.training.batch_size
+    images = steps * candidate.recipe.training.batch_size
     return DemoPlan(
         candidate=candidate,
         step_seconds=choice.step_seconds,
@@ -147,16 +150,21 @@ def plan_demo(
 def demo_candidates(seed: int = 0) -> tuple[Candidate, ...]:
     """What can be trained, the best first; `enough` steps give mask AP 0.5 and keypoint AP 0.4."""
     full = demo_model()
-    small = replace(full, input=replace(full.input, scale=1.2))
+    small = replace(full, input=replace(full.input, scale=1.0))
     training = demo_training(seed)
+    of_small = replace(training, batch_size=3, reference_batch=3, ema=0.995)
     return (
-        Candidate("a ResNet-18 of 32 channels at 240 px", full, training, enough=600, work=1.0),
         Candidate(
-            "a ResNet-18 of 32 channels at 192 px, 3 scenes per step",
-            small,
-            replace(training, batch_size=3, reference_batch=3, ema=0.995),
-            enough=1100,
-            work=0.35,
+            "a ResNet-18 of 32 channels at 240 px",
+            Recipe(full, training, ()),
+            enough=600,
+            work=1.0,
+        ),
+        Candidate(
+            "a ResNet-18 of 32 channels at 160 px, 3 scenes per step",
+            Recipe(small, of_small, ()),
+            enough=1200,
+            work=0.25,
         ),
     )
 

@@ -101,7 +101,7 @@ def run_demo(
 
     console.print("4/5  Training boxes, masks and keypoints from scratch")
     val = validation.subset(range(min(NUM_VAL_IN_TRAINING, len(validation))))
-    run = train(plan.candidate.model, data, val=val, config=plan.config, out=out / "run")
+    run = train(plan.candidate.recipe.model, data, val=val, config=plan.config, out=out / "run")
 
     console.print(f"5/5  Evaluating the model on {len(validation)} scenes held out from training")
     predictions = _predict(run.model, validation)

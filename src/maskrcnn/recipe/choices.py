@@ -6,7 +6,11 @@ Out: the same with more settings chosen, and a reason for each.
 
 from __future__ import annotations
 
+import bisect
+import copy
+import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,8 +22,16 @@ from ..kernels.precision import computes_bfloat16
 from ..preprocess import input_size
 from ..settings import override_config
 from ..weights.pretrained import Kind
+from .economy import FULL, Economy
 from .fit_anchors import fit_anchors, mean_overlap
-from .memory_estimate import GIB, training_bytes
+from .memory_estimate import (
+    GIB,
+    activation_bytes,
+    image_bytes,
+    state_bytes,
+    step_work,
+    validation_bytes,
+)
 from .statistics import Statistics
 
 LITTLE = 2000  # images: below this, strong augmentation is worth more than it costs
@@ -29,6 +41,7 @@ LARGE_SIDE = 160  # px, beyond which a larger object carries no more information
 LONGEST = (1024, 1333, 1600, 2048, 3072, 4096)  # longer sides of the input to try
 LEAST_SIDE = 32  # px that the median object must keep where long sides are limited
 CROPS = {"cpu": (256, 512), "cuda": (512, 1024)}  # px: smallest and largest side
+FEWEST_FOR_BATCH_NORM = 3  # images per batch; the demo trains well with three
 MEMORY_SHARE = 0.8  # of the free memory
 # Images to train on at least (repeats counted), in a run without a time limit.
 IMAGES_SEEN = {
@@ -45,6 +58,10 @@ EPOCHS = {  # fewest, most
 }
 RATES = {"none": 1e-3, "trunk": 5e-4, "detector": 2e-4, "given": 2e-4}  # AdamW, 4 images per step
 FEW = 500  # images, below which a pretrained trunk keeps its first two stages
+
+
+class MemoryLimitError(ValueError):
+    """Training would need more memory than is free."""
 
 
 class Reason(NamedTuple):
@@ -65,7 +82,13 @@ class Choices:
     model: ModelConfig
     training: TrainConfig
     reasons: list[Reason] = field(default_factory=list)
+    economy: Economy = FULL
+    """What is given up for cheaper steps."""
+    free: float = math.inf
+    """Bytes of memory for training and validation, beyond those of the program."""
     facts: Statistics = field(init=False)
+    needed: float = field(init=False)
+    """Bytes that training and validation need beyond those of the program."""
 
     @property
     def keeps_input(self) -> bool:
@@ -77,19 +100,29 @@ class Choices:
     def choose(self, setting: str, value: Any, why: str) -> None:
         """Sets a value, unless the user gave the setting, a part of it or a group that contains
         it."""
-        if any(
-            name == setting or name.startswith(f"{setting}.") or setting.startswith(f"{name}.")
-            for name in self.given
-        ):
+        if self.is_given(setting):
             self.explain(setting, "given")
             return
-
-        if setting.startswith("model."):
-            change = {setting.removeprefix("model."): value}
-            self.model = override_config(self.model, change)
-        else:
-            self.training = override_config(self.training, {setting: value})
+        changed = self.changed(setting, value)
+        self.model = changed.model
+        self.training = changed.training
         self.explain(setting, why)
+
+    def changed(self, setting: str, value: Any) -> Choices:
+        """These choices with one value changed, also if the user gave it."""
+        made = copy.copy(self)
+        if setting.startswith("model."):
+            made.model = override_config(self.model, {setting.removeprefix("model."): value})
+        else:
+            made.training = override_config(self.training, {setting: value})
+        return made
+
+    def is_given(self, setting: str) -> bool:
+        """Whether the user gave the setting, a part of it or a group that contains it."""
+        return any(
+            name == setting or name.startswith(f"{setting}.") or setting.startswith(f"{name}.")
+            for name in self.given
+        )
 
     def explain(self, setting: str, why: str) -> None:
         """Records the current value of a setting with a reason."""
@@ -126,20 +159,51 @@ def scale(choices: Choices) -> None:
             cells += f" ({median * scale / 4:.1f} after scaling)"
         why = f"median object {median:.0f} px, {cells}; target {OBJECT_SIDE // 4} cells"
     choices.choose("model.input.min_size", None, "images keep their own size, times input.scale")
+
+    # Less detail shrinks whole images, unless the user decided how large they are.
+    detail = 1.0
     if choices.model.input.min_size is None:
-        choices.choose("model.input.scale", scale, why)
+        if not choices.is_given("model.input.scale"):
+            detail = choices.economy.detail
+        less = f"; times {detail:g} for cheaper steps" if detail < 1 else ""
+        choices.choose("model.input.scale", round(scale * detail, 3), why + less)
 
     start = LONGEST.index(1333 if choices.device.type == "cuda" else 1024)
-    for longest in LONGEST[start:]:
-        limited = replace(choices.model, input=replace(choices.model.input, max_size=longest))
+    longest, span = 0, 0.0
+    for limit in LONGEST[start:]:
+        larger = round(limit * detail / 32) * 32 if detail < 1 else limit
+        limited = replace(choices.model, input=replace(choices.model.input, max_size=larger))
+        if longest and not _validation_fits(choices, limited):
+            break
+        longest = larger
         span = float(np.median(np.sqrt(_objects(limited, choices.facts).prod(axis=1))))
-        if span >= min(LEAST_SIDE, 0.8 * median * scale):
+        if span >= min(LEAST_SIDE, 0.8 * median * scale) * detail:
             break
     choices.choose(
         "model.input.max_size",
         longest,
         f"limit of the longer side; the median object then spans {span:.0f} px",
     )
+
+
+def width(choices: Choices) -> None:
+    """Narrows the trunk of the small network, if it starts from random weights."""
+    trunk = choices.model.trunk
+    factor = choices.economy.channels
+    if factor == 1 or choices.kind != "none" or trunk.depth != 18 or trunk.timm:
+        return
+    why = f"times {factor:g} for cheaper steps"
+    for name in ("stem_channels", "res2_channels"):
+        choices.choose(f"model.trunk.{name}", round(getattr(trunk, name) * factor), why)
+
+
+def _validation_fits(choices: Choices, model: ModelConfig) -> bool:
+    """Whether whole images, which validation looks at, fit into the memory one by one."""
+    if math.isinf(choices.free):
+        return True
+    largest = _input_sizes(model, choices.facts).max(axis=0)
+    size = (int(largest[0]), int(largest[1]))
+    return validation_bytes(model, size) <= MEMORY_SHARE * choices.free
 
 
 def _input_sizes(model: ModelConfig, facts: Statistics) -> np.ndarray:
@@ -177,7 +241,10 @@ def _crop(choices: Choices) -> None:
     facts = choices.facts
     sizes = _input_sizes(choices.model, facts)
     large = np.quantile(_objects(choices.model, facts).max(axis=1), 0.95)
-    least, most = CROPS.get(choices.device.type, CROPS["cuda"])
+    detail = choices.economy.detail
+    least, most = (
+        math.ceil(detail * side / 64) * 64 for side in CROPS.get(choices.device.type, CROPS["cuda"])
+    )
     crop = int(np.clip(np.ceil(2 * large / 64) * 64, least, most))
 
     if np.mean(sizes.max(axis=1) <= crop) > 0.95:
@@ -283,8 +350,12 @@ def anchors(choices: Choices) -> None:
     choices.choose("model.rpn.ratios", ratios, "height / width; fitted with the sizes")
 
 
-def fit(choices: Choices, free: float) -> None:
-    """Chooses a precision that the device computes fast, and a batch that fits the memory."""
+def fit(choices: Choices) -> None:
+    """Chooses a precision that the device computes fast, and a batch that fits the memory.
+
+    Raises:
+        MemoryLimitError: a step or a validation needs more memory than is free.
+    """
     half = computes_bfloat16(choices.device)
     choices.choose(
         "dtype",
@@ -293,35 +364,29 @@ def fit(choices: Choices, free: float) -> None:
         if half
         else "bfloat16 would be emulated here",
     )
-    wanted = min(8 if choices.device.type == "cuda" else 4, choices.facts.images)
-    crop = choices.training.augment.crop
-    largest_scale = choices.training.augment.scale[1]
-    largest = np.quantile(_input_sizes(choices.model, choices.facts), 0.95, axis=0) * largest_scale
-    size = (crop, crop) if crop else (int(largest[0]), int(largest[1]))
-
-    def needed(batch: int, checkpointing: bool) -> float:
-        return training_bytes(
-            choices.model, batch, size, choices.training.dtype != "float32", checkpointing
-        )
+    most = round((8 if choices.device.type == "cuda" else 4) * choices.economy.images)
+    wanted = min(most, choices.facts.images)
+    limit = MEMORY_SHARE * choices.free
 
     # Checkpointing comes before smaller batches: it does not change the gradients.
-    batch = choices.training.batch_size if "batch_size" in choices.given else wanted
+    batch = choices.training.batch_size if choices.is_given("batch_size") else wanted
     checkpointing = choices.training.activation_checkpointing
-    if (
-        needed(batch, checkpointing) > MEMORY_SHARE * free
-        and not choices.model.trunk.timm
-        and "activation_checkpointing" not in choices.given
-    ):
+    may_checkpoint = not (choices.model.trunk.timm or choices.is_given("activation_checkpointing"))
+    if may_checkpoint and _needed(choices, batch, checkpointing) > limit:
         checkpointing = True
     while (
         batch > 1
-        and "batch_size" not in choices.given
-        and needed(batch, checkpointing) > MEMORY_SHARE * free
+        and not choices.is_given("batch_size")
+        and _needed(choices, batch, checkpointing) > limit
     ):
         batch //= 2
+    choices.needed = _needed(choices, batch, checkpointing)
+    if choices.needed > choices.free:
+        raise MemoryLimitError(_too_large(choices, batch, checkpointing))
 
-    memory = f"a step needs about {needed(batch, checkpointing) / GIB:.1f} of {free / GIB:.1f} GiB"
-    choices.choose("batch_size", batch, f"{memory}; padded images of {size[0]} x {size[1]} px")
+    memory = f"training needs about {choices.needed / GIB:.1f} of {choices.free / GIB:.1f} GiB"
+    height, width = _training_size(choices)
+    choices.choose("batch_size", batch, f"{memory}; padded images of {height} x {width} px")
     if batch < wanted:
         why = f"batches of {batch}, so {wanted} images per step"
         choices.choose("accumulate", -(-wanted // batch), why)
@@ -338,14 +403,99 @@ def fit(choices: Choices, free: float) -> None:
     choices.choose("workers", workers, why)
 
 
+def work(choices: Choices) -> float:
+    """Arithmetic of an optimizer step."""
+    training = choices.training
+    size = _training_size(choices)
+    return training.accumulate * step_work(choices.model, training.batch_size, size)
+
+
+def _training_size(choices: Choices) -> tuple[int, int]:
+    """(height, width) of the padded images of a large batch."""
+    largest_scale = choices.training.augment.scale[1]
+    largest = np.quantile(_input_sizes(choices.model, choices.facts), 0.95, axis=0) * largest_scale
+    crop = choices.training.augment.crop or math.inf
+    return int(min(largest[0], crop)), int(min(largest[1], crop))
+
+
+def _needed(choices: Choices, batch: int, checkpointing: bool) -> float:
+    """Bytes that training and validation need beyond those of the program."""
+    model = choices.model
+    half = choices.training.dtype != "float32"
+    step = activation_bytes(model, batch, _training_size(choices), half, checkpointing)
+
+    # Validation looks at whole images, one by one if they are large.
+    largest = _input_sizes(model, choices.facts).max(axis=0)
+    validation = validation_bytes(model, (int(largest[0]), int(largest[1])))
+    images = image_bytes(int(choices.facts.sizes.prod(axis=1).max()))
+    return state_bytes(model) + max(step, validation) + images
+
+
+def _too_large(choices: Choices, batch: int, checkpointing: bool) -> str:
+    """What needs too much memory, and the largest value that fits, where a given value decides."""
+    text = (
+        f"a step needs about {choices.needed / GIB:.3g} GiB, "
+        f"{choices.free / GIB:.3g} GiB of memory are free"
+    )
+    advice: list[str] = []
+    given = [setting for setting in _LIMITED if choices.is_given(setting)]
+    for setting in given:
+        value: Any = choices.model if setting.startswith("model.") else choices.training
+        for name in setting.removeprefix("model.").split("."):
+            value = getattr(value, name)
+        if value is None:
+            continue
+
+        def needs(candidate: float, setting: str = setting) -> float:
+            changed = choices.changed(setting, candidate)
+            images = int(candidate) if setting == "batch_size" else batch
+            return _needed(changed, images, checkpointing)
+
+        values = _LIMITED[setting](value)
+        fitting = largest_that(lambda v: needs(v) <= choices.free, values)
+        if fitting is not None:
+            advice.append(f"{setting}={fitting:g} (got {value:g})")
+    if advice:
+        return f"{text}. The largest that fits: {' or '.join(advice)}"
+    if given:
+        return f"{text}. Lower {' and '.join(given)}, or use a smaller network (--model)"
+    return (
+        f"{text}, even with one image per step. Use a smaller model.input.scale, "
+        "a smaller network (--model), or more memory (--memory)"
+    )
+
+
+# Given settings that decide the memory, with the values below a given one to try.
+_LIMITED: dict[str, Callable[[Any], Sequence[float]]] = {
+    "batch_size": lambda value: range(1, value),
+    "augment.crop": lambda value: range(32, value, 32),
+    "model.input.scale": lambda value: [value * share / 100 for share in range(1, 100)],
+    "model.input.min_size": lambda value: range(32, value, 32),
+    "model.input.max_size": lambda value: range(32, value, 32),
+}
+
+
+def largest_that(fits: Callable[[float], bool], values: Sequence[float]) -> float | None:
+    """The largest of increasing values that fits, by bisection; None if none does.
+
+    Example:
+        >>> from maskrcnn.recipe.choices import largest_that
+        >>> largest_that(lambda value: value < 7, range(1, 100))
+        6
+    """
+    count = bisect.bisect_left(values, True, key=lambda value: not fits(value))
+    return values[count - 1] if count else None
+
+
 def norms(choices: Choices) -> None:
     """Chooses normalization and frozen stages by the initial weights."""
     model = choices.model
     kind = choices.kind
     if kind == "none":
         batch = choices.training.batch_size
-        norm = "batch" if batch >= 4 or model.trunk.timm else "group"
-        enough = "enough" if batch >= 4 else "too few"
+        is_enough = batch >= FEWEST_FOR_BATCH_NORM
+        norm = "batch" if is_enough or model.trunk.timm else "group"
+        enough = "enough" if is_enough else "too few"
         why = f"random weights; {batch} images per batch are {enough} for BatchNorm"
         choices.choose("model.trunk.norm", norm, why)
         choices.choose("model.trunk.frozen_stages", 0, "random weights: every stage is trained")
@@ -379,7 +529,7 @@ def schedule(choices: Choices) -> None:
     if training.max_time is not None:
         choices.explain(
             "max_time",
-            "given; the first tenth decides the number of steps, which is corrected later",
+            "given, for the whole run; its first tenth decides the number of steps",
         )
         choices.choose(
             "evaluate_every",

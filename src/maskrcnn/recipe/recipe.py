@@ -24,12 +24,14 @@ from ..annotations.coco_dataset import CocoDataset
 from ..config import ModelConfig, TrainConfig
 from ..ops.device import usable_device
 from ..settings import override_config
+from ..weights.detector_at_hand import detector_at_hand
 from ..weights.heads import Head
-from ..weights.pretrained import config_for, kind_of
+from ..weights.pretrained import Kind, config_for, kind_of
 from ..weights.trunk_weights import PREFERRED, TrunkWeights, at_hand, with_trunk
 from . import choices as choose
-from .choices import Choices, Reason
-from .memory_estimate import GIB, available_memory
+from .choices import Choices, MemoryLimitError, Reason
+from .economy import ENOUGH, LADDER
+from .memory_estimate import free_bytes
 from .statistics import Statistics, statistics_of
 
 AUTO = "auto"  # weights to start from: those at hand, where they suit the data
@@ -46,6 +48,8 @@ class Recipe:
     reasons: tuple[Reason, ...]
     pretrained: str | Path | None = None
     """For `train(recipe.model, data, config=recipe.training, pretrained=recipe.pretrained)`."""
+    memory: float | None = None
+    """Bytes that training and validation need beyond those of the program; None = not estimated."""
 
     def __str__(self) -> str:
         rows = [(setting, _shown(value), why) for setting, value, why in self.reasons]
@@ -60,6 +64,21 @@ class Recipe:
             for cells in zip_longest([setting], values, reasons, fillvalue=""):
                 lines.append(f"{cells[0]:<{first}}{cells[1]:<{second}}{cells[2]}".rstrip())
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train: a recipe, and how many of its steps give a good result."""
+
+    name: str
+    """For the user."""
+    recipe: Recipe
+    enough: int
+    """Optimizer steps that give a good result."""
+    work: float
+    """Arithmetic of one step, in any unit that the candidates share."""
+    kind: Kind = "none"
+    """The kind of the initial weights."""
 
 
 def choose_recipe(
@@ -81,8 +100,10 @@ def choose_recipe(
             architecture of a pretrained detector, or else one that suits the data and the machine.
         pretrained: initial weights, as for `train`; None or "none" = random weights; "auto" = an
             ImageNet trunk that is on this machine if the data are photographs, or else random.
-        max_time: seconds that training may take, instead of a number of epochs.
-        memory: memory limit in GiB; None = all free memory of the device.
+            With a time budget, "auto" prefers a detector that is on this machine.
+        max_time: seconds that training may take, instead of a number of epochs. Only
+            `plan_training` measures how many steps fit, and may choose cheaper ones.
+        memory: memory limit of the process in GiB, or of the GPU; None = all that is free.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         settings: values to keep, by dotted name: fields of TrainConfig ("batch_size",
             "augment.crop") and, with "model.", of ModelConfig.
@@ -93,6 +114,7 @@ def choose_recipe(
     Raises:
         ValueError: an unknown preset, setting or pretrained source; a value of the wrong type.
         DataError: no object to choose from.
+        MemoryLimitError: a ValueError; a step needs more memory than is free.
 
     Example:
         >>> import maskrcnn as mr
@@ -104,27 +126,94 @@ def choose_recipe(
         >>> next(reason.why for reason in recipe.reasons if reason.setting == "batch_size")
         'given'
     """
+    return recipe_candidates(
+        data,
+        model=model,
+        pretrained=pretrained,
+        max_time=max_time,
+        memory=memory,
+        device=device,
+        settings=settings,
+    )[0].recipe
+
+
+def recipe_candidates(
+    data: CocoDataset,
+    *,
+    model: str | ModelConfig = "auto",
+    pretrained: str | Path | None = None,
+    max_time: float | None = None,
+    memory: float | None = None,
+    device: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Candidate]:
+    """Recipes that fit the memory, the best result first; later ones have cheaper steps.
+
+    With a time budget there is one for each economy of the ladder (economy.py), and weights on
+    this machine come before random ones. Without one, the first that fits is the only one.
+
+    See `choose_recipe` for the arguments.
+
+    Raises:
+        MemoryLimitError: no recipe fits the memory.
+    """
     chosen_device = usable_device(device)
     given = dict(settings or {})
     if max_time is not None:
         given["max_time"] = max_time
+    is_timed = given.get("max_time") is not None
 
     facts = None
-    why = ""
+    sources: list[tuple[str | Path | None, str]] = [(pretrained, "")]
     if str(pretrained).lower() == AUTO:
         facts = statistics_of(data)
-        pretrained, why = _start_at_hand(facts, model, given, chosen_device)
-    choices = _begin(data, model, pretrained, why, chosen_device, given)
-    choices.facts = facts or statistics_of(data)
+        sources = _starts_at_hand(data, facts, model, given, chosen_device)
+    starts = [_begin(data, model, source, why, chosen_device, given) for source, why in sources]
+    free = free_bytes(chosen_device, memory)
+    facts = facts or statistics_of(data)
+
+    candidates: dict[tuple[ModelConfig, TrainConfig, str | Path | None], Candidate] = {}
+    refused: MemoryLimitError | None = None
+    for (source, _), start in zip(sources, starts, strict=True):
+        for economy in LADDER:
+            choices = replace(start, reasons=list(start.reasons), economy=economy, free=free)
+            choices.facts = facts
+            try:
+                candidate = _candidate(choices, source)
+            except MemoryLimitError as error:
+                refused = refused or error
+                continue
+            key = (candidate.recipe.model, candidate.recipe.training, source)
+            candidates.setdefault(key, candidate)
+            if not is_timed:
+                break
+    if not candidates and refused is not None:
+        raise refused
+    return list(candidates.values())
+
+
+def _candidate(choices: Choices, pretrained: str | Path | None) -> Candidate:
+    """All choices after the architecture."""
     choose.heads(choices)
+    choose.width(choices)
     choose.scale(choices)
     choose.augment(choices)
     choose.crowd(choices)
     choose.anchors(choices)
-    choose.fit(choices, available_memory(chosen_device) if memory is None else memory * GIB)
+    choose.fit(choices)
     choose.norms(choices)
     choose.schedule(choices)
-    return Recipe(choices.model, choices.training, tuple(choices.reasons), pretrained)
+
+    reasons = tuple(choices.reasons)
+    recipe = Recipe(choices.model, choices.training, reasons, pretrained, choices.needed)
+    start = "random weights" if choices.kind == "none" else str(pretrained)
+    return Candidate(
+        f"{start}, {choices.economy}",
+        recipe,
+        ENOUGH[choices.kind],
+        choose.work(choices),
+        choices.kind,
+    )
 
 
 def _begin(
@@ -192,6 +281,31 @@ def _begin(
         for name in ("mean", "std"):
             choices.explain(f"model.input.{name}", "as the pretrained trunk expects")
     return choices
+
+
+def _starts_at_hand(
+    data: CocoDataset,
+    facts: Statistics,
+    model: str | ModelConfig,
+    settings: Mapping[str, Any],
+    device: torch.device,
+) -> list[tuple[str | Path | None, str]]:
+    """The weights to try where the user names none, the best start first, each with the reason.
+
+    Within a time budget a detector comes before a trunk, and both before random weights.
+    """
+    trunk, why = _start_at_hand(facts, model, settings, device)
+    starts: list[tuple[str | Path | None, str]] = [(trunk, why)]
+    is_own_network = model != "auto" or any(name.startswith("model.trunk.") for name in settings)
+    if settings.get("max_time") is None or is_own_network:
+        return starts
+
+    if (detector := detector_at_hand(data.categories)) is not None:
+        why = "On this machine, and the time is short; --pretrained none avoids it"
+        starts.insert(0, (detector, why))
+    if trunk is not None:
+        starts.append((None, "The time is too short for the weights on this machine"))
+    return starts
 
 
 def _start_at_hand(

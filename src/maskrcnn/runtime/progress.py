@@ -1,12 +1,13 @@
 """Progress bars in one style, on standard error, so that standard output stays clean.
 
 `track` shows the progress of a loop. `progress` shows that of work in steps of different sizes,
-such as the chunks of a download. `steps` shows that of a few long steps. Bars of `track` are shown
-in a terminal only and disappear when they are finished; the others stay.
+such as the chunks of a download. `steps` shows that of a few long steps. Bars of `track` disappear
+when they are finished; without a terminal, a line every ten seconds replaces them. The others stay.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 FEW = 20
 """A sequence of fewer items gets a bar only if `show` is True."""
+LINE_EVERY = 10.0
+"""Seconds between the lines that replace a bar where there is no terminal."""
 
 
 def track(
@@ -50,7 +53,22 @@ def track(
         return
 
     with _bar("items", transient=True) as bar:
-        yield from bar.track(items, total=total, description=description)
+        if bar.disable:
+            yield from _with_lines(items, description, total)
+        else:
+            yield from bar.track(items, total=total, description=description)
+
+
+def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    """Yields the items; prints how many are done now and then."""
+    shown = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - shown > LINE_EVERY:
+            shown = now
+            of_total = "" if total is None else f" of {total}"
+            print(f"{description}: {done}{of_total}", file=sys.stderr, flush=True)
+        yield item
 
 
 @contextmanager

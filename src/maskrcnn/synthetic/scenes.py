@@ -3,7 +3,8 @@
 In: a seed.
 Out: an image uint8 [size, size, 3] and its objects as COCO annotations: two to five overlapping
 balls, stars, rings (with a hole) and figures with limbs on textured, cluttered backgrounds. Masks
-cover only the visible part; keypoints that another object covers have visibility 1.
+and boxes cover only the visible part. A keypoint that another object covers has visibility 1 inside
+the box; outside it, nothing tells where the keypoint is, and it is unlabeled.
 
 A figure is drawn from the front (face, bib) or from behind (hair, rucksack), which decides which of
 its sides is the left one. A mirror image is therefore a valid scene once left and right keypoints
@@ -145,28 +146,44 @@ def _annotation(
     ys = np.flatnonzero(mask.any(1))
     xs = np.flatnonzero(mask.any(0))
 
+    left, top, right, bottom = int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
+
     annotation: dict[str, Any] = {
         "category_id": CATEGORIES[label].id,
-        "bbox": [int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)],
+        "bbox": [left, top, right - left, bottom - top],
         "area": int(mask.sum()),
         "iscrowd": 0,
         "segmentation": rle.encode(mask),
     }
     if len(shape.keypoints):
-        keypoints = [v for point in shape.keypoints for v in _coco_keypoint(point, index, owner)]
+        box = FINE * np.array([left, top, right, bottom])
+        keypoints = [
+            v for point in shape.keypoints for v in _coco_keypoint(point, index, owner, box)
+        ]
         annotation["keypoints"] = keypoints
         annotation["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
     return annotation
 
 
 def _coco_keypoint(
-    point: Float[np.ndarray, "2"], index: int, owner: UInt8[np.ndarray, "h w"]
+    point: Float[np.ndarray, "2"],
+    index: int,
+    owner: UInt8[np.ndarray, "h w"],
+    box: Int64[np.ndarray, "4"],
 ) -> list[float]:
-    """x, y, visibility of a keypoint of object number `index`: 2 visible, 1 covered, 0 outside."""
+    """x, y, visibility of a keypoint of object number `index`.
+
+    2: visible. 1: covered, inside the object's box. 0: outside the image, or covered and outside
+    the box, which is xyxy in canvas pixels.
+    """
     x, y = point
     if not (0 <= x < owner.shape[1] and 0 <= y < owner.shape[0]):
         return [0, 0, 0]
-    visibility = 2 if owner[int(y), int(x)] == index else 1
+    is_visible = owner[int(y), int(x)] == index
+    is_inside = (box[:2] <= point).all() and (point <= box[2:]).all()
+    if not (is_visible or is_inside):
+        return [0, 0, 0]
+    visibility = 2 if is_visible else 1
     return [round(x / FINE - 0.5, 2), round(y / FINE - 0.5, 2), visibility]
 
 

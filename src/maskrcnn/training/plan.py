@@ -8,7 +8,8 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +23,11 @@ from .setup import duration
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
-    from ..recipe.recipe import Recipe
+    from ..recipe.recipe import Candidate, Recipe
     from ..weights.heads import Head
     from .callback import Callback
     from .fit import Run
+    from .forecast import Forecast
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
 _SHOWN_CATEGORIES = 8
@@ -47,7 +49,14 @@ class TrainingPlan:
     device: str | None
     progress: bool
     processes: Processes
+    started: float
+    """When the time budget began, by `clock`."""
+    clock: Callable[[], float]
     callbacks: Sequence[Callback] = ()
+    forecast: Forecast | None = None
+    """What fits into the time budget, if there is one."""
+    memory: float | None = None
+    """Expected bytes of this process at its peak, or of the GPU; None = not estimated."""
 
     def run(self) -> Run:
         """Trains. See `maskrcnn.train` for the result and the errors."""
@@ -65,6 +74,8 @@ class TrainingPlan:
             unlabeled=self.unlabeled,
             pretrained=self.recipe.pretrained,
             callbacks=self.callbacks,
+            clock=self.clock,
+            started=self.started,
         )
 
     def __str__(self) -> str:
@@ -95,17 +106,18 @@ class TrainingPlan:
             config.schedule,
             config.dtype,
         )
-        lines = (
+        lines = [
             f"data        {self.data}",
             f"categories  {categories}",
             f"validation  {self.val_source}",
             f"model       {', '.join(heads)}; starts from {start}",
             f"training    {', '.join(training)}",
-            f"run folder  {self.out}",
-            "",
-            str(self.recipe),
-            "",
-        )
+        ]
+        if self.forecast is not None:
+            lines.append(f"time        {self.forecast}")
+        if self.memory is not None:
+            lines.append(f"memory      about {self.memory / 2**30:.1f} GiB at the peak")
+        lines += [f"run folder  {self.out}", "", str(self.recipe), ""]
         return "\n".join(lines)
 
 
@@ -128,6 +140,9 @@ def plan_training(
     device: str | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    anyway: bool = False,
+    clock: Callable[[], float] | None = None,
+    started: float | None = None,
 ) -> TrainingPlan:
     """Plans a training run: opens the data, splits off validation images, chooses settings.
 
@@ -158,13 +173,16 @@ def plan_training(
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         progress: show progress and messages, here and in `run`.
         callbacks: follow the run, see `Callback`.
+        anyway: train even if the time budget suffices for so few steps that the result is useless.
+        clock: returns the time in seconds, for the time budget; None = wall-clock time.
+        started: the time, by `clock`, from which the budget counts; None = now.
 
     Returns:
         The plan. `print(plan)` shows it, `plan.run()` trains.
 
     Raises:
         ValueError: an unknown setting, preset or pretrained source; `out` holds a run and `resume`
-            is False.
+            is False; a step needs more memory than is free; the time budget is hopeless.
         DataError: unusable annotations, or too few images to split.
 
     Example:
@@ -181,6 +199,9 @@ def plan_training(
         'run'
     """
     from ..formats.load_dataset import load_dataset
+
+    clock = clock or time.monotonic
+    started = clock() if started is None else started
 
     # Reject invalid requests before reading the data.
     out = Path(out)
@@ -201,12 +222,23 @@ def plan_training(
         dataset, source, images, val, val_images or images, attribute, on_error, seed, progress
     )
 
+    expected = None
+    needed = None
     if resume and (out / "config.json").is_file():
         chosen = _recorded(out / "config.json", settings, pretrained)
-    elif not recipe:
-        chosen = _preset(dataset, model, settings, pretrained)
     else:
-        chosen = _chosen(dataset, model, settings, pretrained, memory, device, processes)
+        candidates = None
+        if processes.main and recipe:
+            candidates = _candidates(dataset, model, settings, pretrained, memory, device)
+        elif processes.main:
+            candidates = [_preset(dataset, model, settings, pretrained)]
+        chosen, expected, needed = processes.from_main(
+            candidates
+            and _in_time(candidates, dataset, validation is not None, started, clock, device)
+        )
+        if expected is not None and expected.is_hopeless and not anyway:
+            raise ValueError(expected.refusal)
+
     return TrainingPlan(
         recipe=chosen,
         data=dataset,
@@ -219,7 +251,41 @@ def plan_training(
         progress=progress,
         processes=processes,
         callbacks=callbacks,
+        started=started,
+        clock=clock,
+        forecast=expected,
+        memory=needed,
     )
+
+
+def _in_time(
+    candidates: list[Candidate],
+    data: CocoDataset,
+    validates: bool,
+    started: float,
+    clock: Callable[[], float],
+    device: str | None,
+) -> tuple[Recipe, Forecast | None, float | None]:
+    """The recipe to train, what fits into its time budget, and its memory at the peak."""
+    from ..recipe.memory_estimate import expected_peak, program_bytes
+    from .forecast import forecast
+
+    recipe = candidates[0].recipe
+    program = program_bytes()
+    expected = None
+    max_time = recipe.training.max_time
+    if max_time is not None and recipe.training.steps is None:
+        expected = forecast(
+            candidates,
+            data,
+            max_time,
+            validates=validates,
+            started=started,
+            clock=clock,
+            device=device,
+        )
+        recipe = expected.recipe
+    return recipe, expected, recipe.memory and expected_peak(program, recipe.memory, device)
 
 
 def check_setting_names(settings: Mapping[str, Any]) -> None:
@@ -294,10 +360,11 @@ def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | 
 
 def _preset(
     data: CocoDataset, name: str, settings: Mapping[str, Any], pretrained: str | Path | None
-) -> Recipe:
+) -> Candidate:
     """A preset and the default settings, chosen without looking at the data."""
     from .. import presets
-    from ..recipe.recipe import NEW_HEAD, Reason, Recipe
+    from ..recipe.economy import ENOUGH
+    from ..recipe.recipe import NEW_HEAD, Candidate, Reason, Recipe
     from ..weights.pretrained import config_for, kind_of
     from ..weights.trunk_weights import TrunkWeights, with_trunk
 
@@ -330,37 +397,34 @@ def _preset(
         Reason("pretrained", pretrained or "none", start),
         Reason("settings", "defaults", "no recipe: the default settings, unless given"),
     )
-    return Recipe(
+    made = Recipe(
         override_config(model, changes, "model."),
         override_config(TrainConfig(), _of_training(settings)),
         reasons,
         pretrained,
     )
+    return Candidate("the given settings", made, ENOUGH[kind], work=1.0, kind=kind)
 
 
-def _chosen(
+def _candidates(
     data: CocoDataset,
     model: str,
     settings: Mapping[str, Any],
     pretrained: str | Path | None,
     memory: float | None,
     device: str | None,
-    processes: Processes,
-) -> Recipe:
-    """The recipe of the main process: the free memory of others may differ."""
-    from ..recipe.recipe import choose_recipe
+) -> list[Candidate]:
+    """The recipes of the main process: the free memory of others may differ."""
+    from ..recipe.recipe import recipe_candidates
 
-    chosen = None
-    if processes.main:
-        chosen = choose_recipe(
-            data,
-            model=model,
-            pretrained=pretrained,
-            memory=memory,
-            device=device,
-            settings=settings,
-        )
-    return processes.from_main(chosen)
+    return recipe_candidates(
+        data,
+        model=model,
+        pretrained=pretrained,
+        memory=memory,
+        device=device,
+        settings=settings,
+    )
 
 
 def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 In: candidates, the best first, and the seconds that training may take. Out: the first of them for
 which the time suffices, with the seconds of its steps: a few real steps of a network that is thrown
-away. `maskrcnn train --max-time` and the demo plan their time with it.
+away. `plan_training` and the demo plan their time with it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig, TrainConfig
+from ..recipe.recipe import Candidate
 from .learner import Learner
 from .processes import Processes
 from .setup import make_network
@@ -27,23 +28,10 @@ WARM_UP = 2  # steps: kernels are compiled, memory is allocated
 TIMED = 4  # steps
 VALIDATED = 6  # images
 LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has, at least two
+TRIAL_SHARE = 0.03  # of the time for training, after which a trial ends likewise
 # A larger candidate may be this much cheaper than its arithmetic says: parts of a step cost the
 # same for all. Only candidates that this could make affordable are tried.
 LEAST_SHARE_OF_WORK = 0.6
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to train: a network, its settings, and how many steps it needs."""
-
-    name: str
-    """For the user."""
-    model: ModelConfig
-    training: TrainConfig
-    enough: int
-    """Optimizer steps from which the result is useful."""
-    work: float
-    """Arithmetic of one step, in any unit that the candidates share."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +42,8 @@ class Choice:
     step_seconds: float
     suffices: bool
     """Whether the time suffices for `candidate.enough` steps."""
+    rejected: tuple[tuple[Candidate, float], ...] = ()
+    """Better candidates that are too expensive, with the seconds of a step."""
 
     def steps_in(self, seconds: float) -> int:
         """How many steps fit into a time."""
@@ -63,7 +53,7 @@ class Choice:
 def choose_candidate(
     candidates: Sequence[Candidate], seconds: float, cost: Callable[[Candidate], float]
 ) -> Choice:
-    """The first candidate whose `enough` steps fit, or the last one if none does.
+    """The first candidate whose `enough` steps fit, or the one that gets nearest to them.
 
     The last one, which should be the cheapest, is timed first. Others are timed only if they may be
     affordable, so that a slow machine does not spend its time on them.
@@ -75,14 +65,24 @@ def choose_candidate(
     """
     cheapest = candidates[-1]
     least = cost(cheapest)
+    timed: list[tuple[Candidate, float]] = []
+
     for candidate in candidates[:-1]:
-        expected = least * max(1.0, LEAST_SHARE_OF_WORK * candidate.work / cheapest.work)
+        expected = LEAST_SHARE_OF_WORK * least * candidate.work / cheapest.work
         if expected * candidate.enough > seconds:
             continue
         measured = cost(candidate)
         if measured * candidate.enough <= seconds:
-            return Choice(candidate, measured, suffices=True)
-    return Choice(cheapest, least, suffices=least * cheapest.enough <= seconds)
+            return Choice(candidate, measured, True, tuple(timed))
+        timed.append((candidate, measured))
+
+    # None has enough steps, unless the cheapest one has.
+    if least * cheapest.enough <= seconds:
+        return Choice(cheapest, least, True, tuple(timed))
+    timed.append((cheapest, least))
+    nearest = min(timed, key=lambda each: each[0].enough * each[1])
+    others = tuple(each for each in timed if each is not nearest)
+    return Choice(*nearest, suffices=False, rejected=others)
 
 
 def step_seconds(
@@ -92,6 +92,7 @@ def step_seconds(
     *,
     device: str | None = None,
     clock: Callable[[], float] = time.monotonic,
+    longest: float = LONGEST_TRIAL,
 ) -> float:
     """Seconds of an optimizer step, from a few real steps of a network that is thrown away.
 
@@ -101,6 +102,7 @@ def step_seconds(
         config: settings of the training.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         clock: returns the time in seconds.
+        longest: seconds after which the trial ends with the steps it has, at least two.
     """
     processes = Processes.alone(device)
     network = make_network(model, data, None, config, None).network
@@ -113,7 +115,7 @@ def step_seconds(
             start = clock()
             learner.step(number, None)
             seconds.append(clock() - start)
-            if number > 0 and clock() - begin > LONGEST_TRIAL:
+            if number > 0 and clock() - begin > longest:
                 break
     return median(seconds[min(WARM_UP, len(seconds) - 1) :])
 

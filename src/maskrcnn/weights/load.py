@@ -166,6 +166,11 @@ def read_info(path: str | Path) -> PlainDict:
     return _header(Path(path))["info"]
 
 
+def read_category_names(path: str | Path) -> tuple[str, ...]:
+    """Returns the names of the categories of a model that `save` wrote, without its weights."""
+    return tuple(category["name"] for category in _header(Path(path))["config"]["categories"])
+
+
 def fill(model: MaskRCNN, state: Mapping[str, Tensor], path: Path) -> None:
     """Loads weights under our names into a model; names and shapes must match exactly.
 
