@@ -209,7 +209,8 @@ def test_colors_are_the_users() -> None:
         ((0.5, 0.2, 0.1), "three whole numbers 0 to 255"),
         ((1, 2, 300), "three whole numbers 0 to 255"),
         ({"walkr": "red"}, 'unknown category "walkr"; expected one of walker'),
-        ([None], "expected a name, #rrggbb, or three"),
+        ([None], "expected a color: a name, #rrggbb, or three"),
+        (5, "expected a color: a name, #rrggbb, or three"),
     ],
 )
 def test_a_wrong_color_is_an_error_that_names_it(colors: Any, message: str) -> None:

@@ -278,6 +278,9 @@ def test_crops_have_a_margin_inside_the_image_and_a_background() -> None:
     assert np.array_equal(masked, crop * inside[..., None])
     with pytest.raises(ValueError, match="margin: expected 0 or more"):
         instances.crops(-1)
+    assert np.array_equal(instances.crops(3, "black")[0], masked)
+    with pytest.raises(ValueError, match='unknown color "blakc"; did you mean black'):
+        instances.crops(background="blakc")
 
 
 @pytest.mark.parametrize("rule", ["border", "grid", "torchvision"])

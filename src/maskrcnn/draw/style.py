@@ -7,7 +7,7 @@ Out: one color per object, neighbors in different ones, and fonts of any size.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -69,10 +69,11 @@ def object_colors(
     Raises:
         ValueError: a color is unknown, no color is given, or a mapping names an unknown category.
     """
-    if isinstance(colors, str) or _is_numbers(colors):
-        return [_color(colors)] * len(boxes)
+    is_several = isinstance(colors, Iterable) and not isinstance(colors, str)
+    if colors is not None and (not is_several or _is_numbers(colors)):
+        return [one_color(colors)] * len(boxes)
     if not isinstance(colors, Mapping):
-        palette = PALETTE if colors is None else [_color(color) for color in colors]
+        palette = PALETTE if colors is None else [one_color(color) for color in colors]
         if not palette:
             raise ValueError("colors: expected at least one color, got none")
         return [palette[i] for i in distinct(boxes, len(palette))]
@@ -84,7 +85,7 @@ def object_colors(
             raise ValueError(
                 f'colors: unknown category "{name}"; expected one of {", ".join(near)}'
             )
-    chosen = {name: _color(color) for name, color in colors.items()}
+    chosen = {name: one_color(color) for name, color in colors.items()}
     rest = [color for color in PALETTE if color not in chosen.values()] or PALETTE
     return [chosen.get(names[label], rest[label % len(rest)]) for label in labels]
 
@@ -109,6 +110,23 @@ def distinct(boxes: Float[np.ndarray, "N 4"], count: int) -> Int64[np.ndarray, "
         chosen[n] = np.lexsort((times, taken))[0]
         times[chosen[n]] += 1
     return chosen
+
+
+def one_color(color: Any) -> Color:
+    """Returns red, green and blue of one color.
+
+    Raises:
+        ValueError: it is not a color; the message lists near names.
+    """
+    if isinstance(color, str):
+        return _named(color)
+    is_rgb = _is_numbers(color) and len(color) == 3
+    if not is_rgb or not all(isinstance(c, Integral) and 0 <= c <= 255 for c in color):
+        raise ValueError(
+            f"expected a color: a name, #rrggbb, or three whole numbers 0 to 255, got {color!r}"
+        )
+    red, green, blue = map(int, color)
+    return red, green, blue
 
 
 def fonts_of(font: FontChoice | None, font_size: float | None, unit: float) -> list[AnyFont]:
@@ -159,26 +177,13 @@ def mixed(color: Color, other: Color, share: float) -> Color:
     return red, green, blue
 
 
-def _color(color: Any) -> Color:
-    """Returns red, green and blue of one color."""
-    if isinstance(color, str):
-        return _named(color)
-    is_rgb = _is_numbers(color) and len(color) == 3
-    if not is_rgb or not all(isinstance(c, Integral) and 0 <= c <= 255 for c in color):
-        raise ValueError(
-            f"colors: expected a name, #rrggbb, or three whole numbers 0 to 255, got {color!r}"
-        )
-    red, green, blue = map(int, color)
-    return red, green, blue
-
-
 def _named(name: str) -> Color:
     try:
         red, green, blue = ImageColor.getrgb(name)[:3]
     except ValueError:
         near = difflib.get_close_matches(name.lower(), ImageColor.colormap, n=3)
         suggestion = f"did you mean {', '.join(near)}?" if near else "write #rrggbb"
-        raise ValueError(f'colors: unknown color "{name}"; {suggestion}') from None
+        raise ValueError(f'unknown color "{name}"; {suggestion}') from None
     return red, green, blue
 
 

@@ -27,7 +27,7 @@ from ..annotations.coco_types import CocoResult
 from ..annotations.contours import Polygon
 from ..config import Category
 from ..draw.overlay import OPACITY, draw_instances
-from ..draw.style import Color, Colors, FontChoice
+from ..draw.style import Color, ColorChoice, Colors, FontChoice, one_color
 from ..images.read import ImageError, read_image
 from ..ops.paste_masks import Crop, PasteRule
 from .instances_json import read_json_fields, write_json
@@ -230,24 +230,24 @@ class Instances:
         return self.masks.polygons(simplify, holes)
 
     def crops(
-        self, margin: int = 0, background: Color | None = None
+        self, margin: int = 0, background: ColorChoice | None = None
     ) -> list[UInt8[np.ndarray, "h w 3"]]:
         """Returns the part of the image around each object, RGB.
 
         Args:
             margin: pixels added on each side of the box, as far as the image reaches.
-            background: red, green, blue for the pixels outside the object's mask. None: leave
-                them.
+            background: color of the pixels outside the object's mask: a name, "#rrggbb", or three
+                numbers 0 to 255. None: leave them.
 
         Raises:
-            ValueError: these instances carry no image, the margin is negative, or there are no
-                masks for a background.
+            ValueError: these instances carry no image, the margin is negative, the background is no
+                color, or there are no masks for one.
 
         Example:
             >>> import maskrcnn as mr
             >>> from maskrcnn.synthetic.micrograph import draw_micrograph
             >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(0, (96, 128))[0])
-            >>> crops = instances.crops(margin=4, background=(0, 0, 0))
+            >>> crops = instances.crops(margin=4, background="black")
             >>> len(crops) == len(instances), crops[0].shape[2]
             (True, 3)
         """
@@ -263,10 +263,11 @@ class Instances:
 
         crops = [image[y0:y1, x0:x1].copy() for x0, y0, x1, y1 in corners.astype(int)]
         if background is not None:
+            color = one_color(background)
             for crop, mask, (x0, y0, _, _) in zip(
                 crops, self.masks, corners.astype(int), strict=True
             ):
-                _clear_outside(crop, mask, x0, y0, background)
+                _clear_outside(crop, mask, x0, y0, color)
         return crops
 
     def label_image(self) -> Int32[np.ndarray, "H W"]:
@@ -598,7 +599,7 @@ class Instances:
 
 
 def _clear_outside(
-    crop: UInt8[np.ndarray, "h w 3"], mask: Crop, x0: int, y0: int, background: Color
+    crop: UInt8[np.ndarray, "h w 3"], mask: Crop, x0: int, y0: int, color: Color
 ) -> None:
     """Fills the pixels of a crop, which starts at (x0, y0) of the image, outside of a mask."""
     inside = np.zeros(crop.shape[:2], bool)
@@ -608,4 +609,4 @@ def _clear_outside(
     part = mask.mask[max(y0 - mask.y0, 0) :, max(x0 - mask.x0, 0) :]
     shown = inside[rows, columns]
     shown[:] = part[: shown.shape[0], : shown.shape[1]]
-    crop[~inside] = background
+    crop[~inside] = color
