@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoResult
 from ..config import ModelConfig, TrainConfig
 from ..images.read import ImageError
@@ -25,13 +26,12 @@ from .processes import Processes
 from .sampler import BatchPlan
 
 if TYPE_CHECKING:
-    from ..annotations.coco_dataset import CocoDataset
     from ..evaluation.metric import Task
     from ..model.maskrcnn import MaskRCNN
 
 NUMBERS = ("AP", "AP50", "AP75")
 
-Metric = Callable[[list[CocoResult], "CocoDataset"], float]
+Metric = Callable[[list[CocoResult], CocoDataset], float]
 """A number of one's own: from the detections on the validation images, as COCO results, and these
 images with their annotations."""
 
