@@ -112,7 +112,7 @@ def test_a_head_gets_the_ids_of_the_annotations(page: dict[str, Any]) -> None:
     labels = {a.id: a.label for i in range(len(data)) for a in data[i].annotations}
     model = mr.MaskRCNN.from_config(page["network"]).eval()
     head = Ids()
-    model.add_head("ids", head)
+    model.extra_heads.add("ids", head)
     for batch, truth in mr.TrainingLoader(page["images"], [[(0, 1), (1, 2)], [(2, 3), (3, 4)]]):
         model.losses(batch, truth)
     assert head.seen
@@ -133,9 +133,9 @@ def network_mask(page: dict[str, Any]) -> int:
 def test_the_name_of_a_head_must_be_free(page: dict[str, Any], name: str) -> None:
     mr = page["mr"]
     model = mr.MaskRCNN.from_config(page["network"])
-    model.add_head("ids", mr.ExtraHead())
+    model.extra_heads.add("ids", mr.ExtraHead())
     with pytest.raises(ValueError, match=f'"{name}": expected an identifier other than the names'):
-        model.add_head(name, mr.ExtraHead())
+        model.extra_heads.add(name, mr.ExtraHead())
 
 
 def test_an_own_metric_has_its_column(page: dict[str, Any]) -> None:

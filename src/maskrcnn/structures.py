@@ -213,6 +213,7 @@ class Truth(_Tensors):
             truths: each of one or more images, with equal mask sides and keypoint channels.
         """
         most = max(t.boxes.shape[1] for t in truths)
+        has_ids = all(t.annotation_ids is not None for t in truths)
 
         def concatenated(name: str) -> Tensor:
             parts = [getattr(t, name) for t in truths]
@@ -227,11 +228,7 @@ class Truth(_Tensors):
             **{f.name: concatenated(f.name) for f in fields(cls) if f.default is MISSING},
             points=cls._points(truths, most),
             labeled=cls._labeled(truths),
-            annotation_ids=(
-                None
-                if any(t.annotation_ids is None for t in truths)
-                else concatenated("annotation_ids")
-            ),
+            annotation_ids=concatenated("annotation_ids") if has_ids else None,
         )
 
     @staticmethod

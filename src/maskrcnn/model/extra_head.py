@@ -1,12 +1,13 @@
 """11. Heads of one's own: any value per object, learned jointly with boxes, masks and keypoints.
 
 RoI features [K, C, S, S] of the box head's grid  ->  whatever the head predicts, or in training a
-loss. `MaskRCNN.add_head` adds one. docs/extending.md has an example.
+loss. `model.extra_heads.add` adds one. docs/extending.md has an example.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from ..ops.device import to_host
 from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
-from ..structures import Batch, Truth
+from ..structures import Batch, Detections, Truth
 from .box_head import RoISample
+from .roi_align import RoIPooler
 
 OWN_TERMS = ("rpn_objectness", "rpn_box", "classification", "box", "mask", "keypoint")
 """The names of the losses of the built-in parts."""
@@ -48,7 +50,8 @@ class MatchedRoIs:
 
 
 class ExtraHead(nn.Module):
-    """A head of your own: override `forward` and `loss`, and add it by `MaskRCNN.add_head`.
+    """A head of your own: override `forward` and `loss`, and add it by
+    `model.extra_heads.add`.
 
     It gets the features of `MaskRCNN.roi_channels` channels. Its loss has its name, an identifier
     such as "age". `save` stores its weights; `load` needs `heads={name: head}` to fill them. It
@@ -68,7 +71,7 @@ class ExtraHead(nn.Module):
         ...         errors = (self(rois.features) - sides).abs() * rois.valid
         ...         return errors.sum() / rois.valid.sum().clamp(min=1)
         >>> model = mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(["nucleus"]))
-        >>> model.add_head("size", SizeHead(model.roi_channels))
+        >>> model.extra_heads.add("size", SizeHead(model.extra_heads.channels))
         >>> list(model.extra_heads)
         ['size']
     """
@@ -86,15 +89,42 @@ class ExtraHead(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must override loss")
 
 
+class RoIFeatures(Protocol):
+    """What the heads need of their model, a `MaskRCNN`."""
+
+    box_pool: RoIPooler
+
+    def roi_features(
+        self, pool: RoIPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor
+    ) -> Float[Tensor, "K C S S"]:
+        """Reads the features of each box."""
+        ...
+
+
 class ExtraHeads(nn.ModuleDict):
-    """The heads of one's own of a model, by name."""
+    """The heads of one's own of a model, by name: `model.extra_heads`.
+
+    Their weights are stored with the model's; `load` needs `heads={name: head}` to fill them. They
+    take no part in the model's `forward`: `predict` computes their predictions.
+
+    Args:
+        channels: of the RoI features that they get.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
 
     def by_name(self) -> dict[str, ExtraHead]:
-        """The heads as a dictionary."""
+        """Returns the heads as a dictionary."""
         return {name: head for name, head in self.items() if isinstance(head, ExtraHead)}
 
     def add(self, name: str, head: ExtraHead) -> None:
-        """Adds a head.
+        """Adds a head, which the model's `losses` trains jointly with the others.
+
+        Args:
+            name: an identifier, such as "age"; its loss has this name.
+            head: on the model's device.
 
         Raises:
             ValueError: the name is no identifier, or is taken.
@@ -109,26 +139,47 @@ class ExtraHeads(nn.ModuleDict):
             )
         self[name] = head
 
-    def losses(
-        self,
-        rows: Rows,
-        features: Float[Tensor, "K C S S"],
-        rois: RoISample,
-        pyramid: Pyramid,
-        batch: Batch,
-        truth: Truth,
+    def predict(
+        self, model: RoIFeatures, pyramid: Pyramid, detections: Detections
     ) -> dict[str, Tensor]:
-        """Computes the loss of each head on the same RoIs, those of `matched_rows`."""
+        """Returns the predictions [B, D, ...] of each head, zero in padding rows.
+
+        Args:
+            model: the model that they belong to.
+            pyramid: features of all images, `model.pyramid(batch)`.
+            detections: `model.detect(pyramid, batch)` or `model(batch)`.
+        """
+        if not self:
+            return {}
+        rows = Rows.of(detections.valid, detections.num_valid)
+        boxes = rows.gather(detections.boxes)
+        features = model.roi_features(model.box_pool, pyramid, boxes, rows.image)
+        return {name: rows.scatter(head(features)) for name, head in self.items()}
+
+    def losses(
+        self, model: RoIFeatures, pyramid: Pyramid, rois: RoISample, batch: Batch, truth: Truth
+    ) -> dict[str, Tensor]:
+        """Computes the loss of each head on the positive RoIs."""
+        if not self:
+            return {}
+
+        # Without any such RoI an invalid one stands in: a head without input has no gradients.
+        has_objects = truth.boxes.shape[1] > 0
+        positive = rois.positive & has_objects
+        (count,) = to_host(positive.sum())
+        rows = Rows.of(positive, max(count, 1))
+        boxes = rows.gather(rois.boxes)
         index = rows.gather(rois.truth_index)
         ids = torch.full_like(index, -1)
-        if truth.annotation_ids is not None and truth.boxes.shape[1]:
+        if truth.annotation_ids is not None and has_objects:
             ids = truth.annotation_ids[rows.image, index]
+
         matched = MatchedRoIs(
-            features=features,
-            boxes=rows.gather(rois.boxes),
+            features=model.roi_features(model.box_pool, pyramid, boxes, rows.image),
+            boxes=boxes,
             labels=rows.gather(rois.labels),
             annotation_ids=ids,
-            valid=rows.gather(rows.valid),
+            valid=rows.gather(positive),
             image=rows.image,
             object=index,
             pyramid=pyramid,
@@ -136,10 +187,3 @@ class ExtraHeads(nn.ModuleDict):
             truth=truth,
         )
         return {name: head.loss(matched) for name, head in self.by_name().items()}
-
-
-def matched_rows(rois: RoISample, truth: Truth) -> Rows:
-    """The rows of the positive RoIs. Without any, an invalid one stands in."""
-    positive = rois.positive & (truth.boxes.shape[1] > 0)
-    (count,) = to_host(positive.sum())
-    return Rows.of(positive, max(count, 1))

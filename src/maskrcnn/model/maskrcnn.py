@@ -25,7 +25,7 @@ from ..ops.rows import Rows
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import gather
 from .box_head import BoxHead, RoISample, sample_rois
-from .extra_head import ExtraHead, ExtraHeads, matched_rows
+from .extra_head import ExtraHeads
 from .fpn import FPN, SingleLevel
 from .keypoint_head import KeypointHead
 from .mask_head import MaskHead, mask_targets
@@ -80,8 +80,8 @@ class MaskRCNN(nn.Module):
         self.box_head = box_head
         self.mask_head = mask_head
         self.keypoint_head = keypoint_head
-        self.extra_heads = ExtraHeads()
-        """Heads of one's own, by name; see `add_head`."""
+        channels = neck.channels if res5 is None else stage_channels(config.trunk, 5)
+        self.extra_heads = ExtraHeads(channels)
 
         strides = neck.strides[:-1] if isinstance(neck, FPN) else neck.strides
         self.box_pool = RoIPooler(strides, config.box.roi)
@@ -152,22 +152,6 @@ class MaskRCNN(nn.Module):
         """The names of the categories, in the order of the labels."""
         return tuple(category.name for category in self.config.categories)
 
-    @property
-    def roi_channels(self) -> int:
-        """Channels of the RoI features that heads get."""
-        if self.res5 is not None:
-            return stage_channels(self.config.trunk, 5)
-        return self.neck.channels
-
-    def add_head(self, name: str, head: ExtraHead) -> None:
-        """Adds a head of your own, which `losses` trains jointly with the others; see `ExtraHead`.
-
-        Raises:
-            ValueError: the name is no identifier, or is taken.
-            TypeError: not an `ExtraHead`.
-        """
-        self.extra_heads.add(name, head.to(next(self.parameters()).device))
-
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
@@ -226,7 +210,7 @@ class MaskRCNN(nn.Module):
         """
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        features = self._roi_features(self.mask_pool, pyramid, boxes, image)
+        features = self.roi_features(self.mask_pool, pyramid, boxes, image)
         return self.mask_head(features, labels).sigmoid()
 
     def predict_heatmaps(
@@ -242,13 +226,6 @@ class MaskRCNN(nn.Module):
         assert self.keypoint_head is not None
         assert self.keypoint_pool is not None
         return self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
-
-    def predict_extra(self, pyramid: Pyramid, detections: Detections) -> dict[str, Tensor]:
-        """Returns what the heads of one's own predict for detections [B, D, ...], by name."""
-        rows = Rows.of(detections.valid, detections.num_valid)
-        boxes = rows.gather(detections.boxes)
-        features = self._roi_features(self.box_pool, pyramid, boxes, rows.image)
-        return {name: rows.scatter(head(features)) for name, head in self.extra_heads.items()}
 
     def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
         """Computes the terms of the multi-task loss, each weighted; training minimizes their sum.
@@ -279,10 +256,7 @@ class MaskRCNN(nn.Module):
         rows = Rows.of(rois.valid, most=config.box.samples)
         class_logits, box_deltas = self._classify(pyramid, rois.boxes, rows)
         losses |= self.box_head.losses(class_logits, box_deltas, rois, truth)
-        if self.extra_heads:
-            own = matched_rows(rois, truth)
-            features = self._roi_features(self.box_pool, pyramid, own.gather(rois.boxes), own.image)
-            losses |= self.extra_heads.losses(own, features, rois, pyramid, batch, truth)
+        losses |= self.extra_heads.losses(self, pyramid, rois, batch, truth)
         if config.mask is None and config.keypoint is None:
             return losses
 
@@ -334,9 +308,10 @@ class MaskRCNN(nn.Module):
         class_logits, box_deltas = self.box_head(features)
         return rows.scatter(class_logits), rows.scatter(box_deltas)
 
-    def _roi_features(
+    def roi_features(
         self, pool: RoIPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor
     ) -> Float[Tensor, "K C S S"]:
+        """Reads the features that a head gets for each box."""
         features = pool(pyramid, boxes, image)
         return features if self.res5 is None else self.res5(features)
 
@@ -354,7 +329,7 @@ class MaskRCNN(nn.Module):
         rows = Rows.of(with_mask, max(count, 1))
         boxes = rows.gather(rois.boxes)
         valid = rows.gather(with_mask)
-        features = self._roi_features(self.mask_pool, pyramid, boxes, rows.image)
+        features = self.roi_features(self.mask_pool, pyramid, boxes, rows.image)
         logits = self.mask_head(features, rows.gather(rois.labels))
 
         if truth.boxes.shape[1] == 0:

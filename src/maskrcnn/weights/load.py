@@ -103,7 +103,7 @@ def load(
         model.to_empty(device="cpu")
 
     for name, head in (heads or {}).items():
-        model.add_head(name, head)
+        model.extra_heads.add(name, head)
     fill(model, _without_other_heads(state, model, path), path)
     return model.to(device).eval()
 
