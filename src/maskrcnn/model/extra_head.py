@@ -7,7 +7,7 @@ loss. `model.extra_heads.add` adds one. docs/extending.md has an example.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -89,6 +89,7 @@ class ExtraHead(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must override loss")
 
 
+@runtime_checkable
 class RoIFeatures(Protocol):
     """What the heads need of their model, a `MaskRCNN`."""
 
