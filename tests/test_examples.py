@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import maskrcnn as mr
+from maskrcnn.formats import all_formats
 
 # Plain records, exceptions and tables of settings need no example.
 RECORDS = (
@@ -102,9 +103,11 @@ def test_the_example_of_a_public_name_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    built_in = [*all_formats.FORMATS]
     test = doctest.DocTest(examples(name), {}, name, None, None, documented(name))
     printed: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
     result = runner.run(test, out=printed.append)
+    all_formats.FORMATS[:] = built_in
     assert result.attempted
     assert not result.failed, "".join(printed)

@@ -32,10 +32,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
         patch.setitem(sys.modules, module.__name__, module)  # timm asks for the module of a trunk
-        patch.setattr(all_formats, "FORMATS", [*all_formats.FORMATS])
         (setup,) = blocks()["# Extending"]
         exec(setup, module.__dict__)
+        built_in = [*all_formats.FORMATS]
         yield module.__dict__
+        all_formats.FORMATS[:] = built_in
 
 
 def run_section(title: str, names: dict[str, Any]) -> None:
