@@ -152,8 +152,9 @@ def test_an_own_format_is_read_like_any_other(page: dict[str, Any]) -> None:
     assert [a.box for a in page["leaves"][0].annotations] == [(4, 8, 24, 38), (30, 8, 50, 38)]
     with pytest.raises(ValueError, match='"yolo-seg" is a built-in format'):
         page["mr"].register_format("yolo-seg", recognize=lambda _: False, read=page["read_csv"])
+    Path("unknown.txt").write_text("nothing")
     with pytest.raises(page["mr"].DataError, match="leaf boxes: lines of file,x,y,width,height"):
-        page["mr"].load_dataset("mine.safetensors")
+        page["mr"].load_dataset("unknown.txt")
 
 
 def test_an_own_trunk_is_trained_saved_and_loaded(page: dict[str, Any]) -> None:
