@@ -197,5 +197,17 @@ def test_damaged_torch_files_are_named(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(WeightsError, match=r"torn\.pth: .*(damaged|refused)"):
+        with pytest.raises(WeightsError, match=r"torn\.pth: .*(damaged|refused|expected weights)"):
             read_torch(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [("[]", "JSON or other text"), ("<html>", "an HTML page"), ("epoch,loss", "text")],
+)
+def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
+    content: str, kind: str, tmp_path: Path
+):
+    (tmp_path / "x.pth").write_text(content)
+    with pytest.raises(WeightsError, match=rf"x\.pth: expected weights .*, got {kind}"):
+        read_torch(tmp_path / "x.pth")

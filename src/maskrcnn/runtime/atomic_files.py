@@ -5,6 +5,7 @@ full disk is reported in one sentence.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ _REASONS = {
     errno.EROFS: "the disk is read-only",
     errno.EIO: "the disk reports an input/output error",
 }
+_LONGEST_NAME = 255  # bytes, of one part of a path
 # safetensors reports the system's number as text; 112 is Windows' number for a full disk.
 _SYSTEM_NUMBER = re.compile(r"\(os error (\d+)\)")
 _OF_WINDOWS = {112: errno.ENOSPC}
@@ -89,7 +91,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         WriteError: the disk is full or fails.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(_partial_name(path.name))
     try:
         with writing(path):
             yield partial
@@ -117,6 +119,16 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _partial_name(name: str) -> str:
+    """The name of the temporary file; a hash, and the same suffix, where it would be too long."""
+    partial = f".partial-{name}"
+    encoded = os.fsencode(partial)
+    if len(encoded) <= _LONGEST_NAME:
+        return partial
+    digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+    return f".partial-{digest}{os.path.splitext(name)[1]}"
 
 
 def _error_number(error: Exception) -> int | None:

@@ -103,8 +103,9 @@ def _files(source: str | Path | Iterable[str | Path]) -> tuple[Path, list[Path]]
     if isinstance(source, str | Path):
         folder = Path(source)
         if not folder.is_dir():
+            problem = "expected a folder, got a file" if folder.exists() else "folder not found"
             raise DataError(
-                f"{folder}: folder not found; unlabeled= (--unlabeled) expects a folder of images"
+                f"{folder}: {problem}; unlabeled= (--unlabeled) expects a folder of images"
             )
         files = image_files(folder)
     else:

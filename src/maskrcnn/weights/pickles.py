@@ -23,7 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..images.file_kind import BYTES, kind_of
+
 _NUMBER = re.compile(r"[<>=|]?(?:f[248]|[iu][1248]|b1)")
+_OF_TORCH = (b"PK", b"\x80")
+"""First bytes of what torch.save writes: a ZIP archive, or a pickle."""
 _TRUST = (
     "Weight files do not need this, and no code was run. "
     "Get the file from its author, or convert it to safetensors where it was made."
@@ -40,6 +44,11 @@ def read_torch(path: Path) -> Any:
     Raises:
         WeightsError: the file has anything but tensors and plain data, or is not such a file.
     """
+    with path.open("rb") as file:
+        start = file.read(BYTES)
+    kind = kind_of(start)
+    if kind is not None and not start.startswith(_OF_TORCH):
+        raise WeightsError(f"{path}: expected weights written by torch.save, got {kind}.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -56,7 +65,8 @@ def read_torch(path: Path) -> Any:
     ) as error:
         # Which name PyTorch refused is only in the message of its error.
         named = re.search(
-            r"GLOBAL ([\w.]+)|load (?:module )?([\w.]+)|import(?:ing)? ([\w.]+)", str(error)
+            r"GLOBAL ([\w.]+)|load (?:module )?(?!failed)([\w.]+)|import(?:ing)? ([\w.]+)",
+            str(error),
         )
         if named:
             name = next(g for g in named.groups() if g)
