@@ -5,6 +5,7 @@ full disk is reported in one sentence.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from .interruption import Interrupted
 
+_PARTIAL = ".partial-"
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -89,7 +91,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         WriteError: the disk is full or fails.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(_partial_name(path.name))
     try:
         with writing(path):
             yield partial
@@ -100,6 +102,15 @@ def replacing(path: Path) -> Generator[Path]:
             _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_name(name: str) -> str:
+    """The name of a temporary file; a name that fills what file systems allow is shortened."""
+    longest = 255 - len(_PARTIAL)
+    if len(os.fsencode(name)) <= longest:
+        return f"{_PARTIAL}{name}"
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{_PARTIAL}{digest}{os.path.splitext(name)[1][:20]}"
 
 
 def replace_text(path: Path, text: str) -> None:
