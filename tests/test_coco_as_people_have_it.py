@@ -432,7 +432,19 @@ def test_files_that_lack_a_list_say_which_and_what_to_do(content, reason, tmp_pa
 
 
 def test_entries_of_any_type_are_problems_not_tracebacks():
-    wrong = [None, 5, "x", [], {}, True, float("inf"), 10**400, [[[[]]]], {"a": {"b": [1]}}]
+    wrong = [
+        None,
+        5,
+        "x",
+        [],
+        {},
+        True,
+        float("inf"),
+        [float("inf")],
+        10**400,
+        [[[[]]]],
+        {"a": {"b": [1]}},
+    ]
     for value in wrong:
         for key in (*OBJECT, "segmentation", "keypoints", "area", "iscrowd", "where", "attributes"):
             for content in (_content({key: value}), _content()):

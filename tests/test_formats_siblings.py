@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -280,6 +283,82 @@ TOLD: dict[str, tuple[Files, str]] = {
         "categories without objects (2): kept, not learned, such as cat; 1",
     ),
 }
+
+
+ODD: list[Any] = [
+    *(None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 10**30, "", "x", "-5", "1e999"),
+    *("\x00", [], {}, [[]], {"a": 1}, [None], ["x"], [[1]], "../../a.png", "\u00e9" * 50),
+]
+WORDS = ("", "x", "-5", "nan", "inf", "1e999", "9" * 30, "\u00e9", "None", "{}", "[]", "\x01", "'")
+WHOLE: dict[str, Files] = {
+    "coco": coco(
+        {"segmentation": [[10, 10, 40, 10, 40, 30]], "iscrowd": 0, "keypoints": [15, 15, 2]},
+        {"segmentation": [{"size": [80, 100], "counts": [0, 100, 7900]}, [1, 1, 9, 1, 9, 9]]},
+        categories=[{"id": 1, "name": "cell", "keypoints": ["tip"], "flip": [0], "sigmas": [0.1]}],
+    ),
+    "labelme": labelme(
+        SHAPE | {"group_id": 1, "flags": {"ignore": False}},
+        {"label": "tip", "points": [[5, 5]], "shape_type": "point", "group_id": 1},
+        imageHeight=80,
+        imageWidth=100,
+    ),
+    "via": via({"name": "ellipse", "cx": 5, "cy": 5, "rx": 3, "ry": 2, "theta": 0.1}),
+    "label studio": label_studio(
+        rectangle(rotation=10),
+        {"id": "p", "value": {"points": RING[:3], "polygonlabels": ["cell"]}},
+        {"parentID": "p", "value": {"x": 5, "y": 5, "keypointlabels": ["tip"]}},
+        {"value": {"format": "rle", "rle": [0, 0, 125, 0], "brushlabels": ["cell"]}},
+    ),
+    "qupath": qupath(square(), square(20) | {"properties": {"classification": {"name": "t"}}}),
+    "voc": voc("<name>cell</name><difficult>0</difficult>" + BNDBOX),
+    "cvat": cvat(POLYGON + '<mask label="cell" rle="2,5" left="1" top="1" width="5" height="5"/>'),
+    "tracks": {
+        "images/frame_000000.png": A,
+        "annotations.xml": '<annotations><track id="0" label="cell" group_id="1">'
+        '<box frame="0" outside="0" keyframe="1" xtl="1" ytl="1" xbr="9" ybr="9"/>'
+        '<box frame="2" outside="0" keyframe="0" xtl="1" ytl="1" xbr="9" ybr="9"/></track></annotations>',
+    },
+    "yolo": yolo(LINE + "1 .1 .1 .4 .1 .4 .4 .1 .4\n", "names: [cell, dog]\nnc: 2\npath: ."),
+    "poses": yolo(
+        "0 .5 .5 .2 .2 .5 .5 2\n",
+        "names: {0: cell}\nkpt_shape: [1, 3]\nflip_idx: [0]\nkpt_names: {0: [tip]}",
+    ),
+}
+
+
+def mutated(content: Any, random: Random) -> Any:
+    """Content in which one value is odd or missing, or one word of text."""
+    if isinstance(content, str):
+        word = random.choice(list(re.finditer(r"[\w.\-]+", content)))
+        return content[: word.start()] + random.choice(WORDS) + content[word.end() :]
+    content = copy.deepcopy(content)
+    parts = [content]
+    for part in parts:  # grows
+        inner = part.values() if isinstance(part, dict) else part
+        parts += [value for value in inner if isinstance(value, dict | list) and value]
+    part = random.choice(parts)
+    key = random.choice(list(part) if isinstance(part, dict) else range(len(part)))
+    if random.random() < 0.15:
+        del part[key]
+    else:
+        part[key] = random.choice(ODD)
+    return content
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_odd_value_anywhere_is_read_or_refused_never_a_traceback(name: str, tmp_path: Path):
+    random = Random(name)
+    files = WHOLE[name]
+    changed = [file for file, content in files.items() if not isinstance(content, tuple)]
+    for number in range(25):
+        file = random.choice(changed)
+        path = put(tmp_path / str(number), files | {file: mutated(files[file], random)})
+        try:
+            data = mr.load_dataset(path)
+        except DataError:
+            continue
+        data.truth()
+        data.describe_notes()
 
 
 def put(folder: Path, files: Files) -> Path:

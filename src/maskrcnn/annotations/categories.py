@@ -44,7 +44,7 @@ def parse_categories(entries: Sequence[Json]) -> tuple[Category, ...]:
             by_id[category.id] = category
         except ValueError as error:
             problems.append(f"categories[{index}]: {error}")
-        except TypeError:  # None or a list where a number is expected
+        except (TypeError, OverflowError):  # None, a list or infinity where a number is expected
             numbers = {key: entry.get(key) for key in ("flip", "sigmas")}
             problems.append(f"categories[{index}]: expected lists of numbers, got {shown(numbers)}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .interruption import Interrupted
 
+_PARTIAL = ".partial-"
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -102,6 +103,15 @@ def replacing(path: Path) -> Generator[Path]:
             _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial_name(name: str) -> str:
+    """The name of a temporary file; a name that fills what file systems allow is shortened."""
+    longest = 255 - len(_PARTIAL)
+    if len(os.fsencode(name)) <= longest:
+        return f"{_PARTIAL}{name}"
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f"{_PARTIAL}{digest}{os.path.splitext(name)[1][:20]}"
 
 
 def replace_text(path: Path, text: str) -> None:
