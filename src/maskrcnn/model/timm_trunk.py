@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import TrunkConfig
+from ..kernels.onednn import emulation
 from .layers import FrozenBatchNorm2d
 
 STRIDES = (4, 8, 16, 32)
@@ -73,7 +74,8 @@ class TimmTrunk(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        return self.net(x)
+        with emulation(x):
+            return self.net(x)
 
 
 def _freeze_batch_norm(module: nn.Module) -> None:
