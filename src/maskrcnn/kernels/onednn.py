@@ -14,7 +14,6 @@ PyTorch's own operations do that too, up to fifty times slower than float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -143,22 +142,20 @@ def linear(
     return F.relu(x) if relu else x
 
 
-def emulation(x: Tensor) -> AbstractContextManager[object]:
-    """Returns a context in which networks of other packages compute 16-bit types as ours do.
+def emulated(network: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """Returns the output of another package's network, with 16-bit types computed as ours are.
 
-    Their convolutions and linear layers call PyTorch, which is slow where oneDNN lacks the type.
-    Where oneDNN has the type the context does nothing.
-
-    Args:
-        x: the input of the network.
+    Its convolutions and linear layers call PyTorch, which is slow where oneDNN lacks the type.
+    Where oneDNN has the type, the network is simply called.
     """
     if not _is_candidate(x):
-        return nullcontext()
+        return network(x)
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if dtype not in HALVES or (CONVOLUTION.works(dtype) and LINEAR.works(dtype)):
-        return nullcontext()
-    return _Emulation()
+        return network(x)
+    with _Emulation():
+        return network(x)
 
 
 class _Emulation(TorchFunctionMode):
