@@ -13,13 +13,14 @@ PyTorch's own operations do that too, up to fifty times slower than float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..ops.device import no_autocast
 from .probe import Probe, whole_numbers
@@ -139,6 +140,59 @@ def linear(
         return _FusedLinear.apply(x, weight, bias)
     x = F.linear(x, weight, bias)
     return F.relu(x) if relu else x
+
+
+def emulated(network: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """Returns the output of another package's network, with 16-bit types computed as ours are.
+
+    Its convolutions and linear layers call PyTorch, which is slow where oneDNN lacks the type.
+    Where oneDNN has the type, the network is simply called.
+    """
+    if not _is_candidate(x):
+        return network(x)
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+    if dtype not in HALVES or (CONVOLUTION.works(dtype) and LINEAR.works(dtype)):
+        return network(x)
+    with _Emulation():
+        return network(x)
+
+
+class _Emulation(TorchFunctionMode):
+    """Computes PyTorch's convolutions and linear layers by this module's functions."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.conv2d:
+            return _plain_convolution(*args, **kwargs)
+        if func is F.linear:
+            return _linear_of_any_shape(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _plain_convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`plain_convolution` with the arguments of F.conv2d."""
+    return plain_convolution(input, weight, bias, Geometry(padding, stride, dilation, groups))
+
+
+def _linear_of_any_shape(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` with the arguments of F.linear."""
+    rows = linear(input.reshape(-1, input.shape[-1]), weight, bias)
+    return rows.view(*input.shape[:-1], len(weight))
 
 
 def report() -> dict[str, str]:

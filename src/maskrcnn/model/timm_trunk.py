@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import TrunkConfig
+from ..kernels.onednn import emulated
 from .layers import FrozenBatchNorm2d
 
 STRIDES = (4, 8, 16, 32)
@@ -73,7 +74,7 @@ class TimmTrunk(nn.Module):
             )
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        return self.net(x)
+        return emulated(self.net, x)
 
 
 def _freeze_batch_norm(module: nn.Module) -> None:
@@ -87,6 +88,5 @@ def _freeze_batch_norm(module: nn.Module) -> None:
             {k: v for k, v in child.state_dict().items() if k != "num_batches_tracked"}
         )
         # timm's BatchNormAct2d also holds a dropout and an activation.
-        drop = getattr(child, "drop", nn.Identity())
-        activation = getattr(child, "act", nn.Identity())
-        setattr(module, name, nn.Sequential(frozen, drop, activation))
+        rest = [getattr(child, part, nn.Identity()) for part in ("drop", "act")]
+        setattr(module, name, nn.Sequential(frozen, *rest))
