@@ -187,9 +187,9 @@ def test_the_numpy_example_gives_the_same_objects_and_masks(exported: Exported) 
 
     for objects, result in zip(found, mr.Predictor(exported.path).stream(images), strict=True):
         assert np.allclose(objects["boxes"], result.boxes, atol=1e-3)
-        assert [c["name"] for c in objects["categories"]] == result.names
+        assert [c["name"] for c in objects["categories"]] == list(result.names)
         assert np.array_equal(
-            np.array(objects["masks"]).reshape(-1, 96, 96), result.masks().dense()
+            np.array(objects["masks"]).reshape(-1, 96, 96), result.masks.dense()
         )
     assert len(found[0]["scores"]) > 0
     assert len(found[1]["scores"]) == 0
@@ -303,7 +303,7 @@ def test_files_of_other_makers_are_refused_in_a_sentence(tmp_path: Path) -> None
     pytest.importorskip("onnxruntime")
     image = np.zeros((16, 16, 3), np.uint8)
     good = mr.Predictor(made_file(tmp_path / "good.onnx", 1, metadata_text()))
-    assert good(image).names == [good.config.categories[1].name]
+    assert list(good(image).names) == [good.config.categories[1].name]
 
     with pytest.raises(ValueError, match="returns label 5, expected 0 to 1"):
         mr.Predictor(made_file(tmp_path / "label.onnx", 5, metadata_text()))(image)

@@ -85,6 +85,7 @@ def _onnx(path: Path, device: str | None, threads: int | None) -> tuple[str | No
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised as well
+    options.enable_mem_pattern = False  # it would keep one per size of image
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = _providers(device, onnxruntime.get_available_providers())
