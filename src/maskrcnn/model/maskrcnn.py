@@ -173,9 +173,11 @@ class MaskRCNN(nn.Module):
             )
         return detections
 
-    def detect(self, pyramid: Pyramid, batch: Batch) -> Detections:
-        """Detects boxes and classes alone."""
-        proposals = self.propose(pyramid, batch)
+    def detect(
+        self, pyramid: Pyramid, batch: Batch, proposals: Proposals | None = None
+    ) -> Detections:
+        """Detects boxes and classes alone, in the given proposals or in the model's own."""
+        proposals = proposals or self.propose(pyramid, batch)
         rows = Rows.of(proposals.valid)
         class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
         return self.box_head.detect(class_logits, box_deltas, proposals, batch)
