@@ -25,6 +25,7 @@ from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
+from ..prediction.predictor import to_instances
 from ..structures import Batch, Detections, Proposals
 from .comparison import BOUNDS, ImageComparison, compare_objects
 
@@ -72,12 +73,16 @@ class ModelRun:
         return self.size[1] / width, self.size[0] / height
 
     def objects(self, image: int) -> Instances:
-        """Returns the objects that the model predicts in an image of the batch."""
-        return self._instances(self.detections, image, self.to_image)[0]
+        """Returns what `Predictor` returns for an image of the batch."""
+        config = self.network.config
+        limit = config.box.score_threshold
+        return to_instances(self.detections, image, self.to_image, self.size, config, limit)
 
     def objects_of_file(self, outputs: Outputs, image: int) -> Instances:
-        """Returns the objects that a file predicts in an image of the batch."""
-        return self._instances(_detections(outputs), image, (1.0, 1.0))[0]
+        """Returns the same of a file's outputs."""
+        config = self.network.config
+        limit = config.box.score_threshold
+        return to_instances(_detections(outputs), image, (1.0, 1.0), self.size, config, limit)
 
     def compare(self, outputs: Outputs) -> ImageComparison:
         """Compares the objects of all images of the batch with those of a file."""

@@ -1,0 +1,33 @@
+"""What a format of exported files has to offer for its files to be certified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from ..config import InputConfig
+from ..model.maskrcnn import MaskRCNN
+
+Resizer = Callable[
+    [UInt8[np.ndarray, "B H W 3"]], tuple[Float[np.ndarray, "B 3 h w"], Float[np.ndarray, "2"]]
+]
+"""The resize rule alone, in a format's runtime: from images to pixels and scale."""
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """How the files of a format are made and compared."""
+
+    name: str
+    suffix: str
+    """Ending of the file that a `GraphRunner` opens."""
+    write_stages: Callable[[MaskRCNN, Path], None]
+    """Writes a model that takes prepared pixels and also returns its intermediate results."""
+    open_resizer: Callable[[InputConfig], Resizer] | None = None
+    """None for formats whose files do not resize."""
+    packages: tuple[str, ...] = ()
+    """Distributions whose versions decide about the file."""
