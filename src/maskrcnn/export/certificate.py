@@ -1,4 +1,4 @@
-"""The certificate of an exported file: what was compared with the model, and how far they are apart.
+"""The certificate of an exported file: what was compared with the model, and how they differ.
 
 `certify` fills it in; it is written beside the file, as JSON and as a page.
 """

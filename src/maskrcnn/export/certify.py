@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,9 +25,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..annotations.coco_types import CocoContent, CocoResult
-from ..evaluation.evaluate import evaluate
+from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_types import CocoContent
+from ..config import ModelConfig
+from ..evaluation.coco_results import match_categories, matched_results
+from ..evaluation.evaluate import evaluate_results
+from ..evaluation.metric import Task
 from ..graph_files.runner import GraphRunner
+from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import Predictor, PreparedImage
 from ..runtime.progress import progress
@@ -39,7 +44,7 @@ from .stages import ModelRun, Outputs, Stage, StageDifference, first_difference
 
 GRAY_LEVELS = 1
 """Largest allowed difference of a resized pixel from Pillow's, which rounds in other places."""
-GRAY_SHARE = 0.01
+GRAY_SHARE = 0.02
 """Largest allowed share of the resized pixels of an image that differ at all."""
 FLOAT_PIXELS = 1e-3
 """Largest allowed difference of pixels that are resized after normalization."""
@@ -127,7 +132,9 @@ def certify(
             "total": chosen.total,
         }
         if (truth := chosen.truth()) is not None:
-            certificate.precision = _precision(truth, check.model_results, check.file_results)
+            assert chosen.data is not None
+            found = {"model": check.model_results, "file": check.file_results}
+            certificate.precision = _precision(model.config, chosen.data, truth, found)
     certificate.seconds = time.perf_counter() - start
     return certificate, check.shown
 
@@ -144,8 +151,8 @@ class _Check:
     form: ExportFormat
     results: list[GroupResult] = field(default_factory=list)
     pixels: PixelComparison = field(default_factory=PixelComparison)
-    model_results: list[CocoResult] = field(default_factory=list)
-    file_results: list[CocoResult] = field(default_factory=list)
+    model_results: list[Instances] = field(default_factory=list)
+    file_results: list[Instances] = field(default_factory=list)
     shown: list[ComparedImage] = field(default_factory=list)
     staged: GraphRunner | None = None
     """Made when a difference is found."""
@@ -237,8 +244,8 @@ class _Check:
             model = run.objects(n)
             file = run.objects_of_file(outputs, n)
             for image_id in group.image_ids[n : n + 1]:
-                self.model_results += model.to_coco(image_id)
-                self.file_results += file.to_coco(image_id)
+                self.model_results.append(replace(model, image_id=image_id))
+                self.file_results.append(replace(file, image_id=image_id))
             if len(self.shown) < SHOWN and len(model):
                 self.shown.append(ComparedImage(group.name, pixels, model, file))
 
@@ -265,17 +272,31 @@ class _Check:
 
 
 def _precision(
-    truth: CocoContent, model: list[CocoResult], file: list[CocoResult]
+    config: ModelConfig,
+    data: CocoDataset,
+    truth: CocoContent,
+    predictions: Mapping[str, list[Instances]],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Average precision of both on annotated images: task -> metric -> {"model", "file"}."""
-    evaluations = {"model": evaluate(model, truth), "file": evaluate(file, truth)}
-    tasks = evaluations["model"].tasks
+    """Average precision on annotated images: task -> metric -> {"model": AP, "file": AP}."""
+    matches = match_categories(config.categories, data.categories)
+    names = {c.id: c.name for c in data.categories}
+    tasks: list[Task] = ["bbox"]
+    if config.mask:
+        tasks.append("segm")
+    if config.keypoint:
+        tasks.append("keypoints")
+    limit = max(100, config.box.max_detections)
+
+    evaluations = {}
+    for who, found in predictions.items():
+        results = [r for instances in found for r in matched_results(instances, matches, names)]
+        evaluations[who] = evaluate_results(results, truth, data.categories, tasks, limit)
     return {
         task: {
             metric: {who: e.tasks[task][metric] for who, e in evaluations.items()}
             for metric in ("AP", "AP50", "AP75")
         }
-        for task in tasks
+        for task in evaluations["model"].tasks
     }
 
 
@@ -296,7 +317,7 @@ def weights_hash(model: MaskRCNN) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ class ImageGroup:
 
     name: str
     images: list[UInt8[np.ndarray, "H W 3"]]
-    image_ids: Sequence[int | str] = ()
+    image_ids: Sequence[int] = ()
     """Ids in the annotation file, if the images are from one."""
 
     @property
