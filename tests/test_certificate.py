@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,29 +14,25 @@ import torch
 from models import tiny_config
 from PIL import Image
 
-import maskrcnn as mr
 from maskrcnn.config import Category, ModelConfig
+from maskrcnn.export.certificate import Certificate, ComparedImage
+from maskrcnn.export.certify import ExportMismatchError, certify, weights_hash
 from maskrcnn.export.comparison import compare_objects, peak_positions
 from maskrcnn.export.export_format import ExportFormat
-from maskrcnn.export.made_images import ImageGroup, draw_blobs
+from maskrcnn.export.made_images import ImageGroup
 from maskrcnn.export.stages import contract_problems
-from maskrcnn.graph_files.contract import METADATA_KEY, metadata_of, output_names
 from maskrcnn.instances import Instances
+from maskrcnn.synthetic.micrograph import draw_micrograph
+
+if TYPE_CHECKING:
+    from exported_model import Exported
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from maskrcnn.export import onnx_file  # noqa: E402
-from maskrcnn.export.certify import ExportMismatchError, certify, weights_hash  # noqa: E402
-from maskrcnn.export.onnx_input import input_graph  # noqa: E402
-
-
-class Certified(NamedTuple):
-    """A model and its file with intermediate results."""
-
-    model: mr.MaskRCNN
-    path: Path
+from maskrcnn.export.onnx_file import ONNX  # noqa: E402
 
 
 def joint_config() -> ModelConfig:
@@ -52,103 +47,76 @@ def joint_config() -> ModelConfig:
     )
 
 
-@torch.no_grad()
-def joint_model() -> mr.MaskRCNN:
-    """A random network that detects objects in blobs, and none in empty images."""
-    torch.manual_seed(0)
-    model = mr.MaskRCNN.from_config(joint_config()).eval()
-    logits: list[torch.Tensor] = []
-    hook = model.box_head.register_forward_hook(lambda *args: logits.append(args[2][0]))
-    for image in (empty(96, 128), draw_blobs((96, 128), 0)):
-        mr.predict(model, image, exact=True)
-    hook.remove()
-
-    # Class logits of spread 2 in blobs; in empty images only background.
-    nothing, blobs = logits
-    factor = 2 / (blobs - nothing.mean(dim=0)).std()
-    head = model.box_head.class_logits
-    head.bias.copy_(factor * (head.bias - nothing.mean(dim=0)) + torch.tensor([0.0, 0.0, 8.0]))
-    head.weight.mul_(factor)
-    model.box_head.box_deltas.weight.mul_(30)
-    for part in (model.mask_head, model.keypoint_head):
-        for weight in part.parameters():  # ty: ignore[unresolved-attribute]
-            if weight.dim() == 4:
-                weight.mul_(3)
-    return model
-
-
-@pytest.fixture(scope="session")
-def staged(tmp_path_factory: pytest.TempPathFactory) -> Certified:
-    """The model and its file, which also returns the intermediate results."""
-    model = joint_model()
-    path = tmp_path_factory.mktemp("staged") / "joint.onnx"
-    onnx.save(onnx_file.stages_model(model), path)
-    return Certified(model, path)
-
-
-def form_of(path: Path) -> ExportFormat:
-    """ONNX, whose file with intermediate results exists already."""
-    return replace(onnx_file.ONNX, write_stages=lambda _, to: shutil.copy(path, to))  # ty: ignore[invalid-argument-type]
-
-
 def empty(*size: int) -> np.ndarray:
-    """An image of the mean color, which the network sees as zeros."""
-    return np.full((*size, 3), (124, 116, 104), np.uint8)
+    return np.zeros((*size, 3), np.uint8)
+
+
+def drawn(*size: int, seed: int = 0) -> np.ndarray:
+    return draw_micrograph(seed, size, nuclei=8)[0]
 
 
 GROUPS = (
-    ImageGroup("one", [draw_blobs((96, 128), 1)]),
-    ImageGroup("mixed", [draw_blobs((80, 56), 2), empty(80, 56), draw_blobs((80, 56), 3)]),
-    ImageGroup("small", [draw_blobs((32, 32), 4)]),
-    ImageGroup("sixteen", [draw_blobs((33, 70), seed) for seed in range(16)]),
+    ImageGroup("one", [drawn(96, 128)]),
+    ImageGroup("mixed", [drawn(80, 56, seed=1), empty(80, 56)]),
+    ImageGroup("small", [drawn(32, 32, seed=2)]),
     ImageGroup("empty", [empty(64, 64)]),
 )
 
 
-def test_a_right_file_gets_its_certificate(staged: Certified, tmp_path: Path):
-    form = form_of(staged.path)
-    certificate, shown = certify(
-        staged.path, staged.model, form, groups=GROUPS, show_progress=False
-    )
+def certified(
+    exported: Exported, path: Path | None = None, form: ExportFormat = ONNX, **settings: Any
+) -> tuple[Certificate, list[ComparedImage]]:
+    settings = {"groups": GROUPS, "show_progress": False} | settings
+    return certify(path or exported.path, exported.model, form, **settings)
+
+
+def test_a_right_file_gets_its_certificate(exported: Exported, tmp_path: Path):
+    certificate, shown = certified(exported)
     total = certificate.total
-    assert (certificate.num_images, certificate.without_objects) == (22, 4)
-    assert total.matched == total.model_objects == total.file_objects > 40
+    assert (certificate.num_images, certificate.without_objects) == (5, 2)
+    assert total.matched == total.model_objects == total.file_objects > 20
     assert 0 < total.boxes < 0.01
     assert total.scores < 1e-4
-    assert total.mask_iou == 1
-    assert total.keypoints < 0.01
+    assert total.mask_iou > 0.999
+    assert total.keypoints < 0.1
     assert not total.unmatched
     assert not certificate.warnings
+    assert certificate.pixels is not None
+    assert certificate.pixels.largest <= 1
+    assert certificate.pixels.share < 0.02
 
     written = certificate.write(tmp_path / "joint.onnx", shown)
     assert [path.name for path in written] == ["joint.certificate.json", "joint.certificate.html"]
     content = json.loads(written[0].read_text())
-    assert content["hashes"]["weights"] == weights_hash(staged.model)
-    assert content["hashes"]["joint.onnx"] == hashlib.sha256(staged.path.read_bytes()).hexdigest()
+    hashed = hashlib.sha256(exported.path.read_bytes()).hexdigest()
+    assert content["hashes"] == {
+        exported.path.name: hashed,
+        "weights": weights_hash(exported.model),
+    }
     assert content["versions"]["onnxruntime"] == onnxruntime.__version__
     assert content["groups"][1]["without_objects"] == 1
     page = written[1].read_text()
-    assert page.count("<figure") == len(shown) == 6
+    assert page.count("<figure") == len(shown) == 3
     assert "predicts what its model predicts" in page
-    assert content["hashes"]["weights"] in page
+    assert hashed in page
 
 
-# The stage, a weight of it, and a factor on this weight.
+# A weight of each stage, and a factor on it.
 BROKEN = {
     "features": ("trunk.conv1.weight", 1.01),
     "proposals": ("rpn.deltas.weight", 1.5),
     "detections": ("box_head.class_logits.weight", 1.01),
     "masks": ("mask_head.convs.0.conv.weight", 1.5),
-    "keypoints": ("keypoint_head.heatmaps.weight", 0.8),
+    "keypoints": ("keypoint_head.heatmaps.weight", -1.0),
 }
 
 
 @pytest.mark.parametrize("stage", BROKEN)
 def test_the_first_stage_at_which_a_file_parts_is_named(
-    stage: str, staged: Certified, tmp_path: Path
+    stage: str, exported: Exported, tmp_path: Path
 ):
     name, factor = BROKEN[stage]
-    model = onnx.load(staged.path)
+    model = onnx.load(exported.path)
     (weight,) = (w for w in model.graph.initializer if w.name == f"network.{name}")
     value = onnx.numpy_helper.to_array(weight) * np.float32(factor)
     weight.CopyFrom(onnx.numpy_helper.from_array(value, weight.name))
@@ -156,91 +124,56 @@ def test_the_first_stage_at_which_a_file_parts_is_named(
     onnx.save(model, path)
 
     with pytest.raises(ExportMismatchError, match=rf'broken.onnx .* stage "{stage}"') as caught:
-        certify(path, staged.model, form_of(path), groups=GROUPS[:2], show_progress=False)
+        certified(exported, path, groups=GROUPS[:1])
     assert caught.value.stage == stage
     assert "Images: one, 1 of 128 x 96 px." in str(caught.value)
 
 
-def uint8_file(staged: Certified, path: Path) -> Path:
-    """The file with the resize rule before it."""
-    config = staged.model.config
-    network = onnx.load(staged.path)
-    both = [(name, name) for name in ("pixels", "scale")]
-    merged = onnx.compose.merge_models(input_graph(config.input), network, io_map=both)
-    metadata = metadata_of(config, "uint8", output_names(config))
-    onnx.helper.set_model_props(merged, {METADATA_KEY: json.dumps(metadata)})
-    onnx.save(merged, path)
-    return path
-
-
-def test_the_pixels_that_a_file_resizes_are_compared_first(staged: Certified, tmp_path: Path):
-    path = uint8_file(staged, tmp_path / "uint8.onnx")
-    large = ImageGroup("large", [draw_blobs((60, 1100), 1)])
-    form = form_of(staged.path)
-    groups = [large, GROUPS[1]]
-    certificate, _ = certify(path, staged.model, form, groups=groups, show_progress=False)
-    assert certificate.input == "uint8"
-    assert certificate.pixels is not None
-    assert certificate.pixels.largest <= 1
-    assert certificate.pixels.share < 0.02
-    assert certificate.groups[0].input_size == (56, 1024)
-
+def test_the_pixels_that_a_file_resizes_are_compared_first(exported: Exported):
     def brighter(config):
         resize = onnx_file.open_resizer(config)
         return lambda images: (resize(images)[0] + 2, resize(images)[1])
 
-    wrong = replace(form, open_resizer=brighter)
-    with pytest.raises(ExportMismatchError, match=r'"input": resized pixels differ by'):
-        certify(path, staged.model, wrong, groups=[large], show_progress=False)
+    wrong = replace(ONNX, open_resizer=brighter)
+    with pytest.raises(ExportMismatchError, match='"input": resized pixels differ by'):
+        certified(exported, form=wrong, groups=GROUPS[:1])
 
 
-def test_annotated_samples_give_the_precision_of_both(staged: Certified, tmp_path: Path):
+def test_annotated_samples_give_the_precision_of_both(exported: Exported, tmp_path: Path):
     annotations = []
-    for number in range(1, 5):
-        pixels = draw_blobs((64, 80), number)
+    for number in range(1, 4):
+        pixels, masks = draw_micrograph(number, (64, 80), nuclei=6)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-        found = mr.predict(staged.model, pixels, exact=True)[:3]
-        for (x0, y0, x1, y1), label in zip(
-            found.boxes.tolist(), found.labels.tolist(), strict=True
-        ):
-            annotation = {"image_id": number, "category_id": label + 1}
-            annotation |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0}
-            annotations.append(annotation | {"id": len(annotations) + 1})
+        for mask in masks:
+            y, x = (values.tolist() for values in mask.nonzero())
+            box = [min(x), min(y), max(x) + 1 - min(x), max(y) + 1 - min(y)]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 3, "bbox": box}
+            )
     content = {
         "images": [
-            {"id": n, "file_name": f"{n}.png", "width": 80, "height": 64} for n in range(1, 5)
+            {"id": n, "file_name": f"{n}.png", "width": 80, "height": 64} for n in range(1, 4)
         ],
-        "categories": [{"id": 1, "name": "arrow"}, {"id": 2, "name": "disc"}],
+        "categories": [{"id": 3, "name": "nucleus"}],
         "annotations": annotations,
     }
     (tmp_path / "truth.json").write_text(json.dumps(content))
-    form = form_of(staged.path)
 
-    certificate, _ = certify(
-        staged.path,
-        staged.model,
-        form,
-        samples=tmp_path / "truth.json",
-        max_samples=3,
-        groups=(),
-        show_progress=False,
-    )
-    assert certificate.samples == {"source": "truth.json", "compared": 3, "total": 4}
+    samples = tmp_path / "truth.json"
+    certificate, _ = certified(exported, samples=samples, max_samples=2, groups=())
+    assert certificate.samples == {"source": "truth.json", "compared": 2, "total": 3}
     assert certificate.precision is not None
     both = certificate.precision["bbox"]["AP"]
-    assert both["model"] == both["file"] > 0.1
+    assert both["file"] == pytest.approx(both["model"], abs=0.01)
+    assert both["model"] > 0.1
 
-    certificate, _ = certify(
-        staged.path, staged.model, form, samples=tmp_path, groups=(), show_progress=False
-    )
-    assert [group.name for group in certificate.groups] == [f"{n}.png" for n in range(1, 5)]
+    certificate, _ = certified(exported, samples=tmp_path, groups=())
+    assert [group.name for group in certificate.groups] == ["1.png", "2.png", "3.png"]
     assert certificate.precision is None
 
 
-def test_few_objects_and_no_empty_image_are_stated(staged: Certified):
-    form = form_of(staged.path)
-    one = [ImageGroup("small", [draw_blobs((33, 70), 15)])]
-    certificate, _ = certify(staged.path, staged.model, form, groups=one, show_progress=False)
+def test_few_objects_and_no_empty_image_are_stated(exported: Exported):
+    certificate, _ = certified(exported, groups=[ImageGroup("small", [drawn(16, 16, seed=2)])])
     few, nowhere_empty = certificate.warnings
     assert few.startswith(f"only {certificate.total.matched} objects were compared")
     assert "in every image" in nowhere_empty

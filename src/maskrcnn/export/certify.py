@@ -100,7 +100,7 @@ def certify(
     chosen = Samples.of(samples, images, max_samples) if samples is not None else None
     drawn = list(made_groups() if groups is None else groups)
     predictor = Predictor(model, exact=True)
-    check = _Check(model, predictor, GraphRunner(path), path.name, form)
+    check = _Check(model, predictor, GraphRunner(path, device="cpu"), path.name, form)
 
     total = sum(len(group.images) for group in drawn) + (len(chosen.chosen) if chosen else 0)
     with progress("comparing with the model", total, show=show_progress) as advance:
@@ -174,16 +174,17 @@ class _Check:
         scale = np.array(prepared[0].scale, np.float32)
         if self.resizer is None:
             pixels = own
-            outputs = self.runner(pixels=own.numpy(), scale=scale)
+            inputs = {"pixels": own.numpy(), "scale": scale}
         else:
             images = np.stack(group.images)
             pixels = self._resized(images, own, scale, group)
-            outputs = self.runner(images=images)
+            inputs = {"images": images}
 
         run = self._run(pixels, prepared, group)
+        outputs = self.runner(**inputs)
         comparison = run.compare(outputs)
         if comparison.problems:
-            difference = first_difference(run, self._stages(pixels, scale))
+            difference = first_difference(run, self._with_stages()(**inputs))
             if difference is not None:
                 self._fail(group, difference, comparison.problems)
             # Nothing but proposals that rounding decides about; the objects follow from those.
@@ -249,14 +250,14 @@ class _Check:
             if len(self.shown) < SHOWN and len(model):
                 self.shown.append(ComparedImage(group.name, pixels, model, file))
 
-    def _stages(self, pixels: Tensor, scale: Float[np.ndarray, "2"]) -> Outputs:
-        """Outputs of a file that also has its intermediate results, made for this."""
+    def _with_stages(self) -> GraphRunner:
+        """The file with its intermediate results as outputs."""
         if self.staged is None:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 path = Path(folder) / f"stages{self.form.suffix}"
-                self.form.write_stages(self.model, path)
-                self.staged = GraphRunner(path)
-        return self.staged(pixels=pixels.numpy(), scale=scale)
+                self.form.write_stages(self.runner.path, self.model, path)
+                self.staged = GraphRunner(path, device="cpu")
+        return self.staged
 
     def _fail(self, group: ImageGroup, difference: StageDifference, problems: list[str]) -> None:
         height, width = group.size

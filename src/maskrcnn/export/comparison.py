@@ -292,6 +292,7 @@ def _compare_keypoints(
     factor = max(1.0, 1 / min(to_image))
     ours = model.keypoints[i]
     distance = factor * (ours[:, :2] - theirs[:, :2]).abs().amax(dim=1)
+    found = None
 
     for j, category_keypoint in enumerate(model.categories[int(model.labels[i])].keypoints):
         where = f'keypoint "{category_keypoint}" of object {i}'
@@ -301,8 +302,8 @@ def _compare_keypoints(
             )
         apart = float(distance[j])
         if not apart <= bounds.keypoints:
-            maps, box = heatmaps(i)
-            peaks = peak_positions(maps[j], box, config.keypoint.decode, bounds.margin)
+            found = found or heatmaps(i)
+            peaks = peak_positions(found[0][j], found[1], config.keypoint.decode, bounds.margin)
             peaks = peaks * torch.tensor(to_image)
             apart = factor * (peaks - theirs[j, :2]).abs().amax(dim=1).min().item()
             result.equal_peaks += apart <= bounds.keypoints

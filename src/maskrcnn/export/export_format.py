@@ -25,8 +25,9 @@ class ExportFormat:
     name: str
     suffix: str
     """Ending of the file that a `GraphRunner` opens."""
-    write_stages: Callable[[MaskRCNN, Path], None]
-    """Writes a model that takes prepared pixels and also returns its intermediate results."""
+    write_stages: Callable[[Path, MaskRCNN, Path], None]
+    """From a file and its model, writes the file again so that it also returns its intermediate
+    results (`contract.stage_names`)."""
     open_resizer: Callable[[InputConfig], Resizer] | None = None
     """None for formats whose files do not resize."""
     packages: tuple[str, ...] = ()

@@ -9,15 +9,10 @@ import onnx
 from jaxtyping import Float, UInt8
 
 from ..config import InputConfig
+from ..graph_files.contract import stage_names
 from ..model.maskrcnn import MaskRCNN
 from .export_format import ExportFormat, Resizer
-from .onnx_graph import Tracing, onnx_model
 from .onnx_input import input_graph
-
-
-def stages_model(model: MaskRCNN) -> onnx.ModelProto:
-    """Returns a model that takes prepared pixels and also returns its intermediate results."""
-    return onnx_model(Tracing.of(model, stages=True), "prepared")
 
 
 def open_resizer(config: InputConfig) -> Resizer:
@@ -36,14 +31,19 @@ def open_resizer(config: InputConfig) -> Resizer:
     return resize
 
 
-def _write_stages(model: MaskRCNN, path: Path) -> None:
-    onnx.save(stages_model(model), path)
+def write_stages(path: Path, model: MaskRCNN, to: Path) -> None:
+    """Writes an ONNX file again, with its named intermediate results as outputs."""
+    content = onnx.load(path)
+    for name in stage_names(model.config):
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        content.graph.output.append(value)
+    onnx.save(content, to)
 
 
 ONNX = ExportFormat(
     "onnx",
     ".onnx",
-    write_stages=_write_stages,
+    write_stages=write_stages,
     open_resizer=open_resizer,
     packages=("onnx", "onnxscript", "onnxruntime"),
 )

@@ -3,8 +3,8 @@
 Each stage of the model is given what the file computed in the stages before, so that a stage is
 named for its own fault alone.
 
-In:  a run of the model on a batch, and the outputs of a file for it. The file was made with its
-     intermediate results (`Tracing.of(model, stages=True)`).
+In:  a run of the model on a batch, and the outputs of a file for it, with its intermediate results
+     (`ExportFormat.write_stages`).
 Out: the stage, with what differs there; None if rounding decided otherwise about some proposals,
      and all else agrees.
 """
@@ -58,13 +58,17 @@ class ModelRun:
     batch: Batch
     size: tuple[int, int]
     """Height and width of the images in their own pixels."""
+    pyramid: Pyramid
     detections: Detections
 
     @classmethod
     def of(cls, network: MaskRCNN, batch: Batch, size: tuple[int, int]) -> ModelRun:
         """Runs the model."""
         with torch.inference_mode():
-            return cls(network, batch, size, network(batch))
+            pyramid = network.pyramid(batch)
+            proposals = network.propose(pyramid, batch)
+            detections = network.predict_in(pyramid, proposals, batch)
+        return cls(network, batch, size, pyramid, detections)
 
     @property
     def to_image(self) -> tuple[float, float]:
@@ -134,8 +138,8 @@ class ModelRun:
         box = self.detections.boxes[image, slots[i]]
         label = int(self.detections.labels[image, slots[i]])
         with torch.inference_mode():
-            pyramid = self.network.pyramid(self.batch)
-            maps = self.network.predict_heatmaps(pyramid, box[None], torch.tensor([image]))[0]
+            where = torch.tensor([image])
+            maps = self.network.predict_heatmaps(self.pyramid, box[None], where)[0]
         first, count = self.network.config.keypoint_slices[label]
         return maps[first : first + count], box
 
@@ -167,10 +171,9 @@ def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | None:
     """
     network = run.network
     with torch.inference_mode():
-        own = network.pyramid(run.batch)
-        count = len(own.levels)
+        count = len(run.pyramid.levels)
         levels = [torch.from_numpy(outputs[f"features_{level}"]) for level in range(count)]
-        for level, (ours, theirs) in enumerate(zip(own.levels, levels, strict=True)):
+        for level, (ours, theirs) in enumerate(zip(run.pyramid.levels, levels, strict=True)):
             apart = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-12)
             if not apart <= FEATURE_BOUND:
                 detail = f"level {level} differs by {apart:.2g} of its largest value"
@@ -186,7 +189,7 @@ def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | None:
 
         if difference := _head_difference(run, pyramid, theirs, outputs):
             return difference
-        missing, added = _flipped(network.propose(own, run.batch), theirs)
+        missing, added = _flipped(network.propose(run.pyramid, run.batch), theirs)
         if not any(missing + added):
             return StageDifference("features", "small differences add up to those of the objects")
     return None
@@ -210,7 +213,7 @@ def _head_difference(
     """Compares detections from the file's proposals, then masks and keypoints on its boxes."""
     network = run.network
     given = Proposals(proposals, torch.zeros(proposals.shape[:2]), _has_area(proposals))
-    own = network.detect(pyramid, run.batch, given)
+    own = network.detect_in(pyramid, given, run.batch)
     found = {name: outputs[name] for name in DETECTIONS}
     if problems := replace(run, detections=own).compare(found).problems:
         return StageDifference("detections", problems[0])

@@ -155,8 +155,11 @@ class MaskRCNN(nn.Module):
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
-        detections = self.detect(pyramid, batch)
+        return self.predict_in(pyramid, self.propose(pyramid, batch), batch)
 
+    def predict_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
+        """Detects objects in proposals, with their masks and keypoints."""
+        detections = self.detect_in(pyramid, proposals, batch)
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
         labels = rows.gather(detections.labels)
@@ -173,11 +176,12 @@ class MaskRCNN(nn.Module):
             )
         return detections
 
-    def detect(
-        self, pyramid: Pyramid, batch: Batch, proposals: Proposals | None = None
-    ) -> Detections:
-        """Detects boxes and classes alone, in the given proposals or in the model's own."""
-        proposals = proposals or self.propose(pyramid, batch)
+    def detect(self, pyramid: Pyramid, batch: Batch) -> Detections:
+        """Detects boxes and classes alone."""
+        return self.detect_in(pyramid, self.propose(pyramid, batch), batch)
+
+    def detect_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
+        """Detects boxes and classes alone, in proposals."""
         rows = Rows.of(proposals.valid)
         class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
         return self.box_head.detect(class_logits, box_deltas, proposals, batch)
