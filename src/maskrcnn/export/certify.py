@@ -325,7 +325,7 @@ def weights_hash(model: MaskRCNN) -> str:
 def _versions(form: ExportFormat) -> dict[str, str]:
     """Versions of what made the file and ran it."""
     found = {"python": python_version()}
-    for package in (*PACKAGES, *form.packages):
+    for package in dict.fromkeys((*PACKAGES, *form.packages)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

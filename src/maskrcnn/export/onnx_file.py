@@ -1,23 +1,47 @@
-"""ONNX files, as the certificate compares them."""
+"""ONNX files: made from a traced model, and opened up for the certificate."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 from jaxtyping import Float, UInt8
 
 from ..config import InputConfig
-from ..graph_files.contract import stage_names
+from ..graph_files.contract import InputKind, stage_names
 from ..model.maskrcnn import MaskRCNN
 from .export_format import ExportFormat, Resizer
-from .onnx_input import input_graph
+
+if TYPE_CHECKING:
+    from .onnx_graph import Tracing
+
+
+def write(tracing: Tracing, kind: InputKind, path: Path) -> None:
+    """Writes a traced model as an ONNX file."""
+    import onnx
+
+    from .onnx_graph import onnx_model
+
+    onnx.save(onnx_model(tracing, kind), path)
+
+
+def write_stages(path: Path, model: MaskRCNN, to: Path) -> None:
+    """Writes an ONNX file again, with its named intermediate results as outputs."""
+    import onnx
+
+    content = onnx.load(path)
+    for name in stage_names(model.config):
+        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        content.graph.output.append(value)
+    onnx.save(content, to)
 
 
 def open_resizer(config: InputConfig) -> Resizer:
     """Returns the resize rule in onnxruntime."""
     import onnxruntime
+
+    from .onnx_input import input_graph
 
     graph = input_graph(config).SerializeToString()
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -31,19 +55,13 @@ def open_resizer(config: InputConfig) -> Resizer:
     return resize
 
 
-def write_stages(path: Path, model: MaskRCNN, to: Path) -> None:
-    """Writes an ONNX file again, with its named intermediate results as outputs."""
-    content = onnx.load(path)
-    for name in stage_names(model.config):
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        content.graph.output.append(value)
-    onnx.save(content, to)
-
-
 ONNX = ExportFormat(
     "onnx",
     ".onnx",
+    inputs=("uint8", "prepared"),
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    extra="onnx",
+    write=write,
     write_stages=write_stages,
     open_resizer=open_resizer,
-    packages=("onnx", "onnxscript", "onnxruntime"),
 )
