@@ -42,12 +42,8 @@ from .made_images import ImageGroup, made_groups
 from .sample_images import Samples
 from .stages import ModelRun, Outputs, Stage, StageDifference, first_difference
 
-GRAY_LEVELS = 1
-"""Largest allowed difference of a resized pixel from Pillow's, which rounds in other places."""
-GRAY_SHARE = 0.02
-"""Largest allowed share of the resized pixels of an image that differ at all."""
 FLOAT_PIXELS = 1e-3
-"""Largest allowed difference of pixels that are resized after normalization."""
+"""Largest allowed difference of pixels that are resized after normalization. Others are equal."""
 SHOWN = 6
 """Images on the page."""
 PACKAGES = ("maskrcnn", "torch", "torchvision", "numpy", "pillow")
@@ -231,11 +227,10 @@ class _Check:
         self.pixels.different += different
         self.pixels.pixels += apart.numel()
 
-        is_gray = self.model.config.input.resize == "pillow"
-        limit = GRAY_LEVELS if is_gray else FLOAT_PIXELS
-        share = different / apart.numel()
-        if not largest <= limit or (is_gray and share > GRAY_SHARE):
-            detail = f"resized pixels differ by {largest:.3g}, {share:.2%} of them"
+        limit = 0 if self.model.config.input.resize == "pillow" else FLOAT_PIXELS
+        if not largest <= limit:
+            share = different / apart.numel()
+            detail = f"resized pixels differ by up to {largest:.3g}, {share:.2%} of them"
             self._fail(group, StageDifference("input", detail), [])
         return pixels
 

@@ -1,7 +1,7 @@
 """OpenVINO's IR, made from the ONNX form of a traced model: an .xml file and its weights, .bin.
 
-The files take prepared pixels: OpenVINO's antialiased resize on a CPU differs from Pillow's by up
-to 8 gray levels, and its form that imitates Pillow takes seconds per image.
+The files take prepared pixels: OpenVINO computes double-precision numbers in float32, so that a
+resize rule inside the file would differ in sizes and by a gray level.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ..model.maskrcnn import MaskRCNN
 from .export_format import ExportFormat
 
 if TYPE_CHECKING:
+    import onnx
+
     from .onnx_graph import Tracing
 
 
@@ -23,11 +25,15 @@ def write(tracing: Tracing, kind: InputKind, path: Path) -> None:
     Raises:
         ValueError: OpenVINO has no form of an operator.
     """
-    import openvino
-
     from .onnx_graph import onnx_model
 
-    content = onnx_model(tracing, kind)
+    write_ir(onnx_model(tracing, kind), path)
+
+
+def write_ir(content: onnx.ModelProto, path: Path) -> None:
+    """Writes an ONNX model with its metadata as IR."""
+    import openvino
+
     (metadata,) = (p.value for p in content.metadata_props if p.key == METADATA_KEY)
     try:
         model = openvino.Core().read_model(content.SerializeToString(), b"")
