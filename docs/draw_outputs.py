@@ -46,7 +46,7 @@ def main() -> None:
     left = GAP
     canvas.paste(big, (left, top))
     box = [(left + ZOOM * a, top + ZOOM * b) for a, b in corners]
-    draw.rectangle([*box[0], *box[1]], outline=BLUE, width=3)
+    frame(draw, [*box[0], *box[1]], BLUE, 3)
     write(draw, (box[0][0], box[0][1] - 24), f"x0, y0 = {x:.1f}, {y:.1f}", BLUE)
     write(
         draw, (box[1][0] - 150, box[1][1] + 4), f"x1, y1 = {x + width:.1f}, {y + height:.1f}", BLUE
@@ -55,7 +55,10 @@ def main() -> None:
     for px, py, visible in points:
         if visible:
             at = (left + ZOOM * (px + 0.5), top + ZOOM * (py + 0.5))
-            draw.ellipse([at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6], fill=ORANGE, outline="white")
+            for radius, color in ((7, "white"), (6, ORANGE)):
+                draw.ellipse(
+                    [at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], fill=color
+                )
     title(
         draw,
         left,
@@ -74,7 +77,8 @@ def main() -> None:
             shade = tuple(round(255 + (c - 255) * value) for c in (15, 98, 196))
             corner = (offset[0] + column * size[0] / GRID, offset[1] + row * size[1] / GRID)
             end = (corner[0] + size[0] / GRID, corner[1] + size[1] / GRID)
-            draw.rectangle([*corner, *end], fill=shade, outline="#d0d4da")
+            draw.rectangle([*corner, *end], fill=shade)
+            frame(draw, [*corner, *end], "#d0d4da", 1)
             if min(size) / GRID > 26:
                 dark = value > 0.5
                 write(
@@ -84,7 +88,7 @@ def main() -> None:
                     "white" if dark else SOFT,
                     12,
                 )
-    draw.rectangle([*offset, offset[0] + size[0], offset[1] + size[1]], outline=BLUE, width=3)
+    frame(draw, [*offset, offset[0] + size[0], offset[1] + size[1]], BLUE, 3)
     title(
         draw,
         left,
@@ -163,6 +167,13 @@ def grid_of(mask: np.ndarray, box: tuple[float, float, float, float]) -> np.ndar
     columns = np.clip((x0 + steps * (x1 - x0)).astype(int), 0, mask.shape[1] - 1)
     sampled = mask[np.ix_(rows, columns)].astype(np.float32)
     return sampled.reshape(GRID, fine, GRID, fine).mean(axis=(1, 3))
+
+
+def frame(draw: ImageDraw.ImageDraw, box: list[float], color: str, width: int) -> None:
+    """Draws the edges of a box."""
+    x0, y0, x1, y1 = box
+    corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
+    draw.line(corners, fill=color, width=width)
 
 
 def title(draw: ImageDraw.ImageDraw, left: float, text: str, below: str) -> None:

@@ -35,7 +35,7 @@ from maskrcnn.export import onnx_file  # noqa: E402
 from maskrcnn.export.onnx_file import ONNX  # noqa: E402
 
 
-def joint_config() -> ModelConfig:
+def small_config() -> ModelConfig:
     config = tiny_config([Category("arrow", 1, keypoints=("tip", "tail")), Category("disc", 2)])
     return replace(
         config,
@@ -84,8 +84,8 @@ def test_a_right_file_gets_its_certificate(exported: Exported, tmp_path: Path):
     assert certificate.pixels is not None
     assert (certificate.pixels.largest, certificate.pixels.different) == (0, 0)
 
-    written = certificate.write(tmp_path / "joint.onnx", shown)
-    assert [path.name for path in written] == ["joint.certificate.json", "joint.certificate.html"]
+    written = certificate.write(tmp_path / "nuclei.onnx", shown)
+    assert [path.name for path in written] == ["nuclei.certificate.json", "nuclei.certificate.html"]
     content = json.loads(written[0].read_text())
     hashed = hashlib.sha256(exported.path.read_bytes()).hexdigest()
     assert content["hashes"] == {
@@ -187,7 +187,7 @@ def objects(boxes: list[list[float]], scores: list[float], labels: list[int]) ->
         torch.tensor(boxes).view(-1, 4),
         torch.tensor(scores),
         torch.tensor(labels, dtype=torch.int64),
-        joint_config().categories,
+        small_config().categories,
     )
 
 
@@ -196,12 +196,12 @@ def no_heatmaps(index: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unmatched(model: Instances, file: Instances, config: ModelConfig | None = None):
-    result = compare_objects(model, file, config or joint_config(), no_heatmaps)
+    result = compare_objects(model, file, config or small_config(), no_heatmaps)
     return dict(result.unmatched), len(result.problems)
 
 
 def test_an_object_alone_is_allowed_only_where_rounding_decides():
-    config = joint_config()
+    config = small_config()
     nothing = objects([], [], [])
     assert unmatched(objects([BOX], [0.0505], [0]), nothing) == ({"score at the threshold": 1}, 0)
     assert unmatched(objects([BOX], [0.06], [0]), nothing) == ({}, 1)
@@ -255,7 +255,7 @@ def test_masks_are_compared_in_the_image_and_pixels_at_the_threshold_do_not_coun
     one = replace(objects([[0.0, 0.0, 28.0, 28.0]], [0.9], [1]), mask_grids=grid)
     other = grid.clone()
     other[:, :, 13] = 0.0
-    result = compare_objects(one, replace(one, mask_grids=other), joint_config(), no_heatmaps)
+    result = compare_objects(one, replace(one, mask_grids=other), small_config(), no_heatmaps)
     assert result.mask_iou == pytest.approx(13 / 14)
     assert result.problems == ["mask of object 0: IoU 0.9286, expected at least 0.995"]
 
@@ -263,7 +263,7 @@ def test_masks_are_compared_in_the_image_and_pixels_at_the_threshold_do_not_coun
     level[:, :, 13] = 0.5001
     other[:, :, 13] = 0.4999
     one = replace(one, mask_grids=level)
-    result = compare_objects(one, replace(one, mask_grids=other), joint_config(), no_heatmaps)
+    result = compare_objects(one, replace(one, mask_grids=other), small_config(), no_heatmaps)
     assert (result.mask_iou, result.problems, result.undecided_pixels) == (1, [], 28)
 
 
@@ -280,7 +280,7 @@ def test_a_keypoint_may_be_at_another_peak_of_equal_height(decode: str):
     peaks = peak_positions(heatmap, box, decode, 1e-3)
     assert torch.cdist(expected, peaks).amin(dim=1)[1] > 20
 
-    config = joint_config()
+    config = small_config()
     config = replace(config, keypoint=replace(config.keypoint, decode=decode))  # ty: ignore[invalid-argument-type]
 
     def compared(x: float, y: float, second: float):

@@ -27,7 +27,9 @@ pytest.importorskip("onnxruntime")
 def without_resize(exported: Exported) -> onnx.ModelProto:
     """The file as `--input prepared` writes it."""
     model = onnx.load(exported.path)
-    inner = {name for node in model.graph.node for name in node.output if name in ("pixels", "scale")}
+    inner = {
+        name for node in model.graph.node for name in node.output if name in ("pixels", "scale")
+    }
     assert inner == {"pixels", "scale"}
 
     live = {value.name for value in model.graph.output}
@@ -119,7 +121,7 @@ def test_a_prepared_file_gets_no_batching_of_triton(exported: Exported, tmp_path
     found = parsed(text)
     assert found["pixels"] == ("TYPE_FP32", [-1, 3, -1, -1])
     assert found["scale"] == ("TYPE_FP32", [2])
-    assert found["boxes"] == ("TYPE_FP32", [-1, 100, 4])
+    assert found["boxes"] == ("TYPE_FP32", [-1, 500, 4])
 
 
 def parsed(text: str) -> dict[str, tuple[str, list[int]]]:
