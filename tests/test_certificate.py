@@ -16,6 +16,7 @@ from PIL import Image
 
 from maskrcnn.config import Category, ModelConfig
 from maskrcnn.export.certificate import Certificate, ComparedImage
+from maskrcnn.export.certificate_page import write_certificate
 from maskrcnn.export.certify import ExportMismatchError, certify, weights_hash
 from maskrcnn.export.comparison import compare_objects, peak_positions
 from maskrcnn.export.export_format import ExportFormat
@@ -84,7 +85,7 @@ def test_a_right_file_gets_its_certificate(exported: Exported, tmp_path: Path):
     assert certificate.pixels is not None
     assert (certificate.pixels.largest, certificate.pixels.different) == (0, 0)
 
-    written = certificate.write(tmp_path / "nuclei.onnx", shown)
+    written = write_certificate(certificate, tmp_path / "nuclei.onnx", shown)
     assert [path.name for path in written] == ["nuclei.certificate.json", "nuclei.certificate.html"]
     content = json.loads(written[0].read_text())
     hashed = hashlib.sha256(exported.path.read_bytes()).hexdigest()

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ..instances import Instances
-from ..runtime.atomic_files import replacing
 from .comparison import BOUNDS, Bounds, ImageComparison
 
 FEW_OBJECTS = 10
@@ -128,21 +124,3 @@ class Certificate:
             "without_objects": self.without_objects,
             "warnings": self.warnings,
         }
-
-    def write(self, path: Path, shown: Sequence[ComparedImage] = ()) -> list[Path]:
-        """Writes the certificate beside a file; returns the paths of the JSON file and the page.
-
-        Args:
-            path: of the exported file, `out.onnx` for `out.certificate.json` and `.html`.
-            shown: images for the page.
-        """
-        from .certificate_page import render_page
-
-        texts = {
-            path.with_suffix(".certificate.json"): json.dumps(self.to_dict(), indent=1) + "\n",
-            path.with_suffix(".certificate.html"): render_page(self, shown),
-        }
-        for target, text in texts.items():
-            with replacing(target) as partial:
-                partial.write_text(text, encoding="utf-8")
-        return list(texts)

@@ -1,22 +1,45 @@
-"""The certificate as a page: one self-contained HTML file."""
+"""Writes a certificate beside its file: as JSON, and as a self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 
 from PIL import Image
 
 from ..draw import draw_instances
 from ..instances import Instances
+from ..runtime.atomic_files import replacing
 from .certificate import Certificate, ComparedImage
 
 _SIDE = 480  # pixels of the longer side of a shown image
 _MOST = 30  # objects drawn on one image
 TASKS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+
+
+def write_certificate(
+    certificate: Certificate, path: Path, shown: Sequence[ComparedImage] = ()
+) -> list[Path]:
+    """Writes a certificate beside a file; returns the paths of the JSON file and the page.
+
+    Args:
+        certificate: to write.
+        path: of the exported file, `out.onnx` for `out.certificate.json` and `.html`.
+        shown: images for the page.
+    """
+    texts = {
+        path.with_suffix(".certificate.json"): json.dumps(certificate.to_dict(), indent=1) + "\n",
+        path.with_suffix(".certificate.html"): render_page(certificate, shown),
+    }
+    for target, text in texts.items():
+        with replacing(target) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
 def render_page(certificate: Certificate, shown: Sequence[ComparedImage]) -> str:

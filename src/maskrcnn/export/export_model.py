@@ -95,6 +95,7 @@ def export_model(
         _check_samples(samples, images, max_samples, certificate)
     model = _loaded(model)
 
+    from .certificate_page import write_certificate
     from .certify import certify
     from .onnx_graph import Tracing
 
@@ -118,7 +119,7 @@ def export_model(
                 max_samples=max_samples,
                 show_progress=progress,
             )
-            parts = [*proof.write(partial, shown), *parts]
+            parts = [*write_certificate(proof, partial, shown), *parts]
 
         # The file itself last: whoever sees it finds all that belongs to it.
         for part in parts:

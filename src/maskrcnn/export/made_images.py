@@ -34,8 +34,8 @@ class ImageGroup:
 def made_groups() -> list[ImageGroup]:
     """Returns the images to compare, group by group."""
     gray = np.full((203, 331, 3), 128, np.uint8)
-    long = [draw_blobs((32, 480), seed) for seed in range(13)]
-    empty = [np.full((32, 480, 3), level, np.uint8) for level in (0, 128, 255)]
+    long = [draw_blobs((32, 320), seed) for seed in range(13)]
+    empty = [np.full((32, 320, 3), level, np.uint8) for level in (0, 128, 255)]
     return [
         ImageGroup("landscape", [draw_micrograph(1, (480, 640), nuclei=100)[0]]),
         ImageGroup("portrait, one of two empty", [draw_blobs((416, 300), 2), _black((416, 300))]),

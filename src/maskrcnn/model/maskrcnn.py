@@ -170,15 +170,10 @@ class MaskRCNN(nn.Module):
 
         if self.keypoint_head is not None:
             heatmaps = self.predict_heatmaps(pyramid, boxes, rows.image)
-            points, peaks = self.keypoint_head.decode(heatmaps, boxes, labels)
-            detections = replace(
-                detections, keypoints=rows.scatter(points), keypoint_logits=rows.scatter(peaks)
-            )
+            decoded = self.keypoint_head.decode(heatmaps, boxes, labels)
+            points, peaks = map(rows.scatter, decoded)
+            detections = replace(detections, keypoints=points, keypoint_logits=peaks)
         return detections
-
-    def detect(self, pyramid: Pyramid, batch: Batch) -> Detections:
-        """Detects boxes and classes alone."""
-        return self.detect_in(pyramid, self.propose(pyramid, batch), batch)
 
     def detect_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
         """Detects boxes and classes alone, in proposals."""
