@@ -173,8 +173,7 @@ def test_views_of_an_exact_network_agree(words: str) -> None:
         images.append(image)
     batch = Batch.collate(images)
     network = Literally(tiny_config(CATEGORIES))
-    pyramid = network.pyramid(batch)
-    alone = network.detect_in(pyramid, network.propose(pyramid, batch), batch)
+    alone = network.detect(network.pyramid(batch), batch)
     detections = predict_views(network, batch, parse_tta(words))  # ty: ignore[invalid-argument-type]
     slot = detections.valid.nonzero(as_tuple=True)
     assert detections.valid.sum(dim=1).tolist() == [1, 1]

@@ -213,7 +213,7 @@ def _head_difference(
     """Compares detections from the file's proposals, then masks and keypoints on its boxes."""
     network = run.network
     given = Proposals(proposals, torch.zeros(proposals.shape[:2]), _has_area(proposals))
-    own = network.detect_in(pyramid, given, run.batch)
+    own = network.detect(pyramid, run.batch, given)
     found = {name: outputs[name] for name in DETECTIONS}
     if problems := replace(run, detections=own).compare(found).problems:
         return StageDifference("detections", problems[0])

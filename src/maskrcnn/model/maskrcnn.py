@@ -159,7 +159,7 @@ class MaskRCNN(nn.Module):
 
     def predict_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
         """Detects objects in proposals, with their masks and keypoints."""
-        detections = self.detect_in(pyramid, proposals, batch)
+        detections = self.detect(pyramid, batch, proposals)
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
         labels = rows.gather(detections.labels)
@@ -175,8 +175,9 @@ class MaskRCNN(nn.Module):
             detections = replace(detections, keypoints=points, keypoint_logits=peaks)
         return detections
 
-    def detect_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
-        """Detects boxes and classes alone, in proposals."""
+    def detect(self, pyramid: Pyramid, batch: Batch, given: Proposals | None = None) -> Detections:
+        """Detects boxes and classes alone, in given proposals or in the model's own."""
+        proposals = given or self.propose(pyramid, batch)
         rows = Rows.of(proposals.valid)
         class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
         return self.box_head.detect(class_logits, box_deltas, proposals, batch)

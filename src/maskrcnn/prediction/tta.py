@@ -106,8 +106,7 @@ def predict_views(network: MaskRCNN, batch: Batch, views: Sequence[TTAView]) -> 
     for view in views:
         view_batch, matrix = view_of_batch(batch, view, network.config.input.size_divisor)
         pyramid = network.pyramid(view_batch)
-        proposals = network.propose(pyramid, view_batch)
-        detections = network.detect_in(pyramid, proposals, view_batch)
+        detections = network.detect(pyramid, view_batch)
         back = torch.linalg.inv_ex(matrix)[0]
         candidates.append(replace(detections, boxes=_move(back, detections.boxes)))
         pyramids.append(pyramid)
