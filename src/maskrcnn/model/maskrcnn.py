@@ -186,14 +186,9 @@ class MaskRCNN(nn.Module):
         """Proposes regions that may show an object, of whatever class."""
         config = self.config.rpn
         logits, deltas = self.rpn(pyramid.levels)
-        return self.rpn.propose(
-            logits,
-            deltas,
-            self.rpn.anchors(pyramid.levels, batch),
-            batch,
-            pre_nms=config.pre_nms_test,
-            post_nms=config.post_nms_test,
-        )
+        anchors = self.rpn.anchors(pyramid.levels, batch)
+        counts = {"pre_nms": config.pre_nms_test, "post_nms": config.post_nms_test}
+        return self.rpn.propose(logits, deltas, anchors, batch, **counts)
 
     def predict_masks(
         self,
