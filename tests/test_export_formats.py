@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported_model import Exported
+from models import tiny_config
 from test_certificate import BROKEN, GROUPS, certified
 
 import maskrcnn as mr
 from maskrcnn.cli import run
 from maskrcnn.export.certify import ExportMismatchError
+from maskrcnn.export.onnx_graph import Tracing
 from maskrcnn.export.openvino_file import OPENVINO, write_ir
 from maskrcnn.export.triton import write_repository
 from maskrcnn.graph_files.contract import METADATA_KEY, metadata_of, output_names
@@ -140,6 +142,21 @@ def shapes(path: Path, first: int) -> dict[str, tuple[str, list[int]]]:
         name: (names[str(value.dtype)], list(value.shape[first:]))
         for name, value in outputs.items()
     }
+
+
+def test_heads_of_ones_own_are_named_as_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    class Area(mr.ExtraHead):
+        """Predicts nothing."""
+
+    model = mr.MaskRCNN.from_config(tiny_config())
+    model.add_head("area", Area())
+    monkeypatch.setattr(Tracing, "of", lambda *_, **__: 1 / 0)
+    with (
+        pytest.warns(UserWarning, match="heads of your own are not exported, the file lacks: area"),
+        pytest.raises(ZeroDivisionError),
+    ):
+        mr.export_model(model, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_formats_are_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture):

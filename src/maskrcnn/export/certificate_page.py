@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..draw import draw_instances
+from ..draw.overlay import draw_instances
 from ..instances import Instances
 from ..runtime.atomic_files import replacing
 from .certificate import Certificate, ComparedImage

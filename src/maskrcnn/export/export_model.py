@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -195,6 +196,10 @@ def _loaded(model: MaskRCNN | str | Path) -> MaskRCNN:
     if not isinstance(model, MaskRCNN):
         raise TypeError(f"model: expected a model or the name of one, got {type(model).__name__}")
 
+    if own := list(model.extra_heads):
+        warnings.warn(
+            f"heads of your own are not exported, the file lacks: {', '.join(own)}", stacklevel=3
+        )
     size = sum(p.numel() * 4 for p in model.parameters())
     if size > MOST_BYTES:
         raise ValueError(
