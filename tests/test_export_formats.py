@@ -15,7 +15,6 @@ from test_certificate import BROKEN, GROUPS, certified
 import maskrcnn as mr
 from maskrcnn.cli import run
 from maskrcnn.export.certify import ExportMismatchError
-from maskrcnn.export.onnx_graph import Tracing
 from maskrcnn.export.openvino_file import OPENVINO, write_ir
 from maskrcnn.export.triton import write_repository
 from maskrcnn.graph_files.contract import METADATA_KEY, metadata_of, output_names
@@ -23,7 +22,10 @@ from maskrcnn.graph_files.runner import GraphRunner
 from maskrcnn.synthetic.micrograph import draw_micrograph
 
 onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+
+from maskrcnn.export.onnx_graph import Tracing  # noqa: E402
 
 
 def without_resize(exported: Exported) -> onnx.ModelProto:
