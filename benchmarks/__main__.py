@@ -19,7 +19,7 @@ from rich.table import Table
 from . import page
 from .timing import machine
 
-NAMES = ("startup", "inference", "scaling", "evaluation", "allocation", "training", "gpu")
+NAMES = ("startup", "inference", "scaling", "evaluation", "allocation", "training", "export", "gpu")
 # Not part of `make bench`.
 MORE = ("check",)
 

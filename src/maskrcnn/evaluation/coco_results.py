@@ -6,7 +6,7 @@ Detections of categories that the data does not annotate are left out: they cann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..annotations.categories import are_numbered, plain_keypoint, similar_names
@@ -18,6 +18,10 @@ from ..runtime.progress import track
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..instances import Instances
+
+Match = tuple[int, list[int]]
+"""The data's category id for a label, and for each of the data's keypoints the model's."""
 
 
 def coco_results(
@@ -56,23 +60,36 @@ def coco_results(
 
     results: list[CocoResult] = []
     for instances in track(stream, "evaluating", total=len(data), show=None if progress else False):
-        for entry, label in zip(instances.to_coco(), instances.labels.tolist(), strict=True):
-            match = matches[label]
-            if match is None:
-                continue
-            entry["category_id"], keypoint_order = match
-            entry["category_name"] = names[match[0]]
-            if "keypoints" in entry:
-                values = entry["keypoints"]
-                entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
-            results.append(entry)
+        results += matched_results(instances, matches, names)
         advance(1)
     return results
 
 
-def match_categories(
-    ours: Sequence[Category], theirs: Sequence[Category]
-) -> list[tuple[int, list[int]] | None]:
+def matched_results(
+    instances: Instances, matches: Sequence[Match | None], names: Mapping[int, str]
+) -> list[CocoResult]:
+    """COCO results of one image, with the data's categories and order of keypoints.
+
+    Args:
+        instances: with the image's id in the data.
+        matches: of each label, as `match_categories` returns them.
+        names: of the data's categories, by id.
+    """
+    results: list[CocoResult] = []
+    for entry, label in zip(instances.to_coco(), instances.labels.tolist(), strict=True):
+        match = matches[label]
+        if match is None:
+            continue
+        entry["category_id"], keypoint_order = match
+        entry["category_name"] = names[match[0]]
+        if "keypoints" in entry:
+            values = entry["keypoints"]
+            entry["keypoints"] = [v for j in keypoint_order for v in values[3 * j : 3 * j + 3]]
+        results.append(entry)
+    return results
+
+
+def match_categories(ours: Sequence[Category], theirs: Sequence[Category]) -> list[Match | None]:
     """The data's category for each label of the model.
 
     Args:
@@ -106,7 +123,7 @@ def match_categories(
     )
 
 
-def _match(ours: Category, theirs: Category | None) -> tuple[int, list[int]] | None:
+def _match(ours: Category, theirs: Category | None) -> Match | None:
     return None if theirs is None else (theirs.id, _keypoint_order(ours, theirs))
 
 

@@ -5,9 +5,9 @@ In:  images [B, 3, H, W] of one size, at the model's input size, and the origina
 Out: boxes, scores, labels, valid, and masks and keypoints where the model has such heads; D
      objects per image, zeros where `valid` is False.
 
-It is the model's own `forward`. What an export needs otherwise (fixed numbers of objects, NMS and
-RoIAlign as single nodes) is decided where it is computed: `ops/rows.py`, `ops/nms.py`,
-`kernels/roi_align_kernels.py`.
+It computes what the model's own `forward` computes. What an export needs otherwise (fixed numbers
+of objects, NMS and RoIAlign as single nodes) is decided where it is computed: `ops/rows.py`,
+`ops/nms.py`, `kernels/roi_align_kernels.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph_files.contract import output_names
+from ..graph_files.contract import output_names, stage_names
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.optimize import optimize_for_inference
 from ..structures import Batch
@@ -48,9 +48,7 @@ class ExportedNetwork(nn.Module):
         """Names of what `forward` returns, in its order."""
         names = output_names(self.network.config)
         if self.stages:
-            levels = len(self.network.neck.strides)
-            names += tuple(f"features_{level}" for level in range(levels))
-            names += ("proposals",)
+            names += stage_names(self.network.config)
         return names
 
     def forward(self, images: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -74,7 +72,9 @@ class ExportedNetwork(nn.Module):
             normalized=config.resize == "torch",
         )
 
-        detections = self.network(batch)
+        pyramid = self.network.pyramid(batch)
+        proposals = self.network.propose(pyramid, batch)
+        detections = self.network.predict_in(pyramid, proposals, batch)
         results = [
             detections.boxes * scale.repeat(2),
             detections.scores,
@@ -89,9 +89,8 @@ class ExportedNetwork(nn.Module):
             results.append(detections.keypoint_logits)
 
         if self.stages:
-            pyramid = self.network.pyramid(batch)
             results += [level.float() for level in pyramid.levels]
-            results.append(self.network.propose(pyramid, batch).boxes)
+            results.append(proposals.boxes)
         return tuple(results)
 
 

@@ -18,7 +18,7 @@ import onnx
 import onnx.compose
 import torch
 
-from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of
+from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of, output_names
 from ..model.maskrcnn import MaskRCNN
 from .network import ExportedNetwork, traced
 from .onnx_input import IR_VERSION, OPSET, input_graph
@@ -34,8 +34,8 @@ class Tracing:
     output_names: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: MaskRCNN, stages: bool = False) -> Tracing:
-        """Traces a model; `stages` adds intermediate results to its outputs."""
+    def of(cls, model: MaskRCNN, stages: bool = True) -> Tracing:
+        """Traces a model; `stages` names its intermediate results, for the certificate."""
         network = ExportedNetwork(model, stages)
         return cls(model, traced(network), network.output_names)
 
@@ -71,6 +71,8 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
+    outputs = output_names(tracing.model.config)
+    del model.graph.output[len(outputs) :]  # the intermediate results keep their names inside
     del model.graph.value_info[:]  # shapes of inner values, under names that change below
     _name_dimensions(model, "pixels", ("batch", "3", "h", "w"))
 
@@ -79,7 +81,7 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
         both = [("pixels", "pixels"), ("scale", "scale")]
         model = onnx.compose.merge_models(resize, model, io_map=both, name="maskrcnn")
         del model.opset_import[1:]  # both parts name the same
-    metadata = metadata_of(tracing.model.config, input_kind, tracing.output_names)
+    metadata = metadata_of(tracing.model.config, input_kind, outputs)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     model.producer_name = "maskrcnn"
     model.producer_version = metadata["versions"]["maskrcnn"]

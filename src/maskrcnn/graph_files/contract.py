@@ -87,6 +87,13 @@ def output_names(config: ModelConfig) -> tuple[str, ...]:
     return names
 
 
+def stage_names(config: ModelConfig) -> tuple[str, ...]:
+    """Returns the names of the intermediate results inside a file: they are no outputs of it, but
+    can be made so.
+    """
+    return (*(f"features_{level}" for level in range(len(config.rpn.sizes))), "proposals")
+
+
 def metadata_of(
     config: ModelConfig, input_kind: InputKind, outputs: tuple[str, ...]
 ) -> GraphMetadata:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .contract import METADATA_KEY, read_metadata
 
@@ -31,6 +31,8 @@ class GraphRunner:
         device: "cpu", or "cuda" with or without an index; by default a GPU where the runtime has
             one.
         threads: number of threads to compute with; by default the runtime decides.
+        dtype: precision, of OpenVINO files alone: "float32", "bfloat16", or "auto", which is
+            bfloat16 where the processor has it. All others compute in float32.
 
     Raises:
         FileNotFoundError: no such file.
@@ -40,11 +42,16 @@ class GraphRunner:
     """
 
     def __init__(
-        self, path: str | Path, *, device: str | None = None, threads: int | None = None
+        self,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        dtype: Literal["float32", "bfloat16", "auto"] = "float32",
     ) -> None:
         self.path = Path(path)
         """The file."""
-        self._arguments = {"device": device, "threads": threads}
+        self._arguments: dict[str, Any] = {"device": device, "threads": threads, "dtype": dtype}
         suffix = self.path.suffix.lower()
         if suffix not in _RUNTIMES:
             raise ValueError(
@@ -53,7 +60,7 @@ class GraphRunner:
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: file not found")
 
-        text, self._run = _RUNTIMES[suffix](self.path, device, threads)
+        text, self._run = _RUNTIMES[suffix](self.path, device, threads, dtype)
         self.metadata, self.config = read_metadata(text, path)
         """What the file says about itself, and the configuration of its model."""
 
@@ -76,8 +83,14 @@ class GraphRunner:
         return partial(GraphRunner, self.path, **self._arguments), ()
 
 
-def _onnx(path: Path, device: str | None, threads: int | None) -> tuple[str | None, Run]:
+def _onnx(
+    path: Path, device: str | None, threads: int | None, dtype: str
+) -> tuple[str | None, Run]:
     """An ONNX file in onnxruntime: its metadata, and a function that runs it."""
+    if dtype == "bfloat16":
+        raise ValueError(
+            f'dtype: ONNX files compute in float32, got "{dtype}"; omit it, or export to OpenVINO'
+        )
     try:
         import onnxruntime
     except ImportError as error:
@@ -120,7 +133,9 @@ def _providers(device: str | None, available: list[str]) -> list[Any]:
     )
 
 
-def _openvino(path: Path, device: str | None, threads: int | None) -> tuple[str | None, Run]:
+def _openvino(
+    path: Path, device: str | None, threads: int | None, dtype: str
+) -> tuple[str | None, Run]:
     """An OpenVINO model on the CPU: its metadata, and a function that runs it."""
     if device not in (None, "cpu"):
         raise ValueError(f'device: OpenVINO files run on "cpu", got "{device}"')
@@ -130,7 +145,11 @@ def _openvino(path: Path, device: str | None, threads: int | None) -> tuple[str 
         raise ImportError(_missing(path, "openvino", "openvino")) from error
 
     core = openvino.Core()
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+    has_half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == "bfloat16" and not has_half:
+        raise ValueError('dtype: this processor has no bfloat16, expected "float32" or "auto"')
+    half = has_half and dtype != "float32"
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
@@ -145,12 +164,15 @@ def _openvino(path: Path, device: str | None, threads: int | None) -> tuple[str 
     compiled = core.compile_model(model, "CPU", settings)
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {output.get_any_name(): value for output, value in compiled(inputs).items()}
+        # A value may have several names.
+        return {
+            name: value for output, value in compiled(inputs).items() for name in output.get_names()
+        }
 
     return metadata, run
 
 
-_RUNTIMES: dict[str, Callable[[Path, str | None, int | None], tuple[str | None, Run]]] = {
+_RUNTIMES: dict[str, Callable[[Path, str | None, int | None, str], tuple[str | None, Run]]] = {
     ".onnx": _onnx,
     ".xml": _openvino,
 }

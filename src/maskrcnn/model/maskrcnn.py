@@ -155,8 +155,11 @@ class MaskRCNN(nn.Module):
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
-        detections = self.detect(pyramid, batch)
+        return self.predict_in(pyramid, self.propose(pyramid, batch), batch)
 
+    def predict_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
+        """Detects objects in proposals, with their masks and keypoints."""
+        detections = self.detect(pyramid, batch, proposals)
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
         labels = rows.gather(detections.labels)
@@ -167,15 +170,14 @@ class MaskRCNN(nn.Module):
 
         if self.keypoint_head is not None:
             heatmaps = self.predict_heatmaps(pyramid, boxes, rows.image)
-            points, peaks = self.keypoint_head.decode(heatmaps, boxes, labels)
-            detections = replace(
-                detections, keypoints=rows.scatter(points), keypoint_logits=rows.scatter(peaks)
-            )
+            decoded = self.keypoint_head.decode(heatmaps, boxes, labels)
+            points, peaks = map(rows.scatter, decoded)
+            detections = replace(detections, keypoints=points, keypoint_logits=peaks)
         return detections
 
-    def detect(self, pyramid: Pyramid, batch: Batch) -> Detections:
-        """Detects boxes and classes alone."""
-        proposals = self.propose(pyramid, batch)
+    def detect(self, pyramid: Pyramid, batch: Batch, given: Proposals | None = None) -> Detections:
+        """Detects boxes and classes alone, in given proposals or in the model's own."""
+        proposals = given or self.propose(pyramid, batch)
         rows = Rows.of(proposals.valid)
         class_logits, box_deltas = self._classify(pyramid, proposals.boxes, rows)
         return self.box_head.detect(class_logits, box_deltas, proposals, batch)
@@ -184,14 +186,9 @@ class MaskRCNN(nn.Module):
         """Proposes regions that may show an object, of whatever class."""
         config = self.config.rpn
         logits, deltas = self.rpn(pyramid.levels)
-        return self.rpn.propose(
-            logits,
-            deltas,
-            self.rpn.anchors(pyramid.levels, batch),
-            batch,
-            pre_nms=config.pre_nms_test,
-            post_nms=config.post_nms_test,
-        )
+        anchors = self.rpn.anchors(pyramid.levels, batch)
+        counts = {"pre_nms": config.pre_nms_test, "post_nms": config.post_nms_test}
+        return self.rpn.propose(logits, deltas, anchors, batch, **counts)
 
     def predict_masks(
         self,

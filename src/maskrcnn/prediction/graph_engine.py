@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,18 +39,25 @@ class GraphEngine:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: torch.device | str | None, refused: Mapping[str, Any]
+        cls,
+        path: str | Path,
+        device: torch.device | str | None,
+        dtype: Literal["float32", "bfloat16", "auto"] | None,
+        refused: Mapping[str, Any],
     ) -> GraphEngine:
         """Loads an exported file.
 
         Args:
             path: the file.
             device: see `GraphRunner`.
+            dtype: see `GraphRunner`; "bfloat16" is for OpenVINO files.
             refused: settings that only a model has, by name, with the values given for them.
 
         Raises:
             ValueError: one of these settings is given, or the file cannot be loaded.
         """
+        if dtype == "bfloat16" and Path(path).suffix.lower() != ".xml":
+            refused = {**refused, "dtype": dtype}
         for name, value in refused.items():
             if value not in (None, False):
                 raise ValueError(
@@ -58,7 +65,8 @@ class GraphEngine:
                     f"omit it, or use the model from which {Path(path).name} was exported"
                 )
         where = None if device is None else str(device)
-        return cls(GraphRunner(path, device=where, threads=torch.get_num_threads()))
+        threads = torch.get_num_threads()
+        return cls(GraphRunner(path, device=where, threads=threads, dtype=dtype or "float32"))
 
     @property
     def config(self) -> ModelConfig:

@@ -150,9 +150,8 @@ class Predictor:
         self.engine: ModelEngine | GraphEngine
         """Computes with the prepared network or with the exported file."""
         if isinstance(model, str | Path) and is_graph_file(model):
-            half = dtype if dtype == "bfloat16" else None
             self.engine = GraphEngine.load(
-                model, device, refused={"tta": tta, "exact": exact, "dtype": half}
+                model, device, dtype, refused={"tta": tta, "exact": exact}
             )
         else:
             if isinstance(model, str | Path):
