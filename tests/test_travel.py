@@ -8,6 +8,7 @@ import inspect
 import io
 import multiprocessing
 import pickle
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[],
         device="cpu",
         progress=False,
         processes=Processes.start("cpu"),
+        started=0.0,
+        clock=time.monotonic,
     )
     truth = data.truth()
     result = {"image_id": 70, "category_id": 4, "score": 0.5, "bbox": [50, 10, 20, 20]}
