@@ -53,8 +53,9 @@ class ExtraHead(nn.Module):
     """A head of your own: override `forward` and `loss`, and add it by
     `model.extra_heads.add`.
 
-    It gets features of `model.extra_heads.channels` channels. Its loss has its name, an identifier
-    such as "age".
+    It gets the features of `model.extra_heads.channels` channels. Its loss has its name, and its
+    weights are stored with the model's; `load` needs `heads={name: head}` to fill them. It takes no
+    part in the model's `forward`: `model.extra_heads.predict` computes its predictions.
 
     Example:
         >>> import torch
