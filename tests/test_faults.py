@@ -192,7 +192,7 @@ def test_results_before_a_full_disk_or_an_interruption_are_kept(
     assert sorted(p.name for p in out.glob("*.png")) == ["0.png", "1.png"]
     assert not list(out.glob(".*"))
 
-    def interrupted(instances: mr.Instances, path: Path) -> None:
+    def interrupted(instances: mr.Instances, path: Path, *_: Any) -> None:
         if path.name == "1.png":
             raise KeyboardInterrupt
 
@@ -243,7 +243,7 @@ class Break(mr.Callback):
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mr.CocoDataset:
     """Six images that a test may break; none stays decoded in memory."""
-    monkeypatch.setattr(TrainingSet.__init__, "__defaults__", (0,))
+    monkeypatch.setattr(TrainingSet.__init__, "__defaults__", (0, None))
     return mr.CocoDataset(training_run.draw(tmp_path / "own", 6))
 
 

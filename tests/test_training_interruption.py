@@ -195,27 +195,29 @@ def test_the_command_that_is_printed_continues_from_the_interrupted_step(
     assert "resumed after step 1" in capfd.readouterr().out
 
 
-def test_a_run_stopped_before_its_first_step_is_started_again(
-    data: mr.CocoDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+def test_a_run_stopped_before_its_first_step_says_that_nothing_is_saved(
+    data: mr.CocoDataset, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = r"after step 0; .*run holds no checkpoint yet, so resume=True .* from the beginning"
+    with monkeypatch.context() as patch:
+        signal_in(patch, "_draw_examples", 0, signal.SIGINT)
+        with pytest.raises(mr.Interrupted, match=message):
+            go(data, tmp_path / "run")
+    go(data, tmp_path / "run", resume=True)
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+def test_a_command_stopped_while_it_reads_the_data_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from maskrcnn.cli import run
 
-    signal_in(monkeypatch, "_draw_examples", 0, signal.SIGINT)
-    with pytest.raises(
-        mr.Interrupted, match=r"after step 0; .*run holds no checkpoint yet"
-    ) as stop:
-        go(data, tmp_path / "run")
-    assert not stop.value.resumable
+    def interrupted(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    def train_command(*_: Any, **__: Any) -> None:
-        raise stop.value
-
-    monkeypatch.setattr("maskrcnn.training.plan.plan_training", train_command)
-    assert run(["train", "--data", "a.json", "--out", "run"]) == 130
-    told = capfd.readouterr().err
+    monkeypatch.setattr("maskrcnn.training.plan.plan_training", interrupted)
+    assert run(["train", "--data", "a.json", "--out", "run"]) == 143
+    told = capsys.readouterr().err
     assert "Start again with:\n  maskrcnn train --data a.json --out run\n" in told
 
 
