@@ -94,7 +94,8 @@ class Record:
         elif isinstance(value, Image.Image):
             self.array(key, np.asarray(value))
         elif is_dataclass(value):
-            self.add(key, [getattr(value, f.name) for f in fields(value) if f.name != "num_valid"])
+            names = [f.name for f in fields(value) if f.name not in ("num_valid", "annotation_ids")]
+            self.add(key, [getattr(value, name) for name in names])
         elif isinstance(value, list | tuple) and any(has_array(part) for part in value):
             for number, part in enumerate(value):
                 self.add(f"{key}/{number}", part)
