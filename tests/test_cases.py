@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -156,3 +157,16 @@ def test_the_inputs_can_be_copied(cases: Path, tmp_path: Path):
     """Where a report is about a folder, a copy of it under another name gives the same."""
     shutil.copytree(cases / "yolo_split_alone", tmp_path / "Größe (1)")
     assert len(mr.load_dataset(tmp_path / "Größe (1)" / "valid")[0].annotations) == 1
+
+
+def test_the_robustness_page_names_tests_that_exist():
+    tests = Path(__file__).parent
+    files = {path.name: path.read_text() for path in tests.glob("*.py")}
+    names = {name for text in files.values() for name in re.findall(r"^def test_(\w+)", text, re.M)}
+    page = (tests.parent / "docs" / "robustness.md").read_text()
+    for quoted in re.findall(r"`([^`\n]+)`", page):
+        start = re.fullmatch(r"(?:test_)?(\w+?)(?:\.\.\.|_\*)", quoted)
+        if start:
+            assert any(name.startswith(start[1]) for name in names), quoted
+        elif quoted.startswith("test_") and quoted.endswith(".py"):
+            assert quoted in files
