@@ -216,14 +216,16 @@ def test_the_weight_is_zero_during_burn_in_and_then_rises_to_its_value(
         open_unlabeled(images, data),
         config,
         Processes.start("cpu"),
-        ("a", "box"),
+        ("mask", "box", "a head of one's own"),
     )
     weights = [teacher.weight(step, 100) for step in range(100)]
     assert weights[:30] == [0.0] * 30
     assert 0 < weights[30] < weights[31] < weights[49] < 2
     assert weights[51:] == [2.0] * 49
     assert teacher.weight(99, None) == 0, "the length of the run is not yet known"
-    assert teacher.term_weights.tolist() == [1.0, 0.0], "boxes are not trained"
+    assert teacher.term_weights.tolist() == [1.0, 0.0, 0.0], (
+        "neither boxes nor own heads are trained"
+    )
 
 
 def test_the_teacher_predicts_the_students_view_and_keeps_its_statistics(
@@ -235,7 +237,7 @@ def test_the_teacher_predicts_the_students_view_and_keeps_its_statistics(
     model = MaskRCNN.from_config(tiny_model(data)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     teacher = Teacher(model, open_unlabeled(images, data), config, Processes.start("cpu"), ())
-    plain, _ = next(teacher._load(5 * config.accumulate))
+    plain, _ = next(teacher._load(5 * config.accumulate, workers=0))
     labels = teacher.pseudo_labels(5, 0)
     assert torch.equal(labels.batch.images, strong_augmentation(plain).images)
     expected, _ = pseudo_truth(model(plain), model.config, config.unlabeled)
