@@ -188,9 +188,7 @@ def test_the_numpy_example_gives_the_same_objects_and_masks(exported: Exported) 
     for objects, result in zip(found, mr.Predictor(exported.path).stream(images), strict=True):
         assert np.allclose(objects["boxes"], result.boxes, atol=1e-3)
         assert [c["name"] for c in objects["categories"]] == list(result.names)
-        assert np.array_equal(
-            np.array(objects["masks"]).reshape(-1, 96, 96), result.masks.dense()
-        )
+        assert np.array_equal(np.array(objects["masks"]).reshape(-1, 96, 96), result.masks.dense())
     assert len(found[0]["scores"]) > 0
     assert len(found[1]["scores"]) == 0
 
