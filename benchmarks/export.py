@@ -127,7 +127,7 @@ def by_torchvision(model: torch.nn.Module, image: np.ndarray) -> Any:
 
 def predicting(predictor: mr.Predictor, image: np.ndarray) -> Callable[[], Any]:
     """A function that predicts an image and draws its masks."""
-    return lambda: predictor(image).masks().dense()
+    return lambda: predictor(image).masks.dense()
 
 
 def _start(path: str, height: str, width: str) -> None:
@@ -137,9 +137,9 @@ def _start(path: str, height: str, width: str) -> None:
         start = time.perf_counter()
         predictor = mr.Predictor(path)
         loaded = time.perf_counter()
-        predictor(image).masks().dense()
+        predictor(image).masks.dense()
         first = time.perf_counter()
-        predictor(image).masks().dense()
+        predictor(image).masks.dense()
     found = {"load, s": loaded - start, "first image, s": first - loaded}
     print(json.dumps(found | {"peak memory, MB": peak.bytes / 1e6}))
 

@@ -17,10 +17,11 @@ from PIL import Image
 from maskrcnn.config import Category, ModelConfig
 from maskrcnn.export.certificate import Certificate, ComparedImage
 from maskrcnn.export.certificate_page import write_certificate
-from maskrcnn.export.certify import ExportMismatchError, certify, weights_hash
+from maskrcnn.export.certify import ExportMismatchError, certify
 from maskrcnn.export.comparison import compare_objects, peak_positions
 from maskrcnn.export.export_format import ExportFormat
 from maskrcnn.export.made_images import ImageGroup
+from maskrcnn.export.provenance import weights_hash
 from maskrcnn.export.stages import contract_problems
 from maskrcnn.instances import Instances
 from maskrcnn.synthetic.micrograph import draw_micrograph

@@ -28,6 +28,7 @@ RECORDS = (
     "Detections",
     "DownloadError",
     "Evaluation",
+    "ExportMismatchError",
     "ImageError",
     "InputConfig",
     "Interrupted",

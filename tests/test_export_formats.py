@@ -151,7 +151,7 @@ def test_heads_of_ones_own_are_named_as_left_out(monkeypatch: pytest.MonkeyPatch
         """Predicts nothing."""
 
     model = mr.MaskRCNN.from_config(tiny_config())
-    model.add_head("area", Area())
+    model.extra_heads.add("area", Area())
     monkeypatch.setattr(Tracing, "of", lambda *_, **__: 1 / 0)
     with (
         pytest.warns(UserWarning, match="heads of your own are not exported, the file lacks: area"),

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .dataset_checks.check_report import CheckReport
     from .draw.overlay import draw_instances
     from .evaluation.evaluate import Evaluation, evaluate
+    from .export.certify import ExportMismatchError
     from .export.export_model import export_model
     from .formats.all_formats import register_format
     from .formats.convert import ConversionReport, convert_annotations
@@ -103,6 +104,7 @@ __all__ = [
     "Detections",
     "DownloadError",
     "Evaluation",
+    "ExportMismatchError",
     "ExtraHead",
     "ImageError",
     "InputConfig",
@@ -219,6 +221,7 @@ _NAMES = {
     "prediction.predictor": ("Predictor", "predict"),
     "active_learning.rank": ("Ranking", "rank_images"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
+    "export.certify": ("ExportMismatchError",),
     "export.export_model": ("export_model",),
     "recipe.recipe": ("Recipe", "choose_recipe"),
     "training.examples": ("draw_examples",),

@@ -10,15 +10,12 @@ resizes images itself, its pixels are first compared with the model's.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import machine, processor, python_version
 
 import numpy as np
 import torch
@@ -39,6 +36,7 @@ from ..runtime.progress import progress
 from .certificate import Certificate, ComparedImage, GroupResult, PixelComparison
 from .export_format import ExportFormat, Resizer
 from .made_images import ImageGroup, made_groups
+from .provenance import file_hashes, processor_name, versions_of, weights_hash
 from .sample_images import Samples
 from .stages import ModelRun, Outputs, Stage, StageDifference, first_difference
 
@@ -46,7 +44,6 @@ FLOAT_PIXELS = 1e-3
 """Largest allowed difference of pixels that are resized after normalization. Others are equal."""
 SHOWN = 6
 """Images on the page."""
-PACKAGES = ("maskrcnn", "torch", "torchvision", "numpy", "pillow")
 
 
 class ExportMismatchError(ValueError):
@@ -76,7 +73,7 @@ def certify(
 
     Args:
         path: the exported file.
-        model: on the CPU; not modified.
+        model: not modified.
         form: of the file.
         samples: a folder or a pattern of images to compare in addition; or annotated images, which
             also give the average precision of both.
@@ -95,7 +92,7 @@ def certify(
     start = time.perf_counter()
     chosen = Samples.of(samples, images, max_samples) if samples is not None else None
     drawn = list(made_groups() if groups is None else groups)
-    predictor = Predictor(model, exact=True)
+    predictor = Predictor(model, device="cpu", exact=True)
     check = _Check(model, predictor, GraphRunner(path, device="cpu"), path.name, form)
 
     total = sum(len(group.images) for group in drawn) + (len(chosen.chosen) if chosen else 0)
@@ -113,8 +110,8 @@ def certify(
         format=form.name,
         input=check.runner.metadata["input"]["kind"],
         hashes=file_hashes(path) | {"weights": weights_hash(model)},
-        versions=_versions(form),
-        processor=_processor(),
+        versions=versions_of(form),
+        processor=processor_name(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         groups=check.results,
         pixels=check.pixels if check.resizer else None,
@@ -294,45 +291,3 @@ def _precision(
         }
         for task in evaluations["model"].tasks
     }
-
-
-def file_hashes(path: Path) -> dict[str, str]:
-    """Returns the SHA-256 of a file, and of the weights that OpenVINO keeps beside it."""
-    parts = [path]
-    if path.suffix == ".xml":
-        parts.append(path.with_suffix(".bin"))
-    hashes = {}
-    for part in parts:
-        with part.open("rb") as file:
-            hashes[part.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
-def weights_hash(model: MaskRCNN) -> str:
-    """Returns the SHA-256 of a model's weights: names, shapes and values, sorted by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _versions(form: ExportFormat) -> dict[str, str]:
-    """Versions of what made the file and ran it."""
-    found = {"python": python_version()}
-    for package in dict.fromkeys((*PACKAGES, *form.packages)):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed as a distribution"
-    return found
-
-
-def _processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return processor() or machine()
