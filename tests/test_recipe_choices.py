@@ -323,7 +323,7 @@ def test_each_economy_makes_a_step_cheaper_and_never_changes_what_was_given() ->
     made = [chosen(large, economy=economy) for economy in LADDER]
     works = [choose.work(choices) for choices in made]
     assert all(after < 0.85 * before for before, after in itertools.pairwise(works))
-    assert [c.training.augment.crop for c in made] == [256, 192, 192, 192, 192]
+    assert [c.training.augment.crop for c in made] == [256, 192, 128, 128, 128]
     assert [c.model.input.max_size for c in made] == [1024, 704, 512, 512, 512]
     assert [c.training.batch_size for c in made] == [4, 4, 4, 3, 3]
     assert {c.model.trunk.norm for c in made} == {"batch"}
