@@ -37,25 +37,26 @@ def run(quick: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     starts: list[dict[str, Any]] = []
     seconds: dict[str, Any] = {}
-    for name in ("r18_small, 512 px",) if quick else ("R50-FPN, 800 px", "r18_small, 512 px"):
+    sizes = {"R50-FPN, 800 px": (800, 1066), "r18_small, 512 px": (512, 683)}
+    if quick:
+        sizes = {"r18_small, 128 px": (128, 171)}
+    for name, size in sizes.items():
         with tempfile.TemporaryDirectory() as folder:
-            measured = one_model(name, Path(folder), quick)
+            measured = one_model(name, size, Path(folder), rounds=1 if quick else 9)
         rows += measured["rows"]
         starts += measured["starts"]
         seconds[name] = measured["seconds"]
     return {"rows": rows, "in a new process": starts, "seconds": seconds}
 
 
-def one_model(name: str, folder: Path, quick: bool) -> dict[str, Any]:
+def one_model(name: str, size: tuple[int, int], folder: Path, rounds: int) -> dict[str, Any]:
     """Times one model in all its forms, in turns."""
     theirs = None
     if name.startswith("R50"):
         theirs = torchvision_model()
         model = ours_of(theirs)
-        size = (800, 1066)
     else:
         model = small_model()
-        size = (128, 171) if quick else (512, 683)
     image = random_image(*size, seed=1)
     files = export_all(model, folder)
     weights = mr.save(model, folder / "model.safetensors")
@@ -66,7 +67,7 @@ def one_model(name: str, folder: Path, quick: bool) -> dict[str, Any]:
     work["ours float32"] = predicting(mr.Predictor(mr.optimize_for_inference(model)), image)
     for runtime, path in files.items():
         work[runtime] = predicting(mr.Predictor(path), image)
-    times = in_turns(work, rounds=1 if quick else 9)
+    times = in_turns(work, rounds)
 
     rows = []
     for what in work:
