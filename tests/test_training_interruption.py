@@ -7,6 +7,7 @@ import shlex
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from maskrcnn.training import fit
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
+
+
+@pytest.fixture(autouse=True)
+def signals_arrive() -> Iterator[None]:
+    """A shell starts background jobs with Ctrl-C ignored, and a run leaves that as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,9 @@ class ExportMismatchError(ValueError):
         super().__init__(message)
         self.stage: Stage = stage
 
+    def __reduce__(self) -> tuple[type[ExportMismatchError], tuple[str, Stage]]:
+        return type(self), (str(self), self.stage)
+
 
 def certify(
     path: Path,

@@ -74,7 +74,7 @@ class ExportedNetwork(nn.Module):
 
         pyramid = self.network.pyramid(batch)
         proposals = self.network.propose(pyramid, batch)
-        detections = self.network.predict_in(pyramid, proposals, batch)
+        detections = self.network.describe(pyramid, self.network.detect(pyramid, batch, proposals))
         results = [
             detections.boxes * scale.repeat(2),
             detections.scores,

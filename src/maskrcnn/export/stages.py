@@ -67,7 +67,7 @@ class ModelRun:
         with torch.inference_mode():
             pyramid = network.pyramid(batch)
             proposals = network.propose(pyramid, batch)
-            detections = network.predict_in(pyramid, proposals, batch)
+            detections = network.describe(pyramid, network.detect(pyramid, batch, proposals))
         return cls(network, batch, size, pyramid, detections)
 
     @property

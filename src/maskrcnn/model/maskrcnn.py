@@ -155,11 +155,10 @@ class MaskRCNN(nn.Module):
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
-        return self.predict_in(pyramid, self.propose(pyramid, batch), batch)
+        return self.describe(pyramid, self.detect(pyramid, batch))
 
-    def predict_in(self, pyramid: Pyramid, proposals: Proposals, batch: Batch) -> Detections:
-        """Detects objects in proposals, with their masks and keypoints."""
-        detections = self.detect(pyramid, batch, proposals)
+    def describe(self, pyramid: Pyramid, detections: Detections) -> Detections:
+        """Adds masks and keypoints to detected boxes."""
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
         labels = rows.gather(detections.labels)

@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -133,6 +133,13 @@ class BatchPlan:
         if repeats is not None:
             self.epoch_length = math.ceil(repeats.sum() - 1e-9)
             self._repeats = repeats * (self.epoch_length / repeats.sum())
+        self._order = lru_cache(maxsize=4)(self._epoch_order)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._order = lru_cache(maxsize=4)(self._epoch_order)
 
     def batch(self, step: int) -> list[tuple[int, int]]:
