@@ -117,6 +117,14 @@ def test_photographs_start_from_a_trunk_at_hand(photographs, monkeypatch) -> Non
     assert "efficientnet_lite0_imagenet" in why
 
 
+def test_a_name_that_timm_does_not_have_is_refused_without_a_network(monkeypatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    with pytest.raises(DownloadError, match=r'timm has no model "resnet10x"; .*resnet10t'):
+        kind_of("timm/resnet10x.c3_in1k")
+
+
 def test_gray_images_start_from_random_weights(tmp_path) -> None:
     scenes = write_scenes(tmp_path / "scenes", 4, size=64)
     for path in (scenes.parent / "images").glob("*.png"):

@@ -362,13 +362,7 @@ class Instances:
             >>> count == len(instances)
             True
         """
-        try:
-            supervision = import_module("supervision")
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision() needs the package supervision: pip install maskrcnn[supervision]"
-            ) from error
-
+        supervision = _optional("supervision", "to_supervision()")
         data: dict[str, Any] = {"class_name": self.names}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
@@ -403,13 +397,7 @@ class Instances:
             >>> count == len(instances)
             True
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as error:
-            raise ImportError(
-                "to_pandas() needs the package pandas: pip install maskrcnn[pandas]"
-            ) from error
-
+        pandas = _optional("pandas", "to_pandas()")
         labels = self.labels.tolist()
         table: dict[str, Any] = {
             "image_id": [self.image_id] * len(self),
@@ -610,3 +598,13 @@ def _clear_outside(
     shown = inside[rows, columns]
     shown[:] = part[: shown.shape[0], : shown.shape[1]]
     crop[~inside] = color
+
+
+def _optional(package: str, user: str) -> Any:
+    """Imports an optional package, or says how to install it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{user} needs the package {package}: pip install maskrcnn[{package}]"
+        ) from error

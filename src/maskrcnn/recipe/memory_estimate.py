@@ -35,7 +35,8 @@ _TEMPORARY = 1.4
 _HELD = 5.5
 _PROGRAM = 0.8 * GIB  # assumed where the system does not report it
 # What a process on a CPU takes besides: libraries that are imported later (metric, curves), and
-# gaps between tensors. Measured: 0.1 to 0.25 GiB in six runs with nuclei and plants.
+# gaps between tensors. A fit to a few runs on a busy machine; the validation of many small objects
+# took more (docs/results.md).
 _BESIDES = 0.2 * GIB
 
 

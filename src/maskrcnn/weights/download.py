@@ -8,6 +8,7 @@ The file gets its own name only after it has been verified; until then it is `<n
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import http.client
 import os
@@ -70,8 +71,17 @@ def fetch_timm(name: str) -> Path:
     Raises:
         DownloadError: the hub cannot be reached, or has no such weights.
     """
+    import timm
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    architecture = name.removeprefix(TIMM).split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=5)
+        raise DownloadError(
+            f'{name}: timm has no model "{architecture}"; '
+            f"similar names: {', '.join(near) or 'none'}"
+        )
 
     endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     where = f"{endpoint}/{name}"
