@@ -10,12 +10,8 @@ demo: $(READY)
 	.venv/bin/maskrcnn demo
 
 # One process per core, at most 16, each with one thread (tests/conftest.py). PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
-# In two halves: a process that had run all files ended without a word when it started another program (docs/journal.md).
-# The code of docs/extending.md runs in its order, in one process.
 test: $(READY)
-	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal tests/test_[a-d]*.py tests/test_e[!x]*.py tests/test_ex[!t]*.py tests/test_[f-o]*.py
-	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal tests/test_[p-z]*.py
-	.venv/bin/python -m pytest tests/test_extending.py
+	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal
 
 # Writes benchmarks/results/ and the tables of docs/performance.md. Run it on a quiet machine.
 bench: $(READY)

@@ -46,15 +46,7 @@ def pytest_collection_finish() -> None:
     Python walks all of them whenever a quarter more were made: a fifth of the suite's time.
     """
     gc.freeze()
-
-
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Frees what a file leaves behind, in the main thread.
-
-    Left to chance, the graphs of a traced network are freed much later and in any thread, whose stack may be too small.
-    """
-    if nextitem is None or nextitem.path != item.path:
-        gc.collect()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

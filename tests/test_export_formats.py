@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,27 @@ def test_an_openvino_file_is_certified_as_onnx_files_are(exported: Exported, ope
     assert certificate.without_objects == 2
     assert certificate.total.matched > 20
     assert "openvino" in certificate.versions
+
+
+SIGNALED = """
+import gc, os, signal, sys
+from maskrcnn.graph_files.runner import GraphRunner
+first, second = GraphRunner(sys.argv[1]), GraphRunner(sys.argv[1])
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal to itself")
+def test_a_signal_is_handled_after_openvino_files_were_closed_in_any_order(openvino_file: Path):
+    words = [sys.executable, "-c", SIGNALED, str(openvino_file)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout.split()) == (0, ["handled", "alive"]), ended.stderr
 
 
 def test_a_wrong_openvino_file_names_its_stage(exported: Exported, tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..graph_files.contract import METADATA_KEY, InputKind, stage_names
+from ..graph_files.runner import openvino_core
 from ..model.maskrcnn import MaskRCNN
 from .export_format import ExportFormat
 
@@ -36,7 +37,7 @@ def write_ir(content: onnx.ModelProto, path: Path) -> None:
 
     (metadata,) = (p.value for p in content.metadata_props if p.key == METADATA_KEY)
     try:
-        model = openvino.Core().read_model(content.SerializeToString(), b"")
+        model = openvino_core().read_model(content.SerializeToString(), b"")
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         raise ValueError(f"the model has no OpenVINO form; OpenVINO reports: {last}") from error
@@ -48,7 +49,7 @@ def write_stages(path: Path, model: MaskRCNN, to: Path) -> None:
     """Writes a file again, with its named intermediate results as outputs."""
     import openvino
 
-    content = openvino.Core().read_model(path)
+    content = openvino_core().read_model(path)
     content.add_outputs(list(stage_names(model.config)))
     openvino.save_model(content, to, compress_to_fp16=False)
 

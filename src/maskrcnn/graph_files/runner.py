@@ -9,7 +9,7 @@ This module imports neither PyTorch nor the model's code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,6 +133,19 @@ def _providers(device: str | None, available: list[str]) -> list[Any]:
     )
 
 
+@cache
+def openvino_core() -> Any:
+    """Returns OpenVINO's entry point, one for the whole process.
+
+    Its CPU plugin gives the calling thread a stack for signal handlers and frees it with the entry
+    point. Of several that end in another order than the reverse, a freed stack stays in use, and
+    the next signal, such as Ctrl-C or the end of a child process, ends Python without a word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _openvino(
     path: Path, device: str | None, threads: int | None, dtype: str
 ) -> tuple[str | None, Run]:
@@ -144,7 +157,7 @@ def _openvino(
     except ImportError as error:
         raise ImportError(_missing(path, "openvino", "openvino")) from error
 
-    core = openvino.Core()
+    core = openvino_core()
     has_half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype == "bfloat16" and not has_half:
         raise ValueError('dtype: this processor has no bfloat16, expected "float32" or "auto"')
