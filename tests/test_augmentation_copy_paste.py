@@ -48,6 +48,7 @@ def objects_of(
         masks=[ViewMask(Pixels(m, 0, 0), np.eye(3)) for m in masks],
         keypoints=np.zeros((count, 0, 3)) if keypoints is None else keypoints,
         points=np.zeros((count, 0, 3)),
+        spans=np.zeros((count, 2), bool),
         annotation_ids=np.arange(count),
     )
 

@@ -38,6 +38,7 @@ def measured(**changes: Any) -> Statistics:
         category_share=np.ones(1),
         masks=True,
         points=False,
+        boxes_alone=0.0,
         keypoints=False,
         colored=False,
         photographs=False,

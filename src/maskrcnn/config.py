@@ -37,6 +37,8 @@ COCO_PERSON_SIGMAS = (
     0.089,
 )
 DEFAULT_SIGMA = 0.05
+MOST_CONTEXT = 4
+"""Largest factor by which boxes may be enlarged for the mask head."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,25 @@ class BoxHeadConfig:
 
 
 @dataclass(frozen=True)
+class BoxMaskConfig:
+    """How objects that have a box and no mask train the mask head (Tian et al. 2021, BoxInst)."""
+
+    enlarge: tuple[float, float] = (1.1, 1.5)
+    """Range of the random factor by which a true box is enlarged to a RoI in training, so that the
+    RoI shows background."""
+    projection_weight: float = 1.0
+    """Factor on the projection loss: the mask reaches every side of its box and stays inside. 0:
+    off."""
+    pairwise_weight: float = 1.0
+    """Factor on the pairwise loss: neighboring cells of similar color have the same label. 0:
+    off."""
+    ramp: float = 0.33
+    """Share of the run in which the weight of the pairwise loss grows from 0 (0..1)."""
+    color_difference: float = 6.0
+    """Colors are similar below this difference in CIELAB, after each RoI is stretched to 0..255."""
+
+
+@dataclass(frozen=True)
 class MaskHeadConfig:
     """The small fully convolutional network that predicts a mask in each box."""
 
@@ -335,6 +356,16 @@ class MaskHeadConfig:
     """Side in cells of the grid in which each annotated mask is stored for training."""
     loss_weight: float = 1.0
     """Factor on the mask loss. 0: off."""
+    context: float | None = None
+    """Factor by which boxes are enlarged for the mask head (1..4). Above 1, boxes train masks too.
+    null: 1, which training sets to fit the data.
+
+    Training sets it to 1.3 where enough objects have a box and neither mask nor labeled points:
+    in a box that fits tightly, such an object cannot be told from its background. The predicted
+    mask is sampled back to the box. 1: objects without a mask do not train the mask head.
+    """
+    from_boxes: BoxMaskConfig = BoxMaskConfig()
+    """How objects without a mask train the mask head where `context` is above 1."""
     paste: Literal["border", "grid", "torchvision"] = "border"
     """How masks are drawn into the image. grid: zero outside (Detectron2). border: edges extended.
     torchvision: whole-pixel boxes.
@@ -381,8 +412,8 @@ class ModelConfig:
     """One Mask R-CNN: from pixels to boxes, masks and keypoints.
 
     Raises:
-        ValueError: no categories, a keypoint head without keypoints, or anchor sizes for another
-            number of levels.
+        ValueError: no categories, a keypoint head without keypoints, anchor sizes for another
+            number of levels, or `mask.context` out of range.
 
     Example:
         >>> import maskrcnn as mr
@@ -418,6 +449,9 @@ class ModelConfig:
                 "a keypoint head needs a category with keypoints; "
                 'set keypoint to None or pass a Category(keypoints=("nose", ...))'
             )
+
+        if self.mask is not None and not 1 <= (self.mask.context or 1) <= MOST_CONTEXT:
+            raise ValueError(f"mask.context: expected 1 to {MOST_CONTEXT}, got {self.mask.context}")
 
         levels = len(self.neck.levels) + 1 if self.neck.kind == "fpn" else 1
         if len(self.rpn.sizes) != levels:

@@ -174,6 +174,9 @@ class Truth(_Tensors):
     points: Float[Tensor, "B N P 3"] | None = None
     """x, y, label of points that are annotated instead of a mask: 1 beside the object, 2 on it, 0
     no point. None: no object has such points."""
+    spans: Bool[Tensor, "B N 2"] | None = None
+    """For objects that have a box and no mask: whether they reach all columns (x) and all rows (y)
+    of it. A crop can cut off what reached them. None: no object has such a box."""
     labeled: Bool[Tensor, "B C"] | None = None
     """Whether all objects of a category are annotated in an image. False: unannotated regions may
     hold more of them. None: all objects of all categories are annotated."""
@@ -227,6 +230,7 @@ class Truth(_Tensors):
         return cls(
             **{f.name: concatenated(f.name) for f in fields(cls) if f.default is MISSING},
             points=cls._points(truths, most),
+            spans=cls._spans(truths, most),
             labeled=cls._labeled(truths),
             annotation_ids=concatenated("annotation_ids") if has_ids else None,
         )
@@ -240,6 +244,14 @@ class Truth(_Tensors):
         ]
         rows = [F.pad(p, (0, 0, 0, count - p.shape[2], 0, most - p.shape[1])) for p in rows]
         return torch.cat(rows) if count else None
+
+    @staticmethod
+    def _spans(truths: Sequence[Truth], most: int) -> Bool[Tensor, "B N 2"] | None:
+        if all(t.spans is None for t in truths):
+            return None
+        rows = [torch.zeros_like(t.has_box)[..., None].expand(-1, -1, 2) for t in truths]
+        rows = [r if t.spans is None else t.spans for t, r in zip(truths, rows, strict=True)]
+        return torch.cat([F.pad(r, (0, 0, 0, most - r.shape[1])) for r in rows])
 
     @staticmethod
     def _labeled(truths: Sequence[Truth]) -> Bool[Tensor, "B C"] | None:

@@ -196,6 +196,12 @@ def mask_bounds(annotation: Annotation) -> BoxXYXY | None:
     return float(x0), float(y0), float(x1), float(y1)
 
 
+def has_box_alone(annotation: Annotation) -> bool:
+    """Returns whether an object has a box, and neither a mask nor labeled points."""
+    has_mask = annotation.polygons is not None or annotation.rle is not None
+    return annotation.box is not None and not has_mask and annotation.points is None
+
+
 def far_apart(box: BoxXYXY, around: BoxXYXY) -> float:
     """Returns the largest distance in pixels between the sides of a box and its mask.
 

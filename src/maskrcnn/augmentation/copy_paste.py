@@ -12,7 +12,7 @@ something is pasted over:
   neither object nor background.
 - Its visible keypoints under the paste become hidden (visibility 1), which is how COCO labels
   occluded keypoints.
-- Without a mask, its box replaces the mask. With less than half of the box left the object is
+- Without a mask, its box replaces the mask, and it no longer trains the mask head. With less than half of the box left the object is
   *ignore*, because the rest may be background. The hull of an object with keypoints only stays as
   it is.
 - Its labeled points under the paste are dropped.
@@ -137,6 +137,7 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
     ignore = objects.ignore.copy()
     masks = list(objects.masks)
     keypoints = objects.keypoints.copy()
+    spans = objects.spans.copy()
 
     for i in objects.visible:
         left, top, right, bottom = pixels_of(boxes[i])
@@ -156,6 +157,7 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
             masks[i] = replace(mask, hidden=Pixels(covered_here, left, top))
         if mask is not None or objects.has_box[i] or not after.any():
             boxes[i] = _refit(boxes[i], before, after)
+        spans[i] = False
         min_left = _MIN_BOX_LEFT if mask is None else _MIN_MASK_LEFT
         ignore[i] |= after.sum() < before.sum() * min_left
 
@@ -167,7 +169,13 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
     cell = np.minimum(points[..., :2].astype(int), (covered.shape[1] - 1, covered.shape[0] - 1))
     points[covered[cell[..., 1], cell[..., 0]]] = 0
     return replace(
-        objects, boxes=boxes, ignore=ignore, masks=masks, keypoints=keypoints, points=points
+        objects,
+        boxes=boxes,
+        ignore=ignore,
+        masks=masks,
+        keypoints=keypoints,
+        points=points,
+        spans=spans,
     )
 
 

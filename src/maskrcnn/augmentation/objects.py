@@ -19,7 +19,7 @@ from ..structures import Truth
 from . import geometry
 from .moved_masks import Mask, Pixels
 
-_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "points", "annotation_ids")
+_ARRAYS = ("boxes", "has_box", "labels", "ignore", "keypoints", "points", "spans", "annotation_ids")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ class ViewObjects:
     """x, y, visibility at the heatmap channels; zeros where unlabeled or outside."""
     points: Float64[np.ndarray, "n P 3"]
     """x, y, label of points annotated instead of a mask (`Truth.points`); zeros outside."""
+    spans: Bool[np.ndarray, "n 2"]
+    """Whether an object with a box and no mask reaches all columns and all rows of the box
+    (`Truth.spans`)."""
     annotation_ids: Int64[np.ndarray, " n"]
 
     @property
@@ -131,7 +134,8 @@ class ViewObjects:
         points = None
         if kept.points.shape[1]:
             points = torch.from_numpy(kept.points.astype(np.float32))[None]
-        return Truth(**tensors, points=points, labeled=labeled_row)
+        spans = torch.from_numpy(kept.spans)[None] if kept.spans.any() else None
+        return Truth(**tensors, points=points, spans=spans, labeled=labeled_row)
 
 
 def padded_points(points: Float64[np.ndarray, "n P 3"], most: int) -> Float64[np.ndarray, "n P2 3"]:

@@ -18,6 +18,9 @@ What happens to an object in a view:
 - Less than a pixel wide or high, it is dropped. With less than a tenth of its box left by a crop,
   it is *ignore*, neither object nor background.
 - Points labeled instead of a mask are moved; those outside the view are dropped.
+- A box without mask and points stands for the mask (`Truth.spans`). Where a crop cuts off its left
+  or right side, the object may no longer reach all of its rows; likewise for the columns. A box
+  that the view rotates, other than by right angles, no longer fits and does not train masks.
 - Keypoints outside the view are unlabeled. An object with keypoints only has `has_box` False and
   the hull of its labeled keypoints as its box, each side at least 8 px and a fifth of the other.
 """
@@ -34,7 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, mask_bounds
+from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, has_box_alone, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
@@ -51,6 +54,7 @@ from .own_augmentation import Augmentation, changed_pixels
 CACHE_BYTES = 2**30
 _STREAM = 3  # of the seed that draws one's own changes; the plain seed draws those of AugmentConfig
 _MASK_OVERHEAD = 500  # bytes of Python objects per mask
+_CUT = 0.5  # px that a view must remove from a side of a box that counts as cut
 _MIN_BOX_LEFT = 0.1  # of a box; with less left by a crop an object is ignored
 
 # Sides of the hull of keypoints are at least these pixels, and this part of the longer side.
@@ -101,6 +105,8 @@ class _LoadedImage:
     """[n, J, 3] at the heatmap channels."""
     points: np.ndarray
     """[n, P, 3]: x, y, label of the points that are annotated instead of masks (`Truth.points`)."""
+    box_alone: np.ndarray
+    """[n]; whether an object has a box and neither mask nor points."""
     annotation_ids: np.ndarray
     labeled: np.ndarray | None
     """[C], None = all categories."""
@@ -300,6 +306,7 @@ class TrainingSet:
             masks=[mask_of(a) for a in objects],
             keypoints=keypoints,
             points=_points(objects),
+            box_alone=np.array([has_box_alone(a) for a in objects], dtype=bool),
             annotation_ids=np.array([a.id for a in objects], dtype=np.int64),
             labeled=labeled,
         )
@@ -344,6 +351,7 @@ class TrainingSet:
             masks,
             keypoints,
             _moved_points(image.points, view),
+            _spans(image.box_alone, moved, view),
             image.annotation_ids,
         )
 
@@ -376,7 +384,7 @@ class TrainingSet:
         Only boxes that a crop cut or a rotation widened are changed, or all of them if `tight`.
         """
         is_rotated = not geometry.is_axis_aligned(view.matrix)
-        is_cut = (np.abs(boxes - moved) > 0.5).any(axis=1)
+        is_cut = (np.abs(boxes - moved) > _CUT).any(axis=1)
         is_inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         for i in np.flatnonzero((is_cut | is_rotated | tight) & is_inside):
             mask = image.masks[i]
@@ -407,6 +415,16 @@ def _moved_points(points: np.ndarray, view: AugmentedView) -> np.ndarray:
     inside = ((xy >= 0) & (xy <= (view.size[1], view.size[0]))).all(axis=-1)
     moved = np.concatenate([xy, points[..., 2:]], axis=-1)
     return moved * (inside & (points[..., 2] > 0))[..., None]
+
+
+def _spans(box_alone: np.ndarray, moved: np.ndarray, view: AugmentedView) -> np.ndarray:
+    """Whether objects with a box alone reach all columns and all rows of it in the view: [n, 2]."""
+    if not geometry.is_axis_aligned(view.matrix):
+        return np.zeros((len(moved), 2), dtype=bool)
+    is_cut = np.abs(_clip(moved, view.size) - moved) > _CUT
+    cut_columns = is_cut[:, 0] | is_cut[:, 2]
+    cut_rows = is_cut[:, 1] | is_cut[:, 3]
+    return box_alone[:, None] & ~np.stack([cut_rows, cut_columns], axis=1)
 
 
 def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:

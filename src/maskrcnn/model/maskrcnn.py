@@ -25,10 +25,11 @@ from ..ops.rows import Rows
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import gather
 from .box_head import BoxHead, RoISample, sample_rois
+from .box_losses import box_targets, enlarged, has_only_box, training_rois
 from .extra_head import ExtraHeads
 from .fpn import FPN, SingleLevel
 from .keypoint_head import KeypointHead
-from .mask_head import MaskHead, mask_targets
+from .mask_head import MaskHead, inner_part, mask_targets
 from .point_losses import has_mask_truth, point_targets
 from .resnet import ResNet, initialize_trunk, make_stage, stage_channels
 from .roi_align import RoIPooler
@@ -152,6 +153,11 @@ class MaskRCNN(nn.Module):
         """The names of the categories, in the order of the labels."""
         return tuple(category.name for category in self.config.categories)
 
+    @property
+    def mask_context(self) -> float:
+        """Factor by which boxes are enlarged for the mask head; above 1, boxes train it too."""
+        return (self.config.mask and self.config.mask.context) or 1.0
+
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
         pyramid = self.pyramid(batch)
@@ -206,8 +212,12 @@ class MaskRCNN(nn.Module):
         """
         assert self.mask_head is not None
         assert self.mask_pool is not None
+        context = self.mask_context
+        if context > 1:
+            boxes = enlarged(boxes, context)
         features = self.roi_features(self.mask_pool, pyramid, boxes, image)
-        return self.mask_head(features, labels).sigmoid()
+        masks = self.mask_head(features, labels).sigmoid()
+        return inner_part(masks, context) if context > 1 else masks
 
     def predict_heatmaps(
         self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]
@@ -223,11 +233,17 @@ class MaskRCNN(nn.Module):
         assert self.keypoint_pool is not None
         return self.keypoint_head(self.keypoint_pool(pyramid, boxes, image))
 
-    def losses(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, truth: Truth, progress: float = 1.0) -> dict[str, Tensor]:
         """Computes the terms of the multi-task loss, each weighted; training minimizes their sum.
 
         Every head takes part in every call, with weight zero if nothing is annotated for it, so
         that processes that train together agree on which parameters have gradients.
+
+        Args:
+            batch: the images.
+            truth: their annotations.
+            progress: share of the training that is done (0..1), with which a part of the loss of
+                masks from boxes grows.
         """
         config = self.config
         pyramid = self.pyramid(batch)
@@ -260,11 +276,16 @@ class MaskRCNN(nn.Module):
         # gives both counts.
         max_masks = config.mask.max_positives if config.mask else 0
         max_keypoints = config.keypoint.max_positives if config.keypoint else 0
-        with_mask = _positives(rois, truth, has_mask_truth(truth), max_masks)
+        annotated = has_mask_truth(truth)
+        if self.mask_context > 1:
+            annotated = annotated | has_only_box(truth)
+        with_mask = _positives(rois, truth, annotated, max_masks)
         with_keypoints = _positives(rois, truth, truth.has_keypoints, max_keypoints)
         num_masks, num_keypoints = to_host(with_mask.sum(), with_keypoints.sum())
         if config.mask is not None:
-            losses["mask"] = self._mask_loss(pyramid, rois, truth, with_mask, num_masks)
+            losses["mask"] = self._mask_loss(
+                pyramid, rois, batch, truth, with_mask, num_masks, progress
+            )
         if config.keypoint is not None:
             losses["keypoint"] = self._keypoint_loss(
                 pyramid, rois, truth, with_keypoints, num_keypoints
@@ -315,9 +336,11 @@ class MaskRCNN(nn.Module):
         self,
         pyramid: Pyramid,
         rois: RoISample,
+        batch: Batch,
         truth: Truth,
         with_mask: Bool[Tensor, "B R"],
         count: int,
+        progress: float,
     ) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pool is not None
@@ -325,14 +348,24 @@ class MaskRCNN(nn.Module):
         rows = Rows.of(with_mask, max(count, 1))
         boxes = rows.gather(rois.boxes)
         valid = rows.gather(with_mask)
+        matched = rows.image, rows.gather(rois.truth_index)
+        if self.mask_context > 1 and truth.boxes.shape[1]:
+            row = rows.image, rows.slot
+            settings = self.mask_head.config.from_boxes
+            slots = with_mask.shape[1]
+            boxes = training_rois(truth.boxes[matched], batch.seeds, row, slots, settings)
         features = self.roi_features(self.mask_pool, pyramid, boxes, rows.image)
         logits = self.mask_head(features, rows.gather(rois.labels))
+        size = logits.shape[-1]
 
         if truth.boxes.shape[1] == 0:
             return self.mask_head.loss(logits, torch.zeros_like(logits), valid)
-        matched = rows.image, rows.gather(rois.truth_index)
-        targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, logits.shape[-1])
-        return self.mask_head.loss(logits, targets, valid, point_targets(truth, matched, boxes))
+        targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, size)
+        of_points = point_targets(truth, matched, boxes)
+        of_boxes = None
+        if self.mask_context > 1:
+            of_boxes = box_targets(truth, matched, boxes, batch, size)
+        return self.mask_head.loss(logits, targets, valid, of_points, of_boxes, progress)
 
     def _keypoint_loss(
         self,

@@ -21,6 +21,7 @@ from ..config import ModelConfig, TrainConfig
 from ..kernels.precision import computes_bfloat16
 from ..preprocess import input_size
 from ..settings import override_config
+from ..weights.heads import BOX_CONTEXT, LEAST_BOX_SHARE
 from ..weights.pretrained import Kind
 from .economy import FULL, Economy
 from .fit_anchors import fit_anchors, mean_overlap
@@ -134,8 +135,16 @@ class Choices:
 
 def heads(choices: Choices) -> None:
     """Removes heads for what is not annotated."""
-    if choices.model.mask is not None and not (choices.facts.masks or choices.facts.points):
+    facts = choices.facts
+    from_boxes = facts.boxes_alone >= LEAST_BOX_SHARE
+    if choices.model.mask is not None and not (facts.masks or facts.points or from_boxes):
         choices.choose("model.mask", None, "no object has a mask annotation")
+    elif choices.model.mask is not None and choices.model.mask.context is None and from_boxes:
+        why = (
+            f"{facts.boxes_alone:.0%} of the objects have a box and no mask: boxes train masks, "
+            "enlarged to show background. To leave masks out, set model.mask=none"
+        )
+        choices.choose("model.mask.context", BOX_CONTEXT, why)
     if choices.model.keypoint is not None and not choices.facts.keypoints:
         choices.choose("model.keypoint", None, "no object has labeled keypoints")
 

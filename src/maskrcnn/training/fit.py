@@ -255,6 +255,8 @@ class Trainer:
         self.clock = clock or time.monotonic
         self.started = self.clock() if started is None else started
 
+        from ..weights.heads import masks_from_boxes, parts_of
+
         start = make_network(model, data, val, config, pretrained)
         if processes.main:
             warn_about_heads(start.network.config, data)
@@ -319,6 +321,8 @@ class Trainer:
         self.callbacks = self._callbacks(callbacks)
         self.log.say(first_line(self.state.total, data, config, processes, out))
         self.log.say(f"starts from {start}")
+        if text := masks_from_boxes(start.network.config, parts_of(data)):
+            self.log.say(text)
         # Parts of one file share its remarks; each is shown once.
         for line in dict.fromkeys(line for part in parts.values() for line in part.remarks()):
             self.log.say(line)

@@ -68,9 +68,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, truth: Truth) -> dict[str, Tensor]:
-        """The terms of the loss."""
-        return self.model.losses(batch, truth)
+    def forward(self, batch: Batch, truth: Truth, progress: float) -> dict[str, Tensor]:
+        """The terms of the loss, where a share `progress` of the training is done."""
+        return self.model.losses(batch, truth, progress)
 
 
 class Learner:
@@ -120,6 +120,8 @@ class Learner:
         self.rate = scaled_rate(config, processes.world)
         self.batches: Iterator[tuple[Batch, Truth]] | None = None
         self._forward: nn.Module | None = None
+        self._progress = 0.0
+        """Share of the run that is done (0..1); 0 while the number of steps is unknown."""
 
     @property
     def averaged(self) -> MaskRCNN:
@@ -158,6 +160,7 @@ class Learner:
         set_rate(self.optimizer, rate)
         torch.manual_seed(step_seed(config.seed, number, self.processes.rank))
 
+        self._progress = number / total if total else 0.0
         unlabeled_weight = self.teacher.weight(number, total) if self.teacher else 0.0
         losses, image_ids, waited = self._backward(number, unlabeled_weight)
         self.scaler.unscale_(self.optimizer)
@@ -255,7 +258,9 @@ class Learner:
         with forward.no_sync() if alone else contextlib.nullcontext():
             with self._precision():
                 losses = forward(
-                    batch.to(device, non_blocking=True), truth.to(device, non_blocking=True)
+                    batch.to(device, non_blocking=True),
+                    truth.to(device, non_blocking=True),
+                    self._progress,
                 )
             terms = torch.stack([losses[term].float() for term in self.terms])
             self.scaler.scale((terms * weights).sum() / self.config.accumulate).backward()

@@ -97,13 +97,14 @@ def make_network(
 ) -> Start:
     """A new network and where its weights come from.
 
-    A model that is given is copied. The intensity range of its input is fitted to the data where it
-    has none.
+    A model that is given is copied. The intensity range of its input, and the factor by which boxes
+    are enlarged for its mask head, are fitted to the data where it has none.
 
     Raises:
         ValueError: the categories of the data are not the model's; both a model and `pretrained`
             are given.
     """
+    from ..weights.heads import parts_of, with_fitted_context
     from ..weights.pretrained import Start, start
 
     description = model if isinstance(model, ModelConfig) else model.config
@@ -124,6 +125,7 @@ def make_network(
         if intensities is not None:
             fitted = replace(description.input, intensity_range=intensities)
             description = replace(description, input=fitted)
+    description = with_fitted_context(description, parts_of(data))
 
     torch.manual_seed(config.seed)
     if isinstance(model, ModelConfig):
@@ -137,6 +139,8 @@ def make_network(
         )
 
     made.network.config = description
+    if made.network.mask_head is not None and description.mask is not None:
+        made.network.mask_head.config = description.mask
     if config.activation_checkpointing:
         checkpoint_activations(made.network)
     return made

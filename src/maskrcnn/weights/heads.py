@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
 
 Head = Literal["mask", "keypoint"]
+BOX_CONTEXT = 1.3
+"""The factor `mask.context` of models that learn masks from boxes."""
+LEAST_BOX_SHARE = 0.05
+"""Share of the objects that must have a box alone before boxes train masks. Fewer add little, and
+the larger boxes cost the other masks some detail."""
 PAPER_CHANNELS = 256  # of the pyramid of the paper's models; narrower ones get light heads
 
 
@@ -29,6 +34,19 @@ class AnnotatedParts:
     """Objects with a mask, or with labeled points instead of one."""
     keypoint: int
     """Objects with a labeled keypoint, of a category that has keypoints."""
+    box_alone: int = 0
+    """Objects with a box, and neither a mask nor labeled points."""
+
+    @property
+    def masks_from_boxes(self) -> bool:
+        """Whether enough objects have a box alone to train masks with these boxes."""
+        return self.box_alone > 0 and self.box_alone >= LEAST_BOX_SHARE * self.objects
+
+    @property
+    def box_masks(self) -> str:
+        """How many objects have a box alone, as text."""
+        share = 100 * self.box_alone / max(self.objects, 1)
+        return f"{self.box_alone:,} of {self.objects:,} objects ({share:.3g} %) have a box and no mask"
 
 
 def annotated_parts(
@@ -42,10 +60,14 @@ def annotated_parts(
     """
     with_skeleton = {c.id for c in categories if c.keypoints}
     objects = [a for a in annotations if not (a.get("iscrowd") or a.get("ignore"))]
+    has_mask = [bool(a.get("segmentation") or a.get("point_coords")) for a in objects]
     return AnnotatedParts(
         objects=len(objects),
-        mask=sum(bool(a.get("segmentation") or a.get("point_coords")) for a in objects),
+        mask=sum(has_mask),
         keypoint=sum(a["category_id"] in with_skeleton and _has_keypoints(a) for a in objects),
+        box_alone=sum(
+            bool(a.get("bbox")) and not mask for a, mask in zip(objects, has_mask, strict=True)
+        ),
     )
 
 
@@ -95,6 +117,36 @@ def with_needed_heads(
     return config, tuple(added)
 
 
+def with_fitted_context(config: ModelConfig, parts: AnnotatedParts) -> ModelConfig:
+    """Fits `mask.context` to the data, where the configuration leaves it open.
+
+    Args:
+        config: the model's.
+        parts: what is annotated in the training data.
+    """
+    if config.mask is None or config.mask.context is not None or not parts.masks_from_boxes:
+        return config
+    return replace(config, mask=replace(config.mask, context=BOX_CONTEXT))
+
+
+def masks_from_boxes(config: ModelConfig, parts: AnnotatedParts) -> str:
+    """Returns what objects with a box alone do for the mask head, as text; empty if there are none.
+
+    Args:
+        config: of the model in training.
+        parts: what is annotated in the training data.
+    """
+    if config.mask is None or not parts.box_alone:
+        return ""
+    context = config.mask.context or 1
+    if context > 1:
+        return f"{parts.box_masks}: these boxes train masks (mask.context {context:g})"
+    return (
+        f"{parts.box_masks}: they do not train masks; "
+        f"model.mask.context={BOX_CONTEXT:g} would use them"
+    )
+
+
 def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list[str]:
     """What is annotated and not trained, and which heads have nothing to be trained with.
 
@@ -107,6 +159,7 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
         One text per problem, with a suggestion.
     """
     counts: Mapping[Head, int] = {"mask": parts.mask, "keypoint": parts.keypoint}
+    learns_from_boxes = config.mask is not None and (config.mask.context or 1) > 1
     problems = []
     for head, count in counts.items():
         exists = getattr(config, head) is not None
@@ -115,6 +168,8 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
                 f"{name}: {count} of {parts.objects} objects have {head}s, which are not used: "
                 f"the model has no {head} head. {_how_to_add(config, head)}"
             )
+        elif head == "mask" and learns_from_boxes and parts.box_alone:
+            continue
         elif exists and parts.objects and not count:
             problems.append(
                 f"the {head} head is not trained: none of the {parts.objects} objects of {name} "
