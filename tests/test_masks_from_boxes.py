@@ -1,0 +1,341 @@
+"""Objects with a box and no mask train the mask head."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from models import make_batch, make_truth, tiny_config
+
+import maskrcnn as mr
+from maskrcnn.augmentation.training_set import TrainingSet, collate
+from maskrcnn.config import AugmentConfig, BoxMaskConfig
+from maskrcnn.model.box_losses import (
+    BoxTargets,
+    box_losses,
+    box_targets,
+    enlarged,
+    lab,
+    pairwise_losses,
+    projection_losses,
+    stretched,
+    training_rois,
+)
+from maskrcnn.model.mask_head import inner_part
+from maskrcnn.structures import Truth
+from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.weights.heads import AnnotatedParts, masks_from_boxes, parts_of
+
+SIZE = 14
+SETTINGS = BoxMaskConfig()
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 6, size=64)
+
+
+@pytest.fixture(scope="module")
+def masks(scenes: Path) -> mr.CocoDataset:
+    return mr.load_dataset(scenes)
+
+
+@pytest.fixture(scope="module")
+def boxed(scenes: Path) -> mr.CocoDataset:
+    """The same scenes without masks."""
+    return without_masks(scenes, share=1.0)
+
+
+def without_masks(scenes: Path, share: float) -> mr.CocoDataset:
+    content = json.loads(scenes.read_text())
+    count = round(share * len(content["annotations"]))
+    for annotation in content["annotations"][:count]:
+        del annotation["segmentation"]
+    return mr.CocoDataset(content, scenes.parent / "images")
+
+
+def disc_targets(size: int = SIZE, *, contrast: float = 200.0) -> tuple[BoxTargets, torch.Tensor]:
+    """A bright disc in the middle half of a RoI: what its box says, and the true mask."""
+    ramp = torch.arange(size) + 0.5 - size / 2
+    disc = (ramp[:, None] ** 2 + ramp**2 < (0.3 * size) ** 2)[None]
+    rows = disc.any(dim=2).float()
+    colors = lab(stretched(disc[:, None].expand(-1, 3, -1, -1) * contrast, torch.ones_like(disc)))
+    targets = BoxTargets(
+        covered=torch.stack([rows, rows], dim=1),
+        spans=torch.ones(1, 2, dtype=torch.bool),
+        inside=torch.ones_like(disc),
+        colors=colors,
+        instead=torch.ones(1, dtype=torch.bool),
+    )
+    return targets, disc
+
+
+def as_logits(mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask, 20.0, -20.0)
+
+
+def loss_of(mask: torch.Tensor, targets: BoxTargets) -> float:
+    return box_losses(as_logits(mask), targets, SETTINGS, 1.0).item()
+
+
+def test_the_losses_vanish_at_the_true_mask_alone() -> None:
+    """Not at a full box, an empty mask, a checkerboard, or the mask moved by a cell."""
+    targets, disc = disc_targets()
+    in_box = (targets.covered[:, 1, :, None] * targets.covered[:, 0, None]).bool()
+    cells = torch.arange(SIZE)
+    checkerboard = in_box & ((cells[:, None] + cells) % 2 == 0)
+    assert loss_of(disc, targets) < 1e-4
+    others = (in_box, torch.zeros_like(disc), checkerboard, disc.roll(1, 2), disc | ~in_box)
+    for wrong in others:
+        assert loss_of(wrong, targets) > 0.1
+
+
+def test_a_checkerboard_is_punished_by_direct_neighbors() -> None:
+    """Cells two apart have equal parity: to them alone a checkerboard is as good as a mask."""
+    targets, _ = disc_targets(contrast=0.0)
+    targets = targets._replace(covered=torch.ones_like(targets.covered))
+    cells = torch.arange(SIZE)
+    for board in ((cells[:, None] + cells) % 2 == 0, cells[:, None].expand(-1, SIZE) % 2 == 0):
+        assert pairwise_losses(as_logits(board[None]), targets, 6.0).item() > 2
+
+
+def test_low_contrast_counts_like_high_contrast() -> None:
+    for contrast in (2.0, 20.0, 255.0):
+        targets, disc = disc_targets(contrast=contrast)
+        assert loss_of(disc, targets) < 1e-4
+        in_box = (targets.covered[:, 1, :, None] * targets.covered[:, 0, None]).bool()
+        assert loss_of(in_box, targets) > 0.1
+
+
+def slow_losses(logits: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
+    """Projection and pairwise loss of one RoI, cell by cell, as the paper writes them."""
+    size = logits.shape[-1]
+    p = logits.sigmoid()[0].double() * targets.inside[0]
+    total = p.new_zeros(())
+    for axis in (0, 1):
+        projected = torch.stack([p[:, i].max() if axis == 0 else p[i].max() for i in range(size)])
+        covered = targets.covered[0, axis].double()
+        if targets.spans[0, axis]:
+            wanted = covered
+        else:
+            wanted = torch.minimum(projected.detach(), covered)
+        shared = 2 * (projected * wanted).sum()
+        total = total + 1 - shared / ((projected**2).sum() + (wanted**2).sum())
+
+    q = logits.sigmoid()[0].double()
+    terms = []
+    box = [(targets.covered[0, axis] > 0.5).tolist() for axis in (0, 1)]
+    for y in range(size):
+        for x in range(size):
+            for step in (1, 2):
+                for dy, dx in ((0, step), (step, 0), (step, step), (step, -step)):
+                    v, u = y + dy, x + dx
+                    if not (0 <= v < size and 0 <= u < size):
+                        continue
+                    difference = targets.colors[0, :, y, x] - targets.colors[0, :, v, u]
+                    if difference.norm() >= SETTINGS.color_difference:
+                        continue
+                    if not (targets.inside[0, y, x] and targets.inside[0, v, u]):
+                        continue
+                    if (box[1][y] and box[0][x]) or (box[1][v] and box[0][u]):
+                        a, b = q[y, x], q[v, u]
+                        terms.append(-(a * b + (1 - a) * (1 - b)).log())
+    return total + torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("spans", [(True, True), (True, False)])
+def test_losses_and_gradients_equal_a_loop(spans: tuple[bool, bool]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets, _ = disc_targets(8)
+    noise = 5 * torch.randn(1, 3, 8, 8, generator=generator)
+    inside = targets.inside.clone()
+    inside[:, :, -2:] = False
+    targets = targets._replace(
+        colors=targets.colors + noise, inside=inside, spans=torch.tensor([spans])
+    )
+    logits = torch.randn(1, 8, 8, generator=generator, requires_grad=True)
+
+    ours = box_losses(logits, targets, SETTINGS, 1.0).sum()
+    (gradient,) = torch.autograd.grad(ours, logits)
+    slow = slow_losses(logits, targets)
+    (expected,) = torch.autograd.grad(slow, logits)
+    assert ours.item() == pytest.approx(slow.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_pairwise_loss_grows_with_the_training() -> None:
+    targets, disc = disc_targets()
+    in_box = (targets.covered[:, 1, :, None] * targets.covered[:, 0, None]).bool()
+    logits = as_logits(in_box)
+    values = [box_losses(logits, targets, SETTINGS, p).item() for p in (0, 0.165, 0.33, 1)]
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert values[1] == pytest.approx(values[2] / 2)
+    assert values[2] == values[3]
+
+
+def test_a_cut_box_says_nothing_about_the_axis_that_the_crop_cut() -> None:
+    """Half of a disc, cut at the right: it need not reach all rows, but must stay in its box."""
+    targets, disc = disc_targets()
+    cut = targets._replace(spans=torch.tensor([[True, False]]))
+    rows = torch.arange(SIZE)[:, None]
+    part = disc & (rows > SIZE / 2)
+    assert projection_losses(as_logits(disc), cut).item() < 1e-4
+    assert projection_losses(as_logits(part), cut).item() < 1e-4
+    assert projection_losses(as_logits(part), targets).item() > 0.1
+    beyond = disc | (rows == 0)
+    assert projection_losses(as_logits(beyond), cut).item() > 0.05
+
+
+def test_training_rois_contain_the_box_and_background() -> None:
+    boxes = torch.tensor([[10.0, 20, 30, 60]]).expand(200, 4)
+    seeds = torch.arange(2)
+    row = torch.arange(200) // 100, torch.arange(200) % 100
+    rois = training_rois(boxes, seeds, row, 100, SETTINGS)
+    assert (rois[:, :2] < boxes[:, :2]).all()
+    assert (rois[:, 2:] > boxes[:, 2:]).all()
+    factor = (rois[:, 2:] - rois[:, :2]) / (boxes[:, 2:] - boxes[:, :2])
+    assert 1.1 <= factor.min() < 1.15
+    assert 1.45 < factor.max() <= 1.5
+    assert (rois[:, 0] + rois[:, 2]).std() > 0.5
+    assert torch.equal(rois[100:], training_rois(boxes[:100], seeds[1:], (row[0][:100], row[1][:100]), 100, SETTINGS))
+
+
+def test_colors_and_cells_of_a_roi() -> None:
+    """White object on black, at the left end of its image: cells outside it do not count."""
+    batch = mr.Batch.collate([torch.zeros(3, 40, 60, dtype=torch.uint8)], seeds=[0])
+    batch.images[0, :, 10:20, 0:10] = 180
+    truth = Truth.empty(1, 1, 4)
+    truth.boxes[...] = torch.tensor([0.0, 10, 10, 20])
+    truth = replace(truth, spans=torch.ones(1, 1, 2, dtype=torch.bool))
+    rois = enlarged(truth.boxes[0], 2.0)
+    targets = box_targets(truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20)
+    assert targets is not None
+    assert targets.covered[0].tolist() == [[0.0] * 5 + [1.0] * 10 + [0.0] * 5] * 2
+    assert not targets.inside[0, :, :5].any()
+    assert targets.inside[0, :, 5:].all()
+    lightness = targets.colors[0, 0]
+    assert lightness[10, 10] == pytest.approx(100, abs=0.1)
+    assert lightness[1, 10] == pytest.approx(0, abs=0.1)
+
+
+def test_lab_of_known_colors() -> None:
+    """Values of red, green and mid gray as tables of sRGB (D65) list them."""
+    rgb = torch.tensor([[255.0, 0, 0], [0, 255, 0], [119, 119, 119]])
+    expected = torch.tensor([[53.24, 80.09, 67.20], [87.73, -86.18, 83.18], [50.03, 0.0, 0.0]])
+    torch.testing.assert_close(lab(rgb[:, :, None, None])[..., 0, 0], expected, rtol=0, atol=0.05)
+
+
+def test_masks_are_sampled_back_to_the_box() -> None:
+    masks = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
+    ramp = ((torch.arange(28) + 0.5) / 14 - 1) / 1.3
+    grid = torch.stack(torch.meshgrid(ramp, ramp, indexing="xy"), dim=-1).expand(2, -1, -1, -1)
+    expected = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+    torch.testing.assert_close(inner_part(masks, 1.3), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inner_part(masks, 1.0), masks)
+
+
+def test_a_mask_depends_on_what_surrounds_its_box() -> None:
+    """A model with context pools beyond the box; one without does not."""
+    config = tiny_config(1)
+    assert config.mask is not None
+    wide = replace(config, mask=replace(config.mask, context=1.3))
+    torch.manual_seed(0)
+    plain = mr.MaskRCNN.from_config(config).eval()
+    model = mr.MaskRCNN.from_config(wide).eval()
+    model.load_state_dict(plain.state_dict())
+    boxes = torch.tensor([[20.0, 20, 60, 70]])
+    where = torch.zeros(1, dtype=torch.int64)
+    with torch.inference_mode():
+        pyramid = plain.pyramid(make_batch())
+        ours = model.predict_masks(pyramid, boxes, where, where)
+        theirs = plain.predict_masks(pyramid, enlarged(boxes, 1.3), where, where)
+    torch.testing.assert_close(ours, inner_part(theirs, 1.3))
+
+
+def test_models_without_context_ignore_boxes_as_before() -> None:
+    """Also labels beside masks: the loss is that of the objects with masks."""
+    torch.manual_seed(0)
+    config = tiny_config(1)
+    model = mr.MaskRCNN.from_config(config).train()
+    batch = make_batch()
+    truth = make_truth(config, batch)
+    truth.has_mask[:, 1:] = False
+    before = model.losses(batch, truth)["mask"]
+    spans = (~truth.has_mask)[..., None].expand(-1, -1, 2)
+    assert model.losses(batch, replace(truth, spans=spans))["mask"] == before
+
+
+@pytest.mark.parametrize("crop", [None, 32])
+def test_cut_boxes_do_not_know_their_masks(masks, boxed, crop) -> None:
+    """A box without a mask is the clipped box, in every view: no leak of the mask's bounds."""
+    model = replace(tiny_config(masks.categories), categories=masks.categories, keypoint=None)
+    augment = AugmentConfig(crop=crop, scale=(0.8, 1.3), right_angles=True)
+    differ = cut = 0
+    for index in range(len(boxed)):
+        for seed in range(6):
+            full = TrainingSet(masks, model, augment).example(index, seed)
+            weak = TrainingSet(boxed, model, augment).example(index, seed)
+            assert torch.equal(full.image, weak.image)
+            height, width = weak.image.shape[1:]
+            by_id = {a.id: a for a in boxed[index].annotations}
+            truth = weak.truth
+            assert not truth.has_mask.any()
+            for n, number in enumerate(truth.annotation_ids[0].tolist()):
+                corners = torch.tensor(by_id[number].box).view(2, 2).double()
+                matrix = weak.to_model.double()
+                moved = corners @ matrix[:2, :2].T + matrix[:2, 2]
+                low, high = moved.amin(dim=0), moved.amax(dim=0)
+                limits = torch.tensor([width, height])
+                clipped = torch.cat([low.clamp(min=0), torch.minimum(high, limits)])
+                np.testing.assert_allclose(truth.boxes[0, n], clipped, atol=1e-3)
+                is_cut = ((low < -0.5) | (high > limits + 0.5)).tolist()
+                spans = truth.spans[0, n].tolist() if truth.spans is not None else [False, False]
+                assert spans == [not is_cut[1], not is_cut[0]]
+                cut += any(is_cut)
+                other = full.truth.boxes[0][full.truth.annotation_ids[0] == number]
+                differ += bool(len(other)) and not torch.allclose(other[0], truth.boxes[0, n], atol=1)
+    assert (cut > 10 and differ > 3) == (crop is not None)
+
+
+def test_rotated_boxes_do_not_train_masks(boxed) -> None:
+    model = replace(tiny_config(boxed.categories), categories=boxed.categories, keypoint=None)
+    views = TrainingSet(boxed, model, AugmentConfig(rotation=30))
+    assert all(views.example(i, i).truth.spans is None for i in range(len(boxed)))
+
+
+def test_objects_under_a_paste_do_not_train_masks() -> None:
+    from test_augmentation_copy_paste import objects_of
+
+    from maskrcnn.augmentation.copy_paste import hide
+
+    objects = replace(objects_of([np.ones((4, 4), bool)] * 2), masks=[None] * 2)
+    objects = replace(objects, spans=np.ones((2, 2), bool), boxes=np.array([[0, 0, 2, 4], [2, 0, 4, 4.0]]))
+    covered = np.zeros((4, 4), bool)
+    covered[:2, :1] = True
+    assert hide(objects, covered).spans.tolist() == [[False, False], [True, True]]
+
+
+def test_masks_boxes_and_points_share_a_batch(masks, boxed) -> None:
+    model = replace(tiny_config(masks.categories), categories=masks.categories, keypoint=None)
+    assert model.mask is not None
+    model = replace(model, mask=replace(model.mask, context=1.3))
+    full = TrainingSet(masks, model, None).example(0, 0)
+    weak = TrainingSet(boxed, model, None).example(1, 1)
+    batch, truth = collate([full, weak], 32)
+    assert truth.spans is not None
+    assert not truth.spans[0].any()
+    assert truth.spans[1].any()
+    torch.manual_seed(0)
+    network = mr.MaskRCNN.from_config(model).train()
+    together = network.losses(batch, truth)["mask"].item()
+    alone = [
+        network.losses(*collate([example], 32))["mask"].item() for example in (full, weak)
+    ]
+    assert min(alone) < together < max(alone)
+    assert network.losses(batch, replace(truth, spans=None))["mask"].item() != together
