@@ -325,6 +325,12 @@ class BoxMaskConfig:
     projection_weight: float = 1.0
     """Factor on the projection loss: the mask reaches every side of its box and stays inside. 0:
     off."""
+    outside_weight: float = 1.0
+    """Factor on the binary cross-entropy of the cells outside the box, which are background. 0:
+    off."""
+    fill_weight: float = 0.3
+    """Factor on the mean background probability of the cells inside the box, which are object
+    unless their colors say otherwise. It falls to this value from 1 while `ramp` lasts."""
     pairwise_weight: float = 1.0
     """Factor on the pairwise loss: neighboring cells of similar color have the same label. 0:
     off."""

@@ -162,15 +162,18 @@ def box_losses(
         config: weights, and which colors are similar.
         progress: share of the training that is done (0..1); the pairwise loss grows with it.
     """
-    pairwise = config.pairwise_weight * min(1.0, progress / max(config.ramp, 1e-6))
-    return config.projection_weight * projection_losses(
-        logits, targets
-    ) + pairwise * pairwise_losses(logits, targets, config.color_difference)
+    ramp = min(1.0, progress / max(config.ramp, 1e-6))
+    fill = 1 + ramp * (config.fill_weight - 1)
+    pairwise = config.pairwise_weight * ramp
+    return (
+        config.projection_weight * projection_losses(logits, targets)
+        + config.outside_weight * outside_losses(logits, targets)
+        + fill * fill_losses(logits, targets)
+        + pairwise * pairwise_losses(logits, targets, config.color_difference)
+    )
 
 
-def projection_losses(
-    logits: Float[Tensor, "K M M"], targets: BoxTargets
-) -> Float[Tensor, "K"]:
+def projection_losses(logits: Float[Tensor, "K M M"], targets: BoxTargets) -> Float[Tensor, "K"]:
     """Returns the sum over both axes of 1 - Dice of the projected mask and the projected box."""
     masks = logits.sigmoid() * targets.inside
     projected = torch.stack([masks.amax(dim=1), masks.amax(dim=2)], dim=1)
@@ -181,6 +184,19 @@ def projection_losses(
     shared = (projected * wanted).sum(dim=2)
     total = projected.square().sum(dim=2) + wanted.square().sum(dim=2)
     return (1 - 2 * shared / total.clamp(min=1e-6)).sum(dim=1)
+
+
+def outside_losses(logits: Float[Tensor, "K M M"], targets: BoxTargets) -> Float[Tensor, "K"]:
+    """Returns the binary cross-entropy of the cells outside the box, averaged over them."""
+    in_box = targets.covered[:, 1, :, None] * targets.covered[:, 0, None, :]
+    weight = targets.inside * (1 - in_box)
+    return (weight * F.softplus(logits)).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+
+
+def fill_losses(logits: Float[Tensor, "K M M"], targets: BoxTargets) -> Float[Tensor, "K"]:
+    """Returns the mean probability of background of the cells inside the box."""
+    weight = targets.inside * targets.covered[:, 1, :, None] * targets.covered[:, 0, None, :]
+    return (weight * (-logits).sigmoid()).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
 
 
 def pairwise_losses(

@@ -46,7 +46,9 @@ class AnnotatedParts:
     def box_masks(self) -> str:
         """How many objects have a box alone, as text."""
         share = 100 * self.box_alone / max(self.objects, 1)
-        return f"{self.box_alone:,} of {self.objects:,} objects ({share:.3g} %) have a box and no mask"
+        return (
+            f"{self.box_alone:,} of {self.objects:,} objects ({share:.3g} %) have a box and no mask"
+        )
 
 
 def annotated_parts(
