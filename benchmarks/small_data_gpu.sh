@@ -11,6 +11,7 @@
 set -u
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
+NEEDED="attrs docstring_parser hotcoco jaxtyping safetensors tomlkit wadler_lindig" # by the library, without the command line
 
 if [ "${1:-}" = --collect ]; then
   folder=${2:-$PWD}
@@ -22,7 +23,11 @@ if [ "${1:-}" = --collect ]; then
   for name in plants weights; do
     "$PYTHON" -m benchmarks.small_data.carry "$name" "$folder/.carry_b" || exit 1
   done
-  cp -r "${WHEELS:-.wheels}" "$folder/.carry_a/wheels" 2>/dev/null || echo "no wheels: run benchmarks/gpu_check.sh --collect"
+  rm -rf "$folder/.carry_a/wheels"
+  mkdir "$folder/.carry_a/wheels"
+  for name in $NEEDED; do
+    cp "${WHEELS:-.wheels}/$name"-*.whl "$folder/.carry_a/wheels/" || echo "no wheel of $name: run benchmarks/gpu_check.sh --collect"
+  done
   for part in a b; do
     size=$(du -sm "$folder/.carry_$part" | cut -f1)
     echo ".carry_$part: $size MB"
@@ -64,6 +69,7 @@ done
 export PYTHONPATH="$PWD/src:$PWD/.carry_b/site:$RUNS/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
 export XDG_CACHE_HOME="$RUNS/cache"
 
+workers=$(env -u OMP_NUM_THREADS nproc)
 device=cpu
 sampler=""
 if "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
@@ -83,9 +89,9 @@ results="$OUT/small_steps.jsonl"
 until=$((SECONDS_IN_ALL - $(date +%s) + START - 25)) # the last measurements take up to 25 seconds
 {
   nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null || echo "no GPU"
-  echo "device $device, multi-process service ${service:-no}, $(nproc) cores, $until s of training, options: $*"
+  echo "device $device, multi-process service ${service:-no}, $workers cores, $until s of training, options: $*"
 } | tee -a "$OUT/log.txt"
-timeout --kill-after=5 $((until + 40)) "$PYTHON" -m benchmarks.small_data --device "$device" --workers "$(nproc)" \
+timeout --kill-after=5 $((until + 40)) "$PYTHON" -m benchmarks.small_data --device "$device" --workers "$workers" \
   --data "$RUNS/data" --out "$RUNS" --results "$results" --until "$until" "$@" 2>&1 | tee -a "$OUT/log.txt" | tail -n 60
 status=${PIPESTATUS[0]}
 

