@@ -80,8 +80,12 @@ def arguments() -> argparse.Namespace:
         "--only", default="", help="select runs whose name matches this regular expression"
     )
     parser.add_argument(
-        "--variants", type=Path, help="file of runs with other settings, which come last"
+        "--questions",
+        default="",
+        help="which runs, in this order, separated by commas: kinds, starts, plants, two_hours, "
+        "started_kinds, rank, variants, front; default: all",
     )
+    parser.add_argument("--variants", type=Path, help="file of runs with other settings")
     parser.add_argument(
         "--front", type=int, default=0, help="steps of the longer runs on real images; 0 = none"
     )
@@ -107,13 +111,22 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     """All runs of the experiment, the most important first."""
     if given.experiment == "recipe":
         return list(recipe_parts.tasks(given.seeds, given.minutes))
-    found: list[Job] = []
-    if given.front:
-        found += arms.front(given.front, given.front_seconds)
-    found += arms.arms(given.steps, given.seeds)
+    known = arms.questions(given.steps, given.seeds)
     if given.variants:
-        found += arms.variants(given.variants, given.steps, given.seeds)
-    return found
+        known["variants"] = arms.variants(given.variants, given.steps, given.seeds)
+    if given.front:
+        known["front"] = arms.front(given.front, given.front_seconds)
+    wanted = given.questions.split(",") if given.questions else sorted(known, key=_order)
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(
+            f"--questions: expected some of {', '.join(known)}, got {', '.join(unknown)}"
+        )
+    return list(dict.fromkeys(job for name in wanted for job in known[name]))
+
+
+def _order(question: str) -> bool:
+    """Whether a question comes after the longest runs, which have to begin first."""
+    return question != "front"
 
 
 def list_jobs(chosen: Sequence[Job], setup: Setup, workers: int) -> None:

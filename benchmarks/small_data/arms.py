@@ -165,29 +165,29 @@ class Front:
         run(self, setup)
 
 
-def arms(steps: int = STEPS, seeds: int = SEEDS) -> list[Job]:
-    """All runs at equal steps, each once."""
+def questions(steps: int = STEPS, seeds: int = SEEDS) -> dict[str, list[Job]]:
+    """All runs at equal steps by the question that they answer, the most important first.
+
+    A run that answers several questions is in each of them.
+    """
     several = range(seeds)
-    jobs: list[Job] = []
+    ranked: list[Job] = []
     for seed in several:
-        jobs += _kinds(("nuclei", "scenes"), SCRATCH, seed, steps)
-    for seed in several:
-        jobs += _starts(seed, steps)
-    for seed in several:
-        jobs += _kinds(("plants",), SCRATCH, seed, steps)
-    for seed in several:
-        jobs += _two_hours(SCRATCH, seed, steps)
-        jobs += _two_hours(LITE, seed, steps)
-    for seed in several:
-        jobs += _kinds(("nuclei", "plants"), LITE, seed, steps)
-    for seed in several:
-        jobs.append(RankedArms("nuclei", seed, steps))
-        sizes = [n for n in RANK_SIZES if n != RANK_SIZES[0]]
-        jobs += [Arm("nuclei", seed=seed, steps=steps, images=size) for size in sizes]
-    return list(dict.fromkeys(jobs))
+        ranked.append(RankedArms("nuclei", seed, steps))
+        ranked += [Arm("nuclei", seed=seed, steps=steps, images=n) for n in RANK_SIZES]
+
+    both = ("nuclei", "plants")
+    return {
+        "kinds": [arm for seed in several for arm in _kinds(("nuclei", "scenes"), seed, steps)],
+        "starts": [arm for seed in several for arm in _starts(seed, steps)],
+        "plants": [arm for seed in several for arm in _kinds(("plants",), seed, steps)],
+        "two_hours": [arm for seed in several for arm in _two_hours(seed, steps)],
+        "started_kinds": [arm for seed in several for arm in _kinds(both, seed, steps, LITE)],
+        "rank": ranked,
+    }
 
 
-def _kinds(sources: Sequence[str], start: str, seed: int, steps: int) -> Iterator[Arm]:
+def _kinds(sources: Sequence[str], seed: int, steps: int, start: str = SCRATCH) -> Iterator[Arm]:
     for kind in MAIN_KINDS:
         yield from (Arm(data, kind, start, seed, steps) for data in sources)
 
@@ -199,11 +199,12 @@ def _starts(seed: int, steps: int) -> Iterator[Arm]:
         yield from (scratch, started, replace(started, steps=steps // THIRD))
 
 
-def _two_hours(start: str, seed: int, steps: int) -> Iterator[Arm]:
+def _two_hours(seed: int, steps: int) -> Iterator[Arm]:
     """Plants are so few that two hours of points or boxes annotate them all."""
-    for data, kinds in (("nuclei", MAIN_KINDS), ("plants", ("masks",))):
-        for kind in kinds:
-            yield Arm(data, kind, start, seed, steps, budget=TWO_HOURS)
+    for start in (SCRATCH, LITE):
+        for data, kinds in (("nuclei", MAIN_KINDS), ("plants", ("masks",))):
+            for kind in kinds:
+                yield Arm(data, kind, start, seed, steps, budget=TWO_HOURS)
 
 
 def front(steps: int, seconds: float) -> list[Job]:

@@ -61,9 +61,7 @@ def pack_image(content: dict[str, Any], index: int, source: Path, target: Path) 
     image = Image.open(file).convert("RGB")
     factor = min(1.0, LONGEST / max(image.size))
     size = (round(image.width * factor), round(image.height * factor))
-    image.resize(size, Image.Resampling.LANCZOS).save(
-        target / entry["file_name"], quality=QUALITY
-    )
+    image.resize(size, Image.Resampling.LANCZOS).save(target / entry["file_name"], quality=QUALITY)
 
     if factor < 1:
         entry["width"], entry["height"] = size
