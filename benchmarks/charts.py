@@ -18,9 +18,14 @@ TICKS = 4
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
-def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: int = 3) -> None:
+def save_charts(
+    path: Path,
+    panels: Mapping[str, tuple[str, Curves]],
+    columns: int = 3,
+    logarithmic: bool = False,
+) -> None:
     """Writes panels in rows, given as title -> (label of the x axis, curves). A curve name has the
-    same color in all panels.
+    same color in all panels. The x axis begins at 0, or, if it is logarithmic, at the smallest x.
     """
     names = dict.fromkeys(name for _, curves in panels.values() for name in curves)
     colors = dict(zip(names, cycle(COLORS), strict=False))
@@ -33,27 +38,36 @@ def save_charts(path: Path, panels: Mapping[str, tuple[str, Curves]], columns: i
     for number, (title, (x_label, curves)) in enumerate(panels.items()):
         row, column = divmod(number, columns)
         parts.append(
-            f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colors)}</g>'
+            f'<g transform="translate({column * WIDTH} {row * HEIGHT})">{_panel(title, x_label, curves, colors, logarithmic)}</g>'
         )
 
     path.write_text("\n".join([*parts, "</svg>\n"]))
 
 
-def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) -> str:
+def _panel(
+    title: str, x_label: str, curves: Curves, colors: Mapping[str, str], logarithmic: bool
+) -> str:
     points = [point for curve in curves.values() for point in curve]
-    x_end, tick = max(x for x, _ in points), _tick(max(y for _, y in points))
+    tick = _tick(max(y for _, y in points))
+    x_begin = min(x for x, _ in points) if logarithmic else 0.0
+    x_end = max(x for x, _ in points)
+
+    def share(x: float) -> float:
+        """How far along the axis x is, 0 to 1."""
+        if not logarithmic:
+            return x / x_end
+        return log10(x / x_begin) / log10(x_end / x_begin) if x_end > x_begin else 0.5
 
     def to_pixel(x: float, y: float) -> tuple[float, float]:
-        return LEFT + x / x_end * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y / (TICKS * tick) * (
-            HEIGHT - TOP - BOTTOM
-        )
+        height = y / (TICKS * tick) * (HEIGHT - TOP - BOTTOM)
+        return LEFT + share(x) * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - height
 
     parts = [
         f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-size="13">{escape(title)}</text>'
     ]
 
     for step in range(TICKS + 1):
-        left, y = to_pixel(0, step * tick)
+        left, y = to_pixel(x_begin, step * tick)
         parts.append(
             f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
         )
@@ -66,7 +80,7 @@ def _panel(title: str, x_label: str, curves: Curves, colors: Mapping[str, str]) 
         across = to_pixel(x, 0)[0]
         if across >= free:  # skip labels that would overlap the previous one
             parts.append(
-                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{x:g}</text>'
+                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{round(x, 2):g}</text>'
             )
             free = across + 20
 

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .small_data import CAP, HERE, append, chosen_images, commit
+from .small_data.queue import CAP, HERE, append, commit
+from .small_data.recipe_parts import chosen_images
 
 DATA = HERE.parents[1] / "shared" / "data"
 RESULTS = HERE / "results" / "first_evening.jsonl"

@@ -1,38 +1,33 @@
-"""Measures the recipe on small data sets: `python -m benchmarks.small_data [--core K] [--runs N]`,
-then `--report`.
+"""The recipe on small data sets, at equal CPU time, and what each of its parts contributes.
 
 Trains on 10, 25 and 100 % of the nuclei with the plain recipe and with ours, and at 10 % with ours
 minus each of its parts, with several seeds. Every training gets the same CPU time of its process
 (not wall time, so a busy machine does not distort the comparison). Each finished run is a line of
-results/small_data.jsonl. A call runs the missing trainings and resumes interrupted ones. Two
-processes on two cores may run at once.
+results/small_data.jsonl.
 """
 
 from __future__ import annotations
 
-import argparse
-import fcntl
+import csv
 import json
-import os
 import re
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .charts import save_charts
+from ..charts import save_charts
+from .queue import CAP, DATA, HERE, NUMBERS, Setup, append, commit, groups, read_lines
 
-HERE = Path(__file__).resolve().parent
-NUCLEI = HERE.parents[1] / "shared" / "data" / "nuclei"
-RESULTS, PAGE = HERE / "results" / "small_data.jsonl", HERE.parent / "docs" / "small_data.md"
+NUCLEI = DATA / "nuclei"
+RESULTS = HERE / "results" / "small_data.jsonl"
+PAGE = HERE.parent / "docs" / "small_data.md"
 SHARES = (10, 25, 100)  # percent of the images
 SEEDS = 3
-CAP = 500  # detections per image counted in AP, for every recipe
+MINUTES = 8.0
 NAMES = {"plain": "plain", "ours": "ours", "unlabeled": "ours, the others unlabeled"}
-NUMBERS = ("AP", "AP50", "AP75")
 
 # Ours without one part: the settings of the plain recipe for that part.
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -65,10 +60,12 @@ class Task:
     share: int
     seed: int
     without: str = ""
+    minutes: float = MINUTES
+    """CPU time of the training; results with other values are kept separate."""
 
     @property
     def name(self) -> str:
-        return "-".join(
+        return f"{self.minutes:g}min/" + "-".join(
             filter(
                 None,
                 (
@@ -87,111 +84,28 @@ class Task:
             "share": self.share,
             "without": self.without,
             "seed": self.seed,
+            "minutes": self.minutes,
         }
 
+    def is_finished(self, setup: Setup) -> bool:
+        return bool(groups(read_lines(setup.results), **self.key))
 
-def tasks(seeds: int = SEEDS) -> Iterator[Task]:
+    def expected_seconds(self, setup: Setup) -> float:
+        return 60 * self.minutes
+
+    def run(self, setup: Setup) -> None:
+        numbers = train(self, self.minutes, setup.data, setup.out / self.name)
+        append(setup.results, {**self.key, **numbers})
+
+
+def tasks(seeds: int = SEEDS, minutes: float = MINUTES) -> Iterator[Task]:
     """All trainings, ordered by seed."""
     for seed in range(seeds):
         for share in SHARES:
-            yield from (Task(recipe, share, seed) for recipe in ("plain", "ours"))
-        yield from (Task("ours", SHARES[0], seed, part) for part in WITHOUT)
-        yield Task("unlabeled", SHARES[0], seed)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.small_data",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--runs", type=int, help="stop after this many trainings")
-    parser.add_argument("--core", type=int, help="pin the process to this CPU core")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=8.0,
-        help="CPU minutes of each training; results with other values are kept separate",
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument(
-        "--only", default="", help="select runs whose name matches this regular expression"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=NUCLEI,
-        help="folder with images/ and annotations/{train,val}.json",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/small_data"), help="folder for the runs"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--list", action="store_true", help="list finished and missing runs")
-    parser.add_argument(
-        "--report",
-        action="store_true",
-        help="print the tables and write them into docs/small_data.md",
-    )
-    given = parser.parse_args()
-
-    chosen = [task for task in tasks(given.seeds) if re.search(given.only, task.name)]
-    if given.list:
-        for task in chosen:
-            print(
-                f"{'done   ' if finished(task, given.minutes, given.results) else 'missing'}  {task.name}"
-            )
-    elif given.report:
-        report(lines(given.results, given.minutes), write=given.results == RESULTS)
-    else:
-        if given.core is not None:
-            os.sched_setaffinity(0, {given.core})
-        work(chosen, given)
-
-
-def work(chosen: Sequence[Task], given: argparse.Namespace) -> None:
-    """Runs the missing trainings that no other process is running."""
-    import torch
-
-    torch.set_num_threads(1)
-    left = given.runs
-
-    for task in chosen:
-        if left == 0:
-            break
-        out = given.out / f"{given.minutes:g}min" / task.name
-        with locked(out.with_suffix(".lock")) as mine:
-            if not mine or finished(task, given.minutes, given.results):
-                continue
-
-            print(
-                f"{task.name}: {sum(finished(t, given.minutes, given.results) for t in chosen)} of {len(chosen)} done",
-                flush=True,
-            )
-            append(
-                given.results,
-                {
-                    **task.key,
-                    "minutes": given.minutes,
-                    **train(task, given.minutes, given.data, out),
-                },
-            )
-            left = None if left is None else left - 1
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Yields whether this process got the lock; the operating system releases it when the process
-    ends, even by a crash.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+            for recipe in ("plain", "ours"):
+                yield Task(recipe, share, seed, minutes=minutes)
+        yield from (Task("ours", SHARES[0], seed, part, minutes) for part in WITHOUT)
+        yield Task("unlabeled", SHARES[0], seed, minutes=minutes)
 
 
 def train(task: Task, minutes: float, folder: Path, out: Path) -> dict[str, Any]:
@@ -298,8 +212,6 @@ def precision() -> str:
 
 def last_line(metrics: Path) -> str:
     """Steps and CPU seconds of a run, as JSON."""
-    import csv
-
     with metrics.open() as file:
         row = list(csv.DictReader(file))[-1]
     return json.dumps(
@@ -311,37 +223,9 @@ def last_line(metrics: Path) -> str:
     )
 
 
-def commit() -> str:
-    import subprocess
-
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-
-
-# The results file
-
-
 def lines(path: Path, minutes: float) -> list[dict[str, Any]]:
     """The finished runs with this time budget."""
-    texts = path.read_text().splitlines() if path.exists() else []
-    return [line for line in map(json.loads, filter(None, texts)) if line["minutes"] == minutes]
-
-
-def finished(task: Task, minutes: float, path: Path) -> bool:
-    return any(task.key.items() <= line.items() for line in lines(path, minutes))
-
-
-def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Appends a line under a lock, so that lines of concurrent writers do not mix."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line) + "\n")
+    return [line for line in read_lines(path) if line["minutes"] == minutes]
 
 
 # The report
@@ -375,10 +259,6 @@ def report(runs: Sequence[Mapping[str, Any]], write: bool) -> None:
                 flags=re.DOTALL,
             )
         )
-
-
-def groups(runs: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
-    return [line for line in runs if wanted.items() <= line.items()]
 
 
 def curves(runs: Sequence[Mapping[str, Any]], number: str) -> dict[str, list[tuple[float, float]]]:
@@ -453,7 +333,3 @@ def spread(runs: Sequence[Mapping[str, Any]], number: str) -> str:
     return f"{statistics.mean(values):.3f}" + (
         f" ({min(values):.3f}..{max(values):.3f})" if len(values) > 1 else ""
     )
-
-
-if __name__ == "__main__":
-    main()

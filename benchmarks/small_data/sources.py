@@ -1,0 +1,139 @@
+"""The data sets of the experiments: which images a seed trains on, and which it is measured on.
+
+In: a folder with `<name>/images` and `<name>/annotations/{train,val}.json`; scenes are drawn. Out:
+COCO content of the training images, and a data set of the validation images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.coco_types import CocoContent
+
+from .annotation_kinds import seconds_per_object
+from .queue import Setup, locked
+
+# Images of a seed. The scenes have about three objects each, the nuclei 44.
+IMAGES = {"nuclei": 56, "scenes": 150, "plants": 58, "coco_mini_kp": 80}
+SCENES, SCENES_VAL, SCENE_SIDE = 300, 100, 160
+SCENE_CATEGORIES = (2, 3, 4)  # star, ring, figure: balls are ellipses, and only clutter here
+POOL_SEEDS, POOL_EACH = 3, 100
+
+
+def folder(name: str, setup: Setup) -> Path:
+    """The folder of a data set; draws the scenes if they are missing."""
+    if name != "scenes":
+        return setup.data / name
+    where = setup.out / "scenes"
+    with locked(setup.out / "scenes.lock", wait=True):
+        for part, count, seed in (("train", SCENES, 0), ("val", SCENES_VAL, 1)):
+            if not (where / f"{part}.json").exists():
+                _draw(where, part, count, seed)
+    return where
+
+
+def _draw(where: Path, part: str, count: int, seed: int) -> None:
+    """Draws scenes, and keeps the categories that are measured, without keypoints."""
+    from maskrcnn.synthetic.scenes import write_scenes
+
+    content = json.loads(write_scenes(where / part, count, seed, SCENE_SIDE).read_text())
+    for image in content["images"]:
+        image["file_name"] = f"{part}/images/{image['file_name']}"
+    content["categories"] = [
+        {"id": c["id"], "name": c["name"]}
+        for c in content["categories"]
+        if c["id"] in SCENE_CATEGORIES
+    ]
+    content["annotations"] = [
+        {k: v for k, v in a.items() if "keypoints" not in k}
+        for a in content["annotations"]
+        if a["category_id"] in SCENE_CATEGORIES
+    ]
+    (where / f"{part}.json").write_text(json.dumps(content))
+
+
+def _paths(name: str, setup: Setup, part: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of the images."""
+    where = folder(name, setup)
+    if name == "scenes":
+        return where / f"{part}.json", where
+    return where / "annotations" / f"{part}.json", where / "images"
+
+
+@cache
+def _content(path: Path) -> CocoContent:
+    return json.loads(path.read_text())
+
+
+def whole_training_set(name: str, setup: Setup) -> CocoContent:
+    """All training images and their annotations."""
+    return _content(_paths(name, setup, "train")[0])
+
+
+def image_folder(name: str, setup: Setup) -> Path:
+    """The folder of the images."""
+    return _paths(name, setup, "train")[1]
+
+
+def image_order(count: int, seed: int) -> list[int]:
+    """The images in a random order that depends on the seed only, so that smaller choices are
+    subsets of larger ones.
+    """
+    return np.random.default_rng(seed).permutation(count).tolist()
+
+
+def first_images(name: str, setup: Setup, seed: int, count: int) -> list[int]:
+    """The indices of a seed's first images."""
+    total = len(whole_training_set(name, setup)["images"])
+    return sorted(image_order(total, seed)[:count])
+
+
+def images_within(name: str, setup: Setup, seed: int, kind: str, seconds: float) -> list[int]:
+    """The indices of a seed's first images whose annotation takes about so many seconds.
+
+    At least one; the last is left out if the time is nearer without it.
+    """
+    content = whole_training_set(name, setup)
+    objects: dict[int, int] = {}
+    for a in content["annotations"]:
+        objects[a["image_id"]] = objects.get(a["image_id"], 0) + (not a.get("iscrowd"))
+    order = image_order(len(content["images"]), seed)[: IMAGES[name]]
+    each = [objects.get(content["images"][i]["id"], 0) * seconds_per_object(kind) for i in order]
+    sums = np.cumsum(each)
+    return sorted(order[: 1 + int(np.abs(sums - seconds).argmin())])
+
+
+def ranking_pool(name: str, setup: Setup) -> list[int]:
+    """The indices of the images from which `rank` chooses, the same for all seeds."""
+    total = len(whole_training_set(name, setup)["images"])
+    orders = (image_order(total, seed)[:POOL_EACH] for seed in range(POOL_SEEDS))
+    return sorted({index for order in orders for index in order})
+
+
+def selected(content: CocoContent, indices: Sequence[int]) -> CocoContent:
+    """The content of some images only."""
+    images = [content["images"][i] for i in indices]
+    ids = {image["id"] for image in images}
+    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+    return {**content, "images": images, "annotations": annotations}
+
+
+def dataset(name: str, setup: Setup, content: CocoContent) -> CocoDataset:
+    """Content of a source as a data set."""
+    plain: dict[str, Any] = {**content}
+    return CocoDataset(plain, image_folder(name, setup), name=name)
+
+
+def validation(name: str, setup: Setup) -> tuple[CocoDataset, dict[int, str]]:
+    """The validation images, and the type of each where the data say it, by its id."""
+    path, images = _paths(name, setup, "val")
+    entries: list[Any] = _content(path)["images"]
+    types = {i["id"]: i["image_type"] for i in entries if i.get("image_type")}
+    return CocoDataset(path, images), types
