@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from maskrcnn.ops.boxes import enlarge, inner_grid
 from maskrcnn.ops.rows import Rows
 from maskrcnn.structures import Truth
 from maskrcnn.synthetic.scenes import write_scenes
+from maskrcnn.training.mask_teacher import with_teacher_masks
 
 SIZE = 14
 SETTINGS = BoxMaskConfig()
@@ -56,6 +58,9 @@ def without_masks(scenes: Path, share: float) -> mr.CocoDataset:
     count = round(share * len(content["annotations"]))
     for annotation in content["annotations"][:count]:
         del annotation["segmentation"]
+    for entry in (*content["annotations"], *content["categories"]):
+        for name in ("keypoints", "num_keypoints", "skeleton", "flip", "sigmas"):
+            entry.pop(name, None)
     return mr.CocoDataset(content, scenes.parent / "images")
 
 
@@ -71,6 +76,7 @@ def disc_targets(size: int = SIZE, *, contrast: float = 200.0) -> tuple[BoxTarge
         inside=torch.ones_like(disc),
         colors=colors,
         instead=torch.ones(1, dtype=torch.bool),
+        with_mask=torch.zeros(1, dtype=torch.bool),
     )
     return targets, disc
 
@@ -349,3 +355,53 @@ def test_masks_boxes_and_points_share_a_batch(masks, boxed) -> None:
     assert min(alone) < together < max(alone)
     nothing = torch.zeros_like(truth.spans)
     assert network.losses(batch, replace(truth, spans=nothing))["mask"].item() != together
+
+
+def test_the_teacher_adds_masks_that_fit_their_boxes(monkeypatch) -> None:
+    """Of three: a disc, an unsure one, and one in a corner of its box; a masked object stays."""
+    config = tiny_config(1)
+    assert config.mask is not None
+    config = replace(config, mask=replace(config.mask, context=1.3))
+    teacher = mr.MaskRCNN.from_config(config).eval()
+    batch = make_batch(((64, 64),))
+    truth = make_truth(config, batch)
+    truth.has_mask[0, :3] = False
+    truth.masks[0, :3] = 0
+    truth.spans[0, :3] = True
+    ramp = (torch.arange(28) + 0.5) / 14 - 1
+    disc = (ramp[:, None] ** 2 + ramp**2 < 1).float()
+    grids = torch.stack([0.95 * disc, 0.6 * disc, 0.95 * disc * (ramp < 0)])
+    monkeypatch.setattr(teacher, "predict_masks", lambda *_: grids)
+
+    made = with_teacher_masks(teacher, batch, truth)
+    assert made.has_mask[0].tolist() == [True, False, False, True]
+    assert torch.equal(made.masks[0, 3], truth.masks[0, 3])
+    assert made.masks[0, 0].float().mean() / 255 == pytest.approx(torch.pi / 4, abs=0.02)
+    assert not made.masks[0, 1:3].any()
+    network = mr.MaskRCNN.from_config(config).train()
+    heavier = copy.deepcopy(network)
+    heavier.mask_head.config = replace(
+        config.mask, from_boxes=replace(config.mask.from_boxes, teacher_weight=1.0)
+    )
+    before = network.losses(batch, truth)["mask"]
+    assert network.losses(batch, made)["mask"] == before
+    assert heavier.losses(batch, made)["mask"] > before
+
+
+def test_training_uses_the_teacher_once_the_ramp_is_over(boxed, tmp_path, monkeypatch) -> None:
+    from maskrcnn.training import mask_teacher
+
+    calls = []
+    monkeypatch.setattr(
+        mask_teacher, "with_teacher_masks", lambda *given: calls.append(1) or given[2]
+    )
+    model = replace(tiny_config(boxed.categories), categories=boxed.categories, keypoint=None)
+    assert model.mask is not None
+    settings = BoxMaskConfig(ramp=0.5, teacher_weight=1.0)
+    model = replace(model, mask=replace(model.mask, from_boxes=settings))
+    config = mr.TrainConfig(steps=4, batch_size=2, tensorboard=False)
+    run = mr.train(model, boxed, config=config, out=tmp_path, progress=False, device="cpu")
+    assert len(calls) == 2
+    assert run.model.config.mask.context == 1.3
+    with pytest.raises(ValueError, match="ema: expected more than 0"):
+        mr.train(model, boxed, config=replace(config, ema=0.0), out=tmp_path / "b", device="cpu")

@@ -66,12 +66,14 @@ class BoxTargets(NamedTuple):
     colors: Float[Tensor, "K 3 M M"]
     """CIELAB, after the RoI's colors were stretched to the full range."""
     instead: Bool[Tensor, "K"]
-    """RoIs whose objects have a box and no mask."""
+    """RoIs whose objects have a box and no annotated mask."""
+    with_mask: Bool[Tensor, "K"]
+    """Those of them that have a mask of the teacher."""
 
 
 def has_only_box(truth: Truth) -> Bool[Tensor, "B N"]:
     """Which objects have a box that stands for their mask."""
-    return truth.spans.any(dim=2) & ~truth.has_mask
+    return truth.valid & ~truth.ignore & truth.spans.any(dim=2)
 
 
 def trains_masks(truth: Truth, context: float) -> Bool[Tensor, "B N"]:
@@ -142,7 +144,9 @@ def box_targets(
             batch.images.float(), indexed, size, sampling_ratio=SAMPLES, aligned=True
         )
         colors = lab(stretched(pixels, inside))
-    return BoxTargets(covered, truth.spans[matched], inside, colors, has_only_box(truth)[matched])
+    instead = has_only_box(truth)[matched]
+    with_mask = instead & truth.has_mask[matched]
+    return BoxTargets(covered, truth.spans[matched], inside, colors, instead, with_mask)
 
 
 def box_losses(
