@@ -20,6 +20,7 @@ RECORDS = (
     "AugmentedView",
     "Batch",
     "BoxHeadConfig",
+    "BoxMaskConfig",
     "Category",
     "CheckReport",
     "ConversionReport",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,11 @@ from models import make_batch, make_truth, tiny_config
 
 import maskrcnn as mr
 from maskrcnn.augmentation.training_set import TrainingSet, collate
-from maskrcnn.config import AugmentConfig, BoxMaskConfig
+from maskrcnn.config import AugmentConfig, BoxMaskConfig, MaskHeadConfig
 from maskrcnn.model.box_losses import (
     BoxTargets,
     box_losses,
     box_targets,
-    enlarged,
     lab,
     outside_losses,
     pairwise_losses,
@@ -27,10 +27,11 @@ from maskrcnn.model.box_losses import (
     stretched,
     training_rois,
 )
-from maskrcnn.model.mask_head import inner_part
+from maskrcnn.ops.boxes import enlarge, inner_grid
+from maskrcnn.ops.rows import Rows
 from maskrcnn.structures import Truth
 from maskrcnn.synthetic.scenes import write_scenes
-from maskrcnn.weights.heads import AnnotatedParts, masks_from_boxes, parts_of
+from maskrcnn.training.mask_teacher import with_teacher_masks
 
 SIZE = 14
 SETTINGS = BoxMaskConfig()
@@ -57,6 +58,9 @@ def without_masks(scenes: Path, share: float) -> mr.CocoDataset:
     count = round(share * len(content["annotations"]))
     for annotation in content["annotations"][:count]:
         del annotation["segmentation"]
+    for entry in (*content["annotations"], *content["categories"]):
+        for name in ("keypoints", "num_keypoints", "skeleton", "flip", "sigmas"):
+            entry.pop(name, None)
     return mr.CocoDataset(content, scenes.parent / "images")
 
 
@@ -72,6 +76,7 @@ def disc_targets(size: int = SIZE, *, contrast: float = 200.0) -> tuple[BoxTarge
         inside=torch.ones_like(disc),
         colors=colors,
         instead=torch.ones(1, dtype=torch.bool),
+        with_mask=torch.zeros(1, dtype=torch.bool),
     )
     return targets, disc
 
@@ -176,7 +181,7 @@ def test_losses_and_gradients_equal_a_loop(spans: tuple[bool, bool]) -> None:
 
 
 def test_the_pairwise_loss_grows_with_the_training() -> None:
-    targets, disc = disc_targets()
+    targets, _ = disc_targets()
     in_box = (targets.covered[:, 1, :, None] * targets.covered[:, 0, None]).bool()
     logits = as_logits(in_box)
     settings = replace(SETTINGS, ramp=0.5)
@@ -201,19 +206,19 @@ def test_a_cut_box_says_nothing_about_the_axis_that_the_crop_cut() -> None:
 
 def test_training_rois_contain_the_box_and_background() -> None:
     boxes = torch.tensor([[10.0, 20, 30, 60]]).expand(200, 4)
-    seeds = torch.arange(2)
-    row = torch.arange(200) // 100, torch.arange(200) % 100
-    rois = training_rois(boxes, seeds, row, 100, SETTINGS)
+    batch = make_batch()
+    config = MaskHeadConfig()
+    rows = Rows.of(torch.ones(2, 100, dtype=torch.bool))
+    rois = training_rois(boxes, rows, batch, config)
     assert (rois[:, :2] < boxes[:, :2]).all()
     assert (rois[:, 2:] > boxes[:, 2:]).all()
     factor = (rois[:, 2:] - rois[:, :2]) / (boxes[:, 2:] - boxes[:, :2])
     assert 1.1 <= factor.min() < 1.15
     assert 1.45 < factor.max() <= 1.5
     assert (rois[:, 0] + rois[:, 2]).std() > 0.5
-    assert torch.equal(
-        rois[100:],
-        training_rois(boxes[:100], seeds[1:], (row[0][:100], row[1][:100]), 100, SETTINGS),
-    )
+    second = mr.Batch.collate([batch.images[1]], seeds=batch.seeds[1:].tolist())
+    alone = training_rois(boxes[:100], Rows.of(rows.valid[1:]), second, config)
+    assert torch.equal(rois[100:], alone)
 
 
 def test_colors_and_cells_of_a_roi() -> None:
@@ -222,8 +227,8 @@ def test_colors_and_cells_of_a_roi() -> None:
     batch.images[0, :, 10:20, 0:10] = 180
     truth = Truth.empty(1, 1, 4)
     truth.boxes[...] = torch.tensor([0.0, 10, 10, 20])
-    truth = replace(truth, spans=torch.ones(1, 1, 2, dtype=torch.bool))
-    rois = enlarged(truth.boxes[0], 2.0)
+    truth.spans[...] = True
+    rois = enlarge(truth.boxes[0], 2.0)
     targets = box_targets(truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20)
     assert targets is not None
     assert targets.covered[0].tolist() == [[0.0] * 5 + [1.0] * 10 + [0.0] * 5] * 2
@@ -246,8 +251,8 @@ def test_masks_are_sampled_back_to_the_box() -> None:
     ramp = ((torch.arange(28) + 0.5) / 14 - 1) / 1.3
     grid = torch.stack(torch.meshgrid(ramp, ramp, indexing="xy"), dim=-1).expand(2, -1, -1, -1)
     expected = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
-    torch.testing.assert_close(inner_part(masks, 1.3), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(inner_part(masks, 1.0), masks)
+    torch.testing.assert_close(inner_grid(masks, 1.3), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(inner_grid(masks, 1.0), masks)
 
 
 def test_a_mask_depends_on_what_surrounds_its_box() -> None:
@@ -264,8 +269,8 @@ def test_a_mask_depends_on_what_surrounds_its_box() -> None:
     with torch.inference_mode():
         pyramid = plain.pyramid(make_batch())
         ours = model.predict_masks(pyramid, boxes, where, where)
-        theirs = plain.predict_masks(pyramid, enlarged(boxes, 1.3), where, where)
-    torch.testing.assert_close(ours, inner_part(theirs, 1.3))
+        theirs = plain.predict_masks(pyramid, enlarge(boxes, 1.3), where, where)
+    torch.testing.assert_close(ours, inner_grid(theirs, 1.3))
 
 
 def test_models_without_context_ignore_boxes_as_before() -> None:
@@ -305,8 +310,7 @@ def test_cut_boxes_do_not_know_their_masks(masks, boxed, crop) -> None:
                 clipped = torch.cat([low.clamp(min=0), torch.minimum(high, limits)])
                 np.testing.assert_allclose(truth.boxes[0, n], clipped, atol=1e-3)
                 is_cut = ((low < -0.5) | (high > limits + 0.5)).tolist()
-                spans = truth.spans[0, n].tolist() if truth.spans is not None else [False, False]
-                assert spans == [not is_cut[1], not is_cut[0]]
+                assert truth.spans[0, n].tolist() == [not is_cut[1], not is_cut[0]]
                 cut += any(is_cut)
                 other = full.truth.boxes[0][full.truth.annotation_ids[0] == number]
                 differ += bool(len(other)) and not torch.allclose(
@@ -318,7 +322,7 @@ def test_cut_boxes_do_not_know_their_masks(masks, boxed, crop) -> None:
 def test_rotated_boxes_do_not_train_masks(boxed) -> None:
     model = replace(tiny_config(boxed.categories), categories=boxed.categories, keypoint=None)
     views = TrainingSet(boxed, model, AugmentConfig(rotation=30))
-    assert all(views.example(i, i).truth.spans is None for i in range(len(boxed)))
+    assert not any(views.example(i, i).truth.spans.any() for i in range(len(boxed)))
 
 
 def test_objects_under_a_paste_do_not_train_masks() -> None:
@@ -342,7 +346,6 @@ def test_masks_boxes_and_points_share_a_batch(masks, boxed) -> None:
     full = TrainingSet(masks, model, None).example(0, 0)
     weak = TrainingSet(boxed, model, None).example(1, 1)
     batch, truth = collate([full, weak], 32)
-    assert truth.spans is not None
     assert not truth.spans[0].any()
     assert truth.spans[1].any()
     torch.manual_seed(0)
@@ -350,4 +353,55 @@ def test_masks_boxes_and_points_share_a_batch(masks, boxed) -> None:
     together = network.losses(batch, truth)["mask"].item()
     alone = [network.losses(*collate([example], 32))["mask"].item() for example in (full, weak)]
     assert min(alone) < together < max(alone)
-    assert network.losses(batch, replace(truth, spans=None))["mask"].item() != together
+    nothing = torch.zeros_like(truth.spans)
+    assert network.losses(batch, replace(truth, spans=nothing))["mask"].item() != together
+
+
+def test_the_teacher_adds_masks_that_fit_their_boxes(monkeypatch) -> None:
+    """Of three: a disc, an unsure one, and one in a corner of its box; a masked object stays."""
+    config = tiny_config(1)
+    assert config.mask is not None
+    config = replace(config, mask=replace(config.mask, context=1.3))
+    teacher = mr.MaskRCNN.from_config(config).eval()
+    batch = make_batch(((64, 64),))
+    truth = make_truth(config, batch)
+    truth.has_mask[0, :3] = False
+    truth.masks[0, :3] = 0
+    truth.spans[0, :3] = True
+    ramp = (torch.arange(28) + 0.5) / 14 - 1
+    disc = (ramp[:, None] ** 2 + ramp**2 < 1).float()
+    grids = torch.stack([0.95 * disc, 0.6 * disc, 0.95 * disc * (ramp < 0)])
+    monkeypatch.setattr(teacher, "predict_masks", lambda *_: grids)
+
+    made = with_teacher_masks(teacher, batch, truth)
+    assert made.has_mask[0].tolist() == [True, False, False, True]
+    assert torch.equal(made.masks[0, 3], truth.masks[0, 3])
+    assert made.masks[0, 0].float().mean() / 255 == pytest.approx(torch.pi / 4, abs=0.02)
+    assert not made.masks[0, 1:3].any()
+    network = mr.MaskRCNN.from_config(config).train()
+    heavier = copy.deepcopy(network)
+    heavier.mask_head.config = replace(
+        config.mask, from_boxes=replace(config.mask.from_boxes, teacher_weight=1.0)
+    )
+    before = network.losses(batch, truth)["mask"]
+    assert network.losses(batch, made)["mask"] == before
+    assert heavier.losses(batch, made)["mask"] > before
+
+
+def test_training_uses_the_teacher_once_the_ramp_is_over(boxed, tmp_path, monkeypatch) -> None:
+    from maskrcnn.training import mask_teacher
+
+    calls = []
+    monkeypatch.setattr(
+        mask_teacher, "with_teacher_masks", lambda *given: calls.append(1) or given[2]
+    )
+    model = replace(tiny_config(boxed.categories), categories=boxed.categories, keypoint=None)
+    assert model.mask is not None
+    settings = BoxMaskConfig(ramp=0.5, teacher_weight=1.0)
+    model = replace(model, mask=replace(model.mask, from_boxes=settings))
+    config = mr.TrainConfig(steps=4, batch_size=2, tensorboard=False)
+    run = mr.train(model, boxed, config=config, out=tmp_path, progress=False, device="cpu")
+    assert len(calls) == 2
+    assert run.model.config.mask.context == 1.3
+    with pytest.raises(ValueError, match="ema: expected more than 0"):
+        mr.train(model, boxed, config=replace(config, ema=0.0), out=tmp_path / "b", device="cpu")

@@ -316,6 +316,22 @@ def test_losses_sync_once_whatever_is_annotated(reads: list[int], objects: int) 
     assert len(reads) == 1
 
 
+def test_masks_from_boxes_need_no_further_sync(reads: list[int]) -> None:
+    net, batch = model(), four_images()
+    assert net.config.mask is not None
+    net.config = replace(net.config, mask=replace(net.config.mask, context=1.3))
+    truth = make_truth(net.config, batch)
+    truth.has_mask[:, ::2] = False
+    truth = replace(truth, spans=(~truth.has_mask)[..., None].expand(-1, -1, 2))
+    net.losses(batch, truth)
+    reads.clear()
+    with Syncs() as syncs:
+        losses = net.losses(batch, truth)
+        sum(losses.values()).backward()
+    assert syncs.names == []
+    assert len(reads) == 1
+
+
 def test_the_counter_notices_syncs() -> None:
     x = torch.arange(4)
     with Syncs() as syncs:

@@ -302,6 +302,7 @@ def truth_of(model: mr.MaskRCNN, targets: list[dict[str, torch.Tensor]]) -> mr.T
         has_box=yes,
         masks=torch.arange(yes.numel(), dtype=torch.uint8).view(*shape, 1, 1),
         has_mask=yes,
+        spans=torch.zeros(*shape, 2, dtype=torch.bool),
         keypoints=torch.stack([t["keypoints"][:, :keypoints] for t in targets]),
         has_keypoints=yes,
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .config import (
         AugmentConfig,
         BoxHeadConfig,
+        BoxMaskConfig,
         Category,
         InputConfig,
         KeypointHeadConfig,
@@ -94,6 +95,7 @@ __all__ = [
     "Batch",
     "BatchPlan",
     "BoxHeadConfig",
+    "BoxMaskConfig",
     "Callback",
     "Category",
     "CheckReport",
@@ -175,6 +177,7 @@ _NAMES = {
     "config": (
         "AugmentConfig",
         "BoxHeadConfig",
+        "BoxMaskConfig",
         "Category",
         "InputConfig",
         "KeypointHeadConfig",

@@ -338,6 +338,11 @@ class BoxMaskConfig:
     """Share of the run in which the weight of the pairwise loss grows from 0 (0..1)."""
     color_difference: float = 6.0
     """Colors are similar below this difference in CIELAB, after each RoI is stretched to 0..255."""
+    teacher_weight: float = 0.0
+    """Factor on the loss of masks that the averaged model predicts in these boxes, from `ramp` on
+    (Cheng et al. 2023, BoxTeacher). 0: off. About half as much time again per step."""
+    teacher_confidence: float = 0.8
+    """Such a mask is used if the mean probability of its foreground is at least this (0..1)."""
 
 
 @dataclass(frozen=True)

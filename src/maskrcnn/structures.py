@@ -166,6 +166,9 @@ class Truth(_Tensors):
     """Coverage 0..255 of each cell of an S x S grid over the object's own box."""
     has_mask: Bool[Tensor, "B N"]
     """The object's mask is annotated."""
+    spans: Bool[Tensor, "B N 2"]
+    """For objects that have a box and no mask: whether they reach all columns (x) and all rows (y)
+    of it. A crop can cut off what reached them."""
     keypoints: Float[Tensor, "B N J 3"]
     """x, y, visibility (0 unlabeled, 1 hidden, 2 visible), in the model's heat-map channels: a
     category's keypoints are at its slice."""
@@ -174,9 +177,6 @@ class Truth(_Tensors):
     points: Float[Tensor, "B N P 3"] | None = None
     """x, y, label of points that are annotated instead of a mask: 1 beside the object, 2 on it, 0
     no point. None: no object has such points."""
-    spans: Bool[Tensor, "B N 2"] | None = None
-    """For objects that have a box and no mask: whether they reach all columns (x) and all rows (y)
-    of it. A crop can cut off what reached them. None: no object has such a box."""
     labeled: Bool[Tensor, "B C"] | None = None
     """Whether all objects of a category are annotated in an image. False: unannotated regions may
     hold more of them. None: all objects of all categories are annotated."""
@@ -204,6 +204,7 @@ class Truth(_Tensors):
             boxes=torch.zeros(*shape, 4),
             labels=torch.zeros(shape, dtype=torch.int64),
             masks=torch.zeros(*shape, mask_size, mask_size, dtype=torch.uint8),
+            spans=torch.zeros(*shape, 2, dtype=torch.bool),
             keypoints=torch.zeros(*shape, keypoints, 3),
             **flags,
         )
@@ -230,7 +231,6 @@ class Truth(_Tensors):
         return cls(
             **{f.name: concatenated(f.name) for f in fields(cls) if f.default is MISSING},
             points=cls._points(truths, most),
-            spans=cls._spans(truths, most),
             labeled=cls._labeled(truths),
             annotation_ids=concatenated("annotation_ids") if has_ids else None,
         )
@@ -244,14 +244,6 @@ class Truth(_Tensors):
         ]
         rows = [F.pad(p, (0, 0, 0, count - p.shape[2], 0, most - p.shape[1])) for p in rows]
         return torch.cat(rows) if count else None
-
-    @staticmethod
-    def _spans(truths: Sequence[Truth], most: int) -> Bool[Tensor, "B N 2"] | None:
-        if all(t.spans is None for t in truths):
-            return None
-        rows = [torch.zeros_like(t.has_box)[..., None].expand(-1, -1, 2) for t in truths]
-        rows = [r if t.spans is None else t.spans for t, r in zip(truths, rows, strict=True)]
-        return torch.cat([F.pad(r, (0, 0, 0, most - r.shape[1])) for r in rows])
 
     @staticmethod
     def _labeled(truths: Sequence[Truth]) -> Bool[Tensor, "B C"] | None:

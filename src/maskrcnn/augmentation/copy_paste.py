@@ -12,9 +12,9 @@ something is pasted over:
   neither object nor background.
 - Its visible keypoints under the paste become hidden (visibility 1), which is how COCO labels
   occluded keypoints.
-- Without a mask, its box replaces the mask, and it no longer trains the mask head. With less than half of the box left the object is
+- Without a mask, its box replaces the mask. With less than half of the box left the object is
   *ignore*, because the rest may be background. The hull of an object with keypoints only stays as
-  it is.
+  it is. Its box no longer trains masks: the object may not reach all sides of what is left.
 - Its labeled points under the paste are dropped.
 - A region to ignore shrinks in the same way and stays one. An object pasted into it is an object
   all the same.

@@ -125,6 +125,7 @@ class ViewObjects:
             "has_box": kept.has_box,
             "masks": grids,
             "has_mask": np.any(grids, axis=(1, 2)),
+            "spans": kept.spans,
             "keypoints": kept.keypoints.astype(np.float32),
             "has_keypoints": np.any(kept.keypoints[:, :, 2] > 0, axis=1),
             "annotation_ids": kept.annotation_ids,
@@ -134,8 +135,7 @@ class ViewObjects:
         points = None
         if kept.points.shape[1]:
             points = torch.from_numpy(kept.points.astype(np.float32))[None]
-        spans = torch.from_numpy(kept.spans)[None] if kept.spans.any() else None
-        return Truth(**tensors, points=points, spans=spans, labeled=labeled_row)
+        return Truth(**tensors, points=points, labeled=labeled_row)
 
 
 def padded_points(points: Float64[np.ndarray, "n P 3"], most: int) -> Float64[np.ndarray, "n P2 3"]:

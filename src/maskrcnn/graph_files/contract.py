@@ -181,9 +181,10 @@ def read_metadata(text: str | None, where: str | Path) -> tuple[GraphMetadata, M
             f"{where}: its metadata cannot be used: {reason:.200}; export the model again"
         ) from None
 
-    # What is said twice, for programs in other languages, has to agree.
+    # What is said twice, for programs in other languages, has to agree. The configuration of an
+    # older file lacks settings added since, which keep their defaults.
     for name, value in expected.items():
-        if found.get(name) != value:
+        if name != "config" and found.get(name) != value:
             raise ValueError(
                 f'{where}: its metadata contradict themselves: "{name}" differs from "config"; '
                 "export the model again"

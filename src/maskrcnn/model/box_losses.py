@@ -26,14 +26,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ..config import BoxMaskConfig
-from ..ops.device import constant, no_autocast
+from ..config import BoxMaskConfig, MaskHeadConfig
+from ..ops.boxes import enlarge
+from ..ops.device import constant, may_contain, no_autocast
+from ..ops.rows import Rows
 from ..ops.stateless_random import random_keys
 from ..structures import Batch, Truth
+from .point_losses import has_mask_truth
 
 RANDOM_STREAM = 3
 MOVED = 0.5
@@ -63,52 +66,45 @@ class BoxTargets(NamedTuple):
     colors: Float[Tensor, "K 3 M M"]
     """CIELAB, after the RoI's colors were stretched to the full range."""
     instead: Bool[Tensor, "K"]
-    """RoIs whose objects have a box and no mask."""
+    """RoIs whose objects have a box and no annotated mask."""
+    with_mask: Bool[Tensor, "K"]
+    """Those of them that have a mask of the teacher."""
 
 
 def has_only_box(truth: Truth) -> Bool[Tensor, "B N"]:
     """Which objects have a box that stands for their mask."""
-    if truth.spans is None:
-        return torch.zeros_like(truth.has_mask)
-    return truth.spans.any(dim=2) & ~truth.has_mask
+    return truth.valid & ~truth.ignore & truth.spans.any(dim=2)
 
 
-def enlarged(
-    boxes: Float[Tensor, "*n 4"], factor: Tensor | float, move: Tensor | float = 0.0
-) -> Float[Tensor, "*n 4"]:
-    """Returns boxes enlarged in both directions.
+def trains_masks(truth: Truth, context: float) -> Bool[Tensor, "B N"]:
+    """Which objects train the mask head of a model: by a mask, by points or by a box.
 
     Args:
-        boxes: xyxy.
-        factor: a number, or one per box [*n, 1].
-        move: of the center, in units of the box; a number, or x and y per box [*n, 2].
+        truth: of the batch.
+        context: the model's; boxes train masks where it is above 1.
     """
-    sides = boxes[..., 2:] - boxes[..., :2]
-    center = (boxes[..., 2:] + boxes[..., :2]) / 2 + move * sides
-    return torch.cat([center - factor / 2 * sides, center + factor / 2 * sides], dim=-1)
+    annotated = has_mask_truth(truth)
+    return annotated | has_only_box(truth) if context > 1 else annotated
 
 
 def training_rois(
-    boxes: Float[Tensor, "K 4"],
-    seeds: Int64[Tensor, "B"],
-    row: tuple[Int64[Tensor, "K"], Int64[Tensor, "K"]],
-    slots: int,
-    config: BoxMaskConfig,
+    boxes: Float[Tensor, "K 4"], rows: Rows, batch: Batch, config: MaskHeadConfig
 ) -> Float[Tensor, "K 4"]:
     """Returns true boxes enlarged by random factors, with moved centers.
 
     Args:
         boxes: the true box of each RoI.
-        seeds: of the images.
-        row: image of each RoI, and its index among the RoIs of that image.
-        slots: RoIs per image.
+        rows: of the RoIs in the sample.
+        batch: its seeds give the random numbers.
         config: gives the range of the factors.
     """
-    random = random_keys(seeds, 3 * slots, RANDOM_STREAM).unflatten(1, (slots, 3))[row] / 2**31
-    low, high = config.enlarge
+    slots = rows.valid.shape[1]
+    random = rows.gather(random_keys(batch.seeds, 3 * slots, RANDOM_STREAM).unflatten(1, (-1, 3)))
+    random = random / 2**31
+    low, high = config.from_boxes.enlarge
     factor = low + (high - low) * random[:, :1]
     margin = (factor - 1) / 2
-    return enlarged(boxes, factor, MOVED * margin * (2 * random[:, 1:] - 1))
+    return enlarge(boxes, factor, MOVED * margin * (2 * random[:, 1:] - 1))
 
 
 @torch.no_grad()
@@ -128,7 +124,7 @@ def box_targets(
         batch: gives the colors.
         size: M, the side of the RoIs' grids.
     """
-    if truth.spans is None:
+    if not may_contain(truth.spans):
         return None
     image = matched[0]
     steps = torch.arange(size + 1, device=rois.device) / size
@@ -148,7 +144,9 @@ def box_targets(
             batch.images.float(), indexed, size, sampling_ratio=SAMPLES, aligned=True
         )
         colors = lab(stretched(pixels, inside))
-    return BoxTargets(covered, truth.spans[matched], inside, colors, has_only_box(truth)[matched])
+    instead = has_only_box(truth)[matched]
+    with_mask = instead & truth.has_mask[matched]
+    return BoxTargets(covered, truth.spans[matched], inside, colors, instead, with_mask)
 
 
 def box_losses(

@@ -72,8 +72,8 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """Computes the binary cross-entropy, averaged over pixels and over the valid RoIs.
 
-        For RoIs with labeled points instead of a mask, it is averaged over these points. For those
-        with a box alone it is `box_losses`, to which the share of the training that is done matters.
+        For RoIs with labeled points instead of a mask, it is averaged over these points. Those with
+        a box alone have `box_losses`, which `progress`, the share of the training done, changes.
         """
         pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         losses = pixels.mean(dim=(1, 2))
@@ -82,7 +82,9 @@ class MaskHead(nn.Module):
             losses = torch.where(points.instead, at_points, losses)
             valid = valid & (has_points | ~points.instead)
         if boxes is not None:
-            at_boxes = box_losses(logits, boxes, self.config.from_boxes, progress)
+            settings = self.config.from_boxes
+            at_boxes = box_losses(logits, boxes, settings, progress)
+            at_boxes = at_boxes + settings.teacher_weight * boxes.with_mask * losses
             losses = torch.where(boxes.instead, at_boxes, losses)
 
         total = torch.where(valid, losses, 0.0).sum()
@@ -108,21 +110,6 @@ def _upsample_fourfold(
 def _interleave(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:
     """The 2 x 2 outputs of each cell as a map of twice the size, [..., 2H, 2W]."""
     return x.transpose(-3, -2).flatten(-4, -3).flatten(-2)
-
-
-def inner_part(masks: Float[Tensor, "K M M"], context: float) -> Float[Tensor, "K M M"]:
-    """Samples masks on a grid over the box, from their grids over the enlarged box.
-
-    Args:
-        masks: over each box enlarged by `context`.
-        context: the factor.
-    """
-    size = masks.shape[-1]
-    cells = torch.arange(size, device=masks.device)
-    position = (cells + 0.5 - size / 2) / context + size / 2 - 0.5
-    weights = (1 - (position[:, None] - cells).abs()).clamp(min=0)
-    with no_autocast(masks.device):
-        return weights @ masks @ weights.T
 
 
 def mask_targets(

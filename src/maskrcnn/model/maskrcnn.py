@@ -19,18 +19,19 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.boxes import enlarge, inner_grid
 from ..ops.device import constant, to_host
 from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import gather
 from .box_head import BoxHead, RoISample, sample_rois
-from .box_losses import box_targets, enlarged, has_only_box, training_rois
+from .box_losses import box_targets, training_rois, trains_masks
 from .extra_head import ExtraHeads
 from .fpn import FPN, SingleLevel
 from .keypoint_head import KeypointHead
-from .mask_head import MaskHead, inner_part, mask_targets
-from .point_losses import has_mask_truth, point_targets
+from .mask_head import MaskHead, mask_targets
+from .point_losses import point_targets
 from .resnet import ResNet, initialize_trunk, make_stage, stage_channels
 from .roi_align import RoIPooler
 from .rpn import RPN
@@ -156,7 +157,7 @@ class MaskRCNN(nn.Module):
     @property
     def mask_context(self) -> float:
         """Factor by which boxes are enlarged for the mask head; above 1, boxes train it too."""
-        return (self.config.mask and self.config.mask.context) or 1.0
+        return 1.0 if self.config.mask is None else self.config.mask.context or 1.0
 
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
@@ -212,12 +213,11 @@ class MaskRCNN(nn.Module):
         """
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        context = self.mask_context
-        if context > 1:
-            boxes = enlarged(boxes, context)
+        if (context := self.mask_context) > 1:
+            boxes = enlarge(boxes, context)
         features = self.roi_features(self.mask_pool, pyramid, boxes, image)
         masks = self.mask_head(features, labels).sigmoid()
-        return inner_part(masks, context) if context > 1 else masks
+        return inner_grid(masks, context) if context > 1 else masks
 
     def predict_heatmaps(
         self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]
@@ -239,11 +239,7 @@ class MaskRCNN(nn.Module):
         Every head takes part in every call, with weight zero if nothing is annotated for it, so
         that processes that train together agree on which parameters have gradients.
 
-        Args:
-            batch: the images.
-            truth: their annotations.
-            progress: share of the training that is done (0..1), with which a part of the loss of
-                masks from boxes grows.
+        A part of the loss of masks from boxes grows with `progress`, the share of the run done.
         """
         config = self.config
         pyramid = self.pyramid(batch)
@@ -276,16 +272,13 @@ class MaskRCNN(nn.Module):
         # gives both counts.
         max_masks = config.mask.max_positives if config.mask else 0
         max_keypoints = config.keypoint.max_positives if config.keypoint else 0
-        annotated = has_mask_truth(truth)
-        if self.mask_context > 1:
-            annotated = annotated | has_only_box(truth)
-        with_mask = _positives(rois, truth, annotated, max_masks)
+        with_mask = _positives(rois, truth, trains_masks(truth, self.mask_context), max_masks)
         with_keypoints = _positives(rois, truth, truth.has_keypoints, max_keypoints)
         num_masks, num_keypoints = to_host(with_mask.sum(), with_keypoints.sum())
         if config.mask is not None:
-            losses["mask"] = self._mask_loss(
-                pyramid, rois, batch, truth, with_mask, num_masks, progress
-            )
+            # Without any such RoI an invalid one stands in: a head without input has no gradients.
+            rows = Rows.of(with_mask, max(num_masks, 1))
+            losses["mask"] = self._mask_loss(pyramid, rois, batch, truth, rows, progress)
         if config.keypoint is not None:
             losses["keypoint"] = self._keypoint_loss(
                 pyramid, rois, truth, with_keypoints, num_keypoints
@@ -338,22 +331,16 @@ class MaskRCNN(nn.Module):
         rois: RoISample,
         batch: Batch,
         truth: Truth,
-        with_mask: Bool[Tensor, "B R"],
-        count: int,
+        rows: Rows,
         progress: float,
     ) -> Tensor:
         assert self.mask_head is not None
         assert self.mask_pool is not None
-        # Without any such RoI an invalid one stands in: a head without input has no gradients.
-        rows = Rows.of(with_mask, max(count, 1))
         boxes = rows.gather(rois.boxes)
-        valid = rows.gather(with_mask)
+        valid = rows.gather(rows.valid)
         matched = rows.image, rows.gather(rois.truth_index)
-        if self.mask_context > 1 and truth.boxes.shape[1]:
-            row = rows.image, rows.slot
-            settings = self.mask_head.config.from_boxes
-            slots = with_mask.shape[1]
-            boxes = training_rois(truth.boxes[matched], batch.seeds, row, slots, settings)
+        if (context := self.mask_context) > 1 and truth.boxes.shape[1]:
+            boxes = training_rois(truth.boxes[matched], rows, batch, self.mask_head.config)
         features = self.roi_features(self.mask_pool, pyramid, boxes, rows.image)
         logits = self.mask_head(features, rows.gather(rois.labels))
         size = logits.shape[-1]
@@ -362,9 +349,7 @@ class MaskRCNN(nn.Module):
             return self.mask_head.loss(logits, torch.zeros_like(logits), valid)
         targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, size)
         of_points = point_targets(truth, matched, boxes)
-        of_boxes = None
-        if self.mask_context > 1:
-            of_boxes = box_targets(truth, matched, boxes, batch, size)
+        of_boxes = box_targets(truth, matched, boxes, batch, size) if context > 1 else None
         return self.mask_head.loss(logits, targets, valid, of_points, of_boxes, progress)
 
     def _keypoint_loss(

@@ -98,3 +98,33 @@ def decode(
     center = anchors[..., :2] + 0.5 * size + deltas[..., :2] * size
     half = 0.5 * size * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE))
     return torch.cat([center - half, center + half], dim=-1)
+
+
+def enlarge(
+    boxes: Float[Tensor, "*n 4"], factor: Tensor | float, move: Tensor | float = 0.0
+) -> Float[Tensor, "*n 4"]:
+    """Returns boxes enlarged in both directions.
+
+    Args:
+        boxes: xyxy.
+        factor: a number, or one per box [*n, 1].
+        move: of the center, in sides of the box: a number, or x and y per box [*n, 2].
+    """
+    sides = boxes[..., 2:] - boxes[..., :2]
+    center = (boxes[..., 2:] + boxes[..., :2]) / 2 + move * sides
+    return torch.cat([center - factor / 2 * sides, center + factor / 2 * sides], dim=-1)
+
+
+def inner_grid(grids: Float[Tensor, "*n S S"], factor: float) -> Float[Tensor, "*n S S"]:
+    """Samples grids over enlarged boxes on grids over the boxes themselves, bilinearly.
+
+    Args:
+        grids: each over a box enlarged by `factor`.
+        factor: at least 1.
+    """
+    size = grids.shape[-1]
+    cells = torch.arange(size, device=grids.device)
+    position = (cells + 0.5 - size / 2) / factor + size / 2 - 0.5
+    weights = (1 - (position[:, None] - cells).abs()).clamp(min=0)
+    with devices.no_autocast(grids.device):
+        return weights @ grids @ weights.T

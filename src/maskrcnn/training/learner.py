@@ -232,6 +232,7 @@ class Learner:
 
             # Processes exchange gradients once a step, with the last pass.
             last = micro_step == count - 1
+            truth = self._with_teacher_masks(batch, truth)
             sums += self._learn(batch, truth, 1.0, last and teacher is None) / count
             if teacher:
                 with self._precision():
@@ -243,6 +244,20 @@ class Learner:
         if numbers:
             sums = torch.cat([sums, torch.stack(numbers).sum(dim=0)])
         return sums, image_ids, waited
+
+    def _with_teacher_masks(self, batch: Batch, truth: Truth) -> Truth:
+        """Adds the averaged model's masks of objects with a box alone, where settings say so."""
+        mask = self.model.config.mask
+        if mask is None or self.ema is None or not mask.from_boxes.teacher_weight:
+            return truth
+        if self.model.mask_context == 1 or self._progress < mask.from_boxes.ramp:
+            return truth
+        from .mask_teacher import with_teacher_masks
+
+        device = self.processes.device
+        with self._precision():
+            batch = batch.to(device, non_blocking=True)
+            return with_teacher_masks(self.ema.model, batch, truth.to(device, non_blocking=True))
 
     def _learn(self, batch: Batch, truth: Truth, weights: Tensor | float, shared: bool) -> Tensor:
         """Adds the gradients of one forward pass of a step, with weighted terms; returns the terms.

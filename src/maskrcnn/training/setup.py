@@ -138,9 +138,15 @@ def make_network(
             "omit pretrained, or pass the model's configuration (model.config)"
         )
 
+    mask = description.mask
+    if mask is not None and mask.from_boxes.teacher_weight and not config.ema:
+        raise ValueError(
+            "ema: expected more than 0 with model.mask.from_boxes.teacher_weight above 0, got 0; "
+            "the averaged model is the teacher"
+        )
     made.network.config = description
-    if made.network.mask_head is not None and description.mask is not None:
-        made.network.mask_head.config = description.mask
+    if made.network.mask_head is not None and mask is not None:
+        made.network.mask_head.config = mask
     if config.activation_checkpointing:
         checkpoint_activations(made.network)
     return made

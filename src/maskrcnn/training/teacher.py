@@ -259,6 +259,7 @@ def pseudo_truth(
         has_box=objects,
         masks=_with_row(masks, 0),
         has_mask=_with_row(has_mask, False),
+        spans=torch.zeros_like(objects)[..., None].expand(-1, -1, 2),
         keypoints=keypoints,
         has_keypoints=objects & (keypoints[..., 2] > 0).any(dim=2),
     )
