@@ -206,6 +206,7 @@ def test_variants_are_read_with_their_settings(tmp_path: Path) -> None:
         ("mixed", "scenes", "points"),
     ]
     assert dict(jobs[0].settings) == {"ema": 0, "augment.scale": (1, 1)}
+    assert dict(jobs[1].settings) == {"augment.scale": (0.5, 2)}
 
 
 def squares(count: int, side: int = 8) -> Any:

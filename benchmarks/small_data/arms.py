@@ -237,9 +237,11 @@ def variants(path: Path, steps: int, seeds: int) -> list[Job]:
 
 
 def _value(text: str) -> Any:
-    """A value as JSON, else as text; lists are tuples."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return tuple(value) if isinstance(value, list) else value
+    """A value as JSON, else as text; lists, also without brackets, are tuples."""
+    for form in (text, f"[{text}]"):
+        try:
+            value = json.loads(form)
+        except json.JSONDecodeError:
+            continue
+        return tuple(value) if isinstance(value, list) else value
+    return text
