@@ -150,15 +150,21 @@ def box_targets(
 
 
 def box_losses(
-    logits: Float[Tensor, "K M M"], targets: BoxTargets, config: BoxMaskConfig, progress: float
+    logits: Float[Tensor, "K M M"],
+    targets: BoxTargets,
+    config: BoxMaskConfig,
+    progress: float,
+    at_masks: Float[Tensor, "K"] | float = 0.0,
 ) -> Float[Tensor, "K"]:
-    """Returns the loss of each RoI: projection and pairwise.
+    """Returns the loss of each RoI whose object has a box and no annotated mask.
 
     Args:
         logits: of the masks.
         targets: what the boxes say.
-        config: weights, and which colors are similar.
-        progress: share of the training that is done (0..1); the pairwise loss grows with it.
+        config: the weight of each term, and which colors are similar.
+        progress: share of the training that is done (0..1). With it the pairwise loss grows, and
+            the prior that the box is full falls.
+        at_masks: losses at the masks of the teacher, where there are any.
     """
     ramp = min(1.0, progress / max(config.ramp, 1e-6))
     fill = 1 + ramp * (config.fill_weight - 1)
@@ -168,6 +174,7 @@ def box_losses(
         + config.outside_weight * outside_losses(logits, targets)
         + fill * fill_losses(logits, targets)
         + pairwise * pairwise_losses(logits, targets, config.color_difference)
+        + config.teacher_weight * targets.with_mask * at_masks
     )
 
 
