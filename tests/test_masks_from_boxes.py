@@ -29,9 +29,19 @@ from maskrcnn.model.box_losses import (
 )
 from maskrcnn.ops.boxes import enlarge, inner_grid
 from maskrcnn.ops.rows import Rows
+from maskrcnn.recipe.recipe import choose_recipe
 from maskrcnn.structures import Truth
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.mask_teacher import with_teacher_masks
+from maskrcnn.weights.heads import (
+    AnnotatedParts,
+    annotated_parts,
+    head_problems,
+    learns_from_boxes,
+    masks_from_boxes,
+    parts_of,
+    with_fitted_context,
+)
 
 SIZE = 14
 SETTINGS = BoxMaskConfig()
@@ -405,3 +415,60 @@ def test_training_uses_the_teacher_once_the_ramp_is_over(boxed, tmp_path, monkey
     assert run.model.config.mask.context == 1.3
     with pytest.raises(ValueError, match="ema: expected more than 0"):
         mr.train(model, boxed, config=replace(config, ema=0.0), out=tmp_path / "b", device="cpu")
+
+
+def test_training_and_check_report_the_boxes(scenes, boxed, masks, capsys) -> None:
+    parts = parts_of(boxed)
+    text = f"{parts.objects} of {parts.objects} objects (100 %) have a box and no mask"
+    recipe = choose_recipe(boxed, device="cpu", memory=4)
+    assert recipe.model.mask is not None
+    assert recipe.model.mask.context == 1.3
+    assert not recipe.training.augment.copy_paste
+    assert "boxes train masks" in str(recipe)
+    assert text in masks_from_boxes(recipe.model, parts)
+    assert "training learns masks from these boxes" in str(mr.check_dataset(boxed, progress=False))
+
+    # Masks alone change nothing, and the user decides.
+    full = choose_recipe(masks, device="cpu", memory=4)
+    assert full.model.mask is not None
+    assert full.model.mask.context is None
+    assert masks_from_boxes(full.model, parts_of(masks)) == ""
+    for settings in ({"model.mask.context": 1.0}, {"model.mask": None}):
+        chosen = choose_recipe(boxed, device="cpu", memory=4, settings=settings).model
+        assert not learns_from_boxes(chosen)
+        assert not learns_from_boxes(with_fitted_context(chosen, parts))
+
+
+def test_few_boxes_do_not_change_the_other_masks() -> None:
+    config = tiny_config(1)
+    few = AnnotatedParts(objects=1000, mask=960, keypoint=0, box_alone=40)
+    assert with_fitted_context(config, few) == config
+    assert "40 of 1,000 objects (4 %)" in masks_from_boxes(config, few)
+    assert "model.mask.context=1.3 would use them" in masks_from_boxes(config, few)
+    some = replace(few, mask=900, box_alone=100)
+    assert learns_from_boxes(with_fitted_context(config, some))
+    assert not head_problems(with_fitted_context(config, some), some, "data")
+    none = replace(few, mask=0, box_alone=1000)
+    assert not head_problems(with_fitted_context(config, none), none, "data")
+
+
+def test_what_counts_as_a_box_alone() -> None:
+    """No mask in any of the ways of COCO; not points, crowds, regions to ignore, or no box."""
+    box = {"bbox": [0, 0, 5, 5], "category_id": 1}
+    polygon = [[0, 0, 5, 0, 5, 5]]
+    alone = [box, {**box, "segmentation": []}, {**box, "segmentation": None}]
+    others = [
+        {**box, "segmentation": polygon},
+        {**box, "point_coords": [[1, 1]], "point_labels": [1]},
+        {**box, "iscrowd": 1},
+        {**box, "ignore": 1},
+        {"segmentation": polygon, "category_id": 1},
+    ]
+    assert annotated_parts([*alone, *others], ()).box_alone == len(alone)
+
+
+def test_rotation_warns_that_boxes_do_not_fit(boxed, tmp_path) -> None:
+    model = replace(tiny_config(boxed.categories), keypoint=None)
+    config = mr.TrainConfig(steps=1, tensorboard=False, augment=AugmentConfig(rotation=10))
+    with pytest.warns(UserWarning, match="augment.rotation: .* do not fit"):
+        mr.train(model, boxed, config=config, out=tmp_path, progress=False, device="cpu")
