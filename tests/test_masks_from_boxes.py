@@ -85,6 +85,8 @@ def disc_targets(size: int = SIZE, *, contrast: float = 200.0) -> tuple[BoxTarge
         spans=torch.ones(1, 2, dtype=torch.bool),
         inside=torch.ones_like(disc),
         colors=colors,
+        shared=torch.zeros_like(disc),
+        like_background=torch.zeros_like(disc),
         instead=torch.ones(1, dtype=torch.bool),
         with_mask=torch.zeros(1, dtype=torch.bool),
     )
@@ -239,7 +241,9 @@ def test_colors_and_cells_of_a_roi() -> None:
     truth.boxes[...] = torch.tensor([0.0, 10, 10, 20])
     truth.spans[...] = True
     rois = enlarge(truth.boxes[0], 2.0)
-    targets = box_targets(truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20)
+    targets = box_targets(
+        truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20, MaskHeadConfig(context=1.3)
+    )
     assert targets is not None
     assert targets.covered[0].tolist() == [[0.0] * 5 + [1.0] * 10 + [0.0] * 5] * 2
     assert not targets.inside[0, :, :5].any()
