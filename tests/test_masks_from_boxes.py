@@ -167,7 +167,9 @@ def slow_losses(logits: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
     covered = torch.stack([targets.covered[0, 0]] * size) * targets.covered[0, 1][:, None]
     seen = targets.inside[0].double()
     background = ((1 - covered) * seen * -(1 - q).log()).sum() / ((1 - covered) * seen).sum()
-    filled = (covered * seen * (1 - q)).sum() / (covered * seen).sum()
+    wrong = torch.where(targets.like_background[0], q, 1 - q)
+    prior = torch.where(targets.shared[0], SETTINGS.overlap_weight, 1.0) * covered * seen * wrong
+    filled = prior.sum() / (covered * seen).sum()
     total = total + background + SETTINGS.fill_weight * filled
     return total + torch.stack(terms).mean()
 
@@ -180,7 +182,11 @@ def test_losses_and_gradients_equal_a_loop(spans: tuple[bool, bool]) -> None:
     inside = targets.inside.clone()
     inside[:, :, -2:] = False
     targets = targets._replace(
-        colors=targets.colors + noise, inside=inside, spans=torch.tensor([spans])
+        colors=targets.colors + noise,
+        inside=inside,
+        spans=torch.tensor([spans]),
+        shared=torch.rand(1, 8, 8, generator=generator) < 0.3,
+        like_background=torch.rand(1, 8, 8, generator=generator) < 0.3,
     )
     logits = torch.randn(1, 8, 8, generator=generator, requires_grad=True)
 
@@ -251,6 +257,32 @@ def test_colors_and_cells_of_a_roi() -> None:
     lightness = targets.colors[0, 0]
     assert lightness[10, 10] == pytest.approx(100, abs=0.1)
     assert lightness[1, 10] == pytest.approx(0, abs=0.1)
+
+
+def test_colors_outside_all_boxes_are_those_of_the_background() -> None:
+    """A gray object on black with a black hole; beside it a gray object, whose color is none."""
+    batch = mr.Batch.collate([torch.zeros(3, 64, 64, dtype=torch.uint8)], seeds=[0])
+    batch.images[0, :, 20:40, 20:40] = 150
+    batch.images[0, :, 26:32, 26:32] = 0
+    batch.images[0, :, 20:40, 41:60] = 150
+    truth = Truth.empty(1, 3, 4)
+    boxes = [[20.0, 20, 40, 40], [41, 20, 60, 40], [30, 35, 35, 50]]
+    truth.boxes[...] = torch.tensor(boxes)
+    truth.valid[...] = True
+    truth.spans[...] = True
+    matched = torch.tensor([0]), torch.tensor([0])
+    rois = enlarge(truth.boxes[0, :1], 1.4)
+    targets = box_targets(truth, matched, rois, batch, 28, MaskHeadConfig(context=1.3))
+    assert targets is not None
+    cells = torch.arange(28) + 16
+    x, y = cells + 0.5, cells[:, None] + 0.5
+    beside = ((x > 41) & (y > 20) & (y < 40)) | ((x > 30) & (x < 35) & (y > 35))
+    assert torch.equal(targets.shared[0], beside)
+    inner = ((x > 27) & (x < 31) & (y > 27) & (y < 31)).expand(28, 28)
+    assert targets.like_background[0][inner].all()
+    edge = ((x - 29).abs() < 4) & ((y - 29).abs() < 4)
+    solid = (x > 21) & (x < 39) & (y > 21) & (y < 39) & ~edge
+    assert not targets.like_background[0][solid].any()
 
 
 def test_lab_of_known_colors() -> None:
