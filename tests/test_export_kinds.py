@@ -42,12 +42,12 @@ def torchvision() -> ModelConfig:
 
 
 def detectron2() -> ModelConfig:
-    """Detectron2's C4 layout, without FPN and with res5 as the head, BGR; masks for all categories at once."""
+    """Detectron2's C4 layout, without FPN and with res5 as the head, BGR; masks for all categories at once, from enlarged boxes."""
     config = small(mr.maskrcnn_r50_c4(["a", "b"]), min_size=64, max_size=90, channel_order="bgr")
     return replace(
         config,
         box=replace(config.box, fcs=(), nms="all", sigmoid=True),
-        mask=config.mask and replace(config.mask, convs=(), class_agnostic=True),
+        mask=config.mask and replace(config.mask, convs=(), class_agnostic=True, context=1.3),
     )
 
 

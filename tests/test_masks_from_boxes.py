@@ -29,9 +29,19 @@ from maskrcnn.model.box_losses import (
 )
 from maskrcnn.ops.boxes import enlarge, inner_grid
 from maskrcnn.ops.rows import Rows
+from maskrcnn.recipe.recipe import choose_recipe
 from maskrcnn.structures import Truth
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.mask_teacher import with_teacher_masks
+from maskrcnn.weights.heads import (
+    AnnotatedParts,
+    annotated_parts,
+    head_problems,
+    learns_from_boxes,
+    masks_from_boxes,
+    parts_of,
+    with_fitted_context,
+)
 
 SIZE = 14
 SETTINGS = BoxMaskConfig()
@@ -75,6 +85,8 @@ def disc_targets(size: int = SIZE, *, contrast: float = 200.0) -> tuple[BoxTarge
         spans=torch.ones(1, 2, dtype=torch.bool),
         inside=torch.ones_like(disc),
         colors=colors,
+        shared=torch.zeros_like(disc),
+        like_background=torch.zeros_like(disc),
         instead=torch.ones(1, dtype=torch.bool),
         with_mask=torch.zeros(1, dtype=torch.bool),
     )
@@ -155,7 +167,9 @@ def slow_losses(logits: torch.Tensor, targets: BoxTargets) -> torch.Tensor:
     covered = torch.stack([targets.covered[0, 0]] * size) * targets.covered[0, 1][:, None]
     seen = targets.inside[0].double()
     background = ((1 - covered) * seen * -(1 - q).log()).sum() / ((1 - covered) * seen).sum()
-    filled = (covered * seen * (1 - q)).sum() / (covered * seen).sum()
+    wrong = torch.where(targets.like_background[0], q, 1 - q)
+    prior = torch.where(targets.shared[0], SETTINGS.overlap_weight, 1.0) * covered * seen * wrong
+    filled = prior.sum() / (covered * seen).sum()
     total = total + background + SETTINGS.fill_weight * filled
     return total + torch.stack(terms).mean()
 
@@ -168,7 +182,11 @@ def test_losses_and_gradients_equal_a_loop(spans: tuple[bool, bool]) -> None:
     inside = targets.inside.clone()
     inside[:, :, -2:] = False
     targets = targets._replace(
-        colors=targets.colors + noise, inside=inside, spans=torch.tensor([spans])
+        colors=targets.colors + noise,
+        inside=inside,
+        spans=torch.tensor([spans]),
+        shared=torch.rand(1, 8, 8, generator=generator) < 0.3,
+        like_background=torch.rand(1, 8, 8, generator=generator) < 0.3,
     )
     logits = torch.randn(1, 8, 8, generator=generator, requires_grad=True)
 
@@ -229,7 +247,9 @@ def test_colors_and_cells_of_a_roi() -> None:
     truth.boxes[...] = torch.tensor([0.0, 10, 10, 20])
     truth.spans[...] = True
     rois = enlarge(truth.boxes[0], 2.0)
-    targets = box_targets(truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20)
+    targets = box_targets(
+        truth, (torch.tensor([0]), torch.tensor([0])), rois, batch, 20, MaskHeadConfig(context=1.3)
+    )
     assert targets is not None
     assert targets.covered[0].tolist() == [[0.0] * 5 + [1.0] * 10 + [0.0] * 5] * 2
     assert not targets.inside[0, :, :5].any()
@@ -237,6 +257,32 @@ def test_colors_and_cells_of_a_roi() -> None:
     lightness = targets.colors[0, 0]
     assert lightness[10, 10] == pytest.approx(100, abs=0.1)
     assert lightness[1, 10] == pytest.approx(0, abs=0.1)
+
+
+def test_colors_outside_all_boxes_are_those_of_the_background() -> None:
+    """A gray object on black with a black hole; beside it a gray object, whose color is none."""
+    batch = mr.Batch.collate([torch.zeros(3, 64, 64, dtype=torch.uint8)], seeds=[0])
+    batch.images[0, :, 20:40, 20:40] = 150
+    batch.images[0, :, 26:32, 26:32] = 0
+    batch.images[0, :, 20:40, 41:60] = 150
+    truth = Truth.empty(1, 3, 4)
+    boxes = [[20.0, 20, 40, 40], [41, 20, 60, 40], [30, 35, 35, 50]]
+    truth.boxes[...] = torch.tensor(boxes)
+    truth.valid[...] = True
+    truth.spans[...] = True
+    matched = torch.tensor([0]), torch.tensor([0])
+    rois = enlarge(truth.boxes[0, :1], 1.4)
+    targets = box_targets(truth, matched, rois, batch, 28, MaskHeadConfig(context=1.3))
+    assert targets is not None
+    cells = torch.arange(28) + 16
+    x, y = cells + 0.5, cells[:, None] + 0.5
+    beside = ((x > 41) & (y > 20) & (y < 40)) | ((x > 30) & (x < 35) & (y > 35))
+    assert torch.equal(targets.shared[0], beside)
+    inner = ((x > 27) & (x < 31) & (y > 27) & (y < 31)).expand(28, 28)
+    assert targets.like_background[0][inner].all()
+    edge = ((x - 29).abs() < 4) & ((y - 29).abs() < 4)
+    solid = (x > 21) & (x < 39) & (y > 21) & (y < 39) & ~edge
+    assert not targets.like_background[0][solid].any()
 
 
 def test_lab_of_known_colors() -> None:
@@ -405,3 +451,60 @@ def test_training_uses_the_teacher_once_the_ramp_is_over(boxed, tmp_path, monkey
     assert run.model.config.mask.context == 1.3
     with pytest.raises(ValueError, match="ema: expected more than 0"):
         mr.train(model, boxed, config=replace(config, ema=0.0), out=tmp_path / "b", device="cpu")
+
+
+def test_training_and_check_report_the_boxes(scenes, boxed, masks, capsys) -> None:
+    parts = parts_of(boxed)
+    text = f"{parts.objects} of {parts.objects} objects (100 %) have a box and no mask"
+    recipe = choose_recipe(boxed, device="cpu", memory=4)
+    assert recipe.model.mask is not None
+    assert recipe.model.mask.context == 1.3
+    assert not recipe.training.augment.copy_paste
+    assert "boxes train masks" in str(recipe)
+    assert text in masks_from_boxes(recipe.model, parts)
+    assert "training learns masks from these boxes" in str(mr.check_dataset(boxed, progress=False))
+
+    # Masks alone change nothing, and the user decides.
+    full = choose_recipe(masks, device="cpu", memory=4)
+    assert full.model.mask is not None
+    assert full.model.mask.context is None
+    assert masks_from_boxes(full.model, parts_of(masks)) == ""
+    for settings in ({"model.mask.context": 1.0}, {"model.mask": None}):
+        chosen = choose_recipe(boxed, device="cpu", memory=4, settings=settings).model
+        assert not learns_from_boxes(chosen)
+        assert not learns_from_boxes(with_fitted_context(chosen, parts))
+
+
+def test_few_boxes_do_not_change_the_other_masks() -> None:
+    config = tiny_config(1)
+    few = AnnotatedParts(objects=1000, mask=960, keypoint=0, box_alone=40)
+    assert with_fitted_context(config, few) == config
+    assert "40 of 1,000 objects (4 %)" in masks_from_boxes(config, few)
+    assert "model.mask.context=1.3 would use them" in masks_from_boxes(config, few)
+    some = replace(few, mask=900, box_alone=100)
+    assert learns_from_boxes(with_fitted_context(config, some))
+    assert not head_problems(with_fitted_context(config, some), some, "data")
+    none = replace(few, mask=0, box_alone=1000)
+    assert not head_problems(with_fitted_context(config, none), none, "data")
+
+
+def test_what_counts_as_a_box_alone() -> None:
+    """No mask in any of the ways of COCO; not points, crowds, regions to ignore, or no box."""
+    box = {"bbox": [0, 0, 5, 5], "category_id": 1}
+    polygon = [[0, 0, 5, 0, 5, 5]]
+    alone = [box, {**box, "segmentation": []}, {**box, "segmentation": None}]
+    others = [
+        {**box, "segmentation": polygon},
+        {**box, "point_coords": [[1, 1]], "point_labels": [1]},
+        {**box, "iscrowd": 1},
+        {**box, "ignore": 1},
+        {"segmentation": polygon, "category_id": 1},
+    ]
+    assert annotated_parts([*alone, *others], ()).box_alone == len(alone)
+
+
+def test_rotation_warns_that_boxes_do_not_fit(boxed, tmp_path) -> None:
+    model = replace(tiny_config(boxed.categories), keypoint=None)
+    config = mr.TrainConfig(steps=1, tensorboard=False, augment=AugmentConfig(rotation=10))
+    with pytest.warns(UserWarning, match="augment.rotation: .* do not fit"):
+        mr.train(model, boxed, config=config, out=tmp_path, progress=False, device="cpu")

@@ -318,8 +318,8 @@ def test_losses_sync_once_whatever_is_annotated(reads: list[int], objects: int) 
 
 def test_masks_from_boxes_need_no_further_sync(reads: list[int]) -> None:
     net, batch = model(), four_images()
-    assert net.config.mask is not None
-    net.config = replace(net.config, mask=replace(net.config.mask, context=1.3))
+    assert net.mask_head is not None
+    net.mask_head.config = replace(net.mask_head.config, context=1.3)
     truth = make_truth(net.config, batch)
     truth.has_mask[:, ::2] = False
     truth = replace(truth, spans=(~truth.has_mask)[..., None].expand(-1, -1, 2))

@@ -329,8 +329,13 @@ class BoxMaskConfig:
     """Factor on the binary cross-entropy of the cells outside the box, which are background. 0:
     off."""
     fill_weight: float = 0.3
-    """Factor on the mean background probability of the cells inside the box, which are object
-    unless their colors say otherwise. It falls to this value from 1 while `ramp` lasts."""
+    """Factor on the prior that cells inside the box are object, unless their color is one of the
+    background. It falls to this value from 1 while `ramp` lasts."""
+    overlap_weight: float = 1.0
+    """Factor on this prior where the box of another object lies too (0..1)."""
+    background_colors: bool = True
+    """Whether cells in the box with a color of the background count as background in the prior.
+    Cells of the RoI outside all boxes show the colors of the background."""
     pairwise_weight: float = 1.0
     """Factor on the pairwise loss: neighboring cells of similar color have the same label. 0:
     off."""

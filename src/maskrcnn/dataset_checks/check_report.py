@@ -9,6 +9,7 @@ from ..annotations.coco_dataset import CocoDataset
 from ..annotations.notes import Note
 from ..annotations.problems import Problem, describe, listed
 from ..config import ModelConfig
+from ..weights.heads import parts_of
 from .fix_dataset import FixedDataset, fixed_errors
 from .whole_dataset import ObjectTable
 
@@ -71,6 +72,12 @@ class CheckReport:
             most: how many problems of each kind to list; None lists all.
         """
         lines = [self.counts]
+        parts = parts_of(self.data)
+        if parts.box_alone:
+            use = "training learns masks from these boxes"
+            if not parts.masks_from_boxes:
+                use = "too few to learn masks from boxes; they train boxes and categories"
+            lines.append(f" {parts.box_masks}: {use}")
         if self.fixable and self.fixed_file is None:
             lines.append(f" --fix FILE repairs {self.fixable:,} of the errors")
         for title, is_error in (("errors", True), ("warnings", False)):

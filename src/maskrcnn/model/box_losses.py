@@ -45,6 +45,8 @@ DISTANCES = (1, 2)
 """Of neighbors, in cells."""
 SAMPLES = 3
 """Samples of the image per side of a cell, averaged to its color."""
+SAMPLED_COLORS = 64
+"""Cells of each RoI that show the colors of the background, at most."""
 
 # From linear sRGB to XYZ, divided by the white point D65 (IEC 61966-2-1).
 _TO_XYZ = (
@@ -65,6 +67,10 @@ class BoxTargets(NamedTuple):
     """Cells inside the image."""
     colors: Float[Tensor, "K 3 M M"]
     """CIELAB, after the RoI's colors were stretched to the full range."""
+    shared: Bool[Tensor, "K M M"]
+    """Cells that lie in the box of another object too."""
+    like_background: Bool[Tensor, "K M M"]
+    """Cells whose color occurs outside all boxes."""
     instead: Bool[Tensor, "K"]
     """RoIs whose objects have a box and no annotated mask."""
     with_mask: Bool[Tensor, "K"]
@@ -114,6 +120,7 @@ def box_targets(
     rois: Float[Tensor, "K 4"],
     batch: Batch,
     size: int,
+    config: MaskHeadConfig,
 ) -> BoxTargets | None:
     """Returns what the boxes of objects without masks say; None where the batch has no such box.
 
@@ -123,8 +130,9 @@ def box_targets(
         rois: in model-input pixels.
         batch: gives the colors.
         size: M, the side of the RoIs' grids.
+        config: says which colors are similar, and whether boxes train masks.
     """
-    if not may_contain(truth.spans):
+    if (config.context or 1) == 1 or not may_contain(truth.spans):
         return None
     image = matched[0]
     steps = torch.arange(size + 1, device=rois.device) / size
@@ -144,21 +152,72 @@ def box_targets(
             batch.images.float(), indexed, size, sampling_ratio=SAMPLES, aligned=True
         )
         colors = lab(stretched(pixels, inside))
+        shared = _in_other_boxes(centers, truth, matched)
+        own = (covered[:, 1, :, None] > 0) & (covered[:, 0, None, :] > 0)
+        like_background = _has_color_of(
+            inside & ~own & ~shared, colors, config.from_boxes.color_difference
+        )
+
     instead = has_only_box(truth)[matched]
     with_mask = instead & truth.has_mask[matched]
-    return BoxTargets(covered, truth.spans[matched], inside, colors, instead, with_mask)
+    spans = truth.spans[matched]
+    return BoxTargets(covered, spans, inside, colors, shared, like_background, instead, with_mask)
+
+
+def _in_other_boxes(
+    centers: Float[Tensor, "K 2 M"], truth: Truth, matched: tuple[Tensor, Tensor]
+) -> Bool[Tensor, "K M M"]:
+    """Which cells lie in boxes of other objects, or in regions to ignore.
+
+    Args:
+        centers: x of the columns and y of the rows of each RoI.
+        truth: of the batch.
+        matched: for each RoI the index of its image and of its object.
+    """
+    image, index = matched
+    boxes = truth.boxes[image]
+    numbers = torch.arange(boxes.shape[1], device=boxes.device)
+    others = truth.valid[image] & (numbers != index[:, None])
+    low = boxes[..., :2, None]
+    high = boxes[..., 2:, None]
+    within = (centers[:, None] > low) & (centers[:, None] < high)
+    columns = (within[:, :, 0] & others[..., None]).to(boxes.dtype)
+    return within[:, :, 1].to(boxes.dtype).transpose(1, 2) @ columns > 0.5
+
+
+def _has_color_of(
+    some: Bool[Tensor, "K M M"], colors: Float[Tensor, "K 3 M M"], difference: float
+) -> Bool[Tensor, "K M M"]:
+    """Which cells have nearly the color of one of some cells; of these, a few are sampled."""
+    size = some.shape[-1]
+    # The same sample whatever the RoI shows: multiples of a prime visit all cells, far apart.
+    cells = torch.arange(size * size, device=some.device)
+    order = cells * 7919 % (size * size)
+    chosen = some.flatten(1)[:, order].to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    chosen = order[chosen[:, :SAMPLED_COLORS]]
+    colors = colors.flatten(2).transpose(1, 2)
+    sampled = colors.gather(1, chosen[..., None].expand(-1, -1, 3))
+    exists = some.flatten(1).gather(1, chosen)
+    near = (torch.cdist(colors, sampled) < difference) & exists[:, None]
+    return near.any(dim=2).view_as(some)
 
 
 def box_losses(
-    logits: Float[Tensor, "K M M"], targets: BoxTargets, config: BoxMaskConfig, progress: float
+    logits: Float[Tensor, "K M M"],
+    targets: BoxTargets,
+    config: BoxMaskConfig,
+    progress: float,
+    at_masks: Float[Tensor, "K"] | float = 0.0,
 ) -> Float[Tensor, "K"]:
-    """Returns the loss of each RoI: projection and pairwise.
+    """Returns the loss of each RoI whose object has a box and no annotated mask.
 
     Args:
         logits: of the masks.
         targets: what the boxes say.
-        config: weights, and which colors are similar.
-        progress: share of the training that is done (0..1); the pairwise loss grows with it.
+        config: the weight of each term, and which colors are similar.
+        progress: share of the training that is done (0..1). With it the pairwise loss grows, and
+            the prior that the box is full falls.
+        at_masks: losses at the masks of the teacher, where there are any.
     """
     ramp = min(1.0, progress / max(config.ramp, 1e-6))
     fill = 1 + ramp * (config.fill_weight - 1)
@@ -166,8 +225,9 @@ def box_losses(
     return (
         config.projection_weight * projection_losses(logits, targets)
         + config.outside_weight * outside_losses(logits, targets)
-        + fill * fill_losses(logits, targets)
+        + fill * fill_losses(logits, targets, config)
         + pairwise * pairwise_losses(logits, targets, config.color_difference)
+        + config.teacher_weight * targets.with_mask * at_masks
     )
 
 
@@ -191,10 +251,19 @@ def outside_losses(logits: Float[Tensor, "K M M"], targets: BoxTargets) -> Float
     return (weight * F.softplus(logits)).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
 
 
-def fill_losses(logits: Float[Tensor, "K M M"], targets: BoxTargets) -> Float[Tensor, "K"]:
-    """Returns the mean probability of background of the cells inside the box."""
+def fill_losses(
+    logits: Float[Tensor, "K M M"], targets: BoxTargets, config: BoxMaskConfig
+) -> Float[Tensor, "K"]:
+    """Returns the mean probability that cells inside the box are not what they are by default.
+
+    That is background for those with a color of the background, and object for the others.
+    """
     weight = targets.inside * targets.covered[:, 1, :, None] * targets.covered[:, 0, None, :]
-    return (weight * (-logits).sigmoid()).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+    count = weight.sum(dim=(1, 2)).clamp(min=1)
+    weight = torch.where(targets.shared, config.overlap_weight * weight, weight)
+    is_background = targets.like_background & config.background_colors
+    wrong = torch.where(is_background, logits, -logits).sigmoid()
+    return (weight * wrong).sum(dim=(1, 2)) / count
 
 
 def pairwise_losses(

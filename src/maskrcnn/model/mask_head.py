@@ -82,9 +82,7 @@ class MaskHead(nn.Module):
             losses = torch.where(points.instead, at_points, losses)
             valid = valid & (has_points | ~points.instead)
         if boxes is not None:
-            settings = self.config.from_boxes
-            at_boxes = box_losses(logits, boxes, settings, progress)
-            at_boxes = at_boxes + settings.teacher_weight * boxes.with_mask * losses
+            at_boxes = box_losses(logits, boxes, self.config.from_boxes, progress, losses)
             losses = torch.where(boxes.instead, at_boxes, losses)
 
         total = torch.where(valid, losses, 0.0).sum()

@@ -157,7 +157,7 @@ class MaskRCNN(nn.Module):
     @property
     def mask_context(self) -> float:
         """Factor by which boxes are enlarged for the mask head; above 1, boxes train it too."""
-        return 1.0 if self.config.mask is None else self.config.mask.context or 1.0
+        return 1.0 if self.mask_head is None else self.mask_head.config.context or 1.0
 
     def forward(self, batch: Batch) -> Detections:
         """Detects the objects in the images, best first, in model-input pixels."""
@@ -339,7 +339,7 @@ class MaskRCNN(nn.Module):
         boxes = rows.gather(rois.boxes)
         valid = rows.gather(rows.valid)
         matched = rows.image, rows.gather(rois.truth_index)
-        if (context := self.mask_context) > 1 and truth.boxes.shape[1]:
+        if self.mask_context > 1 and truth.boxes.shape[1]:
             boxes = training_rois(truth.boxes[matched], rows, batch, self.mask_head.config)
         features = self.roi_features(self.mask_pool, pyramid, boxes, rows.image)
         logits = self.mask_head(features, rows.gather(rois.labels))
@@ -349,7 +349,7 @@ class MaskRCNN(nn.Module):
             return self.mask_head.loss(logits, torch.zeros_like(logits), valid)
         targets = mask_targets(truth.masks[matched], truth.boxes[matched], boxes, size)
         of_points = point_targets(truth, matched, boxes)
-        of_boxes = box_targets(truth, matched, boxes, batch, size) if context > 1 else None
+        of_boxes = box_targets(truth, matched, boxes, batch, size, self.mask_head.config)
         return self.mask_head.loss(logits, targets, valid, of_points, of_boxes, progress)
 
     def _keypoint_loss(

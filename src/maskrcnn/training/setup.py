@@ -170,11 +170,18 @@ def _refuse_other_keypoints(model: ModelConfig, data: CocoDataset, name: str) ->
         )
 
 
-def warn_about_heads(model: ModelConfig, data: CocoDataset) -> None:
-    """Warns about annotations for which the model has no head, and heads without annotations."""
-    from ..weights.heads import head_problems, parts_of
+def warn_about_heads(model: ModelConfig, config: TrainConfig, data: CocoDataset) -> None:
+    """Warns about annotations that do not train a head, and heads without annotations."""
+    from ..weights.heads import head_problems, learns_from_boxes, parts_of
 
-    for problem in head_problems(model, parts_of(data), data.name):
+    parts = parts_of(data)
+    problems = head_problems(model, parts, data.name)
+    if config.augment.rotation and learns_from_boxes(model) and parts.box_alone:
+        problems.append(
+            f"augment.rotation: {parts.box_masks}, and boxes of rotated images do not fit: they do "
+            "not train masks. Set augment.rotation=0; augment.right_angles=true is possible"
+        )
+    for problem in problems:
         warnings.warn(problem, stacklevel=5)
 
 

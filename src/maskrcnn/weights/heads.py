@@ -131,6 +131,11 @@ def with_fitted_context(config: ModelConfig, parts: AnnotatedParts) -> ModelConf
     return replace(config, mask=replace(config.mask, context=BOX_CONTEXT))
 
 
+def learns_from_boxes(config: ModelConfig) -> bool:
+    """Returns whether objects with a box alone train a model's mask head."""
+    return config.mask is not None and (config.mask.context or 1) > 1
+
+
 def masks_from_boxes(config: ModelConfig, parts: AnnotatedParts) -> str:
     """Returns what objects with a box alone do for the mask head, as text; empty if there are none.
 
@@ -140,9 +145,8 @@ def masks_from_boxes(config: ModelConfig, parts: AnnotatedParts) -> str:
     """
     if config.mask is None or not parts.box_alone:
         return ""
-    context = config.mask.context or 1
-    if context > 1:
-        return f"{parts.box_masks}: these boxes train masks (mask.context {context:g})"
+    if learns_from_boxes(config):
+        return f"{parts.box_masks}: these boxes train masks (mask.context {config.mask.context:g})"
     return (
         f"{parts.box_masks}: they do not train masks; "
         f"model.mask.context={BOX_CONTEXT:g} would use them"
@@ -161,7 +165,6 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
         One text per problem, with a suggestion.
     """
     counts: Mapping[Head, int] = {"mask": parts.mask, "keypoint": parts.keypoint}
-    learns_from_boxes = config.mask is not None and (config.mask.context or 1) > 1
     problems = []
     for head, count in counts.items():
         exists = getattr(config, head) is not None
@@ -170,7 +173,7 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
                 f"{name}: {count} of {parts.objects} objects have {head}s, which are not used: "
                 f"the model has no {head} head. {_how_to_add(config, head)}"
             )
-        elif head == "mask" and learns_from_boxes and parts.box_alone:
+        elif head == "mask" and learns_from_boxes(config) and parts.box_alone:
             continue
         elif exists and parts.objects and not count:
             problems.append(
