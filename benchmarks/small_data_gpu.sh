@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # Runs the experiment of benchmarks/small_data on a machine with a GPU that is lent for minutes, without a network.
 #
-#   benchmarks/small_data_gpu.sh --collect [FOLDER]      here: pack data, weights and wheels into FOLDER/.carry_a and .carry_b
-#                                                        (at most 45 MB each; FOLDER: the repository)
+#   benchmarks/small_data_gpu.sh --collect [FOLDER]      here: pack data, ImageNet weights and wheels into FOLDER/.carry
+#                                                        (at most 60 MB; FOLDER: the repository)
 #   benchmarks/small_data_gpu.sh OUT SECONDS [OPTION...] there: train for SECONDS; options of python -m benchmarks.small_data
 #
-# .carry_a holds the nuclei, COCO's photographs and wheels; .carry_b holds the plants and the ImageNet weights. A missing one
-# is left out. MPS=1 lets the processes share the GPU by NVIDIA's multi-process service, a daemon of this script's own.
 # OUT gets the lines of results, a log, and from longer runs the models and one archive of overlays.
 set -u
 cd "$(dirname "$0")/.."
@@ -16,23 +14,18 @@ NEEDED="attrs docstring_parser hotcoco jaxtyping safetensors tomlkit wadler_lind
 if [ "${1:-}" = --collect ]; then
   folder=${2:-$PWD}
   export PYTHONPATH="$PWD/src"
-  mkdir -p "$folder/.carry_a" "$folder/.carry_b"
-  for name in nuclei coco_mini_kp; do
-    "$PYTHON" -m benchmarks.small_data.carry "$name" "$folder/.carry_a" || exit 1
+  mkdir -p "$folder/.carry"
+  for name in nuclei coco_mini_kp plants weights; do
+    "$PYTHON" -m benchmarks.small_data.carry "$name" "$folder/.carry" || exit 1
   done
-  for name in plants weights; do
-    "$PYTHON" -m benchmarks.small_data.carry "$name" "$folder/.carry_b" || exit 1
-  done
-  rm -rf "$folder/.carry_a/wheels"
-  mkdir "$folder/.carry_a/wheels"
+  rm -rf "$folder/.carry/wheels"
+  mkdir "$folder/.carry/wheels"
   for name in $NEEDED; do
-    cp "${WHEELS:-.wheels}/$name"-*.whl "$folder/.carry_a/wheels/" || echo "no wheel of $name: run benchmarks/gpu_check.sh --collect"
+    cp "${WHEELS:-.wheels}/$name"-*.whl "$folder/.carry/wheels/" || echo "no wheel of $name: run benchmarks/gpu_check.sh --collect"
   done
-  for part in a b; do
-    size=$(du -sm "$folder/.carry_$part" | cut -f1)
-    echo ".carry_$part: $size MB"
-    [ "$size" -le 45 ] || { echo "more than 45 MB" >&2; exit 1; }
-  done
+  size=$(find "$folder/.carry" -type f -printf '%s\n' | awk '{bytes += $1} END {print int(bytes / 1e6)}')
+  echo ".carry: $size MB"
+  [ "$size" -le 60 ] || { echo "more than 60 MB" >&2; exit 1; }
   exit 0
 fi
 
@@ -47,7 +40,7 @@ mkdir -p "$RUNS/data" "$RUNS/site"
 
 # A module that the machine has is left alone.
 if [ ! -e "$RUNS/installed" ]; then
-  missing=$("$PYTHON" - .carry_a/wheels/*.whl <<'PY'
+  missing=$("$PYTHON" - .carry/wheels/*.whl <<'PY'
 import importlib.util
 import sys
 from pathlib import Path
@@ -63,10 +56,10 @@ PY
   [ -z "$missing" ] || "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$RUNS/site" $missing || exit 1
   touch "$RUNS/installed"
 fi
-for set in .carry_a/nuclei .carry_a/coco_mini_kp .carry_b/plants; do
-  [ -d "$set" ] && ln -sfn "$PWD/$set" "$RUNS/data/$(basename "$set")"
+for set in nuclei coco_mini_kp plants; do
+  [ -d ".carry/$set" ] && ln -sfn "$PWD/.carry/$set" "$RUNS/data/$set"
 done
-export PYTHONPATH="$PWD/src:$PWD/.carry_b/site:$RUNS/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
+export PYTHONPATH="$PWD/src:$PWD/.carry/site:$RUNS/site" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1
 export XDG_CACHE_HOME="$RUNS/cache"
 
 workers=$(env -u OMP_NUM_THREADS nproc)
@@ -77,25 +70,17 @@ if "$PYTHON" -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; th
   nvidia-smi --query-gpu=timestamp,utilization.gpu,memory.used --format=csv,noheader -l 5 >"$OUT/gpu.csv" 2>/dev/null &
   sampler=$!
 fi
-service=""
-if [ "${MPS:-0}" = 1 ] && [ "$device" = cuda ] && command -v nvidia-cuda-mps-control >/dev/null; then
-  export CUDA_MPS_PIPE_DIRECTORY="$RUNS/mps" CUDA_MPS_LOG_DIRECTORY="$RUNS/mps_log"
-  mkdir -p "$CUDA_MPS_PIPE_DIRECTORY" "$CUDA_MPS_LOG_DIRECTORY"
-  nvidia-cuda-mps-control -d && service=yes
-fi
-
 results="$OUT/small_steps.jsonl"
 [ -e "$results" ] || cp "$RUNS/small_steps.jsonl" "$results" 2>/dev/null || cp benchmarks/results/small_steps.jsonl "$results" 2>/dev/null
 until=$((SECONDS_IN_ALL - $(date +%s) + START - 25)) # the last measurements take up to 25 seconds
 {
   nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null || echo "no GPU"
-  echo "device $device, multi-process service ${service:-no}, $workers cores, $until s of training, options: $*"
+  echo "device $device, $workers cores, $until s of training, options: $*"
 } | tee -a "$OUT/log.txt"
 timeout --kill-after=5 $((until + 40)) "$PYTHON" -m benchmarks.small_data --device "$device" --workers "$workers" \
   --data "$RUNS/data" --out "$RUNS" --results "$results" --until "$until" "$@" 2>&1 | tee -a "$OUT/log.txt" | tail -n 60
 status=${PIPESTATUS[0]}
 
-[ -z "$service" ] || echo quit | nvidia-cuda-mps-control
 [ -z "$sampler" ] || kill "$sampler"
 cp "$results" "$RUNS/small_steps.jsonl" 2>/dev/null
 cp "$RUNS"/front-*.safetensors "$OUT/" 2>/dev/null

@@ -197,7 +197,7 @@ def test_each_question_goes_through_the_seeds_in_turn() -> None:
 def test_variants_are_read_with_their_settings(tmp_path: Path) -> None:
     path = tmp_path / "variants.txt"
     path.write_text(
-        "# a comment\nsoft ema=0 augment.scale=[1,1] data=nuclei\n\nmixed kind=points\n"
+        "# a comment\nsoft ema=0 augment.scale=[1,1] data=nuclei\n\nmixed kind=points augment.scale=0.5,2\n"
     )
     jobs = [job for job in arms.variants(path, 10, 1) if isinstance(job, arms.Arm)]
     assert [(job.variant, job.data, job.kind) for job in jobs] == [

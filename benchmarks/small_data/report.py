@@ -41,9 +41,12 @@ def write(results: Path, step_cost: Path) -> None:
     if not finished:
         raise SystemExit(f"{results}: no finished runs")
     cost = json.loads(step_cost.read_text())["seconds"] if step_cost.exists() else {}
-    # The steps of the study; a start's third has fewer.
-    steps = max(line["steps"] for line in finished)
-    study = [line for line in finished if line["steps"] == steps]
+    # A start's third has fewer steps than the other runs on the same data.
+    steps = {
+        data: max(line["steps"] for line in groups(finished, data=data))
+        for data in dict.fromkeys(line["data"] for line in finished)
+    }
+    study = [line for line in finished if line["steps"] == steps[line["data"]]]
 
     parts = {
         "kinds": table_of_kinds(study),
@@ -244,11 +247,15 @@ def _range(values: object) -> str:
     return f"{numbers[0]:,}" if len(numbers) == 1 else f"{numbers[0]:,} to {numbers[-1]:,}"
 
 
-def table_of_starts(lines: Sequence[Line], steps: int, cost: Mapping[str, float]) -> str:
+def table_of_starts(
+    lines: Sequence[Line], steps: Mapping[str, int], cost: Mapping[str, float]
+) -> str:
     """Each start, also with a third of the steps."""
     body: list[list[object]] = []
-    for data in ("nuclei", "plants", "coco_mini_kp"):
-        for start, count in ((SCRATCH, steps), (LITE, steps), (LITE, steps // THIRD)):
+    for data in steps:
+        if not usual(lines, data, kind="masks", start=LITE):
+            continue
+        for start, count in started(steps[data]):
             selected = usual(lines, data, kind="masks", start=start, steps=count)
             if selected:
                 step = cost.get(f"{data} masks {start}")
@@ -275,6 +282,11 @@ def table_of_starts(lines: Sequence[Line], steps: int, cost: Mapping[str, float]
         "keypoint AP",
     )
     return rows(header, body)
+
+
+def started(steps: int) -> list[tuple[str, int]]:
+    """Starts and steps that are compared."""
+    return [(SCRATCH, steps), (LITE, steps), (LITE, steps // THIRD)]
 
 
 def table_of_rank(lines: Sequence[Line]) -> str:
@@ -337,13 +349,17 @@ def table_of_front(lines: Sequence[Line]) -> str:
 
 
 def draw(
-    lines: Sequence[Line], study: Sequence[Line], steps: int, cost: Mapping[str, float]
+    lines: Sequence[Line],
+    study: Sequence[Line],
+    steps: Mapping[str, int],
+    cost: Mapping[str, float],
 ) -> None:
     """Draws AP over the CPU time for each start, and over the hours of annotation."""
     starts = {
         f"{NAMES[data]}: mask AP": ("CPU seconds of one core", curves)
-        for data in ("nuclei", "plants", "coco_mini_kp")
-        if (curves := curves_of_starts(lines, data, steps, cost))
+        for data in steps
+        if usual(lines, data, kind="masks", start=LITE)
+        and (curves := curves_of_starts(lines, data, steps[data], cost))
     }
     if starts:
         save_charts(DOCS / "images" / "small_data_starts.svg", starts)
@@ -362,7 +378,7 @@ def curves_of_starts(
 ) -> dict[str, list[tuple[float, float]]]:
     """Mean AP on few images over CPU seconds, at the points of the runs."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for start, count in ((SCRATCH, steps), (LITE, steps), (LITE, steps // THIRD)):
+    for start, count in started(steps):
         runs = [line for line in lines if "few" in line]
         selected = usual(runs, data, kind="masks", start=start, steps=count)
         each = cost.get(f"{data} masks {start}")
