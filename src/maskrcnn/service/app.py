@@ -34,7 +34,7 @@ from .api_description import (
     error_described,
 )
 from .api_page import STYLE, api_page
-from .gate import Gate
+from .gate import Gate, crash
 from .prediction_json import MaskForm, PredictionJson, ResponseOptions, shown_categories
 from .prediction_service import PredictionService
 from .receive_request import in_time, received
@@ -79,7 +79,6 @@ def create_app(
         description="Detects objects in images: boxes, categories, masks and keypoints.",
         docs_url=None,
         redoc_url=None,
-        root_path=settings.root_path,
         lifespan=lifespan,
     )
     _add_paths(api, service, name)
@@ -227,6 +226,10 @@ def _add_errors(api: FastAPI) -> None:
         expected = first["msg"].replace("Input should be", "expected")
         message = f"{first['loc'][-1]}: {expected}, got {shown(first['input'], 40)}"
         return _error_response(request, ServiceError(422, "query", message))
+
+    @api.exception_handler(Exception)  # the gate logs it
+    async def of_crash(request: Request, _: Exception) -> Response:
+        return _error_response(request, crash())
 
     @api.exception_handler(ServiceError)
     async def of_service(request: Request, error: ServiceError) -> Response:

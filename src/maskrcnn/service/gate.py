@@ -7,6 +7,7 @@ Out: an ASGI application, which also adds headers to every response, works behin
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -61,6 +62,7 @@ class Gate:
         self.settings = service.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -72,7 +74,7 @@ class Gate:
         state["log"] = {}
         path = self._normalize(scope)
 
-        response = _Response(send, request_id)
+        response = _Response(send, request_id, self.settings.timeout)
         start = time.monotonic()
         try:
             if path == "":  # relative links of the page need the final slash
@@ -82,6 +84,11 @@ class Gate:
                 await self.app(scope, receive, response.send)
         except ServiceError as error:
             await response.error(error)
+        except asyncio.CancelledError:  # the server stops, and the request took too long
+            await response.error(
+                ServiceError(503, "stopping", "the server is stopping; send the request again")
+            )
+            raise
         except Exception as error:
             log("crash", logging.ERROR, error, id=request_id)
             await response.error(crash())
@@ -160,10 +167,17 @@ def crash() -> ServiceError:
 
 
 class _Response:
-    """Sends a response with the headers of all responses."""
+    """Sends a response with the headers of all responses.
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    Args:
+        send: of ASGI.
+        request_id: of the request.
+        timeout: most seconds in which the client must take a piece of the response.
+    """
+
+    def __init__(self, send: Send, request_id: str, timeout: float) -> None:
         self._send = send
+        self._timeout = timeout
         self.request_id = request_id
         self.status = 499
         """Of HTTP; 499: the client closed the connection first."""
@@ -182,7 +196,11 @@ class _Response:
                     if name.encode() not in present
                 ),
             ]
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._send(message)
+        except TimeoutError:
+            raise ServiceError(499, "closed", "the client does not take the response") from None
 
     async def redirect(self, path: str) -> None:
         """Sends the client to another path."""

@@ -1,4 +1,4 @@
-"""The log: one JSON object per line. It never has the content of an image, or its name."""
+"""The log: one JSON object per line. It never has the content of an image."""
 
 from __future__ import annotations
 

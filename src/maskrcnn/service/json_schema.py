@@ -36,15 +36,19 @@ def schema_of(kind: Any) -> dict[str, Any]:
 def _object_schema(kind: Any) -> dict[str, Any]:
     texts = _texts_of(kind)
     properties = {}
+    required = []
     for name, part in get_type_hints(kind, include_extras=True).items():
         properties[name] = schema_of(part)
+        # __required_keys__ misses NotRequired in annotations that are text
+        if name in kind.__required_keys__ and get_origin(part) is not NotRequired:
+            required.append(name)
         if text := texts.get(name):
             properties[name] = {**properties[name], "description": text}
     return {
         "type": "object",
         "description": inspect.cleandoc(kind.__doc__ or ""),
         "properties": properties,
-        "required": [name for name in properties if name in kind.__required_keys__],
+        "required": required,
     }
 
 

@@ -43,12 +43,13 @@ class PredictionService:
     """Predicts the images of requests.
 
     Args:
-        predictor: a model or an exported file. Its own `min_score` and `max_pixels` are replaced by
-            those of a request and of the settings.
+        predictor: a model or an exported file. Requests cannot go below its `min_score` or above
+            its `max_pixels`.
         settings: limits and batches.
     """
 
     def __init__(self, predictor: Predictor, settings: ServiceSettings) -> None:
+        settings = replace(settings, max_pixels=min(settings.max_pixels, predictor.max_pixels))
         self.predictor = predictor
         self.settings = settings
         self.metrics = ServiceMetrics(lambda: self.images)
