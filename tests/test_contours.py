@@ -127,7 +127,7 @@ def test_holes_belong_to_the_part_around_them(mask: np.ndarray):
         part = rle.decode(fill([exterior], mask.shape)).astype(int)
         for hole in holes:
             part -= rle.decode(fill([hole], mask.shape)).astype(int)
-        assert part.min() == 0  # each hole is inside its part
+        assert part.min() >= 0  # each hole is inside its part
         assert parts_by_flooding(part.astype(bool)) == 1
         together += part
     assert (together == mask).all()

@@ -64,8 +64,8 @@ def serve(
         grace: Most seconds in which requests are answered after a signal to stop.
         api_key_file: File with a key that requests must carry (X-API-Key, or Authorization:
             Bearer). The environment variable MASKRCNN_API_KEY does the same.
-        allowed_hosts: Host names of the server, beside localhost, HOST and IP addresses. "*" allows
-            all, "*.example.org" all of a domain.
+        allowed_hosts: Host names of the server, beside localhost, HOST and IP addresses. An
+            asterisk stands for any part of a name; alone it allows all.
         allow_origins: Origins whose web pages may send requests, such as https://example.org.
         root_path: Path prefix under which a reverse proxy publishes the server, such as /cells.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
