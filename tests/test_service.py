@@ -42,7 +42,7 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def joint() -> Iterator[ServiceClient]:
+def nuclei() -> Iterator[ServiceClient]:
     """A service of a model that finds nuclei, and has a keypoint head."""
     client = ServiceClient(mr.Predictor(nuclei_with_keypoints()))
     yield client
@@ -64,10 +64,10 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
 
 
 def test_the_response_is_the_prediction_as_a_coco_file(
-    joint: ServiceClient, micrograph: bytes, tmp_path: Path
+    nuclei: ServiceClient, micrograph: bytes, tmp_path: Path
 ):
-    response = joint.post("/predict?min_score=0.3", **form(micrograph)).json()
-    expected = joint.service.predictor(micrograph).filter(min_score=0.3)
+    response = nuclei.post("/predict?min_score=0.3", **form(micrograph)).json()
+    expected = nuclei.service.predictor(micrograph).filter(min_score=0.3)
     objects = response["annotations"]
     assert len(objects) == len(expected) > 3
     for entry, ours in zip(objects, expected.to_coco(), strict=True):
@@ -88,9 +88,9 @@ def test_the_response_is_the_prediction_as_a_coco_file(
     assert not dataset.warnings
 
 
-def test_polygons_have_holes_and_fill_to_the_mask(joint: ServiceClient, micrograph: bytes):
-    as_rle = joint.post("/predict?masks=rle", **form(micrograph)).json()["annotations"]
-    as_polygons = joint.post("/predict?masks=polygons", **form(micrograph)).json()["annotations"]
+def test_polygons_have_holes_and_fill_to_the_mask(nuclei: ServiceClient, micrograph: bytes):
+    as_rle = nuclei.post("/predict?masks=rle", **form(micrograph)).json()["annotations"]
+    as_polygons = nuclei.post("/predict?masks=polygons", **form(micrograph)).json()["annotations"]
     for mask, entry in zip(as_rle, as_polygons, strict=True):
         assert "segmentation" not in entry
         outer = fill([np.array(p["exterior"]) for p in entry["polygons"]], (96, 128))
@@ -100,15 +100,15 @@ def test_polygons_have_holes_and_fill_to_the_mask(joint: ServiceClient, microgra
             for hole in polygon["holes"]
         )
         assert rle.area(outer) - holes == mask["area"] == entry["area"]
-    simple = joint.post("/predict?masks=polygons&simplify=2", **form(micrograph)).json()
+    simple = nuclei.post("/predict?masks=polygons&simplify=2", **form(micrograph)).json()
     assert len(str(simple)) < len(str(as_polygons))
-    none = joint.post("/predict?masks=none", **form(micrograph)).json()["annotations"][0]
+    none = nuclei.post("/predict?masks=none", **form(micrograph)).json()["annotations"][0]
     assert "segmentation" not in none
     assert "polygons" not in none
 
 
-def test_keypoints_are_written_by_name_and_as_coco(joint: ServiceClient, micrograph: bytes):
-    entry = joint.post(**form(micrograph)).json()["annotations"][0]
+def test_keypoints_are_written_by_name_and_as_coco(nuclei: ServiceClient, micrograph: bytes):
+    entry = nuclei.post(**form(micrograph)).json()["annotations"][0]
     by_name = entry["keypoints_by_name"]
     assert list(by_name) == ["top", "left", "right"]
     for n, point in enumerate(by_name.values()):
@@ -143,7 +143,7 @@ def test_json_holds_images_as_base64(start: Start):
 
 
 def test_exif_gray_and_16_bit_images_are_read_as_predict_reads_them(
-    joint: ServiceClient, micrograph: bytes
+    nuclei: ServiceClient, micrograph: bytes
 ):
     image = Image.open(io.BytesIO(micrograph)).convert("L")
     turned = io.BytesIO()
@@ -152,12 +152,12 @@ def test_exif_gray_and_16_bit_images_are_read_as_predict_reads_them(
     image.save(turned, "PNG", exif=exif)
     deep = io.BytesIO()
     Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(deep, "PNG")
-    response = joint.post(**form(turned.getvalue(), deep.getvalue())).json()
+    response = nuclei.post(**form(turned.getvalue(), deep.getvalue())).json()
 
     sizes = [(image["width"], image["height"]) for image in response["images"]]
     assert sizes == [(96, 128), (128, 96)]
     for number, data in enumerate((turned.getvalue(), deep.getvalue()), start=1):
-        expected = joint.service.predictor(data).filter(min_score=0.5)
+        expected = nuclei.service.predictor(data).filter(min_score=0.5)
         ours = [entry for entry in response["annotations"] if entry["image_id"] == number]
         assert [entry["bbox"] for entry in ours] == [entry["bbox"] for entry in expected.to_coco()]
 
@@ -175,25 +175,25 @@ def test_a_score_below_the_models_is_noted(start: Start):
     assert image["notes"] == ["the model reports no objects below a score of 0.05"]
 
 
-def test_one_pixel_is_an_image_without_objects(joint: ServiceClient):
-    response = joint.post(**form(png((1, 1))))
+def test_one_pixel_is_an_image_without_objects(nuclei: ServiceClient):
+    response = nuclei.post(**form(png((1, 1))))
     assert response.status_code == 200
     assert response.json()["annotations"] == []
 
 
-def test_the_overlay_comes_in_the_response_or_alone(joint: ServiceClient, micrograph: bytes):
-    (image,) = joint.post("/predict?overlay=true", **form(micrograph)).json()["images"]
+def test_the_overlay_comes_in_the_response_or_alone(nuclei: ServiceClient, micrograph: bytes):
+    (image,) = nuclei.post("/predict?overlay=true", **form(micrograph)).json()["images"]
     inside = base64.b64decode(image["overlay"])
-    alone = joint.post(**form(micrograph), headers={"Accept": "image/png"})
+    alone = nuclei.post(**form(micrograph), headers={"Accept": "image/png"})
     assert alone.headers["content-type"] == "image/png"
     assert alone.content == inside
     assert Image.open(io.BytesIO(inside)).size == (128, 96)
-    two = joint.post(**form(micrograph, micrograph), headers={"Accept": "image/png"})
+    two = nuclei.post(**form(micrograph, micrograph), headers={"Accept": "image/png"})
     assert "expected one image, got 2" in error_of(two, 406)["message"]
 
 
-def test_info_names_the_categories_with_colors(joint: ServiceClient):
-    info = joint.get("/info").json()
+def test_info_names_the_categories_with_colors(nuclei: ServiceClient):
+    info = nuclei.get("/info").json()
     assert info["categories"] == [
         {
             "id": 7,
@@ -344,6 +344,43 @@ def test_a_model_that_hangs_is_not_healthy(start: Start):
     time.sleep(0.1)
     assert error["limit"] == {"name": "timeout", "value": 0.05, "flag": "--timeout"}
     assert client.get("/health").json() == {"status": "busy too long"}
+
+
+def test_a_model_that_always_fails_is_not_healthy(start: Start, monkeypatch: pytest.MonkeyPatch):
+    client = start()
+    assert client.post(**form(png(POISON))).status_code == 500
+    assert client.get("/health").status_code == 200  # it failed on one image only
+    monkeypatch.setattr(client.service.predictor, "collate", None)
+    assert client.post(**form(png())).status_code == 500
+    assert client.get("/health").json() == {"status": "failed"}
+
+
+def test_a_client_that_is_gone_costs_no_prediction(start: Start, caplog: pytest.LogCaptureFixture):
+    client = start(max_wait=0.3)
+    predictor = client.service.predictor
+    assert isinstance(predictor, RecordingPredictor)
+    predictor.batches.clear()
+    caplog.set_level(logging.INFO, "maskrcnn.service")
+    messages = iter([{"type": "http.request", "body": png()}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"image/png")],
+    }
+    client.run(client.app(scope, receive, send))
+    assert caplog.records[-1].fields["status"] == 499  # ty: ignore[unresolved-attribute]
+    time.sleep(0.4)
+    assert predictor.batches == []
+    assert client.service.images == 0
 
 
 def test_settings_out_of_range_name_their_flag():

@@ -189,7 +189,7 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
     )
     async def health() -> Response:
         """Whether the model answers: 200 when ready, else 503."""
-        state = service.state
+        state = await service.check()
         return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
     @api.get("/metrics", response_class=Response)

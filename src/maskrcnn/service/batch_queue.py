@@ -54,6 +54,8 @@ class BatchQueue:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._started: float | None = None
+        self.has_failed = False
+        """Whether the model failed on the last image."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -146,10 +148,12 @@ class BatchQueue:
             results = self._predictor.predict_prepared([w.image for w in batch])
         except Exception as error:
             if len(batch) == 1:
+                self.has_failed = True
                 batch[0].future.set_exception(error)
                 return
             for waiting in batch:
                 self._predict([waiting])
             return
+        self.has_failed = False
         for waiting, instances in zip(batch, results, strict=True):
             waiting.future.set_result(instances)

@@ -18,6 +18,9 @@ from .json_log import log
 from .prediction_service import PredictionService
 from .service_error import ServiceError, limit_of
 
+MOST_HEAD = 64 << 10
+"""Largest head of a request, in bytes."""
+
 
 class BoundedProtocol(H11Protocol):
     """One connection.
@@ -50,7 +53,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP."""
-        text = "this is not a valid HTTP request, or its head has more than 64 KiB"
+        text = f"expected a request of HTTP/1.1 with a head of at most {MOST_HEAD >> 10} KiB"
         self._refuse(ServiceError(400, "http", text))
 
     def _wait(self) -> None:

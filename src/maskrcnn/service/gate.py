@@ -147,8 +147,10 @@ class Gate:
     def _log(self, scope: Scope, path: str, response: _Response, seconds: float) -> None:
         known = path if path in _KNOWN else "other"
         self.service.metrics.count_request(known, response.status, seconds)
+        is_probe = path in ("/health", "/metrics") and response.status == 200
         log(
             "request",
+            logging.DEBUG if is_probe else logging.INFO,
             id=response.request_id,
             client=scope["client"][0] if scope.get("client") else None,
             method=scope["method"],

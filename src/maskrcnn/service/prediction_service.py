@@ -9,6 +9,7 @@ All limits that requests share are here: images that wait, bytes and pixels held
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 from collections.abc import Generator, Sequence
@@ -23,16 +24,17 @@ from ..images.open_image import ImageError, TooManyPixelsError
 from ..images.read import read_header
 from ..prediction.predictor import Predictor, PreparedImage
 from .batch_queue import BatchQueue
+from .json_log import log
 from .pixel_budget import PixelBudget
 from .prediction_json import ImageResponse, ResponseOptions, describe, prediction_json
-from .service_error import ServiceError, limit_of
+from .service_error import LimitJson, ServiceError, limit_of
 from .service_metrics import ServiceMetrics
-from .service_settings import HELD_BODIES, HELD_IMAGES, ServiceSettings
+from .service_settings import HELD_BODIES, HELD_IMAGES, ServiceSettings, flag_of
 from .upload import BodyReader, ReceivedImage
 
 MOST_THREADS = 4
 """Threads that decode, and as many that write responses."""
-_WARM_UP = (64, 64)  # pixels of the first image
+_TRIAL = (64, 64)  # pixels of an image that tries the model
 _LONGEST_RETRY = 60  # seconds
 _LAST_BATCH = 1.0  # seconds that an abandoned batch gets when the service stops
 
@@ -73,8 +75,7 @@ class PredictionService:
     async def start(self) -> None:
         """Starts the threads and predicts one image, so that the first request is fast."""
         self._queue.start()
-        image = self.predictor.prepare(np.zeros((*_WARM_UP, 3), np.uint8))
-        await asyncio.wrap_future(self._queue.put(image))
+        await self._try_model()
         self._is_ready = True
 
     def stop_receiving(self) -> None:
@@ -90,9 +91,24 @@ class PredictionService:
             pool.shutdown(wait=False, cancel_futures=True)
         self.has_ended = await asyncio.to_thread(self._queue.stop, _LAST_BATCH)
 
+    async def check(self) -> State:
+        """Whether requests are answered; tries the model if it failed on the last image."""
+        if self.state == "ready" and self._queue.has_failed:
+            try:
+                async with asyncio.timeout(self.settings.timeout):
+                    await self._try_model()
+            except Exception as error:
+                log("the model fails", logging.ERROR, error)
+                return "failed"
+        return self.state
+
+    async def _try_model(self) -> None:
+        image = self.predictor.prepare(np.zeros((*_TRIAL, 3), np.uint8))
+        await asyncio.wrap_future(self._queue.put(image))
+
     @property
     def state(self) -> State:
-        """Whether requests are answered."""
+        """Whether requests are answered, as far as the last ones were."""
         if self._is_stopping:
             return "stopping"
         if not self._is_ready:
@@ -135,7 +151,9 @@ class PredictionService:
         most = HELD_BODIES * self.settings.max_bytes
         if count > 0 and self._held_bytes + count > most:
             raise self._busy(
-                "memory", f"the requests in progress hold {most:,} bytes, the most that is allowed"
+                "memory",
+                f"the requests in progress hold {most:,} bytes, {HELD_BODIES} times --max-bytes",
+                {"name": "held_bytes", "value": most, "flag": flag_of("max_bytes")},
             )
         self._held_bytes += count
 
@@ -150,7 +168,7 @@ class PredictionService:
             raise self._busy(
                 "queue_full",
                 f"{self.images} images wait, and at most {most} may (--max-queue)",
-                "max_queue",
+                limit_of(self.settings, "max_queue"),
             )
         self.images += count
 
@@ -220,7 +238,7 @@ class PredictionService:
         with _errors_as_responses(self.settings):
             return self.predictor.prepare(image.open())
 
-    def _busy(self, code: str, reason: str, name: str | None = None) -> ServiceError:
+    def _busy(self, code: str, reason: str, limit: LimitJson) -> ServiceError:
         """The error of a service that has too much to do."""
         seconds = self.metrics.seconds_per_image * max(self.images, 1)
         retry = min(max(math.ceil(seconds), 1), _LONGEST_RETRY)
@@ -228,7 +246,7 @@ class PredictionService:
             503,
             code,
             f"{reason}; send the request again in {retry} s",
-            limit=None if name is None else limit_of(self.settings, name),
+            limit=limit,
             headers={"Retry-After": str(retry)},
         )
 

@@ -23,7 +23,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from ..prediction.predictor import Predictor
 from .app import create_app
-from .bounded_protocol import BoundedProtocol
+from .bounded_protocol import MOST_HEAD, BoundedProtocol
 from .json_log import log
 from .prediction_service import PredictionService
 from .service_settings import ServiceSettings
@@ -97,6 +97,7 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        h11_max_incomplete_event_size=MOST_HEAD,
         timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=settings.grace,  # ty: ignore[invalid-argument-type]
     )
