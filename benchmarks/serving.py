@@ -7,7 +7,7 @@ headers, decompression bombs, nested JSON or slow. Each must get its status, and
 objects that they get alone.
 
     python -m benchmarks.serving                                       # 50 clients for 2 minutes, 10,000 requests
-    python -m benchmarks.serving --seconds 10 --requests 300 --quick   # a rehearsal, stores nothing
+    python -m benchmarks.serving --seconds 10 --clients 8 --requests 200 --quick  # a rehearsal, stores nothing
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ PAGE = HERE.parent / "docs" / "serve.md"
 SIZES = ((256, 320), (320, 256), (256, 256))
 """(height, width) of the images of the load."""
 IMAGES = 12
-WARM_UP = 0.2
-"""Share of the load that does not count."""
 RECEIVE_TIMEOUT = 3
 """Seconds in which a request must arrive, in the second part, so that slow senders do not take half a minute each."""
 MOST_SLOW = 20
@@ -90,8 +88,10 @@ def main() -> None:
     parser.add_argument("--model", default="nuclei", help="what `maskrcnn serve` takes")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120, help="of the load")
+    parser.add_argument(
+        "--warm-up", type=float, help="seconds before them; by default half as many"
+    )
     parser.add_argument("--requests", type=int, default=10_000, help="of the second part")
-    parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--quick", action="store_true", help="stores no results")
     parser.add_argument("--reference", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -104,7 +104,8 @@ def main() -> None:
     result: dict[str, Any] = {}
     if given.seconds:
         rounds = 1 if given.quick else 3
-        result |= load(given.model, given.clients, given.seconds, given.max_batch, rounds)
+        warm_up = given.seconds / 2 if given.warm_up is None else given.warm_up
+        result |= load(given.model, given.clients, given.seconds, warm_up, rounds)
     if given.requests:
         result |= garbage(given.model, given.clients, given.requests)
     result = {
@@ -120,12 +121,12 @@ def main() -> None:
         PAGE.write_text(page.filled(PAGE.read_text()))
 
 
-def load(model: str, clients: int, seconds: float, max_batch: int, rounds: int) -> dict[str, Any]:
+def load(model: str, clients: int, seconds: float, warm_up: float, rounds: int) -> dict[str, Any]:
     """Clients that send without a pause."""
     images = encoded(SIZES, IMAGES)
     requests = [Sent("image", post(data, "image/png"), image=n) for n, data in enumerate(images)]
-    with server(model, "--max-batch", str(max_batch)) as (port, process, log):
-        received, samples = asyncio.run(_load(port, requests, clients, seconds))
+    with server(model) as (port, process, log):
+        received, samples = asyncio.run(_load(port, requests, clients, seconds, warm_up))
         stopping = stop(process)
         crashes = log.read_text().count('"event": "crash"')
 
@@ -146,6 +147,7 @@ def load(model: str, clients: int, seconds: float, max_batch: int, rounds: int) 
             {
                 "clients": clients,
                 "seconds": seconds,
+                "after s": warm_up,
                 "requests": len(times),
                 "errors": len(received.wrong),
                 "requests per second": served / (last["time"] - first["time"]),
@@ -175,12 +177,12 @@ def load(model: str, clients: int, seconds: float, max_batch: int, rounds: int) 
 
 
 async def _load(
-    port: int, requests: Sequence[Sent], clients: int, seconds: float
+    port: int, requests: Sequence[Sent], clients: int, seconds: float, warm_up: float
 ) -> tuple[Received, list[dict[str, float]]]:
     received = Received()
     samples: list[dict[str, float]] = []
-    end = time.monotonic() + seconds
-    start_counting = time.monotonic() + WARM_UP * seconds
+    start_counting = time.monotonic() + warm_up
+    end = start_counting + seconds
 
     async def client(number: int) -> None:
         connection = Connection(port)
@@ -194,7 +196,7 @@ async def _load(
 
     async def sample() -> None:
         connection = Connection(port)
-        await asyncio.sleep(WARM_UP * seconds)
+        await asyncio.sleep(warm_up)
         while time.monotonic() < end:
             _, body = await connection.exchange(get("/metrics"))
             samples.append({**metrics(body.decode()), "time": time.monotonic()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 
 API_KEY = "MASKRCNN_API_KEY"
 """Environment variable with the API key."""
+_GPU_BATCH = 16
 
 
 def serve(
@@ -20,7 +22,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     min_score: float = 0.5,
-    max_batch: int = 8,
+    max_batch: int | None = None,
     max_wait: float = 0.01,
     max_bytes: int = 64 << 20,
     max_pixels: int = 50_000_000,
@@ -52,7 +54,8 @@ def serve(
         host: Address to listen on. 0.0.0.0: reachable from other machines.
         port: Port to listen on; 0 = any free one.
         min_score: Leave out objects with a lower score, where a request does not say otherwise.
-        max_batch: Most images per forward pass. Images of equal padded shape share one.
+        max_batch: Most images per forward pass; by default 16 on a GPU, else 4. Images of equal
+            padded shape share one.
         max_wait: Most seconds that an image waits for others while the model is idle.
         max_bytes: Largest body of a request. Larger ones get status 413.
         max_pixels: Largest width x height of an image. Larger ones get status 413. Decoding takes
@@ -82,7 +85,7 @@ def serve(
     check_packages()
     settings = ServiceSettings(
         min_score=min_score,
-        max_batch=max_batch,
+        max_batch=ServiceSettings.max_batch if max_batch is None else max_batch,
         max_wait=max_wait,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
@@ -104,10 +107,13 @@ def serve(
     from .device import chosen
 
     with bind(host, port) as listener, json_lines(sys.stderr):
-        keep_memory()
+        keep_memory(one_heap=True)
+        where = chosen(device, model)
+        if max_batch is None and str(where).startswith("cuda"):
+            settings = replace(settings, max_batch=_GPU_BATCH)
         predictor = Predictor(
             model,
-            device=chosen(device, model),
+            device=where,
             dtype=dtype,
             tta=tta,
             intensity_range=intensity_range,

@@ -29,8 +29,8 @@ class ServiceSettings:
 
     min_score: float = 0.5
     """Score below which objects are left out, where a request does not say otherwise, 0 to 1."""
-    max_batch: int = 8
-    """Most images per forward pass."""
+    max_batch: int = 4
+    """Most images per forward pass. On a CPU more gain nothing and take memory."""
     max_wait: float = 0.01
     """Most seconds that an image waits for others while the model is idle."""
     max_bytes: int = 64 << 20
