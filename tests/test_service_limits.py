@@ -96,6 +96,14 @@ def test_what_is_no_image_is_unreadable(client: ServiceClient, data: bytes, reas
     assert reason in error_of(client.post(**form(data)), 422)["message"]
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(client: ServiceClient):
+    jpeg = png(format="JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert client.post(**form(jpeg)).status_code == 200
+    error = error_of(client.post(**form(jpeg[:-2] + 3000 * last[:12] + jpeg[-2:])), 422)
+    assert "at most 200 scans, got 3,0" in error["message"]
+
+
 def test_an_unreadable_image_among_others_is_named(client: ServiceClient):
     assert error_of(client.post(**form(png(), b"x")), 422)["message"].startswith("1.png: ")
 

@@ -34,6 +34,10 @@ from .upload import BodyReader, ReceivedImage
 
 MOST_THREADS = 4
 """Threads that decode, and as many that write responses."""
+MOST_SCANS = 200
+"""Scans of a JPEG; a progressive one has about ten, and each is decoded over the whole image."""
+_JPEG = b"\xff\xd8"
+_SCAN = b"\xff\xda"  # the marker, which occurs in no compressed data
 _TRIAL = (64, 64)  # pixels of an image that tries the model
 _LONGEST_RETRY = 60  # seconds
 _LAST_BATCH = 1.0  # seconds that an abandoned batch gets when the service stops
@@ -229,7 +233,15 @@ class PredictionService:
         return part
 
     def _num_pixels(self, image: ReceivedImage) -> int:
-        """Checks the size that the header states."""
+        """Checks the size that the header states, and the scans of a JPEG."""
+        scans = image.data.count(_SCAN) if image.data.startswith(_JPEG) else 0
+        if scans > MOST_SCANS:
+            raise ServiceError(
+                422,
+                "unreadable",
+                f"{image.name}: expected a JPEG of at most {MOST_SCANS} scans, got {scans:,}; "
+                "save it again",
+            )
         with _errors_as_responses(self.settings):
             height, width = read_header(image.open(), self.settings.max_pixels).size
             return height * width
