@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from maskrcnn.annotations import rle
-from maskrcnn.annotations.contours import ellipse, fill, join, simplify, trace, union
+from maskrcnn.annotations.contours import ellipse, fill, holes_by_part, join, simplify, trace, union
 
 masks = (
     st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -114,3 +114,20 @@ def test_an_ellipse_is_approximated_to_a_twentieth_of_a_pixel(radii: tuple[float
     assert points[0] == pytest.approx(
         (7 + radii[0] * np.cos(0.4), 3 + radii[0] * np.sin(0.4))
     )  # clockwise on the screen
+
+
+@given(masks)
+@settings(deadline=None)
+def test_holes_belong_to_the_part_around_them(mask: np.ndarray):
+    """Also where parts lie in holes of others, and touch at corners."""
+    parts = holes_by_part(trace(mask))
+    assert sum(1 + len(holes) for _, holes in parts) == len(trace(mask))
+    together = np.zeros(mask.shape, int)
+    for exterior, holes in parts:
+        part = rle.decode(fill([exterior], mask.shape)).astype(int)
+        for hole in holes:
+            part -= rle.decode(fill([hole], mask.shape)).astype(int)
+        assert part.min() >= 0  # each hole is inside its part
+        assert parts_by_flooding(part.astype(bool)) == 1
+        together += part
+    assert (together == mask).all()

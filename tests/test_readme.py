@@ -40,6 +40,7 @@ PAGES = (
     "docs/training.md",
     "docs/data.md",
     "docs/prediction.md",
+    "docs/serve.md",
 )
 """Pages whose commands and public names are compared with those of the program."""
 

@@ -108,6 +108,42 @@ def signed_area(contour: Polygon) -> float:
     return float((contour[:, 0] * following[:, 1] - following[:, 0] * contour[:, 1]).sum()) / 2
 
 
+def holes_by_part(contours: Sequence[Polygon]) -> list[tuple[Polygon, list[Polygon]]]:
+    """Returns the outer contour of each connected part, with the contours of its holes.
+
+    Args:
+        contours: as `trace` returns them.
+    """
+    areas = [signed_area(contour) for contour in contours]
+    parts: list[tuple[Polygon, list[Polygon]]] = [
+        (contour, []) for contour, area in zip(contours, areas, strict=True) if area > 0
+    ]
+    sizes = [area for area in areas if area > 0]
+    for contour, area in zip(contours, areas, strict=True):
+        if area < 0:
+            # the part is the pixel above a hole's upper edge; of nested parts the smallest has it
+            x, y = _above_upper_edge(contour)
+            around = [n for n, (exterior, _) in enumerate(parts) if _is_inside(exterior, x, y)]
+            parts[min(around, key=lambda n: sizes[n])][1].append(contour)
+    return parts
+
+
+def _above_upper_edge(hole: Polygon) -> tuple[float, float]:
+    """The center of a pixel just above a horizontal edge at the top of a traced hole."""
+    following = np.roll(hole, -1, axis=0)
+    top = hole[:, 1].min()
+    edge = int(np.flatnonzero((hole[:, 1] == top) & (following[:, 1] == top))[0])
+    return float(min(hole[edge, 0], following[edge, 0])) + 0.5, float(top) - 0.5
+
+
+def _is_inside(contour: Polygon, x: float, y: float) -> bool:
+    """Whether a point that is on no edge is inside a contour, by the even-odd rule."""
+    following = np.roll(contour, -1, axis=0)
+    crosses = (contour[:, 1] > y) != (following[:, 1] > y)
+    # vertical edges alone cross a horizontal ray
+    return bool((crosses & (contour[:, 0] > x)).sum() % 2)
+
+
 def simplify(contour: Polygon, tolerance: float) -> Polygon:
     """Returns a contour with fewer points, which is easier to edit by hand.
 

@@ -28,6 +28,7 @@ from .evaluate import evaluate
 from .export import export
 from .predict import predict
 from .rank import rank
+from .serve import serve
 from .train import train
 from .weights import weights
 
@@ -50,7 +51,7 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    commands = (demo, predict, train, evaluate, export, check, convert, rank, weights)
+    commands = (demo, predict, serve, train, evaluate, export, check, convert, rank, weights)
     for position, command in enumerate(commands):
         app.command(command, sort_key=position)
     return app

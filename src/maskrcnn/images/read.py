@@ -155,9 +155,9 @@ class Header:
     """EXIF orientation; 1 = stored upright, 5 to 8 = turned by a quarter."""
 
 
-def read_header(path: str | Path, max_pixels: int | None = None) -> Header:
+def read_header(source: ImageFileInput, max_pixels: int | None = None) -> Header:
     """Reads size, depth and number of frames of an image from the file's header alone."""
-    with _opened(path, pixel_limit(max_pixels)) as content:
+    with _opened(source, pixel_limit(max_pixels)) as content:
         size = content.size()
         orientation = content.orientation()
         upright = size[::-1] if orientation in (5, 6, 7, 8) else size

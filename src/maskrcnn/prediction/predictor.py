@@ -10,7 +10,7 @@ not depend on its neighbors. At most a few batches are held at once, whatever th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, overload
@@ -252,6 +252,26 @@ class Predictor:
         pixels, frames = read_input(image, self.intensity_range, self.max_pixels)
         return PreparedImage(pixels, *self.engine.prepare(pixels), frames)
 
+    def padded_shape(self, image: PreparedImage) -> tuple[int, ...]:
+        """(height, width) of a batch of this image alone; images of one shape share batches."""
+        divisor = self.engine.size_divisor
+        return tuple(-(-side // divisor) * divisor for side in image.pixels.shape[1:])
+
+    def predict_prepared(self, images: Sequence[PreparedImage]) -> list[Instances]:
+        """The objects in prepared images of one padded shape, by one forward pass."""
+        batch = self.collate([i.pixels for i in images], [i.to_model for i in images])
+        detections = self.engine(batch)
+
+        results = []
+        for row, image in enumerate(images):
+            instances = to_instances(
+                detections, row, image.scale, image.size, self.config, self.min_score
+            )
+            results.append(
+                replace(instances, source=image.image, intensity_range=self.intensity_range)
+            )
+        return results
+
     def collate(self, images: Iterable[Tensor], to_model: Iterable[Tensor]) -> Batch:
         """A batch of prepared pixels, padded to the largest, with fixed seeds."""
         pixels = list(images)
@@ -323,30 +343,21 @@ class Predictor:
 
     def _read(self, source: ImageSource, keep_image: bool) -> _Pending:
         prepared = self.prepare(source.image)
-        divisor = self.engine.size_divisor
-        shape = tuple(-(-side // divisor) * divisor for side in prepared.pixels.shape[1:])
-
         image: ImageInput = prepared.image
         if isinstance(source.image, str | Path) and not is_url(source.image) and not keep_image:
             image = Path(source.image)
-        return _Pending(replace(source, image=image), prepared, shape)
+        return _Pending(replace(source, image=image), prepared, self.padded_shape(prepared))
 
     def _predict_batch(self, group: list[_Pending]) -> None:
         """Sets `result` of images that share a padded shape, and frees their pixels."""
         prepared = [pending.prepared for pending in group if pending.prepared is not None]
-        batch = self.collate([p.pixels for p in prepared], [p.to_model for p in prepared])
-        detections = self.engine(batch)
-
-        for row, (pending, image) in enumerate(zip(group, prepared, strict=True)):
-            instances = to_instances(
-                detections, row, image.scale, image.size, self.config, self.min_score
-            )
+        results = self.predict_prepared(prepared)
+        for pending, instances in zip(group, results, strict=True):
             pending.result = replace(
                 instances,
                 image_id=pending.source.image_id,
                 file_name=pending.source.file_name,
                 source=pending.source.image,
-                intensity_range=self.intensity_range,
             )
             pending.prepared = None
 

@@ -14,18 +14,24 @@ import sys
 _TRIM_THRESHOLD = -1
 _TOP_PAD = -2
 _MMAP_THRESHOLD = -3
+_ARENA_MAX = -8
 # The largest values that mallopt accepts; glibc before 2.35 accepts less for _MMAP_THRESHOLD.
 _MOST = 2**31 - 1
 _MOST_BEFORE_2_35 = 2**25
 _AT_ONCE = 2**26  # bytes requested from the OS at a time
 
 
-def keep_memory() -> bool:
+def keep_memory(*, one_heap: bool = False) -> bool:
     """Makes the process keep freed memory for its next tensors instead of returning it to the OS.
 
     The process then holds its peak memory until it ends. Call this before the first prediction or
     training on a CPU. Do not call it if other parts of the process depend on memory being returned.
     The package's commands call it.
+
+    Args:
+        one_heap: let all threads share one heap, for a process that computes in another thread than
+            its first. Each thread otherwise has heaps of at most 64 MB of its own, which grow
+            separately and hold no large tensors. Call this before such threads start.
 
     Returns:
         True on Linux with glibc. Elsewhere nothing is changed, and the result is False.
@@ -40,4 +46,6 @@ def keep_memory() -> bool:
     if mallopt is None:  # musl
         return False
     mapped = mallopt(_MMAP_THRESHOLD, _MOST) or mallopt(_MMAP_THRESHOLD, _MOST_BEFORE_2_35)
+    if one_heap:
+        mallopt(_ARENA_MAX, 1)
     return bool(mapped and mallopt(_TRIM_THRESHOLD, _MOST) and mallopt(_TOP_PAD, _AT_ONCE))

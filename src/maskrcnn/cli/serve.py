@@ -1,0 +1,144 @@
+"""`maskrcnn serve`: an HTTP service and a browser page in front of a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+API_KEY = "MASKRCNN_API_KEY"
+"""Environment variable with the API key."""
+_GPU_BATCH = 16
+
+
+def serve(
+    model: str,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    min_score: float = 0.5,
+    max_batch: int | None = None,
+    max_wait: float = 0.01,
+    max_bytes: int = 64 << 20,
+    max_pixels: int = 50_000_000,
+    max_files: int = 16,
+    max_queue: int = 64,
+    timeout: float = 60.0,
+    receive_timeout: float = 30.0,
+    grace: float = 20.0,
+    api_key_file: Path | None = None,
+    allowed_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    allow_origins: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    root_path: str = "",
+    device: str | None = None,
+    tta: str | None = None,
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32",
+    intensity_range: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
+) -> int:
+    """Serve a model over HTTP: a browser page at /, POST /predict, /docs, /health and /metrics.
+
+    Requests are predicted in batches. Nothing that a client sends is written to disk, and no URL is
+    fetched. Ctrl-C and SIGTERM stop the server after it has answered the requests that arrived; the
+    exit status is 0. The log goes to standard error, one JSON object per line.
+
+    Needs: pip install 'maskrcnn[serve]'.
+
+    Args:
+        model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
+            Detectron2's .pth or .pkl), or exported file (.onnx, .xml).
+        host: Address to listen on. 0.0.0.0: reachable from other machines.
+        port: Port to listen on; 0 = any free one.
+        min_score: Leave out objects with a lower score, where a request does not say otherwise.
+        max_batch: Most images per forward pass; by default 16 on a GPU, else 4. Images of equal
+            padded shape share one.
+        max_wait: Most seconds that an image waits for others while the model is idle.
+        max_bytes: Largest body of a request. Larger ones get status 413.
+        max_pixels: Largest width x height of an image. Larger ones get status 413. Decoding takes
+            up to 12 bytes per pixel, 32 for 16-bit color; two such images are decoded at once.
+        max_files: Most images of a request. More get status 413.
+        max_queue: Most images that are received and not yet answered. More get status 503.
+        timeout: Most seconds from a received request to its response; then status 504.
+        receive_timeout: Most seconds in which a request must arrive; then status 408.
+        grace: Most seconds in which requests are answered after a signal to stop.
+        api_key_file: File with a key that requests must carry (X-API-Key, or Authorization:
+            Bearer). The environment variable MASKRCNN_API_KEY does the same.
+        allowed_hosts: Host names of the server, beside localhost, HOST and IP addresses. An
+            asterisk stands for any part of a name; alone it allows all.
+        allow_origins: Origins whose web pages may send requests, such as https://example.org.
+        root_path: Path prefix under which a reverse proxy publishes the server, such as /cells.
+        device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
+        tta: Average several augmented views of each image (more accurate, slower): flip, turns
+            (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.
+        dtype: Compute precision. bfloat16 takes about half the time of float32 on devices that
+            support it; auto uses it only there.
+        intensity_range: Values of 16-bit and floating-point images that become black and white,
+            such as 0 4095; by default those of the model, else the full range.
+    """
+    from ..service.needed_packages import check_packages
+    from ..service.service_settings import ServiceSettings
+
+    check_packages()
+    settings = ServiceSettings(
+        min_score=min_score,
+        max_batch=ServiceSettings.max_batch if max_batch is None else max_batch,
+        max_wait=max_wait,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        max_files=max_files,
+        max_queue=max_queue,
+        timeout=timeout,
+        receive_timeout=receive_timeout,
+        grace=grace,
+        api_key=_api_key(api_key_file),
+        allowed_hosts=(host, *allowed_hosts),
+        allow_origins=allow_origins,
+        root_path=root_path,
+    )
+
+    from ..prediction.predictor import Predictor
+    from ..runtime.keep_memory import keep_memory
+    from ..service.json_log import json_lines
+    from ..service.run_server import bind, serve
+    from .device import chosen
+
+    with bind(host, port) as listener, json_lines(sys.stderr):
+        keep_memory(one_heap=True)
+        where = chosen(device, model)
+        if max_batch is None and str(where).startswith("cuda"):
+            settings = replace(settings, max_batch=_GPU_BATCH)
+        predictor = Predictor(
+            model,
+            device=where,
+            dtype=dtype,
+            tta=tta,
+            intensity_range=intensity_range,
+            max_pixels=max_pixels,
+        )
+        name = Path(model).name
+
+        def on_ready(address: str) -> None:
+            print(f"{name} is ready at {address} (Ctrl-C stops it)", flush=True)
+
+        has_ended = serve(predictor, listener, settings, name=name, on_ready=on_ready)
+    if not has_ended:
+        print("The model still computes; its work is abandoned.", file=sys.stderr, flush=True)
+        os._exit(0)  # a thread within PyTorch cannot be stopped
+    return 0
+
+
+def _api_key(file: Path | None) -> str | None:
+    """The key of the file, else that of the environment."""
+    if file is None:
+        return os.environ.get(API_KEY) or None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key:
+        raise ValueError(f"--api-key-file {file}: expected one line with a key, got none")
+    return key

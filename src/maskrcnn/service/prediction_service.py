@@ -1,0 +1,279 @@
+"""From received images to a response: `PredictionService`, without HTTP.
+
+In:  the encoded images of a request.
+Out: JSON or a PNG. Decoding and writing run in threads, predicting in the model thread.
+
+All limits that requests share are here: images that wait, bytes and pixels held in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from ..images.open_image import ImageError, TooManyPixelsError
+from ..images.read import read_header
+from ..prediction.predictor import Predictor, PreparedImage
+from .batch_queue import BatchQueue
+from .json_log import log
+from .pixel_budget import PixelBudget
+from .prediction_json import ImageResponse, ResponseOptions, describe, prediction_json
+from .service_error import LimitJson, ServiceError, limit_of
+from .service_metrics import ServiceMetrics
+from .service_settings import HELD_BODIES, HELD_IMAGES, ServiceSettings, flag_of
+from .upload import BodyReader, ReceivedImage
+
+MOST_THREADS = 4
+"""Threads that decode, and as many that write responses."""
+MOST_SCANS = 200
+"""Scans of a JPEG; a progressive one has about ten, and each is decoded over the whole image."""
+_JPEG = b"\xff\xd8"
+_SCAN = b"\xff\xda"  # the marker, which occurs in no compressed data
+_TRIAL = (64, 64)  # pixels of an image that tries the model
+_LONGEST_RETRY = 60  # seconds
+_LAST_BATCH = 1.0  # seconds that an abandoned batch gets when the service stops
+
+State = Literal["starting", "ready", "busy too long", "stopping", "failed"]
+
+
+class PredictionService:
+    """Predicts the images of requests.
+
+    Args:
+        predictor: a model or an exported file. Requests cannot go below its `min_score` or above
+            its `max_pixels`.
+        settings: limits and batches.
+    """
+
+    def __init__(self, predictor: Predictor, settings: ServiceSettings) -> None:
+        settings = replace(settings, max_pixels=min(settings.max_pixels, predictor.max_pixels))
+        self.predictor = predictor
+        self.settings = settings
+        self.metrics = ServiceMetrics(lambda: self.images)
+        self.images = 0
+        """Images that are received and not yet answered."""
+
+        self._queue = BatchQueue(
+            predictor, settings.max_batch, settings.max_wait, self.metrics.count_batch
+        )
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self._decoders = ThreadPoolExecutor(threads, "decode")
+        self._writers = ThreadPoolExecutor(threads, "write")
+        self._pixels = PixelBudget(HELD_IMAGES * settings.max_pixels)
+        self._held_bytes = 0
+        self._receiving: set[asyncio.Timeout] = set()
+        self._is_ready = False
+        self._is_stopping = False
+        self.has_ended = False
+        """Whether the model thread has ended."""
+
+    async def start(self) -> None:
+        """Starts the threads and predicts one image, so that the first request is fast."""
+        self._queue.start()
+        await self._try_model()
+        self._is_ready = True
+
+    def stop_receiving(self) -> None:
+        """Refuses requests whose body has not arrived; those that have are answered."""
+        self._is_stopping = True
+        for timeout in list(self._receiving):
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def stop(self) -> None:
+        """Ends the threads, after the present batch; see `has_ended`."""
+        self._is_stopping = True
+        for pool in (self._decoders, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.has_ended = await asyncio.to_thread(self._queue.stop, _LAST_BATCH)
+
+    async def check(self) -> State:
+        """Whether requests are answered; tries the model if it failed on the last image."""
+        if self.state == "ready" and self._queue.has_failed:
+            try:
+                async with asyncio.timeout(self.settings.timeout):
+                    await self._try_model()
+            except Exception as error:
+                log("the model fails", logging.ERROR, error)
+                return "failed"
+        return self.state
+
+    async def _try_model(self) -> None:
+        image = self.predictor.prepare(np.zeros((*_TRIAL, 3), np.uint8))
+        await asyncio.wrap_future(self._queue.put(image))
+
+    @property
+    def state(self) -> State:
+        """Whether requests are answered, as far as the last ones were."""
+        if self._is_stopping:
+            return "stopping"
+        if not self._is_ready:
+            return "starting"
+        if not self._queue.is_running:
+            return "failed"
+        return "busy too long" if self._queue.busy_seconds > self.settings.timeout else "ready"
+
+    @contextmanager
+    def receiving(self, timeout: asyncio.Timeout) -> Generator[None]:
+        """While the block receives a body, `stop_receiving` ends it."""
+        self.check_is_running()
+        self._receiving.add(timeout)
+        try:
+            yield
+        finally:
+            self._receiving.discard(timeout)
+
+    def check_is_running(self) -> None:
+        """Checks that new requests are taken.
+
+        Raises:
+            ServiceError: the service stops or has not started.
+        """
+        if self._is_stopping or not self._is_ready:
+            state = "stopping" if self._is_stopping else "starting"
+            raise ServiceError(
+                503,
+                state,
+                f"the server is {state}; send the request again",
+                headers={"Retry-After": "1", "Connection": "close"},
+            )
+
+    def hold(self, count: int) -> None:
+        """Counts bytes of bodies that are held in memory; a negative count gives them back.
+
+        Raises:
+            ServiceError: too many are held.
+        """
+        most = HELD_BODIES * self.settings.max_bytes
+        if count > 0 and self._held_bytes + count > most:
+            raise self._busy(
+                "memory",
+                f"the requests in progress hold {most:,} bytes, {HELD_BODIES} times --max-bytes",
+                {"name": "held_bytes", "value": most, "flag": flag_of("max_bytes")},
+            )
+        self._held_bytes += count
+
+    def admit(self, count: int) -> None:
+        """Counts images as received and not yet answered; a negative count takes them out.
+
+        Raises:
+            ServiceError: too many wait already.
+        """
+        most = self.settings.max_queue
+        if count > 0 and self.images + count > most:
+            raise self._busy(
+                "queue_full",
+                f"{self.images} images wait, and at most {most} may (--max-queue)",
+                limit_of(self.settings, "max_queue"),
+            )
+        self.images += count
+
+    async def predict(
+        self, images: Sequence[ReceivedImage], options: ResponseOptions
+    ) -> list[ImageResponse]:
+        """The objects in the images of one request.
+
+        Raises:
+            ServiceError: an image is unreadable or too large.
+        """
+        lowest = self.predictor.min_score
+        notes = []
+        if options.min_score < lowest:
+            notes = [f"the model reports no objects below a score of {lowest:g}"]
+            options = replace(options, min_score=lowest)
+
+        tasks = [asyncio.ensure_future(self._one(image, notes, options)) for image in images]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def parse(self, reader: BodyReader) -> list[ReceivedImage]:
+        """The images of a received body, parsed in a thread.
+
+        Raises:
+            ServiceError: the body is malformed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, reader.images)
+
+    async def json(self, parts: Sequence[ImageResponse]) -> bytes:
+        """The response as JSON text."""
+        categories = self.predictor.config.categories
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writers, prediction_json, parts, categories)
+
+    async def _one(
+        self, image: ReceivedImage, notes: Sequence[str], options: ResponseOptions
+    ) -> ImageResponse:
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._decoders, self._num_pixels, image)
+        await self._pixels.take(pixels)
+        try:
+            prepared = await loop.run_in_executor(self._decoders, self._decode, image)
+            instances = await asyncio.wrap_future(self._queue.put(prepared))
+            if prepared.frames > 1:
+                notes = [*notes, "several frames, the first is used"]
+            del prepared
+            part = await loop.run_in_executor(
+                self._writers, describe, instances, image.name, notes, options
+            )
+        finally:
+            self._pixels.give(pixels)
+        self.metrics.images.inc()
+        self.metrics.objects.inc(len(part.objects))
+        return part
+
+    def _num_pixels(self, image: ReceivedImage) -> int:
+        """Checks the size that the header states, and the scans of a JPEG."""
+        scans = image.data.count(_SCAN) if image.data.startswith(_JPEG) else 0
+        if scans > MOST_SCANS:
+            raise ServiceError(
+                422,
+                "unreadable",
+                f"{image.name}: expected a JPEG of at most {MOST_SCANS} scans, got {scans:,}; "
+                "save it again",
+            )
+        with _errors_as_responses(self.settings):
+            height, width = read_header(image.open(), self.settings.max_pixels).size
+            return height * width
+
+    def _decode(self, image: ReceivedImage) -> PreparedImage:
+        with _errors_as_responses(self.settings):
+            return self.predictor.prepare(image.open())
+
+    def _busy(self, code: str, reason: str, limit: LimitJson) -> ServiceError:
+        """The error of a service that has too much to do."""
+        seconds = self.metrics.seconds_per_image * max(self.images, 1)
+        retry = min(max(math.ceil(seconds), 1), _LONGEST_RETRY)
+        return ServiceError(
+            503,
+            code,
+            f"{reason}; send the request again in {retry} s",
+            limit=limit,
+            headers={"Retry-After": str(retry)},
+        )
+
+
+@contextmanager
+def _errors_as_responses(settings: ServiceSettings) -> Generator[None]:
+    try:
+        yield
+    except TooManyPixelsError as error:
+        size = str(error).split(". ")[0]
+        raise ServiceError(
+            413,
+            "too_many_pixels",
+            f"{size} (--max-pixels); send a smaller image",
+            limit=limit_of(settings, "max_pixels"),
+        ) from None
+    except ImageError as error:
+        raise ServiceError(422, "unreadable", str(error)) from None

@@ -1,0 +1,327 @@
+"""The service and requests that are too large, too slow, malformed or not allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from service_client import RecordingPredictor, ServiceClient, form, png
+
+Start = Callable[..., ServiceClient]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[ServiceClient] = []
+
+    def start_one(**settings: Any) -> ServiceClient:
+        seconds = settings.pop("seconds", 0.0)
+        started.append(ServiceClient(RecordingPredictor(seconds), **settings))
+        return started[-1]
+
+    yield start_one
+    for client in started:
+        client.close()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[ServiceClient]:
+    """A service with small limits."""
+    client = ServiceClient(RecordingPredictor(), max_bytes=100_000, max_pixels=10_000, max_files=3)
+    yield client
+    client.close()
+
+
+def error_of(response: Any, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    return response.json()["error"]
+
+
+def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
+    """A PNG whose header claims many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_bomb_is_refused_by_its_header(client: ServiceClient):
+    error = error_of(client.post(**form(bomb())), 413)
+    assert error["message"].startswith("0.png: 60,000 x 60,000 pixels are more than the limit")
+    assert error["limit"] == {"name": "max_pixels", "value": 10_000, "flag": "--max-pixels"}
+
+
+@pytest.mark.parametrize("length", [{}, {"Content-Length": "100001"}])
+def test_a_large_body_is_refused_announced_or_not(client: ServiceClient, length: dict[str, str]):
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(11):
+            yield bytes(10_000)
+
+    response = client.post(content=body(), headers={"Content-Type": "image/png", **length})
+    assert error_of(response, 413)["limit"]["name"] == "max_bytes"
+
+
+def test_too_many_files_are_refused(client: ServiceClient):
+    assert error_of(client.post(**form(*[png((40, 40))] * 4)), 413)["limit"]["value"] == 3
+    text = base64.b64encode(png((40, 40))).decode()
+    response = client.post(json={"images": [{"data": text}] * 4})
+    assert error_of(response, 413)["code"] == "too_many_files"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"%PDF-1.7", "PDF"),
+        (png()[:500], "truncated"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "0.png: cannot be read as an image"),
+        (b"http://127.0.0.1/secret.png", "0.png: cannot be read as an image"),
+        (b"/etc/passwd", "0.png: cannot be read as an image"),
+    ],
+)
+def test_what_is_no_image_is_unreadable(client: ServiceClient, data: bytes, reason: str):
+    assert reason in error_of(client.post(**form(data)), 422)["message"]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(client: ServiceClient):
+    jpeg = png(format="JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert client.post(**form(jpeg)).status_code == 200
+    error = error_of(client.post(**form(jpeg[:-2] + 3000 * last[:12] + jpeg[-2:])), 422)
+    assert "at most 200 scans, got 3,0" in error["message"]
+
+
+def test_an_unreadable_image_among_others_is_named(client: ServiceClient):
+    assert error_of(client.post(**form(png(), b"x")), 422)["message"].startswith("1.png: ")
+
+
+def multipart(*parts: bytes, end: bytes = b"--b--\r\n") -> dict[str, Any]:
+    body = b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + end
+    return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (multipart(), "expected at least one image"),
+        (multipart(DISPOSITION + png(), end=b""), "truncated"),
+        (multipart(b"no header"), "malformed form"),
+        (multipart(b"\r\n" + png()), "expected \"files\""),
+        (multipart(b'Content-Disposition: form-data; name="image"\r\n\r\nx'), "form field 'image'"),
+        (multipart(b"X: " + b"y" * 20_000 + b"\r\n\r\n"), "malformed form"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "boundary"),
+        (
+            {"content": b"x", "headers": {"Content-Type": f"multipart/form-data; boundary={'b' * 999}"}},
+            "malformed form",
+        ),
+        ({"json": {}}, '{"images": [{"data": base64}]}'),
+        ({"json": []}, '{"images": [{"data": base64}]}'),
+        ({"json": {"images": []}}, "expected at least one image"),
+        ({"json": {"images": [{}]}}, "images[0]"),
+        ({"json": {"images": [{"data": 3}]}}, "images[0]"),
+        ({"json": {"images": [{"data": "@@@"}]}}, "images[0].data: expected base64"),
+        ({"json": {"images": [{"data": "http://x/a.png"}]}}, "URLs are not fetched"),
+        ({"json": {"images": [{"data": "", "name": 3}]}}, "images[0].name"),
+        ({"json": {"images": [{"data": "", "url": "x"}]}}, "unexpected keys: 'url'"),
+        ({"json": {"images": [], "min_score": 1}}, "unexpected keys: 'min_score'"),
+        ({"content": b"[" * 50_000, "headers": {"Content-Type": "application/json"}}, "nothing else"),
+        ({"content": b"[" * 200, "headers": {"Content-Type": "application/json"}}, "nested"),
+        ({"content": b'{"a": 1', "headers": {"Content-Type": "application/json"}}, "not valid JSON"),
+        ({"content": b"\xff\xfe\x00", "headers": {"Content-Type": "application/json"}}, "JSON"),
+    ],
+)  # fmt: skip
+def test_malformed_requests_are_explained(
+    client: ServiceClient, request_: dict[str, Any], reason: str
+):
+    assert reason in error_of(client.post(**request_), 422)["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({}, 415),
+        ({"Content-Type": ";;;"}, 415),
+        ({"Content-Type": "image/png", "Content-Encoding": "gzip"}, 415),
+        ({"Content-Type": "image/png", "Host": "evil.example"}, 400),
+        ({"Content-Type": "image/png", "Host": "127.0.0.1.evil.example:8000"}, 400),
+        ({"Content-Type": "image/png", "Sec-Fetch-Site": "cross-site", "Origin": "https://a.b"}, 403),
+        ({"Content-Type": "image/png", "Host": "[::1]:8000"}, 200),
+        ({"Content-Type": "image/png", "Host": "10.0.0.7:8000"}, 200),
+        ({"Content-Type": "image/png", "Host": "LOCALHOST"}, 200),
+        ({"Content-Type": "image/png", "Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)  # fmt: skip
+def test_headers_are_checked(client: ServiceClient, headers: dict[str, str], status: int):
+    assert client.post(content=png(), headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("minscore=1", "did you mean min_score?"),
+        ("min_score=2", "min_score: expected"),
+        ("min_score=nan", "min_score: expected"),
+        ("masks=png", "masks: expected"),
+        ("simplify=-1", "simplify: expected"),
+        ("overlay=perhaps", "overlay: expected"),
+    ],
+)
+def test_options_are_checked(client: ServiceClient, query: str, reason: str):
+    assert reason in error_of(client.post(f"/predict?{query}", **form(png())), 422)["message"]
+
+
+def test_paths_and_methods_that_do_not_exist(client: ServiceClient):
+    assert error_of(client.get("/absent"), 404)["code"] == "not_found"
+    response = client.get("/predict")
+    assert error_of(response, 405)["message"].startswith("GET /predict: ")
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_slow_sender_gets_408(start: Start):
+    async def drops() -> AsyncIterator[bytes]:
+        for byte in png():
+            yield bytes([byte])
+            await asyncio.sleep(0.02)
+
+    client = start(receive_timeout=0.1)
+    response = client.post(content=drops(), headers={"Content-Type": "image/png"})
+    assert error_of(response, 408)["limit"]["flag"] == "--receive-timeout"
+    assert response.headers["connection"] == "close"
+
+
+def test_a_body_that_has_not_arrived_is_refused_when_the_service_stops(start: Start):
+    client = start()
+
+    async def halted() -> AsyncIterator[bytes]:
+        yield png()[:100]
+        client.service.stop_receiving()
+        await asyncio.sleep(5)
+
+    response = client.post(content=halted(), headers={"Content-Type": "image/png"})
+    assert error_of(response, 503)["code"] == "stopping"
+
+
+def test_a_full_queue_gets_503_and_says_when_to_try_again(start: Start):
+    client = start(seconds=0.05, max_queue=2, max_files=2, max_batch=1)
+    responses = client.together([form(png(seed=n)) for n in range(6)])
+    statuses = sorted(response.status_code for response in responses)
+    assert statuses[0] == 200
+    assert statuses[-1] == 503
+    refused = next(response for response in responses if response.status_code == 503)
+    assert error_of(refused, 503)["limit"] == {
+        "name": "max_queue",
+        "value": 2,
+        "flag": "--max-queue",
+    }
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert client.post(**form(png())).status_code == 200
+
+
+def test_bodies_in_memory_are_bounded(start: Start):
+    client = start(max_bytes=1000)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield bytes(900)
+        await asyncio.sleep(0.2)
+
+    requests = [{"content": half(), "headers": {"Content-Type": "image/png"}} for _ in range(10)]
+    statuses = [response.status_code for response in client.together(requests)]
+    assert statuses.count(503) == 2
+    assert statuses.count(422) == 8  # zeros are no image
+    assert client.service._held_bytes == 0
+
+
+def test_decoded_pixels_are_bounded(start: Start):
+    client = start(max_pixels=64 * 48, seconds=0.02, max_batch=8, max_wait=0.05)
+    predictor = client.service.predictor
+    assert isinstance(predictor, RecordingPredictor)
+    predictor.batches.clear()
+    responses = client.together([form(png(seed=n)) for n in range(6)])
+    assert {response.status_code for response in responses} == {200}
+    assert max(predictor.batches) == 2
+    assert client.service._pixels.free == 2 * 64 * 48
+
+
+def test_a_key_is_required_where_one_is_set(start: Start):
+    client = start(api_key="secret-1")
+    assert client.get("/info").json()["api_key_required"]
+    assert client.get("/health").status_code == 200
+    for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Basic secret-1"}):
+        response = client.post(**form(png()), headers=headers)
+        assert error_of(response, 401)["code"] == "api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+    assert client.get("/metrics").status_code == 401
+    for headers in ({"X-API-Key": "secret-1"}, {"Authorization": "bearer secret-1"}):
+        assert client.post(**form(png()), headers=headers).status_code == 200
+
+
+def test_hosts_and_origins_can_be_allowed(start: Start):
+    client = start(allowed_hosts=["*.example.org"], allow_origins=["https://lab.example.org"])
+    headers = {
+        "Host": "cells.example.org",
+        "Origin": "https://lab.example.org",
+        "Sec-Fetch-Site": "same-site",
+    }
+    response = client.post(**form(png()), headers=headers)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://lab.example.org"
+    other = client.post(**form(png()), headers={**headers, "Origin": "https://evil.example"})
+    assert other.status_code == 403
+
+
+def test_nothing_is_written_to_disk(start: Start, monkeypatch: pytest.MonkeyPatch):
+    import tempfile
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", refuse)
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    large = png((700, 900))
+    assert len(large) > 1 << 20
+    assert start().post(**form(large)).status_code == 200
+
+
+def test_names_of_files_are_plain(start: Start):
+    files = [
+        ("files", (name, png((40, 40)))) for name in ("../../a.png", "C:\\b\\é.png", "x" * 999)
+    ]
+    names = [image["file_name"] for image in start().post(files=files).json()["images"]]
+    assert names == ["a.png", "é.png", "x" * 255]
+
+
+def test_garbage_of_any_kind_gets_4xx(client: ServiceClient):
+    """Bytes that were changed at random give a response, and never a crash."""
+    import random
+
+    randomness = random.Random(0)
+    good = png((40, 40))
+    for n in range(40):
+        data = bytearray(good)
+        for _ in range(1 + n % 5):
+            data[randomness.randrange(len(data))] = randomness.randrange(256)
+        assert client.post(**form(bytes(data))).status_code in (200, 413, 422)
+    body = json.dumps({"images": [{"data": base64.b64encode(good).decode()}]}).encode()
+    for n in range(40):
+        data = bytearray(body)
+        data[randomness.randrange(40 + n)] = randomness.randrange(256)
+        response = client.post(content=bytes(data), headers={"Content-Type": "application/json"})
+        assert response.status_code in (200, 413, 422)
