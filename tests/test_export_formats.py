@@ -28,7 +28,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from maskrcnn.export.onnx_graph import Tracing  # noqa: E402
+from maskrcnn.export.network import Tracing  # noqa: E402
 
 
 def without_resize(exported: Exported) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ def export(
     out: Path,
     /,
     *,
-    format: Literal["onnx", "openvino"] | None = None,
+    format: Literal["onnx", "openvino", "pt2"] | None = None,
     input: Literal["uint8", "prepared"] | None = None,
     samples: str | None = None,
     images: Path | None = None,

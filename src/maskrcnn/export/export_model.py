@@ -23,12 +23,13 @@ from ..runtime.progress import steps
 from .export_format import ExportFormat
 from .onnx_file import ONNX
 from .openvino_file import OPENVINO
+from .pt2_file import PT2
 
-FORMATS = {form.suffix: form for form in (ONNX, OPENVINO)}
+FORMATS = {form.suffix: form for form in (ONNX, OPENVINO, PT2)}
 MOST_BYTES = 2**31 - 2**25
 """Of weights in one file: Protocol Buffers hold less than 2 GiB."""
 
-FormatName = Literal["onnx", "openvino"]
+FormatName = Literal["onnx", "openvino", "pt2"]
 
 # The steps' shares of the time, and the time of all, in seconds: ResNet-50 on one core.
 _SHARES = {"Tracing": 0.38, "Translating": 0.62}
@@ -98,7 +99,7 @@ def export_model(
 
     from .certificate_page import write_certificate
     from .certify import certify
-    from .onnx_graph import Tracing
+    from .network import Tracing
 
     folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent)
     with folder as made:
