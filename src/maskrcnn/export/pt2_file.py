@@ -106,7 +106,9 @@ def save(program: ExportedProgram, path: Path, extra: Mapping[str, str]) -> None
 def _forms() -> dict[Any, Callable[..., Any]]:
     """What stands for each operation that is not plain, in PyTorch's own forms and ours."""
     default = torch.export.default_decompositions()
-    return plain_forms() | {op: form for op, form in default.items() if not is_plain(f"torch.ops.{op}")}
+    return plain_forms() | {
+        op: form for op, form in default.items() if not is_plain(f"torch.ops.{op}")
+    }
 
 
 def _outputs(program: ExportedProgram) -> tuple[Node, ...]:

@@ -161,14 +161,12 @@ def pyramid_roi_align(
     else:
         counts = (extent / size).ceil().clamp(min=0).long()
         most = counts.max().clamp(min=1).item()
-    taps = [
-        axis_taps(scaled[:, axis], extent[:, axis], counts[:, axis], length, size, most)
-        for axis, length in ((1, height), (0, width))
-    ]
+    y = axis_taps(scaled[:, 1], extent[:, 1], counts[:, 1], height, size, most)
+    x = axis_taps(scaled[:, 0], extent[:, 0], counts[:, 0], width, size, most)
     if sampling_ratio:
-        bins = weighted_sum(table, first, *taps, width)
+        bins = weighted_sum(table, first, y, x, width)
     else:
-        bins = _uneven_sum(table, first, *taps, width, counts.clamp(min=1), most)
+        bins = _uneven_sum(table, first, y, x, width, counts.clamp(min=1), most)
     return bins.view(boxes.shape[0], size, size, channels).permute(0, 3, 1, 2).contiguous()
 
 
@@ -266,8 +264,8 @@ def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> Tensor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         own = i[None]
         side = sides.index_select(0, own)
-        width = side[0, 0].long().item()
-        height = side[0, 1].long().item()
+        width: Any = side[0, 0].long().item()
+        height: Any = side[0, 1].long().item()
         torch._check(width >= 1)
         torch._check(height >= 1)
         rows = bicubic_weights(side[:, 1], height, size)[0]

@@ -64,26 +64,23 @@ _OTHER_TARGETS = re.compile(
 )
 # Operations that PyTorch does not call core, and that are plain all the same: tensors and numbers
 # in, tensors out. Others that carry the name of ATen can write files.
-PLAIN = frozenset(
-    """
-    __and__.Tensor __or__.Tensor _assert_scalar.default _assert_tensor_metadata.default
-    _unsafe_view.default all.dim arange.default arange.start conv2d.default
-    conv_transpose2d.input detach.default einsum.default embedding_bag.padding_idx
-    group_norm.default item.default linear.default logsumexp.default matmul.default max.default
-    max_pool2d.default meshgrid.indexing new_zeros.default pad.default
-    repeat_interleave.self_int repeat_interleave.self_Tensor rsub.Scalar softmax.int sort.stable
-    stack.default transpose.int unbind.int where.ScalarOther where.ScalarSelf zeros.default
-    zeros_like.default
-    """.split()
-)
+_PLAIN_NAMES = """
+__and__.Tensor __or__.Tensor _assert_scalar.default _assert_tensor_metadata.default
+_unsafe_view.default all.dim arange.default arange.start conv2d.default conv_transpose2d.input
+detach.default einsum.default embedding_bag.padding_idx group_norm.default item.default
+linear.default logsumexp.default matmul.default max.default max_pool2d.default meshgrid.indexing
+new_zeros.default pad.default repeat_interleave.self_int repeat_interleave.self_Tensor rsub.Scalar
+softmax.int sort.stable stack.default transpose.int unbind.int where.ScalarOther where.ScalarSelf
+zeros.default zeros_like.default
+"""
+PLAIN = frozenset(_PLAIN_NAMES.split())
 
-_FUNCTIONS = frozenset(
-    """
-    Symbol Integer Float Rational Add Mul Pow Mod PythonMod FloorDiv CleanDiv CeilDiv CeilToInt
-    FloorToInt TruncToInt IntTrueDiv ToFloat Max Min And Or Not Equality Unequality GreaterThan
-    LessThan StrictGreaterThan StrictLessThan
-    """.split()
-)
+_FUNCTION_NAMES = """
+Symbol Integer Float Rational Add Mul Pow Mod PythonMod FloorDiv CleanDiv CeilDiv CeilToInt
+FloorToInt TruncToInt IntTrueDiv ToFloat Max Min And Or Not Equality Unequality GreaterThan
+LessThan StrictGreaterThan StrictLessThan
+"""
+_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _ASSUMPTIONS = {"integer", "positive", "nonnegative", "real", "finite"}
 _MOST_EXPRESSION = 4000  # characters
 _MOST_NUMBER = 1 << 63

@@ -186,9 +186,7 @@ def _openvino(
     return metadata, run
 
 
-def _pt2(
-    path: Path, device: str | None, threads: int | None, dtype: str
-) -> tuple[str | None, Run]:
+def _pt2(path: Path, device: str | None, threads: int | None, dtype: str) -> tuple[str | None, Run]:
     """A `torch.export` program in PyTorch: its metadata, and a function that runs it."""
     if dtype == "bfloat16":
         raise ValueError(
@@ -197,7 +195,9 @@ def _pt2(
     try:
         import torch
     except ImportError as error:
-        raise ImportError(f"{path.name} needs PyTorch. Install it with: pip install torch") from error
+        raise ImportError(
+            f"{path.name} needs PyTorch. Install it with: pip install torch"
+        ) from error
 
     from .pt2_archive import open_program
 
