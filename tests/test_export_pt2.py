@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -74,12 +76,16 @@ def test_each_operator_equals_its_plain_form(name: str) -> None:
 
 
 def lively_config() -> ModelConfig:
-    """All that a `.pt2` file has another form for: adaptive samples, bicubic peaks, greedy NMS."""
+    """All that a `.pt2` file has another form for: adaptive samples, bicubic peaks, greedy NMS.
+
+    One level of features: the time of an export goes with the number of operations.
+    """
     person = mr.Category("person", 1, keypoints=("a", "b"))
     config = tiny_config([person, mr.Category("ball", 9)])
     return replace(
         config,
-        rpn=replace(config.rpn, pre_nms_test=100, post_nms_test=60),
+        neck=replace(config.neck, kind="dc5"),
+        rpn=replace(config.rpn, sizes=((16, 32, 64),), pre_nms_test=100, post_nms_test=60),
         box=replace(config.box, max_detections=20, roi=replace(config.box.roi, sampling_ratio=0)),
         keypoint=config.keypoint and replace(config.keypoint, decode="bicubic"),
     )
@@ -100,8 +106,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[mr.MaskRCNN, Pat
 
 
 GROUPS = (
-    ImageGroup("two", [draw_blobs((64, 80), 1), np.zeros((64, 80, 3), np.uint8)]),
-    ImageGroup("small", [draw_blobs((32, 32), 2)]),
+    ImageGroup("two", [draw_blobs((64, 96), 1), np.zeros((64, 96, 3), np.uint8)]),
+    ImageGroup("one", [draw_blobs((96, 70), 2)]),
 )
 
 
@@ -119,33 +125,27 @@ def test_a_pt2_file_predicts_what_its_model_predicts(exported: tuple[mr.MaskRCNN
         mr.predict(path, image, dtype="bfloat16")
 
 
+def test_the_stage_at_which_a_pt2_file_parts_is_named(exported: tuple[mr.MaskRCNN, Path]) -> None:
+    model, path = exported
+    assert model.keypoint_head is not None
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.keypoint_head.heatmaps.weight.mul_(-1)  # ty: ignore[unresolved-attribute]
+    with pytest.raises(ExportMismatchError) as caught:
+        certify(path, other, PT2, groups=GROUPS[1:], show_progress=False)
+    assert caught.value.stage == "keypoints"
+
+
 def test_a_pt2_file_has_plain_operations_alone_and_no_trace_of_the_machine(
     exported: tuple[mr.MaskRCNN, Path],
 ) -> None:
-    program, extra = open_program(exported[1])
-    parts = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    targets = {node.target for part in parts for node in part.graph.nodes}
-    operations = {str(t) for t in targets if isinstance(t, torch._ops.OpOverload)}
-    assert len(operations) > 50
-    assert all(is_plain(f"torch.ops.{name}") for name in operations)
-    assert json.loads(extra[METADATA_KEY])["outputs"][:4] == ["boxes", "scores", "labels", "valid"]
-
     with zipfile.ZipFile(exported[1]) as archive:
         text = archive.read("model/models/model.json").decode()
+    targets = set(re.findall(r'"target": "([^"]+)"', text))
+    assert len(targets) > 50
+    assert all(map(is_plain, targets))
     assert str(Path(__file__).parents[1]) not in text
     assert ".py" not in text
-
-
-def test_a_wrong_pt2_file_names_its_stage(
-    exported: tuple[mr.MaskRCNN, Path], tmp_path: Path
-) -> None:
-    model, path = exported
-    program, extra = open_program(path)
-    program.state_dict["network.mask_head.convs.0.conv.weight"].data.mul_(1.5)
-    save(program, tmp_path / "wrong.pt2", extra)
-    with pytest.raises(ExportMismatchError) as caught:
-        certify(tmp_path / "wrong.pt2", model, PT2, groups=GROUPS[:1], show_progress=False)
-    assert caught.value.stage == "masks"
 
 
 class Doubled(torch.nn.Module):
@@ -236,7 +236,7 @@ def test_expressions_are_arithmetic_of_bounded_numbers(small_file: Path, tmp_pat
 def test_compressed_and_damaged_files_are_refused(small_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "small.pt2"
     path.write_bytes(small_file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="expected a .pt2 file, got a damaged one"):
+    with pytest.raises(ValueError, match=r"expected a \.pt2 file, got a damaged one"):
         open_program(path)
 
     with zipfile.ZipFile(small_file) as archive, zipfile.ZipFile(path, "w") as other:
@@ -248,5 +248,5 @@ def test_compressed_and_damaged_files_are_refused(small_file: Path, tmp_path: Pa
     program, extra = open_program(small_file)
     assert program.module()(torch.ones(5, 2))["doubled"].sum() == 20
     assert extra[METADATA_KEY] == "{}"
-    with pytest.raises(ValueError, match="its metadata cannot be used|expected metadata"):
+    with pytest.raises(ValueError, match=r"its metadata cannot be used|expected metadata"):
         GraphRunner(small_file, device="cpu")

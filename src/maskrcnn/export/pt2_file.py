@@ -100,6 +100,7 @@ def save(program: ExportedProgram, path: Path, extra: Mapping[str, str]) -> None
             for node in part.graph.nodes:
                 node.meta = {key: node.meta[key] for key in ("val",) if key in node.meta}
     program._guards_code = []
+    program._example_inputs = None
     torch.export.save(program, path, extra_files=dict(extra))
 
 
