@@ -59,9 +59,9 @@ def export_model(
 
     Args:
         model: a model, or what `load` reads; not modified.
-        path: the file, with the suffix .onnx or .xml (OpenVINO, which puts the weights beside it,
-            .bin); its folder must exist.
-        format: "onnx" or "openvino"; by default the suffix decides.
+        path: the file, with the suffix .onnx, .xml (OpenVINO, which puts the weights beside it,
+            .bin) or .pt2 (torch.export); its folder must exist.
+        format: "onnx", "openvino" or "pt2"; by default the suffix decides.
         input: what the file takes. "uint8": original images, which it resizes and normalizes
             itself (the default for ONNX, the only format with it). "prepared": images at the
             model's input size, resized by the caller.

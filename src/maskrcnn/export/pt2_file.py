@@ -114,7 +114,7 @@ def _forms() -> dict[Any, Callable[..., Any]]:
 
 def _outputs(program: ExportedProgram) -> tuple[Node, ...]:
     (values,) = program.graph_module.graph.output_node().args
-    return values  # ty: ignore[invalid-return-type]
+    return values
 
 
 PT2 = ExportFormat(

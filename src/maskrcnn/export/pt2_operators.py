@@ -7,7 +7,7 @@ number of steps is a `while_loop`. A `.pt2` file thus needs neither this package
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -157,10 +157,10 @@ def pyramid_roi_align(
         extent = extent.clamp(min=1.0)
     if sampling_ratio:
         counts = torch.full_like(extent, sampling_ratio, dtype=torch.int64)
-        most: Any = sampling_ratio
+        most = sampling_ratio
     else:
         counts = (extent / size).ceil().clamp(min=0).long()
-        most = counts.max().clamp(min=1).item()
+        most = cast(int, counts.max().clamp(min=1).item())
     y = axis_taps(scaled[:, 1], extent[:, 1], counts[:, 1], height, size, most)
     x = axis_taps(scaled[:, 0], extent[:, 0], counts[:, 0], width, size, most)
     if sampling_ratio:
@@ -177,7 +177,7 @@ def _uneven_sum(
     columns: tuple[Tensor, Tensor],
     width: Tensor,
     counts: Tensor,
-    most: Any,
+    most: int,
 ) -> Tensor:
     """`weighted_sum` where boxes differ in their number of samples, without reading the unused.
 
@@ -264,8 +264,8 @@ def bicubic_peaks(heatmaps: Tensor, boxes: Tensor) -> Tensor:
     ) -> tuple[Tensor, Tensor, Tensor]:
         own = i[None]
         side = sides.index_select(0, own)
-        width: Any = side[0, 0].long().item()
-        height: Any = side[0, 1].long().item()
+        width = cast(int, side[0, 0].long().item())
+        height = cast(int, side[0, 1].long().item())
         torch._check(width >= 1)
         torch._check(height >= 1)
         rows = bicubic_weights(side[:, 1], height, size)[0]

@@ -154,7 +154,7 @@ def _openvino(
     if device not in (None, "cpu"):
         raise ValueError(f'device: OpenVINO files run on "cpu", got "{device}"')
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError as error:
         raise ImportError(_missing(path, "openvino", "openvino")) from error
 
