@@ -107,7 +107,8 @@ def export_all(model: mr.MaskRCNN, folder: Path) -> dict[str, Path]:
     """Writes the model for each runtime that is installed, from one trace."""
     import onnx
 
-    from maskrcnn.export.onnx_graph import Tracing, onnx_model
+    from maskrcnn.export.network import Tracing
+    from maskrcnn.export.onnx_graph import onnx_model
 
     content = onnx_model(Tracing.of(model), "prepared")
     onnx.save(content, folder / "model.onnx")

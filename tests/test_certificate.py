@@ -232,15 +232,24 @@ def test_of_two_rivals_of_equal_score_either_may_win():
     moved = [11.0, 10.0, 31.0, 30.0]
     first = objects([BOX], [0.9], [0])
     reason = "equal score of an overlapping object"
-    assert unmatched(first, objects([moved], [0.8999], [0])) == ({reason: 2}, 0)
-    assert unmatched(first, objects([moved], [0.89], [0])) == ({}, 2)
-    assert unmatched(first, objects([moved], [0.8999], [1])) == ({}, 2)
+    equal = 0.899995
+    assert unmatched(first, objects([moved], [equal], [0])) == ({reason: 2}, 0)
+    assert unmatched(first, objects([moved], [0.8999], [0])) == ({}, 2)
+    assert unmatched(first, objects([moved], [equal], [1])) == ({}, 2)
+
+    # Scores differ by as much as those of objects that both have.
+    away = [70.0, 70.0, 90.0, 90.0]
+    both = objects([BOX, away], [0.9, 0.5], [0, 0])
+    assert unmatched(both, objects([moved, away], [0.8999, 0.5001], [0, 0])) == ({reason: 2}, 0)
 
     # What a rival suppresses comes and goes with it.
     third = [17.0, 10.0, 37.0, 30.0]
-    alone = objects([moved], [0.8999], [0])
-    pair = objects([[5.0, 10.0, 25.0, 30.0], third], [0.9, 0.5], [0, 0])
+    alone = objects([moved], [equal], [0])
+    near = [5.0, 10.0, 25.0, 30.0]
+    pair = objects([near, third], [0.9, 0.5], [0, 0])
     assert unmatched(pair, alone) == ({reason: 2, "suppressed by one of these": 1}, 0)
+    better = objects([third, near], [0.95, 0.9], [0, 0])
+    assert unmatched(better, alone) == ({reason: 2}, 1), "a lower score suppresses none"
 
 
 def test_wrong_numbers_are_differences():

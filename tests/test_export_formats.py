@@ -28,7 +28,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from maskrcnn.export.onnx_graph import Tracing  # noqa: E402
+from maskrcnn.export.network import Tracing  # noqa: E402
 
 
 def without_resize(exported: Exported) -> onnx.ModelProto:
@@ -188,7 +188,7 @@ def test_heads_of_ones_own_are_named_as_left_out(monkeypatch: pytest.MonkeyPatch
 def test_wrong_formats_are_refused_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture):
     wrong = {
         ("m.xml", "--format", "onnx"): "expected the suffix .onnx of the format onnx",
-        ("m.engine",): "expected the suffix .onnx, .xml",
+        ("m.engine",): "expected the suffix .onnx, .xml, .pt2",
         ("m.xml", "--input", "uint8"): 'files of the format openvino take "prepared" images',
         ("m.xml", "--triton", "models"): "--triton: expected an ONNX file",
         ("m.onnx", "--samples", "none.json"): "none.json",

@@ -11,7 +11,7 @@ def export(
     out: Path,
     /,
     *,
-    format: Literal["onnx", "openvino"] | None = None,
+    format: Literal["onnx", "openvino", "pt2"] | None = None,
     input: Literal["uint8", "prepared"] | None = None,
     samples: str | None = None,
     images: Path | None = None,
@@ -27,12 +27,13 @@ def export(
     The certificate shows how far the predictions of file and model differ: OUT.certificate.json and
     OUT.certificate.html. A file that predicts something else is not kept.
 
-    Needs: pip install 'maskrcnn[onnx]'; for OpenVINO 'maskrcnn[onnx,openvino]'.
+    Needs: pip install 'maskrcnn[onnx]'; for OpenVINO 'maskrcnn[onnx,openvino]'; for .pt2 nothing.
 
     Args:
         model: Name of published weights, run folder, or checkpoint (ours, torchvision's .pth,
             Detectron2's .pth or .pkl).
-        out: The file to write, ending in .onnx or .xml (OpenVINO). An existing file is replaced.
+        out: The file to write, ending in .onnx, .xml (OpenVINO) or .pt2 (torch.export). An existing
+            file is replaced.
         format: Format of the file; by default its ending decides.
         input: What the file takes. uint8: original images, resized inside the file (ONNX only,
             there the default). prepared: images that the caller has resized to the model's input

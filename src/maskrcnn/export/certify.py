@@ -184,7 +184,9 @@ class _Check:
             if difference is not None:
                 self._fail(group, difference, comparison.problems)
             # Nothing but proposals that rounding decides about; the objects follow from those.
-            comparison.unmatched["a proposal at a threshold"] += len(comparison.problems)
+            comparison.unmatched["follows from a proposal at a threshold"] += len(
+                comparison.problems
+            )
             comparison.problems = []
 
         valid = run.detections.valid

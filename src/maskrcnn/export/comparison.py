@@ -45,7 +45,9 @@ class Bounds:
     keypoints: float = 0.1
     """In pixels, as `boxes`."""
     margin: float = 1e-3
-    """A value this close to a threshold, or to a rival value, may be decided either way."""
+    """A value this close to a threshold may be decided either way."""
+    rounding: float = 1e-5
+    """Scores this close may have another order; more only where matched objects differ by more."""
 
 
 BOUNDS = Bounds()
@@ -173,10 +175,11 @@ def _explain(
 ) -> None:
     """Counts the objects that may be without counterpart, and reports the others."""
     sides = (("model", model, file, alone[0]), ("file", file, model, alone[1]))
+    tie = max(bounds.rounding, 2 * result.scores)
     reasons: dict[tuple[str, int], str] = {}
     for name, own, other, objects in sides:
         for i in objects:
-            if reason := _reason(own, i, other, config, bounds):
+            if reason := _reason(own, i, other, config, bounds, tie):
                 reasons[name, i] = reason
 
     # An object that may be there or not decides about those that it suppresses.
@@ -188,7 +191,8 @@ def _explain(
             for i in objects:
                 if (name, i) not in reasons and allowed:
                     overlap = _rivals(own, i, other, config)[allowed]
-                    if (overlap > _suppressing(config) - bounds.margin).any():
+                    better = other.scores[allowed] >= own.scores[i] - tie
+                    if (better & (overlap > _suppressing(config) - bounds.margin)).any():
                         reasons[name, i] = "suppressed by one of these"
                         changed = True
 
@@ -204,7 +208,7 @@ def _explain(
 
 
 def _reason(
-    own: Instances, i: int, other: Instances, config: ModelConfig, bounds: Bounds
+    own: Instances, i: int, other: Instances, config: ModelConfig, bounds: Bounds, tie: float
 ) -> str | None:
     """Why an object may be missing on the other side; None if it may not."""
     box = config.box
@@ -219,7 +223,7 @@ def _reason(
     if box.nms != "soft" and ((overlap - box.nms_iou).abs() <= bounds.margin).any():
         return "overlap at the NMS threshold"
     suppressing = overlap > _suppressing(config) - bounds.margin
-    if (suppressing & ((other.scores - score).abs() <= bounds.margin)).any():
+    if (suppressing & ((other.scores - score).abs() <= tie)).any():
         return "equal score of an overlapping object"
     return None
 

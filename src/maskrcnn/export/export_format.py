@@ -15,7 +15,7 @@ from ..graph_files.contract import InputKind
 from ..model.maskrcnn import MaskRCNN
 
 if TYPE_CHECKING:
-    from .onnx_graph import Tracing
+    from .network import Tracing
 
 Resizer = Callable[
     [UInt8[np.ndarray, "B H W 3"]], tuple[Float[np.ndarray, "B 3 h w"], Float[np.ndarray, "2"]]

@@ -23,12 +23,13 @@ from ..runtime.progress import steps
 from .export_format import ExportFormat
 from .onnx_file import ONNX
 from .openvino_file import OPENVINO
+from .pt2_file import PT2
 
-FORMATS = {form.suffix: form for form in (ONNX, OPENVINO)}
+FORMATS = {form.suffix: form for form in (ONNX, OPENVINO, PT2)}
 MOST_BYTES = 2**31 - 2**25
 """Of weights in one file: Protocol Buffers hold less than 2 GiB."""
 
-FormatName = Literal["onnx", "openvino"]
+FormatName = Literal["onnx", "openvino", "pt2"]
 
 # The steps' shares of the time, and the time of all, in seconds: ResNet-50 on one core.
 _SHARES = {"Tracing": 0.38, "Translating": 0.62}
@@ -58,9 +59,9 @@ def export_model(
 
     Args:
         model: a model, or what `load` reads; not modified.
-        path: the file, with the suffix .onnx or .xml (OpenVINO, which puts the weights beside it,
-            .bin); its folder must exist.
-        format: "onnx" or "openvino"; by default the suffix decides.
+        path: the file, with the suffix .onnx, .xml (OpenVINO, which puts the weights beside it,
+            .bin) or .pt2 (torch.export); its folder must exist.
+        format: "onnx", "openvino" or "pt2"; by default the suffix decides.
         input: what the file takes. "uint8": original images, which it resizes and normalizes
             itself (the default for ONNX, the only format with it). "prepared": images at the
             model's input size, resized by the caller.
@@ -98,7 +99,7 @@ def export_model(
 
     from .certificate_page import write_certificate
     from .certify import certify
-    from .onnx_graph import Tracing
+    from .network import Tracing
 
     folder = tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent)
     with folder as made:

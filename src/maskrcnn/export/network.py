@@ -12,6 +12,8 @@ of objects, NMS and RoIAlign as single nodes) is decided where it is computed: `
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,21 +53,21 @@ class ExportedNetwork(nn.Module):
             names += stage_names(self.network.config)
         return names
 
-    def forward(self, images: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixels: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         """Detects the objects in images.
 
         Args:
-            images: [B, 3, H, W] float RGB, 0..255; for models with torchvision's resize rule
+            pixels: [B, 3, H, W] float RGB, 0..255; for models with torchvision's resize rule
                 normalized.
             scale: [2], original pixels per input pixel in x and y.
         """
         config = self.network.config.input
-        count, _, height, width = images.shape
+        count, _, height, width = pixels.shape
         divisor = config.size_divisor
         padding = (0, -width % divisor, 0, -height % divisor)
         size = torch.stack([torch.zeros((), dtype=torch.int64) + side for side in (height, width)])
         batch = Batch(
-            F.pad(images, padding),
+            F.pad(pixels, padding),
             size.expand(count, 2),
             torch.eye(3).expand(count, 3, 3),
             torch.zeros(count, dtype=torch.int64),
@@ -102,15 +104,30 @@ def traced(network: ExportedNetwork) -> torch.export.ExportedProgram:
             trunk whose shapes depend on its input's values.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(EXAMPLE, generator=generator) * 255
+    pixels = torch.rand(EXAMPLE, generator=generator) * 255
     scale = torch.ones(2)
     any_size = torch.export.Dim.DYNAMIC
-    shapes = {"images": {0: any_size, 2: any_size, 3: any_size}, "scale": {}}
+    shapes = {"pixels": {0: any_size, 2: any_size, 3: any_size}, "scale": {}}
     try:
         with torch.no_grad():
             return torch.export.export(
-                network, (images, scale), dynamic_shapes=shapes, strict=False
+                network, (pixels, scale), dynamic_shapes=shapes, strict=False
             )
     except RuntimeError as error:  # that of each of its stages
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"the model cannot be exported: torch.export reports: {first}") from error
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """A traced network: what the formats are made from."""
+
+    model: MaskRCNN
+    program: torch.export.ExportedProgram
+    output_names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: MaskRCNN, stages: bool = True) -> Tracing:
+        """Traces a model; `stages` names its intermediate results, for the certificate."""
+        network = ExportedNetwork(model, stages)
+        return cls(model, traced(network), network.output_names)

@@ -14,7 +14,7 @@ from ..model.maskrcnn import MaskRCNN
 from .export_format import ExportFormat, Resizer
 
 if TYPE_CHECKING:
-    from .onnx_graph import Tracing
+    from .network import Tracing
 
 
 def write(tracing: Tracing, kind: InputKind, path: Path) -> None:

@@ -12,32 +12,15 @@ import io
 import json
 import warnings
 from collections.abc import Generator
-from dataclasses import dataclass
 
 import onnx
 import onnx.compose
 import torch
 
 from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of, output_names
-from ..model.maskrcnn import MaskRCNN
-from .network import ExportedNetwork, traced
+from .network import Tracing
 from .onnx_input import IR_VERSION, OPSET, input_graph
 from .onnx_operators import translations
-
-
-@dataclass(frozen=True)
-class Tracing:
-    """A traced network: what the formats are made from."""
-
-    model: MaskRCNN
-    program: torch.export.ExportedProgram
-    output_names: tuple[str, ...]
-
-    @classmethod
-    def of(cls, model: MaskRCNN, stages: bool = True) -> Tracing:
-        """Traces a model; `stages` names its intermediate results, for the certificate."""
-        network = ExportedNetwork(model, stages)
-        return cls(model, traced(network), network.output_names)
 
 
 def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ from .export_format import ExportFormat
 if TYPE_CHECKING:
     import onnx
 
-    from .onnx_graph import Tracing
+    from .network import Tracing
 
 
 def write(tracing: Tracing, kind: InputKind, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..instances import Instances
@@ -27,7 +27,8 @@ from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
 from ..prediction.predictor import to_instances
 from ..structures import Batch, Detections, Proposals
-from .comparison import BOUNDS, ImageComparison, compare_objects
+from .comparison import ImageComparison, compare_objects
+from .proposal_flips import find_flips, has_area
 
 Outputs = Mapping[str, np.ndarray]
 """What a file returns, by name (`graph_files.contract`)."""
@@ -37,9 +38,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 DETECTIONS = ("boxes", "scores", "labels", "valid")
 FEATURE_BOUND = 1e-4
 """Largest allowed difference of features, as a share of the level's largest value."""
-FLIPPED = 0.01
-"""Largest allowed share of proposals that only one of both has: of thousands of candidates, some
-are within a rounding error of the NMS threshold or of the limit."""
 
 
 @dataclass(frozen=True)
@@ -181,30 +179,18 @@ def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | None:
 
         pyramid = Pyramid.of(levels)
         theirs = torch.from_numpy(outputs["proposals"])
-        missing, added = _flipped(network.propose(pyramid, run.batch), theirs)
-        allowed = max(2.0, FLIPPED * theirs.shape[1])
-        if max(missing + added) > allowed:
-            detail = f"per image, the file lacks {missing} and adds {added}"
-            return StageDifference("proposals", detail)
+        flips = find_flips(network, pyramid, run.batch, theirs)
+        if flips.unexplained:
+            return StageDifference("proposals", flips.detail)
 
         if difference := _head_difference(run, pyramid, theirs, outputs):
             return difference
-        missing, added = _flipped(network.propose(run.pyramid, run.batch), theirs)
-        if not any(missing + added):
-            return StageDifference("features", "small differences add up to those of the objects")
+        # From the model's own features, which differ by rounding, others may be chosen.
+        others = find_flips(network, run.pyramid, run.batch, theirs)
+        if others.unexplained or not flips.count + others.count:
+            detail = others.detail or "small differences add up to those of the objects"
+            return StageDifference("features", detail)
     return None
-
-
-def _flipped(own: Proposals, theirs: Float[Tensor, "B P 4"]) -> tuple[list[int], list[int]]:
-    """For each image, how many proposals the file lacks, and how many it has in addition."""
-    missing = []
-    added = []
-    for ours, valid, rows in zip(own.boxes, own.valid, theirs, strict=True):
-        apart = torch.cdist(ours[valid], rows[_has_area(rows)], p=torch.inf)
-        near = apart <= BOUNDS.boxes
-        missing.append(int((~near.any(dim=1)).sum()))
-        added.append(int((~near.any(dim=0)).sum()))
-    return missing, added
 
 
 def _head_difference(
@@ -212,7 +198,7 @@ def _head_difference(
 ) -> StageDifference | None:
     """Compares detections from the file's proposals, then masks and keypoints on its boxes."""
     network = run.network
-    given = Proposals(proposals, torch.zeros(proposals.shape[:2]), _has_area(proposals))
+    given = Proposals(proposals, torch.zeros(proposals.shape[:2]), has_area(proposals))
     own = network.detect(pyramid, run.batch, given)
     found = {name: outputs[name] for name in DETECTIONS}
     if problems := replace(run, detections=own).compare(found).problems:
@@ -258,8 +244,3 @@ def _detections(outputs: Outputs) -> Detections:
         keypoints=part("keypoints"),
         keypoint_logits=part("keypoint_logits"),
     )
-
-
-def _has_area(boxes: Float[Tensor, "*n 4"]) -> Bool[Tensor, "*n"]:
-    """Which rows hold a proposal; the others are zero."""
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)

@@ -27,7 +27,8 @@ class GraphRunner:
     It can be pickled: a copy in another process loads the file again.
 
     Args:
-        path: a `.onnx` file, or the `.xml` file of an OpenVINO model.
+        path: a `.onnx` file, the `.xml` file of an OpenVINO model, or a `.pt2` file, which alone
+            needs PyTorch.
         device: "cpu", or "cuda" with or without an index; by default a GPU where the runtime has
             one.
         threads: number of threads to compute with; by default the runtime decides.
@@ -55,7 +56,7 @@ class GraphRunner:
         suffix = self.path.suffix.lower()
         if suffix not in _RUNTIMES:
             raise ValueError(
-                f'{path}: expected a file ending in {" or ".join(_RUNTIMES)}, got "{suffix}"'
+                f'{path}: expected a file ending in {", ".join(_RUNTIMES)}, got "{suffix}"'
             )
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: file not found")
@@ -153,7 +154,7 @@ def _openvino(
     if device not in (None, "cpu"):
         raise ValueError(f'device: OpenVINO files run on "cpu", got "{device}"')
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError as error:
         raise ImportError(_missing(path, "openvino", "openvino")) from error
 
@@ -185,12 +186,53 @@ def _openvino(
     return metadata, run
 
 
+def _pt2(path: Path, device: str | None, threads: int | None, dtype: str) -> tuple[str | None, Run]:
+    """A `torch.export` program in PyTorch: its metadata, and a function that runs it."""
+    if dtype == "bfloat16":
+        raise ValueError(
+            f'dtype: .pt2 files compute in float32, got "{dtype}"; omit it, or export to OpenVINO'
+        )
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} needs PyTorch. Install it with: pip install torch"
+        ) from error
+
+    from .pt2_archive import open_program
+
+    program, extra = open_program(path)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if where != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        try:
+            program = move_to_device_pass(program, where)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device: cannot use {where}: {_first_line(error)}") from None
+    module = program.module(check_guards=False)
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = [torch.from_numpy(inputs[name]).to(where) for name in ("pixels", "scale")]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            with torch.inference_mode():
+                outputs = module(*given)
+        finally:
+            torch.set_num_threads(before)
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    return extra.get(METADATA_KEY), run
+
+
 _RUNTIMES: dict[str, Callable[[Path, str | None, int | None, str], tuple[str | None, Run]]] = {
     ".onnx": _onnx,
     ".xml": _openvino,
+    ".pt2": _pt2,
 }
 SUFFIXES = tuple(_RUNTIMES)
-"""Endings of files that a `GraphRunner` runs: ONNX, and OpenVINO's IR."""
+"""Endings of files that a `GraphRunner` runs: ONNX, OpenVINO's IR, torch.export's programs."""
 
 
 def _first_line(error: Exception) -> str:

@@ -140,16 +140,16 @@ def bag_of_pixels(
         most = counts.amax(dim=1).clamp(min=1)
         groups = [(((most == n).nonzero()[:, 0]), n) for n in most.unique().tolist()]
 
-    weighted_sum = _weighted_sum if devices.is_async(boxes.device) else _PatchedSum.apply
+    add_up = weighted_sum if devices.is_async(boxes.device) else _PatchedSum.apply
 
     def read(group: slice | Tensor, samples: int) -> Float[Tensor, "k bins C"]:
-        y = _axis_taps(
+        y = axis_taps(
             scaled[group, 1], extent[group, 1], counts[group, 1], height[group], size, samples
         )
-        x = _axis_taps(
+        x = axis_taps(
             scaled[group, 0], extent[group, 0], counts[group, 0], width[group], size, samples
         )
-        bins = weighted_sum(table, first[group], y, x, width[group])
+        bins = add_up(table, first[group], y, x, width[group])
         return bins.view(-1, size * size, table.shape[1])
 
     if len(groups) == 1:
@@ -162,7 +162,7 @@ def bag_of_pixels(
     return pooled.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
 
 
-def _weighted_sum(
+def weighted_sum(
     table: Tensor,
     first: Int64[Tensor, "K"],
     rows: tuple[Tensor, Tensor],
@@ -192,7 +192,7 @@ def _weighted_sum(
 
 
 class _PatchedSum(torch.autograd.Function):
-    """`_weighted_sum` on a CPU: each RoI adds up its own gradient before it reaches the table.
+    """`weighted_sum` on a CPU: each RoI adds up its own gradient before it reaches the table.
 
     Neighboring bins read the same cells. Weights are products of one for the row and one for the
     column. So two small matrix products spread the gradient of all bins over the patch of cells
@@ -210,7 +210,7 @@ class _PatchedSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(first, *rows, *columns, width)
         ctx.size = table.shape
-        return _weighted_sum(table, first, rows, columns, width)
+        return weighted_sum(table, first, rows, columns, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -255,7 +255,7 @@ def _spread(
     return first, spread.transpose(1, 2)
 
 
-def _axis_taps(
+def axis_taps(
     start: Float[Tensor, "K"],
     extent: Float[Tensor, "K"],
     count: Int64[Tensor, "K"],

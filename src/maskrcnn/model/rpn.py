@@ -147,6 +147,31 @@ class RPN(nn.Module):
             pre_nms: anchors to decode per level.
             post_nms: proposals to keep per image.
         """
+        box, score, valid, sizes = self.candidates(logits, deltas, anchors, batch, pre_nms)
+        rank = score.sigmoid() if self.config.nms_score == "probability" else score
+        index, kept = nms.select_by_level(box, rank, valid, sizes, self.config.nms_iou, post_nms)
+
+        return Proposals(
+            boxes=torch.where(kept[..., None], gather(box, index), 0.0),
+            scores=gather(score, index),
+            valid=kept,
+        )
+
+    @torch.no_grad()
+    def candidates(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        batch: Batch,
+        pre_nms: int,
+    ) -> tuple[Float[Tensor, "B N 4"], Float[Tensor, "B N"], Bool[Tensor, "B N"], list[int]]:
+        """Returns what NMS chooses the proposals from; arguments as in `propose`.
+
+        Returns:
+            Boxes, clipped to their image; their objectness; which are large enough; and how many
+            there are per level, one level after the other, the best first.
+        """
         boxes = []
         scores = []
         for logit, delta, anchor in zip(logits, deltas, anchors, strict=True):
@@ -167,16 +192,7 @@ class RPN(nn.Module):
 
         sides = box[..., 2:] - box[..., :2]
         valid = ((sides >= self.config.min_size) & (sides > 0)).all(dim=-1)
-        rank = score.sigmoid() if self.config.nms_score == "probability" else score
-        index, kept = nms.select_by_level(
-            box, rank, valid, [s.shape[1] for s in scores], self.config.nms_iou, post_nms
-        )
-
-        return Proposals(
-            boxes=torch.where(kept[..., None], gather(box, index), 0.0),
-            scores=gather(score, index),
-            valid=kept,
-        )
+        return box, score, valid, [s.shape[1] for s in scores]
 
     def losses(
         self, pyramid: Pyramid, anchors: list[Tensor], batch: Batch, truth: Truth

@@ -3,7 +3,7 @@
 In eager code they are many tensor operations, or kernels whose result has an unknown size. In an
 export they are operators of their own with results of fixed size, which each target translates:
 ONNX to its own operators (`export/onnx_operators.py`), a `.pt2` file to tensor operations
-(`export/pt2_file.py`). Called outside an export they compute the definition, slowly.
+(`export/pt2_operators.py`). Called outside an export they compute the definition, slowly.
 """
 
 from __future__ import annotations

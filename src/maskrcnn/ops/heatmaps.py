@@ -120,8 +120,8 @@ def decode_bicubic(
             width, height, end = wider, higher, end + 1
 
         chunk = order[start:end]
-        rows = _bicubic_weights(pixels[chunk, 1], height, size)
-        columns = _bicubic_weights(pixels[chunk, 0], width, size)
+        rows = bicubic_weights(pixels[chunk, 1], height, size)
+        columns = bicubic_weights(pixels[chunk, 0], width, size)
         resized = rows[:, None] @ heatmaps[chunk] @ columns.transpose(1, 2)[:, None]
         outside_y = torch.arange(height, device=boxes.device) >= pixels[chunk, 1, None]
         outside_x = torch.arange(width, device=boxes.device) >= pixels[chunk, 0, None]
@@ -137,7 +137,7 @@ def decode_bicubic(
     return points, logits
 
 
-def _bicubic_weights(
+def bicubic_weights(
     lengths: Float[Tensor, "K"], longest: int, size: int
 ) -> Float[Tensor, "K longest size"]:
     """Matrices that resize `size` samples to `lengths` samples.
@@ -159,7 +159,7 @@ def _bicubic_weights(
     index = first[..., None] + torch.arange(-1, 3, device=lengths.device)
     index = index.long().clamp(0, size - 1)
     weights = torch.zeros(len(lengths), longest, size, device=lengths.device)
-    return weights.scatter_add_(2, index, torch.stack(taps, dim=-1))
+    return weights.scatter_add(2, index, torch.stack(taps, dim=-1))
 
 
 def upsample2(heatmaps: Float[Tensor, "K J S S"]) -> Float[Tensor, "K J 2*S 2*S"]:
