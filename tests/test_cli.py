@@ -25,7 +25,18 @@ from maskrcnn.settings import to_dict
 from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.synthetic.shapes import CATEGORIES
 
-COMMANDS = ("demo", "predict", "train", "evaluate", "export", "check", "rank", "convert", "weights")
+COMMANDS = (
+    "demo",
+    "predict",
+    "collect",
+    "train",
+    "evaluate",
+    "export",
+    "check",
+    "rank",
+    "convert",
+    "weights",
+)
 FROZEN = Path(__file__).with_name("help")
 
 
