@@ -110,10 +110,10 @@ def test_a_store_that_refuses_everything_ends_the_job(
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"s3://data/photos/{n}.png\n" for n in range(9)))
 
-    def refuse(*_: Any, **__: Any) -> bytes:
+    async def refuse(*_: Any, **__: Any) -> bytes:
         raise PermissionError("Access Denied")
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", refuse)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", refuse)
     with pytest.raises(StoreError, match=r"0\.png: cannot be read: Access Denied"):
         predict(model, listed, tmp_path / "out", part_size=9)
 
@@ -122,16 +122,17 @@ def test_a_short_failure_of_a_store_is_no_error_of_the_image(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(file_stores, "_WAIT", 0)
-    original = s3fs.S3FileSystem.cat_file
+    original = s3fs.S3FileSystem._cat_file
     failures = iter([OSError("Please reduce your request rate")])
 
-    def flaky(self: Any, *args: Any, **settings: Any) -> bytes:
+    async def flaky(self: Any, *args: Any, **settings: Any) -> bytes:
         if (error := next(failures, None)) is not None:
             raise error
-        return original(self, *args, **settings)
+        return await original(self, *args, **settings)
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "cat_file", flaky)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", flaky)
     assert read_object(f"s3://data/photos/{BROKEN}") == b"no image"
+    assert next(failures, None) is None
     with pytest.raises(mr.ImageError, match="more than 0 MB"):
         read_object(f"s3://data/photos/{BROKEN}", most=3)
 

@@ -103,8 +103,8 @@ def read_object(url: str, most: int = MAX_BYTES) -> bytes:
             raise ImageError(f"{url}: file not found") from None
         # each store has exceptions of its own, of which many are no OSError
         except Exception as error:
-            if "InvalidRange" in str(error) or "416" in str(error):
-                data = b""  # nothing can be requested of an empty object
+            if _is_empty(store, path):  # a part of nothing cannot be requested
+                data = b""
                 break
             if attempt == _ATTEMPTS - 1 or isinstance(error, PermissionError):
                 reason = str(error) or type(error).__name__
@@ -113,6 +113,13 @@ def read_object(url: str, most: int = MAX_BYTES) -> bytes:
     if len(data) > most:
         raise ImageError(f"{url}: more than {most >> 20} MB")
     return data
+
+
+def _is_empty(store: Any, path: str) -> bool:
+    try:
+        return store.info(path)["size"] == 0
+    except Exception:  # the first error is the one to report
+        return False
 
 
 def joined(folder: str, name: str) -> str:
