@@ -103,17 +103,37 @@ def test_lists_coco_files_and_tables_in_a_store_name_images_beside_them(
         mr.collect_parts(tmp_path, annotations="coco", progress=False)
 
 
+class _Failing:
+    """A store whose reads fail a number of times."""
+
+    def __init__(self, store: Any, failures: int, error: OSError) -> None:
+        self.store = store
+        self.failures = failures
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def cat_file(self, *args: Any, **settings: Any) -> bytes:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return self.store.cat_file(*args, **settings)
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, store: Any, failures: int, error: OSError) -> _Failing:
+    failing = _Failing(store, failures, error)
+    monkeypatch.setattr(file_stores, "_WAIT", 0)
+    monkeypatch.setattr(file_stores, "opened_store", lambda url: (failing, url[len("s3://") :]))
+    return failing
+
+
 def test_a_store_that_refuses_everything_ends_the_job(
     model: mr.MaskRCNN, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(file_stores, "_WAIT", 0)
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"s3://data/photos/{n}.png\n" for n in range(9)))
-
-    async def refuse(*_: Any, **__: Any) -> bytes:
-        raise PermissionError("Access Denied")
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", refuse)
+    fail(monkeypatch, store, 99, PermissionError("Access Denied"))
     with pytest.raises(StoreError, match=r"0\.png: cannot be read: Access Denied"):
         predict(model, listed, tmp_path / "out", part_size=9)
 
@@ -121,18 +141,9 @@ def test_a_store_that_refuses_everything_ends_the_job(
 def test_a_short_failure_of_a_store_is_no_error_of_the_image(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(file_stores, "_WAIT", 0)
-    original = s3fs.S3FileSystem._cat_file
-    failures = iter([OSError("Please reduce your request rate")])
-
-    async def flaky(self: Any, *args: Any, **settings: Any) -> bytes:
-        if (error := next(failures, None)) is not None:
-            raise error
-        return await original(self, *args, **settings)
-
-    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", flaky)
+    failing = fail(monkeypatch, store, 1, OSError("Please reduce your request rate"))
     assert read_object(f"s3://data/photos/{BROKEN}") == b"no image"
-    assert next(failures, None) is None
+    assert failing.failures == 0
     with pytest.raises(mr.ImageError, match="more than 0 MB"):
         read_object(f"s3://data/photos/{BROKEN}", most=3)
 
