@@ -211,13 +211,7 @@ def engines(folder: Path, photos: Path) -> dict[str, Any]:
     few.mkdir()
     for path in paths[: len(paths) // 4]:
         (few / path.name).symlink_to(path)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 << 20,
-        logging_level="error",
-    )
+    start_ray()
     number = iter(range(1000))
 
     def plain(source: Path) -> Any:
@@ -289,8 +283,24 @@ def worker_memory() -> Iterator[dict[str, float]]:
 class PassThrough:
     """A worker that does nothing: what is left is the engine."""
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Any) -> Any:
         return batch
+
+
+def start_ray() -> None:
+    import logging
+
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ |= {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 << 20,
+        logging_level="error",
+    )
 
 
 def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
@@ -311,19 +321,16 @@ def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
         def notes(self) -> list[str]:
             return []
 
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 << 20,
-        logging_level="error",
-    )
+    start_ray()
     sizes = []
     seconds = []
     for count in counts:
         start = time.perf_counter()
         dataset = _parts(ray, MadeUp(count * 10), 10).map_batches(
-            PassThrough, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1)
+            PassThrough,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=1),
         )
         assert sum(1 for _ in dataset.iter_rows()) == count + 1
         seconds.append(time.perf_counter() - start)

@@ -219,6 +219,14 @@ def test_a_fault_of_all_images_ends_the_job_and_leaves_no_part(
     assert not list(tmp_path.glob("parts/*"))
 
 
+def test_a_source_without_images_leaves_nothing(model: mr.MaskRCNN, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "x.docx").touch()
+    with pytest.raises(ValueError, match=r"empty: no images; left out 1 file .*x\.docx"):
+        predict(model, tmp_path / "empty", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_results_of_other_settings_are_refused_and_the_difference_is_named(
     model: mr.MaskRCNN, photos: Path, tmp_path: Path
 ):
@@ -359,6 +367,9 @@ def test_options_that_do_not_fit_the_source_are_refused(photos: Path, tmp_path: 
         open_source(photos, image_column="x")
     with pytest.raises(FileNotFoundError, match="nothing: file or folder not found"):
         open_source(tmp_path / "nothing")
+    (tmp_path / "x.csv").touch()
+    with pytest.raises(ValueError, match=r"got \.csv; write its column of paths into a list"):
+        open_source(tmp_path / "x.csv")
     (tmp_path / "x.txt").write_text("a.png\n")
     with pytest.raises(ValueError, match="expected this as the only source, got 2"):
         open_source([tmp_path / "x.txt", photos])

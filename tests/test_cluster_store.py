@@ -80,6 +80,13 @@ def test_a_store_gives_and_takes_what_folders_do(
     assert rows[0]["location"] == f"s3://data/photos/{rows[0]['key']}"
 
 
+def test_results_beside_the_images_are_not_read(store: Any):
+    store.pipe_file("data/photos/out/overlays/x.png", b"")
+    source = open_source("s3://data/photos", out="s3://data/photos/out")
+    assert not [row for row in source.rows() if "overlays" in row.key]
+    store.rm("data/photos/out", recursive=True)
+
+
 def test_lists_coco_files_and_tables_in_a_store_name_images_beside_them(
     model: mr.MaskRCNN, store: Any, tmp_path: Path
 ):

@@ -57,8 +57,11 @@ class JobSettings:
         text = json.dumps(self._plain(), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def write(self, folder: OutputFolder) -> None:
+    def write(self, folder: OutputFolder) -> bool:
         """Writes the settings into a folder of results, or checks those that it has.
+
+        Returns:
+            Whether it had none.
 
         Raises:
             ValueError: the folder has results of other settings.
@@ -67,11 +70,13 @@ class JobSettings:
         if earlier is None:
             text = json.dumps({"version": _VERSION, **self._plain()}, indent=1)
             folder.write(NAME, text.encode())
-        elif earlier != self:
+            return True
+        if earlier != self:
             raise ValueError(
                 f"{folder} has results of other settings: {_differences(earlier, self)}. "
                 "Choose another folder, or use these settings"
             )
+        return False
 
     def _plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))

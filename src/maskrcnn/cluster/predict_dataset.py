@@ -30,6 +30,7 @@ from .collect_parts import collect_parts
 from .dataset_summary import DatasetSummary
 from .file_stores import OutputFolder, cluster_package
 from .image_rows import Listing, cut_parts
+from .job_settings import NAME as SETTINGS
 from .job_settings import JobSettings, model_digest
 from .part_worker import PartDone, PartWorker, WorkerSetup
 from .row_sources import RowSource, open_source
@@ -138,12 +139,13 @@ def predict_dataset(
             f"collect them: maskrcnn collect {out}"
         )
     folder = OutputFolder(out)
+    location = str(out) if folder.path is None else os.path.abspath(out)
     rows = open_source(
-        source, out=str(out), images=images, image_column=image_column, id_column=id_column
+        source, out=location, images=images, image_column=image_column, id_column=id_column
     )
 
     setup = WorkerSetup(
-        out=str(out) if folder.path is None else os.path.abspath(out),
+        out=location,
         settings="",
         model=_loaded(model),
         device=device,
@@ -177,7 +179,7 @@ def predict_dataset(
         categories=predictor.config.categories,
     )
     setup = replace(setup, settings=settings.digest)
-    settings.write(folder)
+    is_new = settings.write(folder)
     folder.remove(part.name)
 
     if ray:
@@ -199,7 +201,8 @@ def predict_dataset(
             summary.add(done)
             count(done)
     if not listing.images:
-        folder.remove("settings.json")
+        if is_new:
+            folder.remove(SETTINGS)
         raise ValueError(
             f"{_described(source)}: no images{''.join(map('; {}'.format, listing.notes))}"
         )

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..annotations.problems import DataError
 from ..images.open_image import ImageError
+from ..model.maskrcnn import MaskRCNN
 from ..ops.device import usable_device
 from ..runtime.atomic_files import WriteError
 from .file_stores import StoreError, cluster_package
@@ -75,7 +76,7 @@ def ray_results(
             RayWorker,
             fn_constructor_args=(ray.put(setup),),
             batch_size=1,
-            batch_format="numpy",
+            batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count),
             num_cpus=cpus,
             num_gpus=gpus or None,
@@ -103,15 +104,16 @@ class RayWorker:
     def __init__(self, setup: Any) -> None:
         if not isinstance(setup, WorkerSetup):
             setup = cluster_package("ray").get(setup)
-        if setup.device is None:
+        if setup.device is None and isinstance(setup.model, MaskRCNN):
             setup = replace(setup, device=str(usable_device(None)))
         self._worker = PartWorker(setup)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Makes the parts of a batch; a listing passes through."""
-        items = [pickle.loads(item) for item in batch[_ITEM]]  # made by our own listing task
+    def __call__(self, batch: Any) -> Any:
+        """Makes the parts of a batch, an Arrow table; a listing passes through."""
+        # made by our own listing task
+        items = [pickle.loads(item) for item in batch[_ITEM].to_pylist()]
         done = [self._worker(item) if isinstance(item, Part) else item for item in items]
-        return {_ITEM: [pickle.dumps(item) for item in done]}
+        return cluster_package("pyarrow").table({_ITEM: [pickle.dumps(item) for item in done]})
 
 
 def _parts(ray: Any, rows: RowSource, part_size: int | None) -> Any:
@@ -170,12 +172,14 @@ def _cause(error: Any) -> Exception:
 @contextmanager
 def _connected(ray: Any) -> Generator[None]:
     """Connects to the Ray of RAY_ADDRESS, or starts one on this machine until the block ends."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # what a worker raises is raised here; the rest is in Ray's own log files
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():
         yield
         return
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent from here
         ray.init(
@@ -183,7 +187,7 @@ def _connected(ray: Any) -> Generator[None]:
             include_dashboard=False,
             log_to_driver=False,
             object_store_memory=_OWN_STORE,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
         cpus = ray.cluster_resources().get("CPU", 0)
         print(

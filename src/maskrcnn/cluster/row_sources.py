@@ -34,6 +34,7 @@ from .image_table import ImageTable
 
 _LONGEST_LINE = 32_768  # characters of a path or URL
 _SHOWN = 3
+_OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".arrow", ".feather", ".tar")
 
 
 class RowSource(ABC):
@@ -110,7 +111,7 @@ class FolderSource(RowSource):
 
     def _images(self) -> Iterator[str]:
         suffixes = image_suffixes()
-        names = _store_files(self.folder) if is_store(self.folder) else self._local_files()
+        names = self._store_files() if is_store(self.folder) else self._local_files()
         for name, is_file in names:
             if is_file and os.path.splitext(name)[1].lower() in suffixes:
                 yield name
@@ -144,6 +145,27 @@ class FolderSource(RowSource):
                         seen.add(identity)
                         pending.append(name)
 
+    def _store_files(self) -> Iterator[tuple[str, bool]]:
+        """Names of all objects, without hidden ones; one prefix in memory at a time."""
+        store, root = opened_store(self.folder)
+        root = root.rstrip("/")
+        excluded = f"{opened_store(self.excluded)[1].rstrip('/')}/" if self._is_excluding else None
+        for parent, folders, files in store.walk(root):
+            if excluded and f"{parent}/".startswith(excluded):
+                continue
+            below = parent.rstrip("/")[len(root) :].strip("/")
+            if isinstance(folders, list):
+                folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            for file in files:
+                name = posixpath.basename(file)
+                if name and not name.startswith("."):
+                    yield (f"{below}/{name}" if below else name), True
+
+    @property
+    def _is_excluding(self) -> bool:
+        """Whether results are written into the store that the images are in."""
+        return is_store(self.excluded)
+
 
 def _identity(folder: str) -> tuple[int, int] | None:
     try:
@@ -151,20 +173,6 @@ def _identity(folder: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _store_files(url: str) -> Iterator[tuple[str, bool]]:
-    """Names of all objects below a URL, without hidden ones; one prefix in memory at a time."""
-    store, root = opened_store(url)
-    root = root.rstrip("/")
-    for parent, folders, files in store.walk(root):
-        below = parent.rstrip("/")[len(root) :].strip("/")
-        if isinstance(folders, list):
-            folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for file in files:
-            name = posixpath.basename(file)
-            if name and not name.startswith("."):
-                yield (f"{below}/{name}" if below else name), True
 
 
 class ListSource(RowSource):
@@ -403,6 +411,11 @@ def _kind(text: str) -> str:
     if is_folder:
         return "table" if _has_tables_only(text) else "folder"
     kinds = {".parquet": "table", ".pq": "table", ".txt": "list", ".lst": "list", ".json": "coco"}
+    if ending in _OTHER_TABLES:
+        raise ValueError(
+            f"{text}: expected a list (.txt), a COCO file (.json) or a table (.parquet), got "
+            f"{ending}; write its column of paths into a list"
+        )
     if is_remote and ending not in kinds:
         raise ValueError(
             f"{text}: expected a folder, a list (.txt), a COCO file (.json) or a table (.parquet)"
