@@ -267,7 +267,7 @@ def worker_memory() -> Iterator[dict[str, float]]:
                     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
                     is_worker = lines["Name"].strip().startswith("ray::")
                     key = "peak" if is_worker else "own"
-                    size = int(lines["VmRSS"].split()[0]) / 1e3
+                    size = int(lines.get("VmRSS", "0").split()[0]) / 1e3
                     memory[key] = max(memory.get(key, 0.0), size)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -530,6 +530,7 @@ def main() -> None:
         measured["command"] = "python -m benchmarks.cluster_model --measure"
         measured["taken s"] = round(time.time() - start)
         RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+        note("stored")
     measured = json.loads(RESULTS.read_text())
     print(json.dumps({k: measured[k] for k in measured if k != "machine"}, indent=1))
     rows = [simulate(job) for job in scenarios(measured, given.images, given.gpus)]

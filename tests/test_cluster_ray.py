@@ -120,9 +120,13 @@ def test_a_driver_that_is_killed_goes_on_and_repeats_nothing(
     assert (out / "results.json").read_bytes() == expected
 
 
-def test_an_error_of_a_worker_is_reported_as_itself(
-    cluster: str, model: mr.MaskRCNN, tmp_path: Path
+def test_an_error_of_a_worker_or_of_the_listing_is_reported_as_itself(
+    cluster: str, model: mr.MaskRCNN, photos: Path, tmp_path: Path
 ):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "parts").touch()
+    with pytest.raises(OSError, match=r"Not a directory: .*parts"):
+        predict(model, photos, tmp_path / "full", workers=1)
     (tmp_path / "list.txt").write_bytes(b"a.png\n" * 3 + b"\0\n")
     with pytest.raises(mr.DataError, match=r"line 4: expected one path or URL per line"):
         predict(model, tmp_path / "list.txt", tmp_path / "out")

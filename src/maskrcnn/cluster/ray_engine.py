@@ -19,12 +19,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..annotations.problems import DataError
-from ..images.open_image import ImageError
 from ..model.maskrcnn import MaskRCNN
 from ..ops.device import usable_device
-from ..runtime.atomic_files import WriteError
-from .file_stores import StoreError, cluster_package
+from .file_stores import cluster_package
 from .image_rows import Listing, Part, cut_parts
 from .part_worker import PartDone, PartWorker, WorkerSetup
 from .row_sources import RowSource
@@ -161,12 +158,15 @@ def _fitting(resources: dict[str, float], cpus: float, gpus: float) -> int:
 
 def _cause(error: Any) -> Exception:
     """What went wrong in a worker, as one of our own errors where it is one."""
-    cause = error
-    while (inner := getattr(cause, "cause", None)) is not None and inner is not cause:
-        cause = inner
-    if isinstance(cause, WriteError | StoreError | DataError | ImageError | ValueError | OSError):
-        return cause
-    return RuntimeError(f"a worker failed: {cause}")
+    causes = [error]
+    while inner := getattr(causes[-1], "cause", None) or causes[-1].__cause__:
+        if inner in causes:
+            break
+        causes.append(inner)
+    for cause in reversed(causes[1:]):
+        if isinstance(cause, ValueError | OSError | ImportError):
+            return cause
+    return RuntimeError(f"a worker failed: {causes[-1]}")
 
 
 @contextmanager
