@@ -27,7 +27,7 @@ from .part_worker import PartDone, PartWorker, WorkerSetup
 from .row_sources import RowSource
 
 _ITEM = "item"
-"""The column of Ray's rows: a pickled `Part`, `PartDone` or `Listing`."""
+"""The column of Ray's rows: a pickled `Part`, `PartDone`, `Listing` or exception."""
 _LISTING_CPUS = 0.01
 """The listing task waits most of the time, and must find room beside the actors."""
 _OWN_STORE = 200 << 20  # bytes of the object store of a Ray that starts here
@@ -54,7 +54,7 @@ def ray_results(
 
     Raises:
         ValueError: the cluster has not enough CPUs or GPUs for one worker.
-        StoreError, WriteError, DataError: as a worker raised it.
+        Exception: what a worker, or the listing, has raised.
     """
     ray = cluster_package("ray")
     cluster_package("ray.data")
@@ -79,15 +79,14 @@ def ray_results(
             num_gpus=gpus or None,
         )
         listing = Listing()
-        try:
-            for row in dataset.iter_rows():
-                item = pickle.loads(row[_ITEM])  # made by our own workers
-                if isinstance(item, Listing):
-                    listing = item
-                else:
-                    yield item
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
+        for row in dataset.iter_rows():
+            item = pickle.loads(row[_ITEM])  # made by our own workers
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, Listing):
+                listing = item
+            else:
+                yield item
         yield listing
 
 
@@ -106,24 +105,32 @@ class RayWorker:
         self._worker = PartWorker(setup)
 
     def __call__(self, batch: Any) -> Any:
-        """Makes the parts of a batch, an Arrow table; a listing passes through."""
-        # made by our own listing task
-        items = [pickle.loads(item) for item in batch[_ITEM].to_pylist()]
-        done = [self._worker(item) if isinstance(item, Part) else item for item in items]
-        return cluster_package("pyarrow").table({_ITEM: [pickle.dumps(item) for item in done]})
+        """Makes the part in an Arrow table of one row; a listing or an error passes through.
+
+        What the part leads to is returned, since Ray would wrap it and lose its type.
+        """
+        item = pickle.loads(batch[_ITEM][0].as_py())  # made by our own listing task
+        if not isinstance(item, Part):
+            return batch
+        try:
+            return _packed(self._worker(item))
+        except Exception as error:
+            return _packed(_portable(error))
 
 
 def _parts(ray: Any, rows: RowSource, part_size: int | None) -> Any:
     """A Ray data set with one row per part, and the listing as its last row."""
-    pyarrow = cluster_package("pyarrow")
     block = cluster_package("ray.data.block")
 
     def listed() -> Iterator[Any]:
         listing = Listing()
-        for part in cut_parts(rows.rows(), part_size, listing):
-            yield pyarrow.table({_ITEM: [pickle.dumps(part)]})
-        listing.notes = rows.notes()
-        yield pyarrow.table({_ITEM: [pickle.dumps(listing)]})
+        try:
+            for part in cut_parts(rows.rows(), part_size, listing):
+                yield _packed(part)
+            listing.notes = rows.notes()
+            yield _packed(listing)
+        except Exception as error:
+            yield _packed(_portable(error))
 
     class PartSource(ray.data.Datasource):
         def estimate_inmemory_data_size(self) -> int | None:
@@ -156,17 +163,19 @@ def _fitting(resources: dict[str, float], cpus: float, gpus: float) -> int:
     return int(room)
 
 
-def _cause(error: Any) -> Exception:
-    """What went wrong in a worker, as one of our own errors where it is one."""
-    causes = [error]
-    while inner := getattr(causes[-1], "cause", None) or causes[-1].__cause__:
-        if inner in causes:
-            break
-        causes.append(inner)
-    for cause in reversed(causes[1:]):
-        if isinstance(cause, ValueError | OSError | ImportError):
-            return cause
-    return RuntimeError(f"a worker failed: {causes[-1]}")
+def _packed(item: Part | PartDone | Listing | Exception) -> Any:
+    """A table of one row with an item."""
+    return cluster_package("pyarrow").table({_ITEM: [pickle.dumps(item)]})
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its text as a RuntimeError if it cannot be sent."""
+    error.__cause__ = None
+    try:
+        pickle.loads(pickle.dumps(error))  # our own, a moment ago
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
