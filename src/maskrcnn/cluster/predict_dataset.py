@@ -9,10 +9,10 @@ that a job that was killed goes on by the same call.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from ..ops.device import usable_device
 from ..prediction.graph_engine import is_graph_file
 from ..prediction.model_engine import Dtype
 from ..prediction.predict_files import MIN_SCORE
+from ..prediction.predictor import Predictor
 from ..runtime.atomic_files import stating_what_is_safe
 from ..runtime.progress import progress as progress_bar
 from .collect_parts import collect_parts
@@ -35,6 +36,8 @@ from .job_settings import JobSettings, model_digest
 from .part_worker import PartDone, PartWorker, WorkerSetup
 from .row_sources import RowSource, open_source
 from .shards import Shard, ShardRecord
+
+_SHOWN = 3  # inputs in a message
 
 
 def predict_dataset(
@@ -162,22 +165,7 @@ def predict_dataset(
     if not ray and device is None and isinstance(setup.model, MaskRCNN):
         setup = replace(setup, device=str(usable_device(None)))
     predictor = setup.predictor() if not ray else replace(setup, device="cpu").predictor()
-    keypoint = predictor.config.keypoint
-    settings = JobSettings(
-        model=model_digest(setup.model),
-        source=_described(source),
-        min_score=min_score,
-        dtype=dtype or "float32",
-        exact=exact,
-        tta=tta,
-        intensity_range=predictor.intensity_range,
-        max_pixels=setup.max_pixels,
-        part_size=part_size,
-        image_column=image_column,
-        id_column=id_column,
-        coco_offset=keypoint.coco_offset if keypoint else 0.5,
-        categories=predictor.config.categories,
-    )
+    settings = _settings_of(setup, _described(source), predictor, part_size, id_column)
     setup = replace(setup, settings=settings.digest)
     is_new = settings.write(folder)
     folder.remove(part.name)
@@ -190,22 +178,13 @@ def predict_dataset(
         )
     else:
         finished = _own_results(rows, setup, part_size, part, PartWorker(setup, predictor))
-    summary = DatasetSummary(str(out))
     start = time.perf_counter()
-    with stating_what_is_safe(lambda: _what_is_safe(summary)), _counting(progress) as count:
-        listing = Listing()
-        for done in finished:
-            if isinstance(done, Listing):
-                listing = done
-                continue
-            summary.add(done)
-            count(done)
+    summary = DatasetSummary(str(out))
+    listing = _followed(finished, summary, progress)
     if not listing.images:
         if is_new:
             folder.remove(SETTINGS)
-        raise ValueError(
-            f"{_described(source)}: no images{''.join(map('; {}'.format, listing.notes))}"
-        )
+        raise ValueError("; ".join([f"{_described(source)}: no images", *listing.notes]))
 
     ShardRecord(part, settings.digest, listing).write(folder)
     summary.notes = listing.notes
@@ -220,6 +199,50 @@ def predict_dataset(
             progress=progress,
         )
     return summary
+
+
+def _settings_of(
+    setup: WorkerSetup,
+    source: str,
+    predictor: Predictor,
+    part_size: int | None,
+    id_column: str | None,
+) -> JobSettings:
+    """What the results depend on."""
+    keypoint = predictor.config.keypoint
+    return JobSettings(
+        model=model_digest(setup.model),
+        source=source,
+        min_score=setup.min_score,
+        dtype=setup.dtype or "float32",
+        exact=setup.exact,
+        tta=setup.tta,
+        intensity_range=predictor.intensity_range,
+        max_pixels=setup.max_pixels,
+        part_size=part_size,
+        image_column=setup.image_column,
+        id_column=id_column,
+        coco_offset=keypoint.coco_offset if keypoint else 0.5,
+        categories=predictor.config.categories,
+    )
+
+
+def _followed(
+    finished: Iterator[PartDone | Listing], summary: DatasetSummary, progress: bool
+) -> Listing:
+    """Counts the parts as they end; returns the listing."""
+    listing = Listing()
+    with (
+        stating_what_is_safe(lambda: _what_is_safe(summary)),
+        progress_bar("Predicting", None, show=progress) as advance,
+    ):
+        for done in finished:
+            if isinstance(done, Listing):
+                listing = done
+            else:
+                summary.add(done)
+                advance(done.info.images + done.info.errors)
+    return listing
 
 
 def _own_results(
@@ -248,7 +271,11 @@ def _described(source: str | Path | Sequence[str | Path]) -> str:
     """The source as it is compared with that of an earlier run: absolute, so that it is one."""
     given = [source] if isinstance(source, str | Path) else list(source)
     texts = [str(one) if "://" in str(one) else os.path.abspath(one) for one in given]
-    return ", ".join(texts).encode("utf-8", "backslashreplace").decode()
+    text = "\n".join(texts).encode("utf-8", "backslashreplace")
+    if len(texts) > _SHOWN:
+        digest = hashlib.blake2b(text, digest_size=8).hexdigest()
+        return f"{texts[0]} and {len(texts) - 1:,} more ({digest})"
+    return text.decode().replace("\n", ", ")
 
 
 def _what_is_safe(summary: DatasetSummary) -> str:
@@ -279,9 +306,3 @@ def _check_settings(
             f"worker_cpus, worker_gpus: expected more than 0 CPUs and 0 or more GPUs, "
             f"got {worker_cpus:g} and {worker_gpus or 0:g}"
         )
-
-
-@contextmanager
-def _counting(show: bool) -> Generator[Callable[[PartDone], None]]:
-    with progress_bar("Predicting", None, show=show) as advance:
-        yield lambda done: advance(done.info.images + done.info.errors)
