@@ -57,6 +57,9 @@ def ray_results(
         Exception: what a worker, or the listing, has raised.
     """
     ray = cluster_package("ray")
+    # Ray Data reads the variable when it is imported; what goes wrong here is raised here
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     cluster_package("ray.data")
     with _connected(ray):
         resources = ray.cluster_resources()
@@ -181,9 +184,6 @@ def _portable(error: Exception) -> Exception:
 @contextmanager
 def _connected(ray: Any) -> Generator[None]:
     """Connects to the Ray of RAY_ADDRESS, or starts one on this machine until the block ends."""
-    # what a worker raises is raised here; the rest is in Ray's own log files
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():
         yield
         return
