@@ -422,7 +422,7 @@ def simulate(job: Cluster) -> dict[str, Any]:
 
     for step in range(steps):
         ready = free["lister"] + list_each
-        free["lister"] = max(ready, min(workers) - list_each)  # it waits for a free worker
+        free["lister"] = max(ready, workers[0] - list_each)  # it waits for a free worker
         busy["lister"] += list_each
 
         started = max(ready, heapq.heappop(workers))
