@@ -28,6 +28,7 @@ from maskrcnn.synthetic.shapes import CATEGORIES
 COMMANDS = (
     "demo",
     "predict",
+    "collect",
     "train",
     "evaluate",
     "export",

@@ -18,7 +18,7 @@ LAYERS = (
     ("weights", "truth_instances"),
     ("prediction", "recipe", "dataset_checks"),
     ("active_learning", "evaluation"),
-    ("training", "export", "service"),
+    ("training", "export", "cluster", "service"),
     ("demo",),
     ("cli",),
     ("__init__", "__main__"),

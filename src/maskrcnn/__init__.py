@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .augmentation.loader import TrainingLoader
     from .augmentation.own_augmentation import Augmentation
     from .augmentation.training_set import TrainingSet
+    from .cluster.collect_parts import collect_parts
+    from .cluster.dataset_summary import DatasetSummary
+    from .cluster.predict_dataset import predict_dataset
     from .config import (
         AugmentConfig,
         BoxHeadConfig,
@@ -103,6 +106,7 @@ __all__ = [
     "ConversionReport",
     "DataError",
     "DataWarning",
+    "DatasetSummary",
     "Detections",
     "DownloadError",
     "Evaluation",
@@ -142,6 +146,7 @@ __all__ = [
     "__version__",
     "check_dataset",
     "choose_recipe",
+    "collect_parts",
     "convert_annotations",
     "draw_examples",
     "draw_instances",
@@ -163,6 +168,7 @@ __all__ = [
     "override_config",
     "plan_training",
     "predict",
+    "predict_dataset",
     "predict_files",
     "rank_images",
     "register_format",
@@ -222,6 +228,9 @@ _NAMES = {
     "weights.pickles": ("WeightsError",),
     "prediction.predict_files": ("predict_files",),
     "prediction.predictor": ("Predictor", "predict"),
+    "cluster.collect_parts": ("collect_parts",),
+    "cluster.dataset_summary": ("DatasetSummary",),
+    "cluster.predict_dataset": ("predict_dataset",),
     "active_learning.rank": ("Ranking", "rank_images"),
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "export.certify": ("ExportMismatchError",),

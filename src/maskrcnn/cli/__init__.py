@@ -22,6 +22,7 @@ from cyclopts import App, CycloptsError
 from ..runtime.interruption import Interrupted, StopSignals
 from ..version import __version__
 from .check import check
+from .collect import collect
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
@@ -51,7 +52,7 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    commands = (demo, predict, serve, train, evaluate, export, check, convert, rank, weights)
+    commands = (demo, predict, collect, serve, train, evaluate, export, check, convert, rank, weights)
     for position, command in enumerate(commands):
         app.command(command, sort_key=position)
     return app

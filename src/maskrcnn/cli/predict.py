@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from ..formats.format_name import FormatName
 
 if TYPE_CHECKING:
+    from ..cluster.dataset_summary import DatasetSummary
     from ..model.maskrcnn import MaskRCNN
     from ..prediction.predict_files import Summary
 
@@ -23,12 +25,67 @@ BFLOAT16 = (
 )
 
 
+@Parameter(name="*", group="Many images or machines")
+@dataclass(frozen=True)
+class PartFlags:
+    """Flags for predictions in parts."""
+
+    shard: str | None = None
+    """Do one of several shares of the work, such as 3/8, and write parquet files to OUT/parts. Run
+    the same command again to go on. When all shards are done: maskrcnn collect OUT."""
+
+    ray: Annotated[bool, Parameter(negative=())] = False
+    """Let Ray's workers write these files: those of the cluster in RAY_ADDRESS, else on this
+    machine."""
+
+    workers: int | None = None
+    """With --ray, number of worker processes. Default: as many as fit."""
+
+    worker_cpus: float = 1
+    """With --ray, CPUs per worker."""
+
+    worker_gpus: float | None = None
+    """With --ray, GPUs per worker; 0.5 = two workers per GPU. Default: 1 if there are any."""
+
+    part_size: int | None = None
+    """Images per file. Default: 32, growing to 4096 for large sources."""
+
+    retry_errors: Annotated[bool, Parameter(negative=())] = False
+    """Try images again that an earlier run could not read."""
+
+    images: str | None = None
+    """Folder of the images of a list or COCO file. Default: that of the file."""
+
+    image_column: str | None = None
+    """Column of a parquet table with bytes or paths. Default: recognized by its name."""
+
+    id_column: str | None = None
+    """Column of a parquet table with stable ids. Default: recognized by its name."""
+
+    def in_parts(self) -> bool:
+        """Whether the predictions are written in parts.
+
+        Raises:
+            ValueError: another flag of the group is given without --shard or --ray.
+        """
+        if self.shard or self.ray:
+            return True
+        plain = PartFlags()
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected --shard or --ray with it; "
+                    "for one process, add --shard 1/1"
+                )
+        return False
+
+
 def predict(
     model: str,
     inputs: list[str],
     /,
     *,
-    out: Path,
+    out: str,
     min_score: float = 0.5,
     batch_size: int = 1,
     format: FormatName | Literal["yolo"] | None = None,
@@ -39,6 +96,7 @@ def predict(
     intensity_range: Annotated[tuple[float, float] | None, Parameter(negative="")] = None,
     max_pixels: int | None = None,
     enlarge: Annotated[bool, Parameter(negative=())] = False,
+    parts: PartFlags | None = None,
 ) -> int:
     """Detect objects in images; write overlays and a results.json in COCO's format.
 
@@ -49,8 +107,11 @@ def predict(
         model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
             Detectron2's .pth or .pkl), or exported file (.onnx).
         inputs: Images, folders of images, wildcards ("photos/**/*.jpg"), http(s) URLs, or - for
-            standard input. URLs and standard input: up to 256 MB and, for a URL, 60 seconds.
-        out: Folder for the overlays and results.json.
+            standard input. URLs and standard input: up to 256 MB and, for a URL, 60 seconds. With
+            --shard or --ray also a list (.txt), a COCO file (.json), a table (.parquet) or a URL of
+            an object store (s3://bucket/folder).
+        out: Folder for the overlays and results.json. With --shard or --ray also a URL of an object
+            store.
         min_score: Drop detections with a lower score, 0 to 1.
         batch_size: Number of images of equal padded shape per forward pass.
         format: Also write the objects as annotations of this format to OUT/FORMAT, to correct them
@@ -69,6 +130,7 @@ def predict(
             500000000. Decoding takes up to 12 bytes per pixel, 32 for 16-bit color.
         enlarge: Enlarge the overlays of images below 640 pixels. By default overlays have the
             image's size.
+        parts: Predictions in parts.
     """
     from rich.console import Console
 
@@ -84,6 +146,25 @@ def predict(
         raise ValueError(f"--batch-size: expected at least 1, got {batch_size}")
 
     keep_memory()
+    parts = parts or PartFlags()
+    if parts.in_parts():
+        if enlarge:
+            raise ValueError("--enlarge: expected no --shard or --ray; use maskrcnn collect")
+        return _predict_in_parts(
+            model,
+            inputs,
+            out,
+            parts,
+            annotations=format,
+            simplify=simplify,
+            min_score=min_score,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            tta=tta,
+            intensity_range=intensity_range,
+            max_pixels=max_pixels,
+        )
     predictor = Predictor(
         model,
         device=chosen(device, model),
@@ -97,10 +178,11 @@ def predict(
         _report_precision(predictor.engine.network)
     if format == "yolo":
         format = "yolo-pose" if predictor.config.keypoint else "yolo-seg"
+    folder = Path(out)
     summary = predict_files(
         predictor,
         inputs,
-        out,
+        folder,
         batch_size=batch_size,
         enlarge=enlarge,
         annotations=format,
@@ -119,11 +201,58 @@ def predict(
 
     Console().print(summary.table())
     # not in the table, which would wrap a long path
-    print(f"{out / RESULTS}: detections; the overlays are beside it")
+    print(f"{folder / RESULTS}: detections; the overlays are beside it")
     if format:
         lost = f", without:\n{summary.lost}" if summary.lost else ""
-        print(f"{out / format}: annotations to correct{lost}")
+        print(f"{folder / format}: annotations to correct{lost}")
     return 1 if summary.failed else 0
+
+
+def _predict_in_parts(
+    model: str, inputs: list[str], out: str, parts: PartFlags, **settings: Any
+) -> int:
+    """Runs `predict_dataset` and prints what it has done; returns the exit status."""
+    from rich.console import Console
+
+    from ..cluster.part_files import FOLDER
+    from ..cluster.predict_dataset import predict_dataset
+
+    summary = predict_dataset(
+        model,
+        inputs,
+        out,
+        shard=parts.shard,
+        ray=parts.ray,
+        workers=parts.workers,
+        worker_cpus=parts.worker_cpus,
+        worker_gpus=parts.worker_gpus,
+        part_size=parts.part_size,
+        retry_errors=parts.retry_errors,
+        images=parts.images,
+        image_column=parts.image_column,
+        id_column=parts.id_column,
+        **settings,
+    )
+    _report_errors(summary)
+    Console().print(summary.table())
+    print(f"{summary.out}/{FOLDER}: one row per image, with its objects or its error")
+    if settings["annotations"]:
+        print(f"Annotations to correct are also in {summary.out}")
+    if not parts.shard or parts.shard == "1/1":
+        print(f"For results.json, annotations or overlays: maskrcnn collect {summary.out}")
+    if not summary.images and summary.errors:
+        return 2
+    return 1 if summary.errors else 0
+
+
+def _report_errors(summary: DatasetSummary) -> None:
+    """Prints what was not read or not used."""
+    for error in summary.first_errors:
+        print(f"Skipped: {error}", file=sys.stderr)
+    if summary.errors > len(summary.first_errors):
+        print(f"{summary.errors:,} images have errors in all", file=sys.stderr)
+    for remark in summary.remarks():
+        print(f"Note: {remark}", file=sys.stderr)
 
 
 def report_skipped(failed: Sequence[tuple[str, str]]) -> None:

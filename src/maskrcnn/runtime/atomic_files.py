@@ -16,7 +16,6 @@ from pathlib import Path
 
 from .interruption import Interrupted
 
-_PARTIAL = ".partial-"
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",
@@ -75,7 +74,7 @@ def stating_what_is_safe(describe: Callable[[], str]) -> Generator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def replacing(path: Path, writer: str = "") -> Generator[Path]:
     """Yields a temporary path to write to; its file replaces `path` in one step if the block
     succeeds.
 
@@ -88,11 +87,12 @@ def replacing(path: Path) -> Generator[Path]:
 
     Args:
         path: the file to replace or create; its folder must exist.
+        writer: begins the temporary name; for processes that may write the same file at once.
 
     Raises:
         WriteError: the disk is full or fails.
     """
-    partial = path.with_name(_partial_name(path.name))
+    partial = path.with_name(_partial_name(f"{writer}{path.name}"))
     try:
         with writing(path):
             yield partial
@@ -103,15 +103,6 @@ def replacing(path: Path) -> Generator[Path]:
             _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _partial_name(name: str) -> str:
-    """The name of a temporary file; a name that fills what file systems allow is shortened."""
-    longest = 255 - len(_PARTIAL)
-    if len(os.fsencode(name)) <= longest:
-        return f"{_PARTIAL}{name}"
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return f"{_PARTIAL}{digest}{os.path.splitext(name)[1][:20]}"
 
 
 def replace_text(path: Path, text: str) -> None:

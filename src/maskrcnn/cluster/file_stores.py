@@ -1,0 +1,265 @@
+"""Files in an object store or in a local folder: reading them, listing them, writing results.
+
+In:  a path, or a URL of fsspec such as s3://bucket/folder.
+Out: bytes; names; an `OutputFolder`, in which files appear whole or not at all.
+
+Keys and endpoints come from the store's own settings: variables such as AWS_PROFILE and
+AWS_ENDPOINT_URL, and fsspec's configuration files.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import socket
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..images.open_image import MAX_BYTES, ImageError
+from ..runtime.atomic_files import replacing
+
+STORES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hdfs": "pyarrow",
+    "hf": "huggingface_hub",
+    "memory": "fsspec",
+}
+"""Schemes of the stores, each with the package that reads it."""
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_ATTEMPTS = 3
+_WAIT = 0.5  # seconds before the second attempt, four times as long before each further one
+
+
+class StoreError(OSError):
+    """A store refuses or fails, in a way that says nothing about the image."""
+
+
+def cluster_package(name: str) -> Any:
+    """Imports a package of the extra `cluster`.
+
+    Raises:
+        ImportError: it is not installed; the message has the command.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if getattr(error, "name", None) not in (None, name.partition(".")[0], name):
+            raise
+        raise ImportError(
+            f"prediction in parts needs the package {name.partition('.')[0]}: "
+            "pip install 'maskrcnn[cluster]'"
+        ) from error
+
+
+def is_store(text: str | Path) -> bool:
+    """Whether text is a URL of an object store. A `Path` never is."""
+    match = _SCHEME.match(text) if isinstance(text, str) else None
+    return match is not None and match[1].lower() in STORES
+
+
+def opened_store(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        ImportError: the package for this store is not installed.
+        ValueError: the URL joins several with "::".
+    """
+    if "::" in url:
+        raise ValueError(f'{url}: expected a URL of one store, got several joined by "::"')
+    fsspec = cluster_package("fsspec")
+    scheme = url.partition("://")[0].lower()
+    try:
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        package = STORES[scheme]
+        raise ImportError(f"{url}: needs the package {package}: pip install {package}") from error
+
+
+def read_object(url: str, most: int = MAX_BYTES) -> bytes:
+    """Reads an object of at most `most` bytes with one request.
+
+    Raises:
+        ImageError: it does not exist, or is larger.
+        StoreError: the store refuses or fails, also at the third attempt.
+    """
+    store, path = opened_store(url)
+    for attempt in range(_ATTEMPTS):
+        try:
+            data = store.cat_file(path, start=0, end=most + 1)
+            break
+        except FileNotFoundError:
+            raise ImageError(f"{url}: file not found") from None
+        # each store has exceptions of its own, of which many are no OSError
+        except Exception as error:
+            if _is_empty(store, path):  # a part of nothing cannot be requested
+                data = b""
+                break
+            if attempt == _ATTEMPTS - 1 or isinstance(error, PermissionError):
+                reason = str(error) or type(error).__name__
+                raise StoreError(f"{url}: cannot be read: {reason}") from error
+            time.sleep(_WAIT * 4**attempt)
+    if len(data) > most:
+        raise ImageError(f"{url}: more than {most >> 20} MB")
+    return data
+
+
+def _is_empty(store: Any, path: str) -> bool:
+    try:
+        return store.info(path)["size"] == 0
+    except Exception:  # the first error is the one to report
+        return False
+
+
+def joined(folder: str, name: str) -> str:
+    """The location of a name relative to a folder or URL; an absolute name stays as it is."""
+    if _SCHEME.match(name):
+        return name
+    if _SCHEME.match(folder):
+        return f"{folder.rstrip('/')}/{posixpath.normpath(name)}"
+    return os.path.join(folder, name)
+
+
+def parent_of(location: str) -> str:
+    """The folder of a file or URL."""
+    if _SCHEME.match(location):
+        return location.rstrip("/").rpartition("/")[0]
+    return os.path.dirname(os.path.abspath(location))
+
+
+class OutputFolder:
+    """A folder of results, on this machine or in a store.
+
+    Args:
+        location: a path or a URL.
+
+    Raises:
+        ValueError: the location is a file, or has a scheme that is no store.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self._store: Any = None
+        self._root = self.location
+        if is_store(self.location):
+            self._store, self._root = opened_store(self.location)
+            self._root = self._root.rstrip("/")
+        elif match := _SCHEME.match(self.location):
+            raise ValueError(
+                f"{location}: expected a folder, or a URL with {', '.join(STORES)}, "
+                f"got the scheme {match[1]}"
+            )
+        elif Path(location).exists() and not Path(location).is_dir():
+            raise ValueError(f"{location}: expected a folder for the results, got a file")
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
+    def path(self) -> Path | None:
+        """The local folder; None for a store."""
+        return None if self._store else Path(self._root)
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if it does not exist."""
+        try:
+            if self._store:
+                return self._store.cat_file(f"{self._root}/{name}")
+            return (Path(self._root) / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file, or replaces it, in one step. Several processes may write the same file.
+
+        Raises:
+            WriteError: the disk is full or fails.
+        """
+        if self._store:
+            self._store.pipe_file(f"{self._root}/{name}", data)
+            return
+        path = Path(self._root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, writer=_writer()) as partial:
+            partial.write_bytes(data)
+
+    @contextmanager
+    def replacing(self, name: str) -> Generator[Path]:
+        """Yields a local path to write to; its file becomes `name` if the block succeeds."""
+        if not self._store:
+            path = Path(self._root) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                yield partial
+            return
+
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / posixpath.basename(name)
+            yield partial
+            self._store.put_file(str(partial), f"{self._root}/{name}")
+
+    def open(self, name: str) -> Any:
+        """A file, opened for reading.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        if self._store:
+            return self._store.open(f"{self._root}/{name}", "rb")
+        return (Path(self._root) / name).open("rb")
+
+    def remove(self, name: str) -> None:
+        """Removes a file if it exists."""
+        with suppress(FileNotFoundError):
+            if self._store:
+                self._store.rm_file(f"{self._root}/{name}")
+            else:
+                (Path(self._root) / name).unlink()
+
+    def exists(self) -> bool:
+        """Whether the folder exists and, in a store, has anything in it."""
+        if self._store:
+            return self._store.exists(self._root)
+        return Path(self._root).is_dir()
+
+    def names(self, ending: str, deep: bool = False) -> Iterator[str]:
+        """The names of the files with an ending, relative to the folder, sorted within each folder.
+
+        Args:
+            ending: of the names.
+            deep: also list subfolders, except hidden ones.
+        """
+        walk = self._store.walk(self._root) if self._store else os.walk(self._root)
+        for parent, folders, files in walk:
+            below = posixpath.relpath(Path(parent).as_posix(), Path(self._root).as_posix())
+            for name in sorted(files):
+                if name.endswith(ending) and not name.startswith("."):
+                    yield name if below == "." else f"{below}/{name}"
+            if not deep:
+                return
+            if isinstance(folders, list):
+                folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+
+    def remove_partial(self, folder: str) -> None:
+        """Removes what killed processes have left half-written in a subfolder."""
+        if not self._store:
+            for path in (Path(self._root) / folder).glob(".partial-*"):
+                path.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """A name for this call, so that processes that write one file do not share a partial one."""
+    return f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:8]}-"

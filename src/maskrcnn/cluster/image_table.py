@@ -1,0 +1,256 @@
+"""Tables of images: parquet files with the bytes of images, or with their paths.
+
+In:  a parquet file or a folder of them, local or in a store.
+Out: rows without bytes, for the plan; and later the bytes of some rows.
+
+Columns are recognized by name and type; the Hugging Face form {bytes, path} is one of them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..annotations.problems import DataError
+from ..images.open_image import MAX_BYTES, ImageError
+from .file_stores import cluster_package, is_store, joined, opened_store, parent_of
+from .image_rows import ImageRow
+
+_BYTES = ("bytes", "image_bytes", "image", "img", "jpg", "jpeg", "png", "content", "data")
+_PATHS = ("path", "image_path", "file_path", "file_name", "filename", "file", "url", "uri")
+_IDS = ("id", "key", "image_id")
+_ROWS = 1024  # of a column without bytes, read at a time
+_ROWS_OF_BYTES = 8
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a table that are used."""
+
+    image: str
+    is_bytes: bool
+    field: str | None
+    """Of a struct, the field with the bytes."""
+    id: str | None
+    name: str | None
+    """Column with the file name, for bytes."""
+    unused: tuple[str, ...]
+
+
+class ImageTable:
+    """Parquet files that list images.
+
+    Args:
+        files: their locations, in order.
+        root: the folder or file that was given; names of rows are relative to it.
+        image_column: the column of bytes or paths; by default recognized by its name.
+        id_column: the column of stable ids; by default recognized by its name.
+
+    Raises:
+        DataError: a file is no parquet table, or has no such column.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        root: str,
+        image_column: str | None = None,
+        id_column: str | None = None,
+    ) -> None:
+        self.files = list(files)
+        self.root = root
+        self.image_column = image_column
+        self.id_column = id_column
+        with opened_table(self.files[0]) as table:
+            self._columns = _choose_columns(
+                table.schema_arrow, self.files[0], image_column, id_column
+            )
+
+    def notes(self) -> list[str]:
+        """Columns that are not used."""
+        unused = self._columns.unused
+        return [f"columns not used: {', '.join(unused)}"] if unused else []
+
+    def rows(self) -> Iterator[ImageRow]:
+        """One row per image; bytes are not read."""
+        for file in self.files:
+            with opened_table(file) as table:
+                columns = _choose_columns(
+                    table.schema_arrow, file, self.image_column, self.id_column
+                )
+                yield from self._rows_of(table, file, columns)
+
+    def _rows_of(self, table: Any, file: str, columns: _Columns) -> Iterator[ImageRow]:
+        base = self.root if len(self.files) > 1 or self.root != file else parent_of(file)
+        short = file.removeprefix(self.root).lstrip("/") or posixpath.basename(file)
+        wanted = list(dict.fromkeys(filter(None, _light(columns))))
+        number = 0
+        for group in range(table.num_row_groups):
+            in_group = table.metadata.row_group(group).num_rows
+            for start in range(0, in_group, _ROWS) if not wanted else (0,):
+                if not wanted:
+                    batches = iter([[{}] * min(_ROWS, in_group - start)])
+                else:
+                    read = table.iter_batches(_ROWS, row_groups=[group], columns=wanted)
+                    batches = (batch.to_pylist() for batch in read)
+                offset = start
+                for batch in batches:
+                    for values in batch:
+                        number += 1
+                        place = f"{short}#{number}"
+                        yield _row(values, columns, file, base, place, group, offset)
+                        offset += 1
+
+
+def opened_table(location: str) -> Any:
+    """A parquet file, opened for reading.
+
+    Raises:
+        DataError: it is none, or it is damaged.
+    """
+    parquet = cluster_package("pyarrow.parquet")
+    pyarrow = cluster_package("pyarrow")
+    source: Any = location
+    if is_store(location):
+        store, path = opened_store(location)
+        source = store.open(path, "rb")
+    try:
+        return parquet.ParquetFile(source)
+    except FileNotFoundError:
+        raise DataError(f"{location}: file not found") from None
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{location}: expected a parquet table: {error}") from None
+
+
+def read_bytes(
+    table: Any, columns: tuple[str, str | None], group: int, offsets: Sequence[int]
+) -> Iterator[tuple[int, bytes | ImageError]]:
+    """The bytes of some rows of a row group, in their order.
+
+    Args:
+        table: from `opened_table`.
+        columns: the column of bytes, and the field of a struct.
+        group: the row group.
+        offsets: rows of the group, ascending.
+    """
+    column, field = columns
+    wanted = iter(offsets)
+    offset = next(wanted, None)
+    start = 0
+    selected = f"{column}.{field}" if field else column
+    for batch in table.iter_batches(_ROWS_OF_BYTES, row_groups=[group], columns=[selected]):
+        values = batch.column(0)
+        while offset is not None and offset < start + len(values):
+            value = values[offset - start]
+            data = (value[field] if field and value.is_valid else value).as_py()
+            if data is None:
+                yield offset, ImageError("the table has no image in this row")
+            elif len(data) > MAX_BYTES:
+                yield offset, ImageError(f"more than {MAX_BYTES >> 20} MB")
+            else:
+                yield offset, data
+            offset = next(wanted, None)
+        start += len(values)
+        if offset is None:
+            return
+
+
+def bytes_column(table: Any, location: str, image_column: str | None) -> tuple[str, str | None]:
+    """The column of bytes of a table, and the field of a struct."""
+    columns = _choose_columns(table.schema_arrow, location, image_column, None)
+    return columns.image, columns.field
+
+
+def _light(columns: _Columns) -> tuple[str | None, ...]:
+    """The columns that the plan needs."""
+    path = f"{columns.image}.path" if columns.field and columns.name == columns.image else None
+    name = None if path else columns.name
+    return columns.id, path or name, None if columns.is_bytes else columns.image
+
+
+def _row(
+    values: dict[str, Any],
+    columns: _Columns,
+    file: str,
+    base: str,
+    place: str,
+    group: int,
+    offset: int,
+) -> ImageRow:
+    given = values.get(columns.id) if columns.id else None
+    name = values.get(columns.name) if columns.name else None
+    if isinstance(name, dict):
+        name = name.get("path")
+    image_id = given if isinstance(given, int) else None
+    key = place if given is None else str(given)
+    if columns.is_bytes:
+        named = str(name) if name else None
+        if given is None and named:
+            key = named
+        return ImageRow(key, named or key, file, image_id, group, offset)
+
+    path = values[columns.image]
+    if not path:
+        return ImageRow(key, key, None, image_id)
+    return ImageRow(key if given is not None else path, path, joined(base, path), image_id)
+
+
+def _choose_columns(
+    schema: Any, location: str, image_column: str | None, id_column: str | None
+) -> _Columns:
+    """Recognizes the columns of a table.
+
+    Raises:
+        DataError: none holds bytes or paths of images, or a given one does not.
+    """
+    types = cluster_package("pyarrow").types
+    fields = {field.name: field.type for field in schema}
+
+    def holds_bytes(kind: Any) -> bool:
+        if types.is_struct(kind):
+            names = [kind.field(n).name for n in range(kind.num_fields)]
+            return "bytes" in names and holds_bytes(kind.field("bytes").type)
+        return types.is_binary(kind) or types.is_large_binary(kind)
+
+    def is_text(kind: Any) -> bool:
+        return types.is_string(kind) or types.is_large_string(kind)
+
+    for name in filter(None, (image_column, id_column)):
+        if name not in fields:
+            raise DataError(
+                f"{Path(location).name}: no column {name}; it has {', '.join(fields) or 'none'}"
+            )
+    binary = [name for name, kind in fields.items() if holds_bytes(kind)]
+    texts = [name for name, kind in fields.items() if is_text(kind)]
+    image = image_column or next(
+        (name for name in _BYTES if name in binary),
+        next((name for name in _PATHS if name in texts), None),
+    )
+    if image is None and len(binary) == 1:
+        image = binary[0]
+    if image is None or image not in (*binary, *texts):
+        described = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
+        raise DataError(
+            f"{Path(location).name}: expected a column with bytes or paths of images, got "
+            f"{described}; name it with image_column= (--image-column)"
+        )
+
+    ids = [n for n in _IDS if n in fields and (types.is_integer(fields[n]) or n in texts)]
+    key = id_column or next((name for name in ids if name != image), None)
+    is_bytes = image in binary
+    is_struct = is_bytes and types.is_struct(fields[image])
+    name = next((n for n in _PATHS if n in texts), None) if is_bytes else None
+    if name is None and is_struct:
+        name = image if "path" in [f.name for f in fields[image]] else None
+    used = {image, key, name}
+    return _Columns(
+        image=image,
+        is_bytes=is_bytes,
+        field="bytes" if is_struct else None,
+        id=key,
+        name=name,
+        unused=tuple(n for n in fields if n not in used),
+    )

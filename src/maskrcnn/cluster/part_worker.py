@@ -1,0 +1,280 @@
+"""The work of one process: a part of the source in, its file out: `PartWorker(setup)(part)`.
+
+In:  parts.
+Out: OUT/parts/part-NNNNNNNN.parquet, and what its footer says.
+
+A file that is there and has these images is not made again. In a file whose images have changed,
+the rows of those that remain are kept. A broken image becomes a row with its error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..images.open_image import ImageError
+from ..instances import Instances
+from ..model.maskrcnn import MaskRCNN
+from ..prediction.image_sources import ImageSource
+from ..prediction.model_engine import Dtype, ModelEngine
+from ..prediction.predictor import Predictor
+from .file_stores import OutputFolder, StoreError
+from .image_reader import Fetched, read_row, read_rows
+from .image_rows import ImageRow, Part
+from .part_files import (
+    FOLDER,
+    PartInfo,
+    PartWriter,
+    StoredImage,
+    read_info,
+    read_part,
+    stored_object,
+)
+
+_FAULTS = 8
+"""So many failures that are no image's fault, without any success, end the job."""
+_SHOWN = 5
+_INDEX = re.compile(r"^images\[\d+\]: ")
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker needs, in any process and on any machine."""
+
+    out: str
+    settings: str
+    """`JobSettings.digest`."""
+    model: MaskRCNN | Path
+    device: str | None
+    dtype: Dtype | None
+    exact: bool
+    tta: str | None
+    min_score: float
+    intensity_range: tuple[float, float] | None
+    max_pixels: int
+    batch_size: int
+    image_column: str | None = None
+    retry_errors: bool = False
+
+    def predictor(self) -> Predictor:
+        """The predictor of these settings."""
+        return Predictor(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            exact=self.exact,
+            tta=self.tta,
+            min_score=self.min_score,
+            intensity_range=self.intensity_range,
+            max_pixels=self.max_pixels,
+        )
+
+
+@dataclass
+class PartDone:
+    """What a worker reports about a part."""
+
+    info: PartInfo
+    is_old: bool
+    """Whether its file was there."""
+    errors: list[str] = field(default_factory=list)
+    """The first errors of images in it; none if it is old."""
+
+
+@dataclass
+class _Progress:
+    """A part while it is computed: its rows by number, until the one before is written."""
+
+    part: Part
+    writer: PartWriter
+    done: dict[int, StoredImage] = field(default_factory=dict)
+    written: int = 0
+    errors: list[str] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
+    """Failures that are no image's fault."""
+    frames: set[int] = field(default_factory=set)
+    has_success: bool = False
+
+    def add(self, number: int, row: StoredImage) -> None:
+        """Adds a finished row, and writes those whose turn it is."""
+        self.done[number] = row
+        while (next_row := self.done.pop(self.written, None)) is not None:
+            self.writer.add(next_row)
+            self.written += 1
+
+    def is_missing(self, number: int) -> bool:
+        return number >= self.written and number not in self.done
+
+
+class PartWorker:
+    """Predicts parts and writes their files.
+
+    Args:
+        setup: its settings.
+        predictor: by default that of the settings.
+    """
+
+    def __init__(self, setup: WorkerSetup, predictor: Predictor | None = None) -> None:
+        self.setup = setup
+        self.folder = OutputFolder(setup.out)
+        self.predictor = predictor or setup.predictor()
+        engine = self.predictor.engine
+        self._precision = "float32"
+        if isinstance(engine, ModelEngine):
+            dtype = next(engine.network.parameters()).dtype
+            self._precision = str(dtype).removeprefix("torch.")
+        self._computer = f"{socket.gethostname()} {os.getpid()}"
+
+    def __call__(self, part: Part) -> PartDone:
+        """Makes the file of a part, unless it is there.
+
+        Raises:
+            WriteError: the disk is full or fails.
+            StoreError: a store fails for all images.
+        """
+        name = f"{FOLDER}/{part.name}"
+        old = read_info(self.folder, name)
+        if old is not None and old.settings != self.setup.settings:
+            old = None
+        has_retries = old is not None and self.setup.retry_errors and old.errors > 0
+        if old is not None and old.digest == part.digest and not has_retries:
+            return PartDone(old, is_old=True)
+
+        info = PartInfo(
+            index=part.index,
+            digest=part.digest,
+            settings=self.setup.settings,
+            precision=self._precision,
+            computer=self._computer,
+        )
+        progress = _Progress(part, PartWriter(info))
+        if old is not None:
+            self._keep_rows(progress, name)
+        self._predict(progress)
+        self.folder.write(name, progress.writer.content())
+        return PartDone(info, is_old=False, errors=progress.errors[:_SHOWN])
+
+    def _keep_rows(self, progress: _Progress, name: str) -> None:
+        """Takes over the rows of images that are in the old file of the part."""
+        old = {
+            row["key"]: row
+            for row in read_part(self.folder, name)
+            if not (self.setup.retry_errors and row["error"])
+        }
+        for number in range(len(progress.part.rows)):
+            new = self._row(progress, number)
+            kept = old.get(new["key"])
+            if kept is not None and kept["location"] == new["location"]:
+                same = {name: new[name] for name in ("image_id", "file_name", "row_group", "row")}
+                progress.add(number, {**kept, **same})
+
+    def _predict(self, progress: _Progress) -> None:
+        """Predicts the rows that are missing."""
+
+        def skip(source: ImageSource, error: ImageError) -> None:
+            number = source.image_id
+            assert number is not None
+            self._add_error(progress, number, _INDEX.sub("", str(error)))
+
+        sources = self._sources(progress)
+        try:
+            stream = self.predictor.stream(
+                sources, self.setup.batch_size, on_error=skip, on_frames=self._noting(progress)
+            )
+            for instances in stream:
+                self._add(progress, instances)
+        # whatever an image leads to; it may have broken its batch: each is tried alone
+        except Exception as error:
+            self._predict_alone(progress, error)
+        if len(progress.faults) >= _FAULTS and not progress.has_success:
+            raise progress.faults[0]
+
+    def _sources(self, progress: _Progress) -> Iterator[ImageSource]:
+        """The images that are missing, with their number in the part as id."""
+        missing = [(n, row) for n, row in enumerate(progress.part.rows) if progress.is_missing(n)]
+        for number, row, fetched in read_rows(missing, self.setup.image_column):
+            if isinstance(fetched, Exception):
+                self._add_fetch_error(progress, number, row, fetched)
+            else:
+                yield ImageSource(fetched, number, row.file_name)
+
+    def _predict_alone(self, progress: _Progress, first: Exception) -> None:
+        for number, row in enumerate(progress.part.rows):
+            if not progress.is_missing(number):
+                continue
+            try:
+                image = read_row(row, self.setup.image_column)
+                source = ImageSource(image, number, row.file_name)
+                stream = self.predictor.stream([source], on_frames=self._noting(progress))
+                self._add(progress, next(stream))
+            except ImageError as error:
+                self._add_error(progress, number, _INDEX.sub("", str(error)))
+            except Exception as error:
+                progress.faults.append(error)
+                self._add_error(progress, number, f"{type(error).__name__}: {error or first}")
+                if len(progress.faults) >= _FAULTS and not progress.has_success:
+                    raise
+
+    def _noting(self, progress: _Progress) -> Callable[[ImageSource], None]:
+        """A function that notes an image with several frames."""
+        return lambda source: progress.frames.add(source.image_id or 0)
+
+    def _add_fetch_error(
+        self, progress: _Progress, number: int, row: ImageRow, error: Fetched
+    ) -> None:
+        if isinstance(error, StoreError):
+            progress.faults.append(error)
+        text = str(error)
+        is_named = row.location is not None and row.location in text
+        self._add_error(progress, number, text if is_named else f"{row.key}: {text}")
+
+    def _add(self, progress: _Progress, instances: Instances) -> None:
+        number = instances.image_id
+        assert number is not None
+        results = instances.to_coco(progress.part.image_id(number))
+        row = self._row(progress, number)
+        height, width = instances.size
+        objects = [stored_object(result) for result in results]
+        progress.has_success = True
+        progress.add(
+            number,
+            {
+                **row,
+                "height": height,
+                "width": width,
+                "several_frames": number in progress.frames,
+                "objects": objects,
+            },
+        )
+
+    def _add_error(self, progress: _Progress, number: int, text: str) -> None:
+        row = progress.part.rows[number]
+        text = storable(text.replace("the given bytes", row.key, 1))
+        progress.errors.append(text)
+        progress.add(number, {**self._row(progress, number), "error": text})
+
+    def _row(self, progress: _Progress, number: int) -> StoredImage:
+        """The row of an image without predictions."""
+        row = progress.part.rows[number]
+        return {
+            "key": storable(row.key),
+            "image_id": progress.part.image_id(number),
+            "file_name": storable(row.file_name),
+            "location": None if row.location is None else storable(row.location),
+            "row_group": row.group,
+            "row": None if row.group is None else row.offset,
+            "height": None,
+            "width": None,
+            "several_frames": None,
+            "error": None,
+            "objects": [],
+        }
+
+
+def storable(text: str) -> str:
+    """Text that parquet can hold: bytes of a name that are not UTF-8 are written as \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode()
