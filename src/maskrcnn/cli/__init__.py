@@ -52,7 +52,19 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    commands = (demo, predict, collect, serve, train, evaluate, export, check, convert, rank, weights)
+    commands = (
+        demo,
+        predict,
+        collect,
+        serve,
+        train,
+        evaluate,
+        export,
+        check,
+        convert,
+        rank,
+        weights,
+    )
     for position, command in enumerate(commands):
         app.command(command, sort_key=position)
     return app
