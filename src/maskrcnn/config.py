@@ -333,9 +333,9 @@ class BoxMaskConfig:
     background. It falls to this value from 1 while `ramp` lasts."""
     overlap_weight: float = 1.0
     """Factor on this prior where the box of another object lies too (0..1)."""
-    background_colors: bool = True
-    """Whether cells in the box with a color of the background count as background in the prior.
-    Cells of the RoI outside all boxes show the colors of the background."""
+    background_difference: float = 3.0
+    """A cell in the box whose color differs by less than this from one of the background counts as
+    background in the prior. Cells of the RoI outside all boxes show these colors. 0: off."""
     pairwise_weight: float = 1.0
     """Factor on the pairwise loss: neighboring cells of similar color have the same label. 0:
     off."""

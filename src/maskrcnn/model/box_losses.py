@@ -261,8 +261,7 @@ def fill_losses(
     weight = targets.inside * targets.covered[:, 1, :, None] * targets.covered[:, 0, None, :]
     count = weight.sum(dim=(1, 2)).clamp(min=1)
     weight = torch.where(targets.shared, config.overlap_weight * weight, weight)
-    is_background = targets.like_background & config.background_colors
-    wrong = torch.where(is_background, logits, -logits).sigmoid()
+    wrong = torch.where(targets.like_background, logits, -logits).sigmoid()
     return (weight * wrong).sum(dim=(1, 2)) / count
 
 
