@@ -155,7 +155,7 @@ def box_targets(
         shared = _in_other_boxes(centers, truth, matched)
         own = (covered[:, 1, :, None] > 0) & (covered[:, 0, None, :] > 0)
         like_background = _has_color_of(
-            inside & ~own & ~shared, colors, config.from_boxes.color_difference
+            inside & ~own & ~shared, colors, config.from_boxes.background_difference
         )
 
     instead = has_only_box(truth)[matched]
