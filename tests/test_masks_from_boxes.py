@@ -206,7 +206,7 @@ def test_the_pairwise_loss_grows_with_the_training() -> None:
     settings = replace(SETTINGS, ramp=0.5)
     values = [box_losses(logits, targets, settings, p).item() for p in (0, 0.25, 0.5, 1)]
     assert values[0] == pytest.approx(0, abs=1e-6)
-    assert values[1] == pytest.approx(values[2] / 2)
+    assert values[1] == pytest.approx(values[2] / 2, rel=1e-4)
     assert values[2] == values[3]
 
 
