@@ -328,18 +328,18 @@ class BoxMaskConfig:
     outside_weight: float = 1.0
     """Factor on the binary cross-entropy of the cells outside the box, which are background. 0:
     off."""
-    fill_weight: float = 0.3
+    fill_weight: float = 1.0
     """Factor on the prior that cells inside the box are object, unless their color is one of the
-    background. It falls to this value from 1 while `ramp` lasts."""
-    overlap_weight: float = 1.0
+    background. 0: off."""
+    overlap_weight: float = 0.0
     """Factor on this prior where the box of another object lies too (0..1)."""
-    background_colors: bool = True
-    """Whether cells in the box with a color of the background count as background in the prior.
-    Cells of the RoI outside all boxes show the colors of the background."""
+    background_difference: float = 4.0
+    """A cell in the box whose color differs by less than this from one of the background counts as
+    background in the prior. Cells of the RoI outside all boxes show these colors. 0: off."""
     pairwise_weight: float = 1.0
     """Factor on the pairwise loss: neighboring cells of similar color have the same label. 0:
     off."""
-    ramp: float = 0.33
+    ramp: float = 0.15
     """Share of the run in which the weight of the pairwise loss grows from 0 (0..1)."""
     color_difference: float = 6.0
     """Colors are similar below this difference in CIELAB, after each RoI is stretched to 0..255."""

@@ -155,7 +155,7 @@ def box_targets(
         shared = _in_other_boxes(centers, truth, matched)
         own = (covered[:, 1, :, None] > 0) & (covered[:, 0, None, :] > 0)
         like_background = _has_color_of(
-            inside & ~own & ~shared, colors, config.from_boxes.color_difference
+            inside & ~own & ~shared, colors, config.from_boxes.background_difference
         )
 
     instead = has_only_box(truth)[matched]
@@ -215,18 +215,15 @@ def box_losses(
         logits: of the masks.
         targets: what the boxes say.
         config: the weight of each term, and which colors are similar.
-        progress: share of the training that is done (0..1). With it the pairwise loss grows, and
-            the prior that the box is full falls.
+        progress: share of the training that is done (0..1), with which the pairwise loss grows.
         at_masks: losses at the masks of the teacher, where there are any.
     """
     ramp = min(1.0, progress / max(config.ramp, 1e-6))
-    fill = 1 + ramp * (config.fill_weight - 1)
-    pairwise = config.pairwise_weight * ramp
     return (
         config.projection_weight * projection_losses(logits, targets)
         + config.outside_weight * outside_losses(logits, targets)
-        + fill * fill_losses(logits, targets, config)
-        + pairwise * pairwise_losses(logits, targets, config.color_difference)
+        + config.fill_weight * fill_losses(logits, targets, config)
+        + ramp * config.pairwise_weight * pairwise_losses(logits, targets, config.color_difference)
         + config.teacher_weight * targets.with_mask * at_masks
     )
 
@@ -261,8 +258,7 @@ def fill_losses(
     weight = targets.inside * targets.covered[:, 1, :, None] * targets.covered[:, 0, None, :]
     count = weight.sum(dim=(1, 2)).clamp(min=1)
     weight = torch.where(targets.shared, config.overlap_weight * weight, weight)
-    is_background = targets.like_background & config.background_colors
-    wrong = torch.where(is_background, logits, -logits).sigmoid()
+    wrong = torch.where(targets.like_background, logits, -logits).sigmoid()
     return (weight * wrong).sum(dim=(1, 2)) / count
 
 
