@@ -149,7 +149,8 @@ class Points(Callback):
         facts: Mapping[str, Any],
         seconds: float,
     ) -> None:
-        self.steps = {max(1, round(share * arm.count)) for share in POINTS}
+        shares = POINTS if arm.has_curve else ()
+        self.steps = {max(1, round(share * arm.count)) for share in shares}
         self.setup = setup
         self.measured = measured
         self.facts = facts
