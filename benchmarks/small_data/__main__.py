@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
         "--questions",
         default="",
         help="which runs, in this order, separated by commas: kinds, starts, plants, two_hours, "
-        "started_kinds, rank, variants, front; default: all",
+        "rank, variants, front; default: all",
     )
     parser.add_argument("--variants", type=Path, help="file of runs with other settings")
     parser.add_argument(

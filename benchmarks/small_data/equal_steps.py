@@ -38,7 +38,7 @@ from .sources import (
 )
 
 POINTS = (1 / 6, 1 / 3, 2 / 3)  # of the run, where it is measured on few images
-COST_STEPS, COST_WARMUP = 8, 3
+COST_STEPS, COST_WARMUP = 5, 2
 # The recipe is that of a CPU with these properties, wherever the run takes place.
 MEMORY = 24.0
 DTYPE = "bfloat16"
@@ -149,7 +149,8 @@ class Points(Callback):
         facts: Mapping[str, Any],
         seconds: float,
     ) -> None:
-        self.steps = {max(1, round(share * arm.count)) for share in POINTS}
+        shares = POINTS if arm.has_curve else ()
+        self.steps = {max(1, round(share * arm.count)) for share in shares}
         self.setup = setup
         self.measured = measured
         self.facts = facts

@@ -77,7 +77,7 @@ def draw(front: Front, model: MaskRCNN, measured: Validation, setup: Setup) -> N
     predictor = mr.Predictor(model, device=setup.device, min_score=MIN_SCORE)
     data = measured.data
     for number in range(OVERLAYS):
-        index = round((number + 0.5) * len(data) / OVERLAYS)
+        index = int((number + 0.5) * len(data) / OVERLAYS)
         overlay = mr.draw_instances(predictor(data.image(index)), data.image(index))
         overlay.thumbnail((LONGEST, LONGEST))
         name = f"{front.name}-{number + 1}.jpg"

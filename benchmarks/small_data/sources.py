@@ -22,9 +22,10 @@ from .queue import Setup, locked
 
 # Training images of a seed: the scenes have about three objects each, the nuclei 44.
 IMAGES = {"nuclei": 56, "scenes": 150, "plants": 58, "coco_mini_kp": 80}
-# A step on a GPU that several runs share takes about as long with 16 small images as with four.
-BATCH = {"nuclei": 16, "scenes": 16, "plants": 8, "coco_mini_kp": 8}
-STEPS = {"nuclei": 300, "scenes": 320, "plants": 300, "coco_mini_kp": 300}
+# On a GPU that 16 runs share, a step with 16 drawn scenes takes as long as one with four. With other
+# images the augmentation, on one core per run, is the limit.
+BATCH = {"nuclei": 8, "scenes": 16, "plants": 8, "coco_mini_kp": 8}
+STEPS = {"nuclei": 260, "scenes": 400, "plants": 220, "coco_mini_kp": 180}
 SCENES, SCENES_VAL, SCENE_SIDE = 300, 100, 160
 SCENE_CATEGORIES = (2, 3, 4)  # star, ring, figure: balls are ellipses, and only clutter here
 POOL_SEEDS = 3
