@@ -18,6 +18,8 @@ import { colorOf, scoreText, state } from "./state.js";
 
 const OPACITY = 0.4;
 const CROWD = 100; // with more objects, lines are thinner
+const FEW = 20; // with more objects, a name is at most NAME_WIDTH times as wide as its box
+const NAME_WIDTH = 2;
 const DARK = "#141414";
 /** Keypoints scored below this (0..1) are neither drawn nor downloaded, as in `maskrcnn predict`. */
 export const KEYPOINT_SCORE = 0.05;
@@ -135,7 +137,8 @@ function drawSkeleton(context, object, color, look) {
 }
 
 /**
- * Names in the order of their scores; one that would cover another is left out.
+ * Names in the order of their scores. One that would cover another is left out, and in a crowd one
+ * that would cover the neighbors of its object.
  * @param {CanvasRenderingContext2D} context
  * @param {DetectedObject[]} objects
  * @param {Look} look
@@ -153,6 +156,7 @@ function drawNames(context, objects, look) {
   for (const object of objects) {
     const text = `${object.category.name} ${scoreText(object.score)}`;
     const width = textWidth(context, text, unit) + 2 * margin;
+    if (objects.length > FEW && width > NAME_WIDTH * object.bbox[2] * scale) continue;
     const [x, y] = [object.bbox[0] * scale + shiftX, object.bbox[1] * scale + shiftY];
     const left = Math.min(Math.max(x, part[0] * scale + shiftX), part[2] * scale + shiftX - width);
     const top = Math.max(y - height, part[1] * scale + shiftY);

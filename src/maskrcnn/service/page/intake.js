@@ -138,6 +138,7 @@ async function send(image) {
     image.message = error.message;
     if (error instanceof ServerError && error.concernsKey) {
       image.status = "waiting";
+      image.message = "Waiting for the API key.";
       isPaused = true;
       changed("key");
     }

@@ -99,6 +99,7 @@ find("color-by").addEventListener("change", (event) => {
   changed("look");
 });
 find("layers").addEventListener("change", ({ target }) => {
+  if (!(target.name in state.layers)) return;
   state.layers[target.name] = target.checked;
   changed("look");
 });

@@ -184,8 +184,9 @@ function distanceToChord(point, start, end) {
  */
 export function pathOf(polygons) {
   const path = new Path2D();
-  for (const corners of polygons) {
-    for (const [x, y] of corners) path.lineTo(x, y);
+  for (const [[startX, startY], ...rest] of polygons) {
+    path.moveTo(startX, startY);
+    for (const [x, y] of rest) path.lineTo(x, y);
     path.closePath();
   }
   return path;

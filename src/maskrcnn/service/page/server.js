@@ -122,9 +122,16 @@ async function failure(response) {
     // A proxy's page, not the service's JSON.
   }
   let message = error?.message ?? MEANINGS[status] ?? `The server answered with status ${status}. Try again.`;
-  if (error?.id && status >= 500 && !message.includes(error.id)) message += ` The server's log names it as ${error.id}.`;
+  message = asSentence(message);
+  if (error?.id && status === 500) message += ` Its id is ${error.id}.`;
   const wait = Number(response.headers.get("Retry-After"));
   return new ServerError(message, status, Number.isFinite(wait) ? wait : 0);
+}
+
+/** With a capital and a full stop; a file name at the start stays as it is. @param {string} text */
+function asSentence(text) {
+  const start = /^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(start) ? start : `${start}.`;
 }
 
 /** @param {Blob} blob */

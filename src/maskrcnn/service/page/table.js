@@ -51,7 +51,8 @@ function showCategories() {
   const { info, images, current, hiddenCategories } = state;
   const present = new Set(images.flatMap((image) => image.objects.map((object) => object.category)));
   const categories = info ? info.categories.filter((category) => present.has(category)) : [];
-  find("categories").hidden = !categories.length;
+  find("categories").hidden = !categories.length || current?.status !== "done";
+  find("toggle-all").hidden = categories.length < 2;
   const focused = document.activeElement?.getAttribute("data-category");
 
   const inImage = (current?.objects ?? []).filter((object) => object.score >= state.minScore);
@@ -77,20 +78,22 @@ function showCategories() {
   showStatus(shown);
 }
 
+/** @param {number} shown @param {number} all */
+function ofAll(shown, all) {
+  return shown === all ? counted(all, "object") : `${shown.toLocaleString("en")} of ${counted(all, "object")}`;
+}
+
 /** @param {DetectedObject[]} shown */
 function showStatus(shown) {
   const { current, images } = state;
   let text = "";
   if (current?.status === "done") {
     const all = current.objects.length;
-    const hidden = all - shown.length;
-    text = `${counted(shown.length, "object")} in ${current.name}.`;
-    if (!all) text = `The model detected no object in ${current.name}.`;
-    else if (hidden) text += ` ${hidden.toLocaleString("en")} below the score or of hidden categories.`;
+    text = all ? `${ofAll(shown.length, all)} in ${current.name}.` : `The model detected no object in ${current.name}.`;
     const done = images.filter(({ status }) => status === "done");
     if (done.length > 1) {
-      const count = done.reduce((sum, image) => sum + shownObjects(image).length, 0);
-      text += ` ${counted(count, "object")} in ${done.length} images.`;
+      const sum = (count) => done.reduce((total, image) => total + count(image), 0);
+      text += ` ${ofAll(sum((image) => shownObjects(image).length), sum((image) => image.objects.length))} in ${done.length} images.`;
     }
   }
   if (find("status").textContent !== text) find("status").textContent = text;
