@@ -43,7 +43,7 @@ from .service_settings import ServiceSettings
 
 PAGE = Path(__file__).with_name("page")
 """The browser page: static files."""
-_OPTIONS = ("min_score", "masks", "simplify", "overlay")
+_OPTIONS = ("min_score", "masks", "simplify", "overlay", "preview")
 
 
 def create_app(
@@ -136,6 +136,9 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         overlay: Annotated[
             bool, Query(description="Add the image with its objects drawn on it, a base64 PNG.")
         ] = False,
+        preview: Annotated[
+            bool, Query(description="Add the image as it was read, 8 bits, a base64 PNG.")
+        ] = False,
     ) -> Response:
         """Detects the objects in one or several images.
 
@@ -145,7 +148,7 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         """
         _check_options(request)
         is_png = _accepts_png(request)
-        options = ResponseOptions(min_score, masks, simplify, overlay or is_png)
+        options = ResponseOptions(min_score, masks, simplify, overlay or is_png, preview)
         async with received(request, service) as images:
             if is_png and len(images) > 1:
                 raise _one_expected(len(images))
