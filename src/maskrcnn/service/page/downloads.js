@@ -83,6 +83,17 @@ export async function labelmeContent(image) {
   };
 }
 
+/** The list labels.txt of LabelMe: categories and, indented, their keypoints. It rejects a name that is listed twice. */
+function labelsText() {
+  const lines = new Map();
+  for (const { name, keypoints = [] } of state.info.categories) {
+    for (const [label, indent] of [[name, ""], ...keypoints.map((keypoint) => [keypoint, "  "])]) {
+      if (!lines.has(label)) lines.set(label, `${indent}${label}\n`);
+    }
+  }
+  return [...lines.values()].join("");
+}
+
 /** @param {DetectedObject} object */
 async function shapesOf(object) {
   const shapes = [];
@@ -189,16 +200,23 @@ async function saveAll(files, zipName) {
 
 /** @param {PageImage[]} images @param {string} ending @param {(image: PageImage) => Promise<Blob>} make */
 async function filePerImage(images, ending, make) {
-  const files = [];
-  for (const image of images) files.push({ name: besideName(image, ending), blob: await make(image) });
-  return files;
+  const files = new Map();
+  for (const image of images) {
+    const name = besideName(image, ending);
+    files.set(files.has(name) ? image.name + ending : name, await make(image)); // a.png and a.jpg
+  }
+  return [...files].map(([name, blob]) => ({ name, blob }));
 }
 
 /** @type {Object<string, (images: PageImage[]) => Promise<void>>} */
 const DOWNLOADS = {
   png: async (images) => saveAll(await filePerImage(images, "_objects.png", overlayPng), "objects.zip"),
   coco: async (images) => save(images.length === 1 ? besideName(images[0], "_coco.json") : "coco.json", jsonBlob(cocoContent(images))),
-  labelme: async (images) => saveAll(await filePerImage(images, ".json", async (image) => jsonBlob(await labelmeContent(image))), "labelme.zip"),
+  labelme: async (images) => {
+    const files = await filePerImage(images, ".json", async (image) => jsonBlob(await labelmeContent(image)));
+    if (files.length > 1) files.push({ name: "labels.txt", blob: new Blob([labelsText()]) });
+    await saveAll(files, "labelme.zip");
+  },
   csv: async (images) => {
     const text = new Blob(["\ufeff", csvText(images)], { type: "text/csv" }); // the mark tells spreadsheets that it is UTF-8
     save(images.length === 1 ? besideName(images[0], ".csv") : "objects.csv", text);

@@ -140,5 +140,5 @@ export function scoreText(score) {
 
 /** @param {number} count @param {string} word its plural has an s */
 export function counted(count, word) {
-  return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+  return `${count ? count.toLocaleString("en") : "no"} ${word}${count === 1 ? "" : "s"}`;
 }

@@ -90,6 +90,7 @@ function showStatus(shown) {
   if (current?.status === "done") {
     const all = current.objects.length;
     text = all ? `${ofAll(shown.length, all)} in ${current.name}.` : `The model detected no object in ${current.name}.`;
+    if (all && !shown.length) text += " Lower the score, or show more categories.";
     const done = images.filter(({ status }) => status === "done");
     if (done.length > 1) {
       const sum = (count) => done.reduce((total, image) => total + count(image), 0);

@@ -55,7 +55,7 @@ function showStage() {
   find("failed").hidden = image?.status !== "failed";
   find("failed-text").textContent = image?.status === "failed" ? image.message : "";
   find("view-bar").hidden = image?.status !== "done";
-  find("image-name").textContent = image?.width ? `${image.name}, ${image.width} × ${image.height} px` : "";
+  find("image-name").textContent = image?.width ? `${stateText(image)} · ${image.width} × ${image.height} px · ${image.name}` : "";
   find("stage").setAttribute("aria-label", image ? `${image.name}, ${stateText(image)}` : "No image");
 
   const notes = image?.notes ?? [];
@@ -92,7 +92,7 @@ find("clear").addEventListener("click", () => removeImages(state.images));
 find("again").addEventListener("click", () => sendAgain(state.current));
 
 onChange("images current filter", showStrip);
-onChange("images current", showStage);
+onChange("images current filter", showStage);
 onChange("current", () => {
   items.get(state.current)?.item.scrollIntoView({ block: "nearest", inline: "nearest" });
   loadPixels();
