@@ -180,7 +180,7 @@ async function overlayPng(image) {
     pixels.close();
   }
   const unit = Math.max(1, Math.max(image.width, image.height) / 800);
-  drawObjects(context, shownObjects(image), { scale: 1, unit, part: [0, 0, image.width, image.height] });
+  drawObjects(context, shownObjects(image), { scale: 1, unit, exact: true, part: [0, 0, image.width, image.height] });
 
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!blob) throw new Error(`${image.name}: ${image.width} x ${image.height} pixels are too many for a PNG of this browser.`);

@@ -160,7 +160,7 @@ function checkSize({ file }) {
 
 /** @param {number} bytes */
 function megabytes(bytes) {
-  return (bytes / 1e6).toLocaleString("en", { maximumSignificantDigits: 3 });
+  return (bytes / 1e6).toLocaleString("en", { maximumSignificantDigits: 2 });
 }
 
 /** @param {PageImage} image @param {boolean} preview ask the server for the pixels, too */

@@ -138,7 +138,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   dragDepth = 0;
   document.body.classList.remove("dragging");
-  addDropped(event.dataTransfer);
+  addDropped(event.dataTransfer).catch((error) => report(`A dropped file cannot be read: ${error.message}`));
 });
 addEventListener("paste", (event) => {
   const { files } = event.clipboardData;

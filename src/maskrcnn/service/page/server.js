@@ -39,12 +39,25 @@ export class ServerError extends Error {
   }
 }
 
-let apiKey = sessionStorage.getItem(KEY) ?? "";
+let apiKey = stored() ?? "";
+
+/** The key of this tab; browsers without storage forget it when the page is loaded again. */
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
 
 /** @param {string} key of the service; kept until the tab is closed */
 export function useKey(key) {
   apiKey = key;
-  sessionStorage.setItem(KEY, key);
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // See `stored`.
+  }
 }
 
 export function hasKey() {

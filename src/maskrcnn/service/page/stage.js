@@ -14,6 +14,7 @@ import { areaText, changed, hover, onChange, scoreText, select, shownObjects, st
 const MARGIN = 16; // CSS pixels around an image that fits
 const LARGEST_FIT = 4; // small images are enlarged up to this scale
 const MOST_ZOOM = 64; // CSS pixels per image pixel
+const EXACT = 2; // canvas pixels per image pixel from which masks and their polygons look different
 const CRISP = 3; // from this scale on, pixels are drawn as squares
 const STEP = 1.25;
 const CLICK = 5; // CSS pixels that a pointer may move during a click
@@ -149,6 +150,7 @@ function drawLayer(layer, context, image, ratio) {
   const look = {
     scale: scale * ratio,
     unit: ratio,
+    exact: scale * ratio >= EXACT,
     part: [-x / scale, -y / scale, (stage.clientWidth - x) / scale, (stage.clientHeight - y) / scale],
   };
   if (layer === "object") {
