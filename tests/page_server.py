@@ -24,7 +24,9 @@ def find_browser() -> str:
     """The path of a Chromium; without one the test is skipped."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
-        pytest.skip(f"no browser: none of {', '.join(_NAMES)} is installed (apt-get install chromium)")
+        pytest.skip(
+            f"no browser: none of {', '.join(_NAMES)} is installed (apt-get install chromium)"
+        )
     return path
 
 

@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,29 +38,42 @@ PARTS = DISC * (_ramp.abs() > 0.15)  # left and right of a gap
 
 
 class PlannedPredictor(Predictor):
-    """Predicts planned objects, and takes `seconds` for each batch."""
-
-    seconds = 0.0
+    """Predicts planned objects."""
 
     def predict_prepared(self, images: Sequence[PreparedImage]) -> list[Instances]:
-        time.sleep(self.seconds)
-        return [planned_objects(image.image, self.config.categories) for image in images]
+        results = [planned_objects(image.image, self.config.categories) for image in images]
+        return (
+            results
+            if self.config.mask
+            else [replace(r, mask_grids=None, keypoints=None) for r in results]
+        )
 
 
-def planned_predictor(categories: Sequence[Category] = CATEGORIES) -> PlannedPredictor:
-    return PlannedPredictor(MaskRCNN.from_config(tiny_config(categories)).eval())
+def planned_predictor(
+    categories: Sequence[Category] = CATEGORIES, masks: bool = True
+) -> PlannedPredictor:
+    changes = {} if masks else {"mask": None}
+    return PlannedPredictor(MaskRCNN.from_config(tiny_config(categories, **changes)).eval())
 
 
 def planned_objects(image: np.ndarray, categories: Sequence[Category]) -> Instances:
     size = image.shape[:2]
     boxes, labels, scores, grids = [[20.0, 20.0, 60.0, 50.0]], [len(categories) - 1], [0.9], [DISC]
     if size == SCENE:
-        boxes = [[20, 20, 90, 220], [110, 40, 170, 230], [190, 30, 300, 130], [190, 150, 300, 220], [5, 5, 45, 35]]
+        boxes = [
+            [20, 20, 90, 220],
+            [110, 40, 170, 230],
+            [190, 30, 300, 130],
+            [190, 150, 300, 220],
+            [5, 5, 45, 35],
+        ]
         labels = [0, 0, 1, 2, 3]
         scores = [0.98, 0.87, 0.92, 0.75, 0.2]
         grids = [DISC, DISC, RING, PARTS, DISC]
     elif size == CROWD:
-        boxes = [[25 * x + 1, 25 * y + 1, 25 * x + 27, 25 * y + 24] for y in range(25) for x in range(40)]
+        boxes = [
+            [25 * x + 1, 25 * y + 1, 25 * x + 27, 25 * y + 24] for y in range(25) for x in range(40)
+        ]
         labels = [n % 2 + 1 for n in range(1000)]
         scores = [0.999 - 0.0009 * n for n in range(1000)]
         grids = [RING if n % 7 == 0 else DISC for n in range(1000)]

@@ -27,12 +27,12 @@ from maskrcnn.formats.load_dataset import load_dataset
 for package in ("playwright", "fastapi", "uvicorn", "prometheus_client", "python_multipart"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'maskrcnn[dev]'")
 
-from page_server import FLAGS, find_browser, image_file, pixels, running
-from planned_predictor import CATEGORIES, CROWD, EMPTY, SCENE, planned_objects, planned_predictor
-from playwright.sync_api import expect, sync_playwright
+from page_server import FLAGS, find_browser, image_file, pixels, running  # noqa: E402
+from planned_predictor import CATEGORIES, CROWD, EMPTY, SCENE, planned_objects, planned_predictor  # noqa: E402
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
-from maskrcnn.service.app import create_app
-from maskrcnn.service.service_settings import ServiceSettings
+from maskrcnn.service.app import create_app  # noqa: E402
+from maskrcnn.service.service_settings import ServiceSettings  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -74,12 +74,23 @@ def open_page(browser: Browser, address: str) -> Iterator[OpenPage]:
 
     def open_page(at: str = address, expected: str = "nothing", **context: Any) -> Page:
         """Args: at: address; expected: pattern of console errors that the test provokes."""
-        contexts.append(browser.new_context(viewport=context.pop("viewport", {"width": 1280, "height": 800}), **context))
+        contexts.append(
+            browser.new_context(
+                viewport=context.pop("viewport", {"width": 1280, "height": 800}), **context
+            )
+        )
         page = contexts[-1].new_page()
         page.set_default_timeout(8000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         fine = f"{expected}|willReadFrequently"  # the tests read canvases
-        page.on("console", lambda m: m.type in ("error", "warning") and not re.search(fine, m.text) and problems.append(m.text))
+        page.on(
+            "console",
+            lambda m: (
+                m.type in ("error", "warning")
+                and not re.search(fine, m.text)
+                and problems.append(m.text)
+            ),
+        )
         page.on("request", lambda r: r.url.startswith((at, "blob:")) or problems.append(r.url))
         page.goto(f"{at}/")
         page.locator("#model:not(:empty)").wait_for()
@@ -147,7 +158,9 @@ def test_the_first_click_shows_objects(open_page: OpenPage) -> None:
     page = open_page()
     look(page, "empty")
     page.click("#try-example")
-    expect(page.locator("#image-name")).to_contain_text("1 object · 160 × 160 px · example_scene.png")
+    expect(page.locator("#image-name")).to_contain_text(
+        "1 object · 160 × 160 px · example_scene.png"
+    )
     assert ink(page, "image-layer") > 10_000
     assert ink(page) > 100
     assert page.title() == "planned · maskrcnn"
@@ -175,13 +188,17 @@ def test_several_images_with_their_counts_and_errors(open_page: OpenPage) -> Non
     broken = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"}
     show(page, image_file("scene.png", SCENE), image_file("nothing.png", EMPTY), broken)
     look(page, "keypoints")
-    expect(page.locator("#status")).to_have_text("4 of 5 objects in scene.png. 4 of 5 objects in 2 images.")
+    expect(page.locator("#status")).to_have_text(
+        "4 of 5 objects in scene.png. 4 of 5 objects in 2 images."
+    )
     expect(page.locator("#category-total td").first).to_have_text("4")
     expect(page.locator("#category-rows tr").nth(1)).to_contain_text("ring")
 
     buttons = page.locator(".thumbnail")
     assert buttons.evaluate_all("all => all.map(b => b.ariaLabel)") == [
-        "scene.png, 4 objects", "nothing.png, no objects", "notes.txt, no prediction",
+        "scene.png, 4 objects",
+        "nothing.png, no objects",
+        "notes.txt, no prediction",
     ]
     buttons.nth(1).click()
     expect(page.locator("#status")).to_contain_text("The model detected no object in nothing.png.")
@@ -192,10 +209,20 @@ def test_several_images_with_their_counts_and_errors(open_page: OpenPage) -> Non
     assert re.search(r"\.$", message.inner_text())
     look(page, "unreadable")
 
-    show_again = page.locator("#again")
-    show_again.click()
+    page.click("#again")
     expect(message).to_contain_text("notes.txt")
+    buttons.nth(0).click()
+    page.select_option("#scope", "all")
+    download(page, "csv")
+    expect(page.locator("#messages")).to_contain_text(
+        "1 of 3 images have no prediction and are left out."
+    )
+
+    page.locator(".remove").first.click()
+    expect(buttons).to_have_count(2)
+    expect(buttons.first).to_be_focused()
     page.click("text=Remove all")
+    expect(page.locator("#choose")).to_be_focused()
     expect(page.locator("#empty")).to_be_visible()
     expect(page.locator("#strip")).to_be_hidden()
 
@@ -226,7 +253,9 @@ def test_filters_and_layers_redraw_without_a_request(open_page: OpenPage) -> Non
         before = ink(page)
         page.uncheck(f"[name={layer}]")
         after = ink(page)
-        assert after < before or (layer == "keypoints" and after <= before)  # keypoints lie on masks
+        assert after < before or (
+            layer == "keypoints" and after <= before
+        )  # keypoints lie on masks
     assert ink(page) == 0
     page.check("[name=keypoints]")
     assert ink(page) > 0
@@ -307,13 +336,24 @@ def test_two_fingers_zoom_on_a_phone(open_page: OpenPage) -> None:
     assert box
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     touches = page.context.new_cdp_session(page)
-    for kind, apart in (("touchStart", 30), ("touchMove", 45), ("touchMove", 90), ("touchEnd", None)):
-        points = [] if apart is None else [{"x": x - apart, "y": y, "id": 1}, {"x": x + apart, "y": y, "id": 2}]
+    for kind, apart in (
+        ("touchStart", 30),
+        ("touchMove", 45),
+        ("touchMove", 90),
+        ("touchEnd", None),
+    ):
+        points = (
+            []
+            if apart is None
+            else [{"x": x - apart, "y": y, "id": 1}, {"x": x + apart, "y": y, "id": 2}]
+        )
         touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     expect(page.locator("#zoom")).not_to_have_text(fitted)
     assert int(page.locator("#zoom").inner_text().split()[0]) > 2 * int(fitted.split()[0])
     page.tap("#fit")
+    expect(page.locator("#zoom")).to_have_text(fitted)
     page.tap("#stage", position=place(page, 55, 120))
+    expect(page.locator("#name-tag")).to_contain_text("1: person")
     expect(page.locator("#announcement")).to_contain_text("Object 1: person")
 
     assert page.evaluate("document.documentElement.scrollWidth") == 390
@@ -360,7 +400,9 @@ def test_downloads_can_be_read_back(open_page: OpenPage, tmp_path: Path) -> None
     assert [image["file_name"] for image in content["images"]] == list(names)
     order = [0, 2, 1, 3]  # by score
     read = [annotation for annotation in content["annotations"] if annotation["image_id"] == 1]
-    assert [(rle.decode(a["segmentation"]) == masks[n]).all() for a, n in zip(read, order, strict=True)] == [True] * 4
+    assert [
+        (rle.decode(a["segmentation"]) == masks[n]).all() for a, n in zip(read, order, strict=True)
+    ] == [True] * 4
     assert read[0]["keypoints"] == [54.5, 39.5, 2, 26.5, 99.5, 2, 0, 0, 0, 54.5, 199.5, 2]
     assert read[0]["num_keypoints"] == 3
     assert len(dataset) == 3
@@ -374,8 +416,14 @@ def test_downloads_can_be_read_back(open_page: OpenPage, tmp_path: Path) -> None
     labelme = load_dataset(tmp_path / "labelme", images=tmp_path)
     assert len(labelme) == 3
     content = json.loads((tmp_path / "labelme" / "scene.json").read_text())
-    assert [(s["label"], s["shape_type"]) for s in content["shapes"] if s["shape_type"] != "point"] == [
-        ("person", "polygon"), ("ring", "mask"), ("person", "polygon"), ("cell", "polygon"), ("cell", "polygon"),
+    assert [
+        (s["label"], s["shape_type"]) for s in content["shapes"] if s["shape_type"] != "point"
+    ] == [
+        ("person", "polygon"),
+        ("ring", "mask"),
+        ("person", "polygon"),
+        ("cell", "polygon"),
+        ("cell", "polygon"),
     ]
     (record,) = [record for record in labelme if record.path.name == "scene.png"]
     for object, n in zip(record.annotations, order, strict=True):
@@ -387,7 +435,9 @@ def test_downloads_can_be_read_back(open_page: OpenPage, tmp_path: Path) -> None
         if n < 2:
             labeled = object.keypoints[:, 2] > 0
             assert labeled.tolist() == [True, True, False, True]
-            assert object.keypoints[labeled, :2] == pytest.approx(expected.keypoints[n, labeled, :2].numpy(), abs=0.01)
+            assert object.keypoints[labeled, :2] == pytest.approx(
+                expected.keypoints[n, labeled, :2].numpy(), abs=0.01
+            )
 
     name, data = download(page, "csv")
     table = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
@@ -404,14 +454,41 @@ def test_downloads_can_be_read_back(open_page: OpenPage, tmp_path: Path) -> None
     assert (drawn[120, 40] != pixels(SCENE)[120, 40]).any()
 
 
+def test_a_model_of_boxes_alone(open_page: OpenPage, tmp_path: Path) -> None:
+    with running(create_app(planned_predictor(CATEGORIES[1:], masks=False))) as address:
+        page = open_page(address)
+        show(page, image_file("a.png", (100, 100)))
+        expect(page.locator("#layers label:visible")).to_have_text([" Boxes", " Names", "Color by"])
+        assert ink(page) > 0
+        page.hover("#stage", position=place(page, 22, 22, (100, 100)))
+        expect(page.locator("#name-tag")).to_have_text("1: boat, 90 %, 1,200 px")
+        _, data = download(page, "labelme")
+        (tmp_path / "a.json").write_bytes(data)
+        Image.fromarray(pixels((100, 100))).save(tmp_path / "a.png")
+        (object,) = load_dataset(tmp_path)[0].annotations
+        assert object.box == (20, 20, 60, 50)
+
+
 def test_names_that_occur_twice_stay_apart(open_page: OpenPage) -> None:
     page = open_page()
-    show(page, image_file("a.png", (64, 96)), image_file("a.png", SCENE), image_file("a.jpg", (64, 96)))
+    show(
+        page,
+        image_file("a.png", (64, 96)),
+        image_file("a.png", SCENE),
+        image_file("a.jpg", (64, 96)),
+    )
     page.locator(".thumbnail").nth(1).click()
-    expect(page.locator("#notes")).to_contain_text("A second image is named a.png; here it is a (2).png.")
+    expect(page.locator("#notes")).to_contain_text(
+        "A second image is named a.png; here it is a (2).png."
+    )
     page.select_option("#scope", "all")
     _, data = download(page, "labelme")
-    assert zipfile.ZipFile(io.BytesIO(data)).namelist() == ["a.json", "a (2).json", "a.jpg.json", "labels.txt"]
+    assert zipfile.ZipFile(io.BytesIO(data)).namelist() == [
+        "a.json",
+        "a (2).json",
+        "a.jpg.json",
+        "labels.txt",
+    ]
 
 
 def test_images_from_the_camera(open_page: OpenPage) -> None:
@@ -427,7 +504,9 @@ def test_images_from_the_camera(open_page: OpenPage) -> None:
 
 def test_a_refused_camera_is_explained(open_page: OpenPage) -> None:
     page = open_page()
-    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); }; }")
+    page.evaluate(
+        "() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); }; }"
+    )
     page.click("#use-camera")
     expect(page.locator("#camera-message")).to_contain_text("The browser may not use the camera.")
     expect(page.locator("#take")).to_be_disabled()
@@ -474,7 +553,9 @@ def test_a_dropped_folder_gives_its_images(open_page: OpenPage) -> None:
       await addDropped({ items: [{ webkitGetAsEntry: () => entry }], files: [] });
     }""")
     expect(page.locator("#thumbnails .name")).to_have_text(["a.png", "b.tif"])
-    expect(page.locator("#messages")).to_contain_text("1 of 3 files are not images and were skipped.")
+    expect(page.locator("#messages")).to_contain_text(
+        "1 of 3 files are not images and were skipped."
+    )
 
 
 def test_the_page_waits_for_a_server_that_starts(open_page: OpenPage) -> None:
@@ -484,6 +565,7 @@ def test_the_page_waits_for_a_server_that_starts(open_page: OpenPage) -> None:
     page.reload()
     expect(page.locator("#messages")).to_contain_text("The server does not answer.")
     page.set_input_files("#files", [image_file("a.png", (64, 96))])  # ty: ignore[invalid-argument-type]
+    expect(page.locator("#busy-text")).to_have_text("Waiting for the server.")
     page.clock.fast_forward(6000)
     expect(page.locator("#messages")).to_be_empty()
     page.clock.run_for(500)
@@ -494,6 +576,7 @@ def test_key_prefix_and_limits(open_page: OpenPage, guarded: str) -> None:
     page = open_page(guarded, expected="401|413")
     expect(page.locator("#key")).to_be_focused()
     page.set_input_files("#files", [image_file("a.png", (64, 96))])  # ty: ignore[invalid-argument-type]
+    expect(page.locator("#busy-text")).to_have_text("Waiting for the API key.")
     page.fill("#key", "wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#key-message")).to_have_text("The server did not accept this key.")
@@ -506,8 +589,12 @@ def test_key_prefix_and_limits(open_page: OpenPage, guarded: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
-    page.set_input_files("#files", [{"name": "large.png", "mimeType": "", "buffer": file.getvalue()}])
-    expect(page.locator("#failed-text")).to_contain_text("more than the server's limit of 0.02 MB (--max-bytes)")
+    page.set_input_files(
+        "#files", [{"name": "large.png", "mimeType": "", "buffer": file.getvalue()}]
+    )
+    expect(page.locator("#failed-text")).to_contain_text(
+        "more than the server's limit of 0.02 MB (--max-bytes)"
+    )
     look(page, "too_large")
 
 
@@ -515,12 +602,18 @@ def test_a_server_that_is_offline_or_busy(open_page: OpenPage) -> None:
     page = open_page(expected="ERR_INTERNET_DISCONNECTED|503")
     page.context.set_offline(True)
     show(page, image_file("a.png", (64, 96)))
-    expect(page.locator("#failed-text")).to_have_text("The server does not answer. Check that it is running, then try again.")
+    expect(page.locator("#failed-text")).to_have_text(
+        "The server does not answer. Check that it is running, then try again."
+    )
     look(page, "offline")
     page.context.set_offline(False)
 
     body = {"error": {"code": "queue_full", "message": "64 images wait", "id": "1"}}
-    page.route("**/predict?*", lambda route: route.fulfill(status=503, headers={"Retry-After": "1"}, json=body), times=1)
+    page.route(
+        "**/predict?*",
+        lambda route: route.fulfill(status=503, headers={"Retry-After": "1"}, json=body),
+        times=1,
+    )
     page.click("#again")
     expect(page.locator("#busy-text")).to_have_text("The server is busy. Trying again in 1 s.")
     look(page, "busy")
@@ -529,17 +622,27 @@ def test_a_server_that_is_offline_or_busy(open_page: OpenPage) -> None:
 
 def test_a_crash_of_the_server_is_a_sentence_with_its_id(open_page: OpenPage) -> None:
     page = open_page(expected="500|502")
-    body = {"error": {"code": "crash", "message": "the server failed on this request", "id": "4f2a"}}
+    body = {
+        "error": {"code": "crash", "message": "the server failed on this request", "id": "4f2a"}
+    }
     page.route("**/predict?*", lambda route: route.fulfill(status=500, json=body), times=1)
     show(page, image_file("a.png", (64, 96)))
-    expect(page.locator("#failed-text")).to_have_text("The server failed on this request. Its id is 4f2a.")
-    page.route("**/predict?*", lambda route: route.fulfill(status=502, body="<html>Bad gateway"), times=1)
+    expect(page.locator("#failed-text")).to_have_text(
+        "The server failed on this request. Its id is 4f2a."
+    )
+    page.route(
+        "**/predict?*", lambda route: route.fulfill(status=502, body="<html>Bad gateway"), times=1
+    )
     page.click("#again")
-    expect(page.locator("#failed-text")).to_contain_text("The service behind this address does not answer.")
+    expect(page.locator("#failed-text")).to_contain_text(
+        "The service behind this address does not answer."
+    )
 
 
 @pytest.mark.parametrize(("name", "mode"), [("stack.tif", "L"), ("deep.png", "I;16")])
-def test_images_that_browsers_cannot_show_come_from_the_server(open_page: OpenPage, name: str, mode: str) -> None:
+def test_images_that_browsers_cannot_show_come_from_the_server(
+    open_page: OpenPage, name: str, mode: str
+) -> None:
     values = np.full((64, 96), 200, np.uint8)
     if mode == "I;16":
         values = np.linspace(0, 65535, 64 * 96).reshape(64, 96).astype(np.uint16)
@@ -614,10 +717,26 @@ def test_controls_have_names_and_an_order(open_page: OpenPage) -> None:
     order = []
     for _ in range(14):
         page.keyboard.press("Tab")
-        order.append(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
+        order.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.name || document.activeElement.className"
+            )
+        )
     assert order == [
-        "choose", "use-camera", "example", "stage", "zoom-out", "zoom-in", "fit",
-        "thumbnail", "remove", "clear", "score", "masks", "polygons", "boxes",
+        "choose",
+        "use-camera",
+        "example",
+        "stage",
+        "zoom-out",
+        "zoom-in",
+        "fit",
+        "thumbnail",
+        "remove",
+        "clear",
+        "score",
+        "masks",
+        "polygons",
+        "boxes",
     ]
     assert page.locator("[role=status]").count() == 2
     assert page.locator("#messages[role=alert]").count() == 1

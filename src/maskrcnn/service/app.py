@@ -8,6 +8,7 @@ Out: an application for uvicorn or any other ASGI server, with the paths /, /pre
 from __future__ import annotations
 
 import difflib
+import mimetypes
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -85,6 +86,8 @@ def create_app(
     _add_docs(api, settings)
     _add_errors(api)
     if PAGE.is_dir():
+        # the registry of Windows may hold another type, which browsers do not run
+        mimetypes.add_type("text/javascript", ".js")
         api.mount("/", StaticFiles(directory=PAGE, html=True))
 
     app: Any = api

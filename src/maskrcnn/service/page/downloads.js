@@ -226,7 +226,10 @@ const DOWNLOADS = {
 for (const button of document.querySelectorAll("[data-download]")) {
   button.addEventListener("click", async () => {
     const done = state.images.filter(({ status }) => status === "done");
-    const images = find("scope").value === "all" ? done : [state.current];
+    const isAll = find("scope").value === "all";
+    const images = isAll ? done : [state.current];
+    const missing = state.images.length - done.length;
+    if (isAll && missing) report(`${missing} of ${state.images.length} images have no prediction and are left out.`);
     button.disabled = true;
     try {
       await DOWNLOADS[button.dataset.download](images);

@@ -19,8 +19,8 @@ import { colorOf, scoreText, state } from "./state.js";
 
 const OPACITY = 0.4;
 const CROWD = 100; // with more objects, lines are thinner
-const FEW = 50; // with more objects, a name is at most NAME_WIDTH times as wide as its box
-const NAME_WIDTH = 2;
+const FEW = 12; // with more objects, a name is at most NAME_WIDTH times as wide as its box
+const NAME_WIDTH = 2.5;
 const DARK = "#141414";
 /** Keypoints scored below this (0..1) are neither drawn nor downloaded, as in `maskrcnn predict`. */
 export const KEYPOINT_SCORE = 0.05;

@@ -114,9 +114,15 @@ export function resume() {
   sendWaiting();
 }
 
+/** What images wait for before they can be sent; empty: nothing. */
+export function obstacle() {
+  if (!state.info) return "Waiting for the server.";
+  return isPaused || (state.info.api_key_required && !hasKey()) ? "Waiting for the API key." : "";
+}
+
 /** Sends images that wait, as many at once as the page may. */
 export function sendWaiting() {
-  if (!state.info || isPaused || (state.info.api_key_required && !hasKey())) return;
+  if (obstacle()) return;
   for (const image of state.images) {
     if (sending >= AT_ONCE) return;
     if (image.status === "waiting") send(image);
@@ -138,16 +144,16 @@ async function send(image) {
     image.message = error.message;
     if (error instanceof ServerError && error.concernsKey) {
       image.status = "waiting";
-      image.message = "Waiting for the API key.";
+      image.message = "";
       isPaused = true;
       changed("key");
     }
   }
   sending--;
+  sendWaiting();
   if (!state.images.includes(image)) return;
   changed("images");
   if (state.current === image) changed("current");
-  sendWaiting();
 }
 
 /** @param {PageImage} image */

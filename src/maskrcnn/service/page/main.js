@@ -96,7 +96,7 @@ function readPixelSize() {
 find("score").addEventListener("input", readScore);
 find("color-by").addEventListener("change", (event) => {
   state.colorBy = event.target.value;
-  changed("look");
+  changed("color");
 });
 find("layers").addEventListener("change", ({ target }) => {
   if (!(target.name in state.layers)) return;

@@ -229,6 +229,7 @@ stage.addEventListener("pointermove", (event) => {
 
   moved += Math.hypot(point.x - before.x, point.y - before.y);
   pointers.set(event.pointerId, point);
+  if (moved > CLICK) nameTag.hidden = true;
   if (pointers.size === 1 && moved > CLICK) pan(point.x - before.x, point.y - before.y);
   if (pointers.size === 2) {
     const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
@@ -245,7 +246,8 @@ function releasePointer(event) {
 }
 stage.addEventListener("pointerup", releasePointer);
 stage.addEventListener("pointercancel", releasePointer);
-stage.addEventListener("pointerleave", () => {
+stage.addEventListener("pointerleave", (event) => {
+  if (event.pointerType === "touch") return; // a finger leaves at once; the name stays until the next tap
   nameTag.hidden = true;
   hover(null);
 });
@@ -305,7 +307,7 @@ new ResizeObserver(() => {
   else viewChanged();
 }).observe(stage);
 
-onChange("filter look", () => {
+onChange("filter look color", () => {
   const shown = new Set(shownObjects(state.current));
   if (state.selected && !shown.has(state.selected)) select(null);
   if (state.hovered && !shown.has(state.hovered)) hover(null);

@@ -6,7 +6,8 @@
  *   images   an image was added, removed, or changed its status
  *   current  another image is shown, or the one shown has its prediction
  *   filter   lowest score or hidden categories
- *   look     layers or colors
+ *   look     layers
+ *   color    what decides the colors
  *   unit     the pixel size
  *   hover    the object below the pointer
  *   select   the selected object

@@ -197,8 +197,8 @@ find("hide-all").addEventListener("click", () => {
   changed("filter");
 });
 
-onChange("current images unit look filter", showCategories);
-onChange("current unit look", newRows);
+onChange("current images unit color filter", showCategories);
+onChange("current unit color", newRows);
 onChange("filter", () => {
   clearTimeout(timer);
   timer = setTimeout(showObjects, REST);

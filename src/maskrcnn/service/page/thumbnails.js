@@ -1,7 +1,7 @@
 /** The strip of images, and what the viewer says while there is nothing to draw. */
 
 import { find, make } from "./dom.js";
-import { pixelsOf, removeImages, sendAgain } from "./intake.js";
+import { obstacle, pixelsOf, removeImages, sendAgain } from "./intake.js";
 import { setPixels } from "./stage.js";
 import { counted, onChange, showImage, shownObjects, state } from "./state.js";
 
@@ -16,7 +16,10 @@ function itemOf(image) {
   const button = make("button", { type: "button", className: "thumbnail", title: image.name }, image.thumbnail, badge, make("span", { className: "name" }, image.name));
   button.addEventListener("click", () => showImage(image));
   const remove = make("button", { type: "button", className: "remove", "aria-label": `Remove ${image.name}` }, "×");
-  remove.addEventListener("click", () => removeImages([image]));
+  remove.addEventListener("click", () => {
+    removeImages([image]);
+    (items.get(state.current)?.button ?? find("choose")).focus();
+  });
   return { item: make("li", {}, button, remove), button, badge };
 }
 
@@ -51,7 +54,7 @@ function showStage() {
   const isWaiting = image?.status === "waiting" || image?.status === "sent";
   find("empty").hidden = Boolean(image);
   find("busy").hidden = !isWaiting;
-  find("busy-text").textContent = image?.message || "Predicting…";
+  find("busy-text").textContent = image?.message || obstacle() || "Predicting…";
   find("failed").hidden = image?.status !== "failed";
   find("failed-text").textContent = image?.status === "failed" ? image.message : "";
   find("view-bar").hidden = image?.status !== "done";
@@ -88,11 +91,14 @@ function noteDifference(image, pixels) {
   if (note && !image.notes.includes(note)) image.notes.push(note);
 }
 
-find("clear").addEventListener("click", () => removeImages(state.images));
+find("clear").addEventListener("click", () => {
+  removeImages(state.images);
+  find("choose").focus();
+});
 find("again").addEventListener("click", () => sendAgain(state.current));
 
 onChange("images current filter", showStrip);
-onChange("images current filter", showStage);
+onChange("info images current filter", showStage);
 onChange("current", () => {
   items.get(state.current)?.item.scrollIntoView({ block: "nearest", inline: "nearest" });
   loadPixels();
