@@ -350,7 +350,7 @@ def test_two_fingers_zoom_on_a_phone(open_page: OpenPage) -> None:
         touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     expect(page.locator("#zoom")).not_to_have_text(fitted)
     assert int(page.locator("#zoom").inner_text().split()[0]) > 2 * int(fitted.split()[0])
-    page.tap("#fit")
+    page.click("#fit")  # Chromium ignores a tap directly after a pinch
     expect(page.locator("#zoom")).to_have_text(fitted)
     page.tap("#stage", position=place(page, 55, 120))
     expect(page.locator("#name-tag")).to_contain_text("1: person")
