@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn.annotations import rle
-from maskrcnn.annotations.contours import fill
+from maskrcnn.annotations.contours import fill, signed_area, trace
 from maskrcnn.draw.style import PALETTE
 from maskrcnn.formats.load_dataset import load_dataset
 
@@ -452,6 +452,28 @@ def test_downloads_can_be_read_back(open_page: OpenPage, tmp_path: Path) -> None
     assert drawn.shape == (*SCENE, 3)
     assert (drawn[230:, :15] == pixels(SCENE)[230:, :15]).all()
     assert (drawn[120, 40] != pixels(SCENE)[120, 40]).any()
+
+
+def test_contours_of_the_page_are_those_of_the_package(open_page: OpenPage) -> None:
+    random = np.random.default_rng(0)
+    masks = [
+        random.random((9, 12)) < share for share in (0.1, 0.3, 0.5, 0.7, 0.9, 1) for _ in range(5)
+    ]
+    page = open_page()
+    traced = page.evaluate(
+        """async (rles) => {
+          const { cropOf, trace } = await import("./masks.js");
+          return rles.map((rle) => trace(cropOf(rle)).map(({ corners, isHole }) => ({ corners, isHole })));
+        }""",
+        [rle.encode(mask) for mask in masks],
+    )
+    for mask, contours in zip(masks, traced, strict=True):
+        expected = trace(mask)
+        key = lambda corners: sorted(map(tuple, corners))  # noqa: E731  # wherever a contour starts
+        assert sorted(key(c["corners"]) for c in contours) == sorted(
+            key(c.tolist()) for c in expected
+        )
+        assert sum(c["isHole"] for c in contours) == sum(signed_area(c) < 0 for c in expected)
 
 
 def test_a_model_of_boxes_alone(open_page: OpenPage, tmp_path: Path) -> None:
