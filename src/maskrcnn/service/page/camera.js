@@ -12,7 +12,8 @@ let count = 0;
 
 /** What can go wrong, by the name of the browser's error. */
 const REASONS = {
-  NotAllowedError: "The browser may not use the camera. Allow it in the settings of this site, then open the camera again.",
+  NotAllowedError:
+    "The browser may not use the camera. Allow it in the settings of this site, then try again.",
   NotFoundError: "No camera was found.",
   NotReadableError: "Another program uses the camera. Close it there, then open the camera again.",
 };
@@ -22,11 +23,14 @@ async function start(device) {
   stop();
   find("camera-message").textContent = "";
   if (!navigator.mediaDevices?.getUserMedia) {
-    find("camera-message").textContent = "The browser gives the camera to pages on https or localhost only.";
+    find("camera-message").textContent =
+      "The browser gives the camera to pages on https or localhost only.";
     return;
   }
   try {
-    const wish = device ? { deviceId: { exact: device } } : { facingMode: "environment", width: { ideal: 1920 } };
+    const wish = device
+      ? { deviceId: { exact: device } }
+      : { facingMode: "environment", width: { ideal: 1920 } };
     const started = await navigator.mediaDevices.getUserMedia({ video: wish });
     if (!dialog.open) {
       for (const track of started.getTracks()) track.stop();
@@ -39,7 +43,9 @@ async function start(device) {
     take.focus();
     await listCameras();
   } catch (error) {
-    if (dialog.open) find("camera-message").textContent = REASONS[error.name] ?? `The camera cannot be used: ${error.message}`;
+    if (dialog.open)
+      find("camera-message").textContent =
+        REASONS[error.name] ?? `The camera cannot be used: ${error.message}`;
   }
 }
 
@@ -52,11 +58,15 @@ function stop() {
 
 /** Offers a choice where there are several cameras. */
 async function listCameras() {
-  const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(({ kind }) => kind === "videoinput");
+  const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(
+    ({ kind }) => kind === "videoinput",
+  );
   const used = stream?.getVideoTracks()[0].getSettings().deviceId;
   find("camera-choice").hidden = cameras.length < 2;
   find("cameras").replaceChildren(
-    ...cameras.map(({ deviceId, label }, n) => make("option", { value: deviceId, selected: deviceId === used }, label || `Camera ${n + 1}`)),
+    ...cameras.map(({ deviceId, label }, n) =>
+      make("option", { value: deviceId, selected: deviceId === used }, label || `Camera ${n + 1}`),
+    ),
   );
 }
 

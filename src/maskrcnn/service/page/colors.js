@@ -2,8 +2,18 @@
 
 /** As maskrcnn.draw.style.PALETTE: easy to tell apart on photographs; the first few differ most. */
 export const PALETTE = [
-  "#ff4040", "#00aeff", "#ffc400", "#40dc60", "#d65cff", "#ff8000",
-  "#00e6d6", "#ff69b4", "#9ee000", "#6078ff", "#cd8550", "#96ffc8",
+  "#ff4040",
+  "#00aeff",
+  "#ffc400",
+  "#40dc60",
+  "#d65cff",
+  "#ff8000",
+  "#00e6d6",
+  "#ff69b4",
+  "#9ee000",
+  "#6078ff",
+  "#cd8550",
+  "#96ffc8",
 ];
 const REACH = 0.25; // boxes are neighbors if they are nearer than this part of the longer side
 
@@ -25,11 +35,13 @@ export function distinctColors(boxes) {
     const taken = PALETTE.map(() => 0);
     chosen.forEach((color, n) => {
       const other = reached[n];
-      if (other[0] < right && other[2] > left && other[1] < bottom && other[3] > top) taken[color]++;
+      if (other[0] < right && other[2] > left && other[1] < bottom && other[3] > top)
+        taken[color]++;
     });
     let best = 0;
     for (let color = 1; color < PALETTE.length; color++) {
-      if (taken[color] < taken[best] || (taken[color] === taken[best] && uses[color] < uses[best])) best = color;
+      if (taken[color] < taken[best] || (taken[color] === taken[best] && uses[color] < uses[best]))
+        best = color;
     }
     uses[best]++;
     chosen.push(best);
@@ -45,7 +57,8 @@ export function readableOn(color) {
 
 /** A lighter color. @param {string} color "#rrggbb" @param {number} share 0..1 of white */
 export function lighter(color, share) {
-  return `rgb(${channels(color).map((channel) => Math.round(channel * (1 - share) + 255 * share))})`;
+  const mixed = channels(color).map((channel) => Math.round(channel * (1 - share) + 255 * share));
+  return `rgb(${mixed})`;
 }
 
 /** @param {string} color "#rrggbb" */

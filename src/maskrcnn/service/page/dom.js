@@ -1,4 +1,4 @@
-/** Two words for working with the document. */
+/** Three words for working with the document. */
 
 /**
  * Returns the element of an id.
@@ -7,6 +7,15 @@
  */
 export function find(id) {
   return document.getElementById(id);
+}
+
+/**
+ * Returns the elements that a selector matches.
+ * @param {string} selector
+ * @returns {any[]}
+ */
+export function findAll(selector) {
+  return [...document.querySelectorAll(selector)];
 }
 
 /**
@@ -19,7 +28,8 @@ export function find(id) {
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.includes("-") || name === "role" || name === "scope") element.setAttribute(name, value);
+    if (name.includes("-") || name === "role" || name === "scope")
+      element.setAttribute(name, value);
     else element[name] = value;
   }
   element.append(...children);

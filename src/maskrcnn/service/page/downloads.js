@@ -1,6 +1,6 @@
 /** The objects that are shown, as files: PNG, COCO JSON, LabelMe JSON and CSV. */
 
-import { find } from "./dom.js";
+import { find, findAll } from "./dom.js";
 import { drawObjects, KEYPOINT_SCORE } from "./drawing.js";
 import { base64, grayPng, save, zip } from "./files.js";
 import { pixelsOf } from "./intake.js";
@@ -58,7 +58,12 @@ export function cocoContent(images) {
     }
   });
   return {
-    images: images.map(({ name, width, height }, index) => ({ id: index + 1, file_name: name, width, height })),
+    images: images.map(({ name, width, height }, index) => ({
+      id: index + 1,
+      file_name: name,
+      width,
+      height,
+    })),
     annotations,
     categories,
   };
@@ -66,7 +71,8 @@ export function cocoContent(images) {
 
 /**
  * A LabelMe file of one image. An object is its polygons, or a mask shape if it has holes, which
- * LabelMe's polygons cannot have; without a mask, a rectangle. Parts and keypoints share a group_id.
+ * LabelMe's polygons cannot have; without a mask, a rectangle. Parts and keypoints of one object
+ * share a group_id.
  * @param {PageImage} image
  */
 export async function labelmeContent(image) {
@@ -83,7 +89,10 @@ export async function labelmeContent(image) {
   };
 }
 
-/** The list labels.txt of LabelMe: categories and, indented, their keypoints. It rejects a name that is listed twice. */
+/**
+ * The list labels.txt of LabelMe: categories and, indented, their keypoints. It rejects a name
+ * that is listed twice.
+ */
 function labelsText() {
   const lines = new Map();
   for (const { name, keypoints = [] } of state.info.categories) {
@@ -114,12 +123,22 @@ async function shapesOf(object) {
   if (crop) {
     const { x0, y0, width, height, pixels } = crop;
     const mask = await base64(await grayPng(pixels, width, height));
-    add("mask", [[x0, y0], [x0 + width - 1, y0 + height - 1]], { mask });
+    add(
+      "mask",
+      [
+        [x0, y0],
+        [x0 + width - 1, y0 + height - 1],
+      ],
+      { mask },
+    );
   } else if (object.polygons.length) {
     for (const polygon of object.polygons) add("polygon", polygon);
   } else {
     const [x, y, width, height] = object.bbox;
-    add("rectangle", [[x, y], [x + width, y + height]]);
+    add("rectangle", [
+      [x, y],
+      [x + width, y + height],
+    ]);
   }
 
   const labeled = isLabeled(object);
@@ -137,9 +156,19 @@ async function shapesOf(object) {
 export function csvText(images) {
   const names = [...new Set(state.info.categories.flatMap((category) => category.keypoints ?? []))];
   const { pixelSize } = state;
+  /** @type {(string|number)[][]} */
   const rows = [
     [
-      "file_name", "object", "category_id", "category", "score", "x", "y", "width", "height", "area_px",
+      "file_name",
+      "object",
+      "category_id",
+      "category",
+      "score",
+      "x",
+      "y",
+      "width",
+      "height",
+      "area_px",
       ...(pixelSize ? [`area_${pixelSize.unit}2`] : []),
       ...names.flatMap((name) => [`${name}_x`, `${name}_y`, `${name}_score`]),
     ],
@@ -148,11 +177,17 @@ export function csvText(images) {
     for (const object of shownObjects(image)) {
       const keypoints = names.flatMap((name) => {
         const point = object.keypoints[(object.category.keypoints ?? []).indexOf(name)];
-        return point ? [rounded(point.x), rounded(point.y), rounded(point.score)] : ["", "", ""];
+        const values = point ? [point.x, point.y, point.score].map(rounded) : ["", "", ""];
+        return /** @type {(number|string)[]} */ (values);
       });
       rows.push([
-        image.name, object.number, object.category.id, object.category.name, rounded(object.score),
-        ...object.bbox.map(rounded), rounded(object.area),
+        image.name,
+        object.number,
+        object.category.id,
+        object.category.name,
+        rounded(object.score),
+        ...object.bbox.map(rounded),
+        rounded(object.area),
         ...(pixelSize ? [Number((object.area * pixelSize.length ** 2).toPrecision(6))] : []),
         ...keypoints,
       ]);
@@ -161,7 +196,10 @@ export function csvText(images) {
   return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
 }
 
-/** A cell of a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe. @param {string|number} value */
+/**
+ * A cell of a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe.
+ * @param {string|number} value
+ */
 function cell(value) {
   if (typeof value === "number") return String(value);
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
@@ -180,10 +218,18 @@ async function overlayPng(image) {
     pixels.close();
   }
   const unit = Math.max(1, Math.max(image.width, image.height) / 800);
-  drawObjects(context, shownObjects(image), { scale: 1, unit, exact: true, part: [0, 0, image.width, image.height] });
+  drawObjects(context, shownObjects(image), {
+    scale: 1,
+    unit,
+    exact: true,
+    part: [0, 0, image.width, image.height],
+  });
 
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  if (!blob) throw new Error(`${image.name}: ${image.width} x ${image.height} pixels are too many for a PNG of this browser.`);
+  if (!blob)
+    throw new Error(
+      `${image.name}: this browser makes no PNG of ${image.width} x ${image.height} pixels.`,
+    );
   return blob;
 }
 
@@ -192,13 +238,21 @@ function besideName(image, ending) {
   return image.name.replace(/\.[^.]*$/, "") + ending;
 }
 
-/** One file as it is, several as a ZIP. @param {{name: string, blob: Blob}[]} files @param {string} zipName */
+/**
+ * One file as it is, several as a ZIP.
+ * @param {{name: string, blob: Blob}[]} files
+ * @param {string} zipName
+ */
 async function saveAll(files, zipName) {
   if (files.length === 1) save(files[0].name, files[0].blob);
   else save(zipName, await zip(files));
 }
 
-/** @param {PageImage[]} images @param {string} ending @param {(image: PageImage) => Promise<Blob>} make */
+/**
+ * @param {PageImage[]} images
+ * @param {string} ending
+ * @param {(image: PageImage) => Promise<Blob>} make
+ */
 async function filePerImage(images, ending, make) {
   const files = new Map();
   for (const image of images) {
@@ -210,26 +264,35 @@ async function filePerImage(images, ending, make) {
 
 /** @type {Object<string, (images: PageImage[]) => Promise<void>>} */
 const DOWNLOADS = {
-  png: async (images) => saveAll(await filePerImage(images, "_objects.png", overlayPng), "objects.zip"),
-  coco: async (images) => save(images.length === 1 ? besideName(images[0], "_coco.json") : "coco.json", jsonBlob(cocoContent(images))),
+  png: async (images) =>
+    saveAll(await filePerImage(images, "_objects.png", overlayPng), "objects.zip"),
+  coco: async (images) =>
+    save(
+      images.length === 1 ? besideName(images[0], "_coco.json") : "coco.json",
+      jsonBlob(cocoContent(images)),
+    ),
   labelme: async (images) => {
-    const files = await filePerImage(images, ".json", async (image) => jsonBlob(await labelmeContent(image)));
+    const files = await filePerImage(images, ".json", async (image) =>
+      jsonBlob(await labelmeContent(image)),
+    );
     if (files.length > 1) files.push({ name: "labels.txt", blob: new Blob([labelsText()]) });
     await saveAll(files, "labelme.zip");
   },
   csv: async (images) => {
-    const text = new Blob(["\ufeff", csvText(images)], { type: "text/csv" }); // the mark tells spreadsheets that it is UTF-8
+    // the mark tells spreadsheets that it is UTF-8
+    const text = new Blob(["\ufeff", csvText(images)], { type: "text/csv" });
     save(images.length === 1 ? besideName(images[0], ".csv") : "objects.csv", text);
   },
 };
 
-for (const button of document.querySelectorAll("[data-download]")) {
+for (const button of findAll("[data-download]")) {
   button.addEventListener("click", async () => {
     const done = state.images.filter(({ status }) => status === "done");
     const isAll = find("scope").value === "all";
     const images = isAll ? done : [state.current];
     const missing = state.images.length - done.length;
-    if (isAll && missing) report(`${missing} of ${state.images.length} images have no prediction and are left out.`);
+    if (isAll && missing)
+      report(`${missing} of ${state.images.length} images have no prediction and are left out.`);
     button.disabled = true;
     try {
       await DOWNLOADS[button.dataset.download](images);

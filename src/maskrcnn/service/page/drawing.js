@@ -13,8 +13,10 @@ import { colorOf, scoreText, state } from "./state.js";
  * @typedef {Object} Look
  * @property {number} scale canvas pixels per image pixel
  * @property {number} unit canvas pixels per unit
- * @property {boolean} exact fill masks pixel by pixel; false: their polygons, which takes an eighth of the time
- * @property {[number, number, number, number]} part left, top, right, bottom that is visible, in image pixels
+ * @property {boolean} exact fill masks pixel by pixel; false: their polygons, which takes an
+ *   eighth of the time
+ * @property {[number, number, number, number]} part left, top, right, bottom that is visible, in
+ *   image pixels
  */
 
 const OPACITY = 0.4;
@@ -22,7 +24,9 @@ const CROWD = 100; // with more objects, lines are thinner
 const FEW = 12; // with more objects, a name is at most NAME_WIDTH times as wide as its box
 const NAME_WIDTH = 2.5;
 const DARK = "#141414";
-/** Keypoints scored below this (0..1) are neither drawn nor downloaded, as in `maskrcnn predict`. */
+/**
+ * Keypoints scored below this (0..1) are neither drawn nor downloaded, as in `maskrcnn predict`.
+ */
 export const KEYPOINT_SCORE = 0.05;
 
 /** @type {Map<string, number>} widths of texts, in units */
@@ -44,7 +48,8 @@ export function drawObjects(context, objects, look) {
   context.lineCap = "round";
   for (const object of largestFirst) {
     const color = colorOf(object);
-    if (masks && object.maskPath) fillMask(context, look.exact ? object.maskPath : object.polygonPath, color, OPACITY);
+    if (masks && object.maskPath)
+      fillMask(context, look.exact ? object.maskPath : object.polygonPath, color, OPACITY);
     if (polygons && object.polygonPath) stroke(context, object.polygonPath, color, line);
     if (boxes) strokeBox(context, object, color, line);
     if (keypoints && object.keypoints.length) drawSkeleton(context, object, color, look);
@@ -63,7 +68,8 @@ export function drawHighlight(context, object, look) {
   const color = colorOf(object);
   context.lineJoin = "round";
   const path = object.polygonPath ?? boxPath(object);
-  if (object.maskPath) fillMask(context, look.exact ? object.maskPath : object.polygonPath, color, 0.3);
+  if (object.maskPath)
+    fillMask(context, look.exact ? object.maskPath : object.polygonPath, color, 0.3);
   stroke(context, path, DARK, 5 * line);
   stroke(context, path, "#ffffff", 3 * line);
   stroke(context, path, color, 1.5 * line);
@@ -75,7 +81,12 @@ function isVisible({ bbox: [x, y, width, height] }, [left, top, right, bottom]) 
   return x < right && y < bottom && x + width > left && y + height > top;
 }
 
-/** @param {CanvasRenderingContext2D} context @param {Path2D} path @param {string} color @param {number} opacity */
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Path2D} path
+ * @param {string} color
+ * @param {number} opacity
+ */
 function fillMask(context, path, color, opacity) {
   context.globalAlpha = opacity;
   context.fillStyle = color;
@@ -83,14 +94,24 @@ function fillMask(context, path, color, opacity) {
   context.globalAlpha = 1;
 }
 
-/** @param {CanvasRenderingContext2D} context @param {Path2D} path @param {string} color @param {number} width */
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {Path2D} path
+ * @param {string} color
+ * @param {number} width
+ */
 function stroke(context, path, color, width) {
   context.strokeStyle = color;
   context.lineWidth = width;
   context.stroke(path);
 }
 
-/** @param {CanvasRenderingContext2D} context @param {DetectedObject} object @param {string} color @param {number} width */
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {DetectedObject} object
+ * @param {string} color
+ * @param {number} width
+ */
 function strokeBox(context, { bbox }, color, width) {
   context.strokeStyle = color;
   context.lineWidth = width;
@@ -127,7 +148,11 @@ function drawSkeleton(context, object, color, look) {
   stroke(context, limbs, lighter(color, 0.35), size);
 
   const drawn = keypoints.filter((_, index) => isDrawn(index));
-  for (const [ink, radius] of [[DARK, 1.7], ["#ffffff", 1.35], [color, 0.8]]) {
+  for (const { ink, radius } of [
+    { ink: DARK, radius: 1.7 },
+    { ink: "#ffffff", radius: 1.35 },
+    { ink: color, radius: 0.8 },
+  ]) {
     context.fillStyle = ink;
     for (const { x, y } of drawn) {
       context.beginPath();
@@ -161,7 +186,8 @@ function drawNames(context, objects, look) {
     const [x, y] = [object.bbox[0] * scale + shiftX, object.bbox[1] * scale + shiftY];
     const left = Math.min(Math.max(x, part[0] * scale + shiftX), part[2] * scale + shiftX - width);
     const top = Math.max(y - height, part[1] * scale + shiftY);
-    const covers = ([l, t, r]) => left < r && left + width > l && top < t + height && top + height > t;
+    const covers = ([l, t, r]) =>
+      left < r && left + width > l && top < t + height && top + height > t;
     if (taken.some(covers)) continue;
 
     taken.push([left, top, left + width]);
@@ -174,7 +200,11 @@ function drawNames(context, objects, look) {
   context.restore();
 }
 
-/** @param {CanvasRenderingContext2D} context whose font is set @param {string} text @param {number} unit */
+/**
+ * @param {CanvasRenderingContext2D} context whose font is set
+ * @param {string} text
+ * @param {number} unit
+ */
 function textWidth(context, text, unit) {
   if (!textWidths.has(text)) textWidths.set(text, context.measureText(text).width / unit);
   return textWidths.get(text) * unit;

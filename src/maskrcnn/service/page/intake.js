@@ -9,7 +9,8 @@ import { changed, showImage, state } from "./state.js";
 
 const AT_ONCE = 4; // requests; the server makes batches of them
 const THUMBNAIL = [144, 108];
-const IMAGE_ENDING = /\.(avif|bmp|gif|heic|heif|jfif|jp2|jpe|jpeg|jpg|mpo|png|ppm|pgm|tif|tiff|webp)$/i;
+const IMAGE_ENDING =
+  /\.(avif|bmp|gif|heic|heif|jfif|jp2|jpe|jpeg|jpg|mpo|png|ppm|pgm|tif|tiff|webp)$/i;
 
 let sending = 0;
 /** Set while the server refuses the API key. */
@@ -35,13 +36,16 @@ export async function addDropped(data) {
   const entries = [...data.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) {
     if (data.files.length) addFiles(data.files);
-    else report("Drop image files. This page loads nothing from other sites: save the image first.");
+    else
+      report("Drop image files. This page loads nothing from other sites: save the image first.");
     return;
   }
 
   const files = [];
   for (const entry of entries) files.push(...(await filesBelow(entry)));
-  const images = files.filter(({ type, name }) => type.startsWith("image/") || IMAGE_ENDING.test(name));
+  const images = files.filter(
+    ({ type, name }) => type.startsWith("image/") || IMAGE_ENDING.test(name),
+  );
   const skipped = files.length - images.length;
   if (skipped) report(`${skipped} of ${files.length} files are not images and were skipped.`);
   if (!files.length) report("The folder is empty.");
@@ -65,6 +69,7 @@ function entryOf(file) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = THUMBNAIL;
   const name = uniqueName(file.name);
+  /** @type {PageImage} */
   const entry = {
     name,
     file,
@@ -96,7 +101,8 @@ export function removeImages(images) {
   for (const image of images) image.abort.abort();
   const index = state.images.indexOf(state.current);
   state.images = state.images.filter((image) => !images.includes(image));
-  if (!state.images.includes(state.current)) showImage(state.images[Math.min(index, state.images.length - 1)] ?? null);
+  if (!state.images.includes(state.current))
+    showImage(state.images[Math.min(index, state.images.length - 1)] ?? null);
   changed("images");
 }
 
@@ -158,9 +164,12 @@ async function send(image) {
 
 /** @param {PageImage} image */
 function checkSize({ file }) {
-  const most = state.info.limits?.max_bytes;
+  const most = state.info.limits.max_bytes;
   if (most && file.size > most) {
-    throw new Error(`The file has ${megabytes(file.size)} MB, more than the server's limit of ${megabytes(most)} MB (--max-bytes). Send a smaller image.`);
+    throw new Error(
+      `The file has ${megabytes(file.size)} MB, more than the server's limit of ` +
+        `${megabytes(most)} MB (--max-bytes). Send a smaller image.`,
+    );
   }
 }
 
@@ -179,7 +188,9 @@ async function predictImage(image, preview) {
   const answer = await predict(image.file, image.name, options, image.abort.signal, onBusy);
   const [{ width, height, notes, preview: png }] = answer.images;
   if (png) {
-    image.background = new Blob([Uint8Array.from(atob(png), (character) => character.charCodeAt(0))]);
+    image.background = new Blob([
+      Uint8Array.from(atob(png), (character) => character.charCodeAt(0)),
+    ]);
     await drawThumbnail(image);
   }
   image.width = width;
@@ -220,7 +231,15 @@ async function drawThumbnail(image) {
   const { thumbnail } = image;
   const scale = Math.max(thumbnail.width / pixels.width, thumbnail.height / pixels.height);
   const [width, height] = [pixels.width * scale, pixels.height * scale];
-  thumbnail.getContext("2d").drawImage(pixels, (thumbnail.width - width) / 2, (thumbnail.height - height) / 2, width, height);
+  thumbnail
+    .getContext("2d")
+    .drawImage(
+      pixels,
+      (thumbnail.width - width) / 2,
+      (thumbnail.height - height) / 2,
+      width,
+      height,
+    );
   pixels.close();
   return true;
 }

@@ -1,8 +1,9 @@
 /** Starts the page: the model, the controls, and the ways in for images. */
 
 import "./camera.js";
-import { find } from "./dom.js";
+import { find, findAll } from "./dom.js";
 import "./downloads.js";
+import "./gestures.js";
 import { addDropped, addFiles, resume, sendWaiting } from "./intake.js";
 import { clearMessages, report } from "./messages.js";
 import { getInfo, hasKey, ServerError, useKey } from "./server.js";
@@ -10,7 +11,10 @@ import { changed, counted, onChange, state } from "./state.js";
 import "./table.js";
 import "./thumbnails.js";
 
-/** The examples, and the categories of models that each is for. LICENSES.md says where they are from. */
+/**
+ * The examples, and the categories of models that each is for. LICENSES.md says where they are
+ * from.
+ */
 const EXAMPLES = [
   { file: "example_coffee.jpg", categories: ["cup", "spoon", "dining table"] },
   { file: "example_scene.png", categories: ["ball", "star", "ring", "figure"] },
@@ -33,13 +37,21 @@ async function start() {
 }
 
 function showModel() {
-  const { name, categories, has_masks, has_keypoints, min_score, lowest_score, api_key_required } = state.info;
-  const names = categories.length === 1 ? categories[0].name : counted(categories.length, "category").replace(/ys$/, "ies");
+  const { name, categories, has_masks, has_keypoints, min_score, lowest_score, api_key_required } =
+    state.info;
+  const names =
+    categories.length === 1
+      ? categories[0].name
+      : counted(categories.length, "category").replace(/ys$/, "ies");
   find("model").textContent = `${name}: ${names}`;
   document.title = `${name} · maskrcnn`;
 
-  for (const [layer, exists] of Object.entries({ masks: has_masks, polygons: has_masks, keypoints: has_keypoints })) {
-    document.querySelector(`[data-layer="${layer}"]`).hidden = !exists;
+  for (const [layer, exists] of Object.entries({
+    masks: has_masks,
+    polygons: has_masks,
+    keypoints: has_keypoints,
+  })) {
+    for (const label of findAll(`[data-layer="${layer}"]`)) label.hidden = !exists;
   }
   state.colorBy = categories.length === 1 ? "object" : "category";
   find("color-by").value = state.colorBy;
@@ -60,7 +72,9 @@ function readScore() {
 
 function exampleOfModel() {
   const names = new Set(state.info?.categories.map(({ name }) => name));
-  return EXAMPLES.find(({ categories }) => categories.some((name) => names.has(name))) ?? EXAMPLES.at(-1);
+  return (
+    EXAMPLES.find(({ categories }) => categories.some((name) => names.has(name))) ?? EXAMPLES.at(-1)
+  );
 }
 
 async function addExample() {
@@ -88,7 +102,8 @@ function readPixelSize() {
   const isWrong = input.validity.badInput || (input.value !== "" && !(length > 0));
   find("pixel-message").textContent = isWrong ? "Expected a number above 0." : "";
   input.setAttribute("aria-invalid", String(isWrong));
-  state.pixelSize = !isWrong && input.value !== "" ? { length, unit: find("pixel-unit").value } : null;
+  state.pixelSize =
+    !isWrong && input.value !== "" ? { length, unit: find("pixel-unit").value } : null;
   changed("unit");
 }
 
@@ -138,12 +153,15 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   dragDepth = 0;
   document.body.classList.remove("dragging");
-  addDropped(event.dataTransfer).catch((error) => report(`A dropped file cannot be read: ${error.message}`));
+  addDropped(event.dataTransfer).catch((error) =>
+    report(`A dropped file cannot be read: ${error.message}`),
+  );
 });
 addEventListener("paste", (event) => {
   const { files } = event.clipboardData;
   if (files.length) addFiles(files);
-  else if (!event.target.matches("input")) report("Paste an image, not text: this page loads nothing from other addresses.");
+  else if (!(/** @type {Element} */ (event.target).matches("input")))
+    report("Paste an image, not text: this page loads nothing from other addresses.");
 });
 
 onChange("info", showModel);

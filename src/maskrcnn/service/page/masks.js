@@ -7,9 +7,21 @@
 
 /** @typedef {import("./state.js").Rle} Rle */
 /** @typedef {import("./state.js").Polygon} Polygon */
-/** @typedef {{x0: number, y0: number, width: number, height: number, pixels: Uint8Array}} Crop row by row, 1 is inside */
+/**
+ * @typedef {Object} Crop a part of a mask
+ * @property {number} x0 column of the image at which it starts
+ * @property {number} y0 row
+ * @property {number} width
+ * @property {number} height
+ * @property {Uint8Array} pixels row by row, 1 is inside
+ */
 
-const STEPS = [[1, 0], [0, 1], [-1, 0], [0, -1]]; // right, down, left, up
+const STEPS = [
+  [1, 0],
+  [0, 1],
+  [-1, 0],
+  [0, -1],
+]; // right, down, left, up
 
 /**
  * Lengths of the runs of 0 and 1 in turn, column by column, from COCO's compressed text.
@@ -52,7 +64,7 @@ export function cropOf(rle) {
   // Stretches of pixels that stay in one column.
   for (let n = 0; n < runs.length; index += runs[n++]) {
     if (n % 2 === 0) continue;
-    for (let start = index; start < index + runs[n]; ) {
+    for (let start = index; start < index + runs[n];) {
       const column = Math.floor(start / height);
       const end = Math.min(index + runs[n], (column + 1) * height);
       const [first, last] = [start - column * height, end - 1 - column * height];
@@ -75,14 +87,16 @@ export function cropOf(rle) {
 }
 
 /**
- * The contours of a mask, with their corners only. Pixels that touch at a corner are separate parts.
+ * The contours of a mask, with their corners only. Pixels that touch at a corner are separate
+ * parts.
  * @param {Crop} crop
  * @returns {{corners: Polygon, isHole: boolean}[]}
  */
 export function trace(crop) {
   const { x0, y0, width, height, pixels } = crop;
-  const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
-  const visited = new Uint8Array(pixels.length); // pixels whose upper edge belongs to a contour already
+  const inside = (x, y) =>
+    x >= 0 && y >= 0 && x < width && y < height && pixels[y * width + x] === 1;
+  const visited = new Uint8Array(pixels.length); // pixels whose upper edge is in a contour already
   const contours = [];
 
   for (let start = 0; start < pixels.length; start++) {
@@ -91,6 +105,7 @@ export function trace(crop) {
     if (!pixels[start] || visited[start] || inside(startX, startY - 1)) continue;
 
     // Walk with the mask on the right-hand side, from the upper left corner of this pixel.
+    /** @type {Polygon} */
     const corners = [];
     let [x, y, direction] = [startX, startY, 0];
     let doubledArea = 0;
@@ -138,7 +153,10 @@ export function simplify(contour, tolerance) {
 
   // Split at the point farthest from the chord until all points are near enough.
   const kept = new Set([0, farthest]);
-  const pending = [[0, farthest], [farthest, count]];
+  const pending = [
+    [0, farthest],
+    [farthest, count],
+  ];
   while (pending.length) {
     const [from, to] = pending.pop();
     let [worst, worstDistance] = [-1, tolerance];
@@ -174,7 +192,8 @@ function distance(a, b) {
 function distanceToChord(point, start, end) {
   const length = distance(start, end);
   if (length === 0) return distance(point, start);
-  const cross = (point[0] - start[0]) * (end[1] - start[1]) - (point[1] - start[1]) * (end[0] - start[0]);
+  const cross =
+    (point[0] - start[0]) * (end[1] - start[1]) - (point[1] - start[1]) * (end[0] - start[0]);
   return Math.abs(cross) / length;
 }
 

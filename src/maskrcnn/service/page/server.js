@@ -26,7 +26,11 @@ const MEANINGS = {
 
 /** A failure with a sentence for the user. */
 export class ServerError extends Error {
-  /** @param {string} message @param {number} status 0: no response @param {number} retryAfter seconds */
+  /**
+   * @param {string} message
+   * @param {number} status 0: no response
+   * @param {number} retryAfter seconds
+   */
   constructor(message, status = 0, retryAfter = 0) {
     super(message);
     this.status = status;
@@ -79,7 +83,9 @@ export async function getInfo() {
  * @param {(seconds: number) => void} onBusy called before each wait
  */
 export async function predict(file, name, options, signal, onBusy) {
-  const query = new URLSearchParams(Object.entries(options).map(([key, value]) => [key, String(value)]));
+  const query = new URLSearchParams(
+    Object.entries(options).map(([key, value]) => [key, String(value)]),
+  );
   for (let tries = 1; ; tries++) {
     const body = new FormData();
     body.append("files", file, name);
@@ -108,7 +114,9 @@ async function request(path, options = {}) {
     if (options.signal?.aborted) throw error;
     const blob = options.body instanceof FormData ? options.body.get("files") : null;
     if (blob instanceof Blob && !(await isReadable(blob))) {
-      throw new ServerError("The browser could not read this file. It may have been moved or changed.");
+      throw new ServerError(
+        "The browser could not read this file. It may have been moved or changed.",
+      );
     }
     throw new ServerError("The server does not answer. Check that it is running, then try again.");
   }
@@ -134,7 +142,8 @@ async function failure(response) {
   } catch {
     // A proxy's page, not the service's JSON.
   }
-  let message = error?.message ?? MEANINGS[status] ?? `The server answered with status ${status}. Try again.`;
+  let message =
+    error?.message ?? MEANINGS[status] ?? `The server answered with status ${status}. Try again.`;
   message = asSentence(message);
   if (error?.id && status === 500) message += ` Its id is ${error.id}.`;
   const wait = Number(response.headers.get("Retry-After"));

@@ -1,13 +1,13 @@
 /**
  * The image viewer: three canvases on top of each other, moved and zoomed together.
  *
- * The lowest has the image, the next its objects, the last the highlighted object. So a filter draws
- * the objects only, and the pointer draws one object only.
+ * The lowest has the image, the next its objects, the last the highlighted object. So a filter
+ * draws the objects only, and the pointer draws one object only.
  */
 
 import { find } from "./dom.js";
 import { drawHighlight, drawObjects } from "./drawing.js";
-import { areaText, changed, hover, onChange, scoreText, select, shownObjects, state } from "./state.js";
+import { hover, onChange, select, shownObjects, state } from "./state.js";
 
 /** @typedef {import("./state.js").DetectedObject} DetectedObject */
 
@@ -16,13 +16,12 @@ const LARGEST_FIT = 4; // small images are enlarged up to this scale
 const MOST_ZOOM = 64; // CSS pixels per image pixel
 const EXACT = 2; // canvas pixels per image pixel from which masks and their polygons look different
 const CRISP = 3; // from this scale on, pixels are drawn as squares
-const STEP = 1.25;
-const CLICK = 5; // CSS pixels that a pointer may move during a click
 
 const stage = find("stage");
-const nameTag = find("name-tag");
-const contexts = Object.fromEntries(["image", "object", "highlight"].map((name) => [name, find(`${name}-layer`).getContext("2d")]));
-const probe = document.createElement("canvas").getContext("2d"); // tells whether a point is in a path
+const contexts = Object.fromEntries(
+  ["image", "object", "highlight"].map((name) => [name, find(`${name}-layer`).getContext("2d")]),
+);
+const probe = document.createElement("canvas").getContext("2d"); // is a point in a path?
 
 /** Scale in CSS pixels per image pixel; x, y of the image's corner in CSS pixels of the stage. */
 const view = { scale: 1, x: 0, y: 0, isFit: true };
@@ -30,9 +29,6 @@ const view = { scale: 1, x: 0, y: 0, isFit: true };
 const stale = new Set();
 /** @type {ImageBitmap|null} */
 let bitmap = null;
-/** @type {Map<number, {x: number, y: number}>} pressed pointers, in CSS pixels of the stage */
-const pointers = new Map();
-let moved = 0;
 
 /**
  * Shows the pixels of the current image, or an empty stage.
@@ -49,7 +45,10 @@ export function fit() {
   const image = state.current;
   const { clientWidth, clientHeight } = stage;
   if (image?.width && clientWidth) {
-    const [width, height] = [Math.max(1, clientWidth - 2 * MARGIN), Math.max(1, clientHeight - 2 * MARGIN)];
+    const [width, height] = [
+      Math.max(1, clientWidth - 2 * MARGIN),
+      Math.max(1, clientHeight - 2 * MARGIN),
+    ];
     view.scale = Math.min(width / image.width, height / image.height, LARGEST_FIT);
     view.x = (clientWidth - image.width * view.scale) / 2;
     view.y = (clientHeight - image.height * view.scale) / 2;
@@ -60,12 +59,17 @@ export function fit() {
 
 /**
  * @param {number} factor above 1: closer
- * @param {{x: number, y: number}} [point] in CSS pixels of the stage that stays where it is; by default the middle
+ * @param {{x: number, y: number}} [point] that stays where it is, in CSS pixels of the
+ *   stage; by default the middle
  */
 export function zoom(factor, point = { x: stage.clientWidth / 2, y: stage.clientHeight / 2 }) {
   const image = state.current;
   if (!image?.width) return;
-  const least = Math.min(1, stage.clientWidth / image.width / 2, stage.clientHeight / image.height / 2);
+  const least = Math.min(
+    1,
+    stage.clientWidth / image.width / 2,
+    stage.clientHeight / image.height / 2,
+  );
   const scale = Math.min(MOST_ZOOM, Math.max(least, view.scale * factor));
   view.x = point.x - ((point.x - view.x) * scale) / view.scale;
   view.y = point.y - ((point.y - view.y) * scale) / view.scale;
@@ -75,11 +79,16 @@ export function zoom(factor, point = { x: stage.clientWidth / 2, y: stage.client
 }
 
 /** @param {number} dx CSS pixels @param {number} dy */
-function pan(dx, dy) {
+export function pan(dx, dy) {
   view.x += dx;
   view.y += dy;
   view.isFit = false;
   viewChanged();
+}
+
+/** Shows the pixels of the image in their own size. */
+export function zoomToPixels() {
+  zoom(1 / view.scale);
 }
 
 /** Selects an object and brings it into view. @param {DetectedObject} object */
@@ -151,7 +160,12 @@ function drawLayer(layer, context, image, ratio) {
     scale: scale * ratio,
     unit: ratio,
     exact: scale * ratio >= EXACT,
-    part: [-x / scale, -y / scale, (stage.clientWidth - x) / scale, (stage.clientHeight - y) / scale],
+    part: [
+      -x / scale,
+      -y / scale,
+      (stage.clientWidth - x) / scale,
+      (stage.clientHeight - y) / scale,
+    ],
   };
   if (layer === "object") {
     drawObjects(context, shownObjects(image), look);
@@ -174,8 +188,11 @@ function drawImage(context, image) {
   context.fillRect(0, 0, image.width, image.height);
 }
 
-/** The smallest object at a point. @param {{x: number, y: number}} point in CSS pixels of the stage */
-function objectAt(point) {
+/**
+ * The smallest object at a point.
+ * @param {{x: number, y: number}} point in CSS pixels of the stage
+ */
+export function objectAt(point) {
   const x = (point.x - view.x) / view.scale;
   const y = (point.y - view.y) / view.scale;
   let best = null;
@@ -187,116 +204,6 @@ function objectAt(point) {
   }
   return best;
 }
-
-/** @param {PointerEvent|WheelEvent} event */
-function pointOf(event) {
-  const { left, top } = stage.getBoundingClientRect();
-  return { x: event.clientX - left, y: event.clientY - top };
-}
-
-/** Names the object below the pointer. @param {{x: number, y: number}} point */
-function showName(point) {
-  const object = objectAt(point);
-  hover(object);
-  nameTag.hidden = !object;
-  if (!object) return;
-  nameTag.textContent = describe(object);
-  const isRight = point.x > stage.clientWidth / 2;
-  nameTag.style.left = isRight ? "" : `${point.x + 14}px`;
-  nameTag.style.right = isRight ? `${stage.clientWidth - point.x + 14}px` : "";
-  nameTag.style.top = `${Math.min(Math.max(4, point.y + 14), stage.clientHeight - 34)}px`;
-}
-
-/** @param {DetectedObject} object */
-export function describe(object) {
-  return `${object.number}: ${object.category.name}, ${scoreText(object.score)}, ${areaText(object.area)}`;
-}
-
-stage.addEventListener("pointerdown", (event) => {
-  if (event.button > 0) return;
-  pointers.set(event.pointerId, pointOf(event));
-  moved = pointers.size > 1 ? Infinity : 0;
-  stage.setPointerCapture(event.pointerId);
-});
-
-stage.addEventListener("pointermove", (event) => {
-  const point = pointOf(event);
-  const before = pointers.get(event.pointerId);
-  if (!before) {
-    showName(point);
-    return;
-  }
-
-  moved += Math.hypot(point.x - before.x, point.y - before.y);
-  pointers.set(event.pointerId, point);
-  if (moved > CLICK) nameTag.hidden = true;
-  if (pointers.size === 1 && moved > CLICK) pan(point.x - before.x, point.y - before.y);
-  if (pointers.size === 2) {
-    const other = [...pointers].find(([id]) => id !== event.pointerId)[1];
-    const apart = (a) => Math.max(1, Math.hypot(a.x - other.x, a.y - other.y));
-    zoom(apart(point) / apart(before), other);
-  }
-});
-
-function releasePointer(event) {
-  if (pointers.delete(event.pointerId) && event.type === "pointerup" && moved <= CLICK) {
-    showName(pointOf(event));
-    select(state.hovered);
-  }
-}
-stage.addEventListener("pointerup", releasePointer);
-stage.addEventListener("pointercancel", releasePointer);
-stage.addEventListener("pointerleave", (event) => {
-  if (event.pointerType === "touch") return; // a finger leaves at once; the name stays until the next tap
-  nameTag.hidden = true;
-  hover(null);
-});
-
-stage.addEventListener("dblclick", (event) => zoom(2, pointOf(event)));
-stage.addEventListener(
-  "wheel",
-  (event) => {
-    if (!state.current?.width) return;
-    event.preventDefault();
-    const pixels = event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1);
-    zoom(Math.exp(-pixels * (event.ctrlKey ? 0.01 : 0.002)), pointOf(event));
-  },
-  { passive: false },
-);
-
-/** @type {Object<string, () => void>} */
-const KEYS = {
-  ArrowLeft: () => pan(60, 0),
-  ArrowRight: () => pan(-60, 0),
-  ArrowUp: () => pan(0, 60),
-  ArrowDown: () => pan(0, -60),
-  "+": () => zoom(STEP),
-  "=": () => zoom(STEP),
-  "-": () => zoom(1 / STEP),
-  0: fit,
-  1: () => zoom(1 / view.scale),
-  n: () => step(1),
-  p: () => step(-1),
-  Escape: () => select(null),
-};
-stage.addEventListener("keydown", (event) => {
-  const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (!action || !state.current || event.ctrlKey || event.metaKey || event.altKey) return;
-  event.preventDefault();
-  action();
-});
-
-/** Selects the next object. @param {number} by 1 or -1 */
-function step(by) {
-  const objects = shownObjects(state.current);
-  if (!objects.length) return;
-  const index = objects.indexOf(state.selected);
-  goTo(objects[index < 0 ? (by > 0 ? 0 : objects.length - 1) : (index + by + objects.length) % objects.length]);
-}
-
-find("zoom-in").addEventListener("click", () => zoom(STEP));
-find("zoom-out").addEventListener("click", () => zoom(1 / STEP));
-find("fit").addEventListener("click", fit);
 
 new ResizeObserver(() => {
   for (const { canvas } of Object.values(contexts)) {
@@ -314,7 +221,4 @@ onChange("filter look color", () => {
   draw("object", "highlight");
 });
 onChange("hover select", () => draw("highlight"));
-onChange("hover", () => {
-  if (!state.hovered) nameTag.hidden = true;
-});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw("image"));

@@ -13,8 +13,14 @@
  *   select   the selected object
  */
 
-/** @typedef {{id: number, name: string, color: string, keypoints?: string[], skeleton?: [number, number][]}} Category */
-/** @typedef {{max_bytes?: number, max_pixels?: number, max_files?: number, timeout?: number}} Limits */
+/**
+ * @typedef {Object} Category
+ * @property {number} id
+ * @property {string} name
+ * @property {string} color "#rrggbb"
+ * @property {string[]} [keypoints] their names
+ * @property {[number, number][]} [skeleton] limbs as pairs of keypoints, counted from 1
+ */
 /**
  * @typedef {Object} Info what GET /info returns
  * @property {string} name
@@ -23,11 +29,16 @@
  * @property {boolean} has_masks
  * @property {boolean} has_keypoints
  * @property {number} min_score the lowest score that is shown at first
- * @property {number} lowest_score the model reports no objects below; the page asks for all of them once
- * @property {Limits} limits
+ * @property {number} lowest_score the model reports no objects below; the page asks for all of
+ *   them once
+ * @property {{max_bytes: number}} limits of a request; there are more
  * @property {boolean} api_key_required
  */
-/** @typedef {{size: [number, number], counts: string}} Rle COCO's compressed text; size is height, width */
+/**
+ * @typedef {Object} Rle
+ * @property {[number, number]} size height, width
+ * @property {string} counts COCO's compressed text
+ */
 /** @typedef {[number, number][]} Polygon corners x, y in image pixels */
 /**
  * @typedef {Object} DetectedObject one predicted object, in pixels of the original image
@@ -37,7 +48,8 @@
  * @property {[number, number, number, number]} bbox x, y, width, height
  * @property {number} area pixels of the mask; of the box without a mask
  * @property {Rle|null} rle
- * @property {{x: number, y: number, score: number}[]} keypoints in the order of the category's names; empty: none
+ * @property {{x: number, y: number, score: number}[]} keypoints in the order of the category's
+ *   names; empty: none
  * @property {string} ownColor differs from that of its neighbors
  * @property {Polygon[]} polygons simplified contours
  * @property {boolean} hasHoles
@@ -65,9 +77,19 @@ export const state = {
   /** @type {PageImage|null} */ current: null,
   minScore: 0.5,
   /** @type {Set<number>} */ hiddenCategories: new Set(),
-  /** @type {Object<string, boolean>} */ layers: { masks: true, polygons: true, boxes: true, keypoints: true, names: true },
+  /** @type {Object<string, boolean>} */ layers: {
+    masks: true,
+    polygons: true,
+    boxes: true,
+    keypoints: true,
+    names: true,
+  },
   /** @type {"category"|"object"} */ colorBy: "category",
-  /** Side of a pixel; null: areas are in pixels. @type {{length: number, unit: string}|null} */ pixelSize: null,
+  /**
+   * Side of a pixel; null: areas are in pixels.
+   * @type {{length: number, unit: string}|null}
+   */
+  pixelSize: null,
   /** @type {DetectedObject|null} */ hovered: null,
   /** @type {DetectedObject|null} */ selected: null,
 };
@@ -116,7 +138,9 @@ export function select(object) {
  */
 export function shownObjects(image) {
   if (!image) return [];
-  return image.objects.filter((object) => object.score >= state.minScore && !state.hiddenCategories.has(object.category.id));
+  return image.objects.filter(
+    (object) => object.score >= state.minScore && !state.hiddenCategories.has(object.category.id),
+  );
 }
 
 /** @param {DetectedObject} object */
@@ -131,12 +155,19 @@ export function colorOf(object) {
 export function areaText(pixels) {
   if (!state.pixelSize) return `${pixels.toLocaleString("en", { maximumFractionDigits: 0 })} px`;
   const { length, unit } = state.pixelSize;
-  return `${(pixels * length * length).toLocaleString("en", { maximumSignificantDigits: 4 })} ${unit}²`;
+  const area = pixels * length * length;
+  return `${area.toLocaleString("en", { maximumSignificantDigits: 4 })} ${unit}²`;
 }
 
 /** @param {number} score 0..1 */
 export function scoreText(score) {
   return `${Math.floor(score * 100)} %`;
+}
+
+/** An object in words. @param {DetectedObject} object */
+export function describe(object) {
+  const { number, category, score, area } = object;
+  return `${number}: ${category.name}, ${scoreText(score)}, ${areaText(area)}`;
 }
 
 /** @param {number} count @param {string} word its plural has an s */

@@ -1,8 +1,20 @@
 /** Counts and areas: categories with their toggles, and the objects one by one. */
 
-import { find, make } from "./dom.js";
-import { describe, goTo } from "./stage.js";
-import { areaText, changed, colorOf, counted, hover, onChange, scoreText, select, shownObjects, state } from "./state.js";
+import { find, findAll, make } from "./dom.js";
+import { goTo } from "./stage.js";
+import {
+  areaText,
+  changed,
+  colorOf,
+  counted,
+  describe,
+  hover,
+  onChange,
+  scoreText,
+  select,
+  shownObjects,
+  state,
+} from "./state.js";
 
 /** @typedef {import("./state.js").DetectedObject} DetectedObject */
 /** @typedef {import("./state.js").Category} Category */
@@ -17,6 +29,8 @@ let rows = new Map();
 /** @type {DetectedObject[]} in the order of the table */
 let listed = [];
 let order = { column: "number", sign: 1 };
+/** The order of a column at the first click: 1 ascending, -1 descending. */
+const FIRST_SIGNS = { number: 1, category: 1, score: -1, area: -1 };
 let timer = 0;
 
 /** @type {Object<string, (object: DetectedObject) => number|string>} */
@@ -42,14 +56,20 @@ function totalArea(objects) {
 /** @param {DetectedObject[]} objects */
 function countCells(objects) {
   const area = totalArea(objects);
-  const texts = [objects.length.toLocaleString("en"), areaText(area), objects.length ? areaText(area / objects.length) : "–"];
+  const texts = [
+    objects.length.toLocaleString("en"),
+    areaText(area),
+    objects.length ? areaText(area / objects.length) : "–",
+  ];
   return texts.map((text) => make("td", {}, text));
 }
 
 /** Toggles, counts and areas of the categories that some image has. */
 function showCategories() {
   const { info, images, current, hiddenCategories } = state;
-  const present = new Set(images.flatMap((image) => image.objects.map((object) => object.category)));
+  const present = new Set(
+    images.flatMap((image) => image.objects.map((object) => object.category)),
+  );
   const categories = info ? info.categories.filter((category) => present.has(category)) : [];
   find("categories").hidden = !categories.length || current?.status !== "done";
   find("toggle-all").hidden = categories.length < 2;
@@ -57,15 +77,30 @@ function showCategories() {
 
   const inImage = (current?.objects ?? []).filter((object) => object.score >= state.minScore);
   const rowsOf = categories.map((category) => {
-    const toggle = make("input", { type: "checkbox", checked: !hiddenCategories.has(category.id), "data-category": String(category.id) });
+    const toggle = make("input", {
+      type: "checkbox",
+      checked: !hiddenCategories.has(category.id),
+      "data-category": String(category.id),
+    });
     toggle.addEventListener("change", () => {
       if (toggle.checked) hiddenCategories.delete(category.id);
       else hiddenCategories.add(category.id);
       changed("filter");
     });
-    const name = make("label", {}, toggle, ...(state.colorBy === "category" ? [swatch(category.color)] : []), category.name);
+    const name = make(
+      "label",
+      {},
+      toggle,
+      ...(state.colorBy === "category" ? [swatch(category.color)] : []),
+      category.name,
+    );
     const objects = inImage.filter((object) => object.category === category);
-    return make("tr", { className: toggle.checked ? "" : "off" }, make("th", { scope: "row" }, name), ...countCells(objects));
+    return make(
+      "tr",
+      { className: toggle.checked ? "" : "off" },
+      make("th", { scope: "row" }, name),
+      ...countCells(objects),
+    );
   });
   find("category-rows").replaceChildren(...rowsOf);
 
@@ -73,14 +108,18 @@ function showCategories() {
   const total = make("tr", {}, make("th", { scope: "row" }, "Shown"), ...countCells(shown));
   find("category-total").replaceChildren(total);
   const absent = (info?.categories.length ?? 0) - categories.length;
-  find("absent").textContent = absent ? `${absent} other ${absent === 1 ? "category" : "categories"} of the model: no object.` : "";
+  find("absent").textContent = absent
+    ? `${absent} other ${absent === 1 ? "category" : "categories"} of the model: no object.`
+    : "";
   if (focused) find("category-rows").querySelector(`[data-category="${focused}"]`)?.focus();
   showStatus(shown);
 }
 
 /** @param {number} shown @param {number} all */
 function ofAll(shown, all) {
-  return shown === all ? counted(all, "object") : `${shown.toLocaleString("en")} of ${counted(all, "object")}`;
+  return shown === all
+    ? counted(all, "object")
+    : `${shown.toLocaleString("en")} of ${counted(all, "object")}`;
 }
 
 /** @param {DetectedObject[]} shown */
@@ -89,12 +128,17 @@ function showStatus(shown) {
   let text = "";
   if (current?.status === "done") {
     const all = current.objects.length;
-    text = all ? `${ofAll(shown.length, all)} in ${current.name}.` : `The model detected no object in ${current.name}.`;
+    text = all
+      ? `${ofAll(shown.length, all)} in ${current.name}.`
+      : `The model detected no object in ${current.name}.`;
     if (all && !shown.length) text += " Lower the score, or show more categories.";
     const done = images.filter(({ status }) => status === "done");
     if (done.length > 1) {
       const sum = (count) => done.reduce((total, image) => total + count(image), 0);
-      text += ` ${ofAll(sum((image) => shownObjects(image).length), sum((image) => image.objects.length))} in ${done.length} images.`;
+      text += ` ${ofAll(
+        sum((image) => shownObjects(image).length),
+        sum((image) => image.objects.length),
+      )} in ${done.length} images.`;
     }
   }
   if (find("status").textContent !== text) find("status").textContent = text;
@@ -120,18 +164,26 @@ function rowOf(object) {
 function showObjects() {
   const objects = shownObjects(state.current);
   const value = COLUMNS[order.column];
-  objects.sort((a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : a.number - b.number) * order.sign);
+  objects.sort((a, b) => {
+    if (value(a) === value(b)) return a.number - b.number;
+    return value(a) < value(b) ? -order.sign : order.sign;
+  });
   listed = objects.slice(0, MOST_ROWS);
   for (const object of listed) if (!rows.has(object)) rows.set(object, rowOf(object));
   body.replaceChildren(...listed.map((object) => rows.get(object)));
 
   box.hidden = !objects.length;
   const more = objects.length - listed.length;
-  find("unlisted").textContent = more ? `The table lists ${MOST_ROWS.toLocaleString("en")} of ${counted(objects.length, "object")}. Downloads hold all.` : "";
+  find("unlisted").textContent = more
+    ? `${ofAll(MOST_ROWS, objects.length)} are listed. Downloads hold all.`
+    : "";
   markRows();
 }
 
-/** Marks the rows of the selected and the hovered object, and makes one row reachable by the Tab key. */
+/**
+ * Marks the rows of the selected and the hovered object, and makes one row reachable by the Tab
+ * key.
+ */
 function markRows() {
   for (const row of body.querySelectorAll(".hovered, [aria-current], [tabindex='0']")) {
     row.classList.remove("hovered");
@@ -164,7 +216,12 @@ function newRows() {
 body.addEventListener("keydown", (event) => {
   const index = listed.findIndex((object) => rows.get(object) === document.activeElement);
   const last = listed.length - 1;
-  const target = { ArrowDown: Math.min(index + 1, last), ArrowUp: Math.max(index - 1, 0), Home: 0, End: last }[event.key];
+  const target = {
+    ArrowDown: Math.min(index + 1, last),
+    ArrowUp: Math.max(index - 1, 0),
+    Home: 0,
+    End: last,
+  }[event.key];
   if (target !== undefined) {
     event.preventDefault();
     select(listed[target]);
@@ -177,12 +234,15 @@ body.addEventListener("keydown", (event) => {
   }
 });
 
-for (const header of document.querySelectorAll("[data-sort]")) {
+for (const header of findAll("[data-sort]")) {
   header.firstElementChild.addEventListener("click", () => {
     const column = header.dataset.sort;
     const isSame = order.column === column;
-    order = { column, sign: isSame ? -order.sign : column === "score" || column === "area" ? -1 : 1 };
-    for (const other of document.querySelectorAll("[data-sort]")) other.removeAttribute("aria-sort");
+    order = {
+      column,
+      sign: isSame ? -order.sign : FIRST_SIGNS[column],
+    };
+    for (const other of findAll("[data-sort]")) other.removeAttribute("aria-sort");
     header.setAttribute("aria-sort", order.sign > 0 ? "ascending" : "descending");
     showObjects();
   });

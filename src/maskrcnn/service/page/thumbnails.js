@@ -7,15 +7,28 @@ import { counted, onChange, showImage, shownObjects, state } from "./state.js";
 
 /** @typedef {import("./state.js").PageImage} PageImage */
 
-/** @type {Map<PageImage, {item: HTMLLIElement, button: HTMLButtonElement, badge: HTMLSpanElement}>} */
+/**
+ * @type {Map<PageImage, {item: HTMLLIElement, button: HTMLButtonElement, badge:
+ *   HTMLSpanElement}>}
+ */
 const items = new Map();
 
 /** @param {PageImage} image */
 function itemOf(image) {
   const badge = make("span", { className: "badge", "aria-hidden": "true" });
-  const button = make("button", { type: "button", className: "thumbnail", title: image.name }, image.thumbnail, badge, make("span", { className: "name" }, image.name));
+  const button = make(
+    "button",
+    { type: "button", className: "thumbnail", title: image.name },
+    image.thumbnail,
+    badge,
+    make("span", { className: "name" }, image.name),
+  );
   button.addEventListener("click", () => showImage(image));
-  const remove = make("button", { type: "button", className: "remove", "aria-label": `Remove ${image.name}` }, "×");
+  const remove = make(
+    "button",
+    { type: "button", className: "remove", "aria-label": `Remove ${image.name}` },
+    "×",
+  );
   remove.addEventListener("click", () => {
     removeImages([image]);
     (items.get(state.current)?.button ?? find("choose")).focus();
@@ -35,7 +48,8 @@ function showStrip() {
   for (const image of state.images) if (!items.has(image)) items.set(image, itemOf(image));
   const list = find("thumbnails");
   const wanted = state.images.map((image) => items.get(image).item);
-  if (wanted.length !== list.children.length || wanted.some((item, n) => item !== list.children[n])) list.replaceChildren(...wanted);
+  if (wanted.length !== list.children.length || wanted.some((item, n) => item !== list.children[n]))
+    list.replaceChildren(...wanted);
   find("strip").hidden = !state.images.length;
 
   for (const [image, { item, button, badge }] of items) {
@@ -44,7 +58,8 @@ function showStrip() {
     button.setAttribute("aria-label", `${image.name}, ${stateText(image)}`);
     if (isCurrent) button.setAttribute("aria-current", "true");
     else button.removeAttribute("aria-current");
-    badge.textContent = { done: String(shownObjects(image).length), failed: "!" }[image.status] ?? "…";
+    badge.textContent =
+      { done: String(shownObjects(image).length), failed: "!" }[image.status] ?? "…";
   }
 }
 
@@ -58,8 +73,13 @@ function showStage() {
   find("failed").hidden = image?.status !== "failed";
   find("failed-text").textContent = image?.status === "failed" ? image.message : "";
   find("view-bar").hidden = image?.status !== "done";
-  find("image-name").textContent = image?.width ? `${stateText(image)} · ${image.width} × ${image.height} px · ${image.name}` : "";
-  find("stage").setAttribute("aria-label", image ? `${image.name}, ${stateText(image)}` : "No image");
+  find("image-name").textContent = image?.width
+    ? `${stateText(image)} · ${image.width} × ${image.height} px · ${image.name}`
+    : "";
+  find("stage").setAttribute(
+    "aria-label",
+    image ? `${image.name}, ${stateText(image)}` : "No image",
+  );
 
   const notes = image?.notes ?? [];
   find("notes").hidden = !notes.length;
@@ -84,9 +104,11 @@ async function loadPixels() {
 /** @param {PageImage} image @param {ImageBitmap|null} pixels */
 function noteDifference(image, pixels) {
   let note = "";
-  if (!pixels) note = "This browser cannot show this kind of image. Its objects are drawn on a blank one.";
+  if (!pixels)
+    note = "This browser cannot show this kind of image. Its objects are drawn on a blank one.";
   else if (pixels.width !== image.width || pixels.height !== image.height) {
-    note = `The browser decodes ${pixels.width} × ${pixels.height} pixels, the server ${image.width} × ${image.height}: the objects may be shifted.`;
+    const sizes = [pixels, image].map(({ width, height }) => `${width} × ${height}`);
+    note = `The browser decodes ${sizes.join(" pixels, the server ")}: objects may be shifted.`;
   }
   if (note && !image.notes.includes(note)) image.notes.push(note);
 }
