@@ -193,11 +193,11 @@ async function predictImage(image, preview) {
     ]);
     await drawThumbnail(image);
   }
+  image.objects = await readPrediction(answer.annotations, state.info.categories);
   image.width = width;
   image.height = height;
   image.message = "";
-  image.notes.push(...(notes ?? []));
-  image.objects = readPrediction(answer.annotations, state.info.categories);
+  image.notes.push(...notes);
 }
 
 /**

@@ -100,9 +100,10 @@ export function trace(crop) {
   const contours = [];
 
   for (let start = 0; start < pixels.length; start++) {
+    const isUpperEdge = pixels[start] === 1 && (start < width || pixels[start - width] === 0);
+    if (!isUpperEdge || visited[start]) continue;
     const startX = start % width;
     const startY = (start - startX) / width;
-    if (!pixels[start] || visited[start] || inside(startX, startY - 1)) continue;
 
     // Walk with the mask on the right-hand side, from the upper left corner of this pixel.
     /** @type {Polygon} */

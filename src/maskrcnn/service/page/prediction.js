@@ -7,31 +7,40 @@ import { cropOf, pathOf, simplify, trace } from "./masks.js";
 /** @typedef {import("./state.js").DetectedObject} DetectedObject */
 
 const TOLERANCE = 0.5; // pixels, as `maskrcnn predict --format`
+const BUSY = 30; // milliseconds
 
 /**
- * Returns the objects of one image, best score first.
+ * Returns the objects of one image, best score first. Large masks take milliseconds each; the page
+ * reacts in between.
  * @param {any[]} annotations of POST /predict, masks as RLE
  * @param {Category[]} categories of GET /info
- * @returns {DetectedObject[]}
+ * @returns {Promise<DetectedObject[]>}
  */
-export function readPrediction(annotations, categories) {
+export async function readPrediction(annotations, categories) {
   const byId = new Map(categories.map((category) => [category.id, category]));
   const sorted = [...annotations].sort((a, b) => b.score - a.score);
   const colors = distinctColors(sorted.map((annotation) => annotation.bbox));
-  return sorted.map((annotation, index) => {
+  const objects = [];
+  let pause = performance.now();
+  for (const annotation of sorted) {
     const category = byId.get(annotation.category_id);
-    if (!category) throw new Error(`The server has loaded another model. Load this page again.`);
-    return {
-      number: index + 1,
+    if (!category) throw new Error("The server has loaded another model. Load this page again.");
+    objects.push({
+      number: objects.length + 1,
       category,
       score: annotation.score,
       bbox: annotation.bbox,
       area: annotation.area,
       keypoints: keypointsOf(annotation, category),
-      ownColor: colors[index],
+      ownColor: colors[objects.length],
       ...shapeOf(annotation.segmentation ?? null),
-    };
-  });
+    });
+    if (performance.now() - pause > BUSY) {
+      await new Promise((done) => setTimeout(done));
+      pause = performance.now();
+    }
+  }
+  return objects;
 }
 
 /** @param {any} annotation @param {Category} category */
