@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ..annotations.shown_values import shown
 from ..prediction.predictor import Predictor
@@ -88,7 +89,10 @@ def create_app(
     if PAGE.is_dir():
         # the registry of Windows may hold another type, which browsers do not run
         mimetypes.add_type("text/javascript", ".js")
-        api.mount("/", StaticFiles(directory=PAGE, html=True))
+        # a route per file: a mount of all paths would hide wrong methods of the others
+        files = StaticFiles(directory=PAGE, html=True)
+        names = ("", *sorted(path.name for path in PAGE.iterdir()))
+        api.router.routes += [Route(f"/{name}", files, include_in_schema=False) for name in names]
 
     app: Any = api
     if settings.allow_origins:
