@@ -25,6 +25,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 # Imported inside functions that explain how to install them, or together with the files that need them.
 OPTIONAL = {"pandas", "supervision", "onnx", "onnxscript", "onnxruntime", "openvino"}
+OPTIONAL |= {
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "h11",
+    "prometheus_client",
+    "python_multipart",
+}  # serve
 
 
 def seconds_of(script: str) -> tuple[float, str]:

@@ -154,11 +154,10 @@ def _openvino(
     if device not in (None, "cpu"):
         raise ValueError(f'device: OpenVINO files run on "cpu", got "{device}"')
     try:
-        import openvino  # noqa: F401
+        core = openvino_core()
     except ImportError as error:
         raise ImportError(_missing(path, "openvino", "openvino")) from error
 
-    core = openvino_core()
     has_half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype == "bfloat16" and not has_half:
         raise ValueError('dtype: this processor has no bfloat16, expected "float32" or "auto"')

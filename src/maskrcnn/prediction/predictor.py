@@ -185,11 +185,11 @@ class Predictor:
             TypeError: this is not an image.
         """
         source = one_source(image)
-        pending = self._read(source, keep_image=True)
-        if pending.prepared is not None and pending.prepared.frames > 1:
+        prepared = self.prepare(source.image)
+        if prepared.frames > 1:
             warnings.warn(several_frames([source], 1), ImageWarning, stacklevel=2)
-        self._predict_batch([pending])
-        return cast(Instances, pending.result)
+        (instances,) = self.predict_prepared([prepared])
+        return replace(instances, image_id=source.image_id, file_name=source.file_name)
 
     def stream(
         self,

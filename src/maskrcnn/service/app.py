@@ -8,6 +8,7 @@ Out: an application for uvicorn or any other ASGI server, with the paths /, /pre
 from __future__ import annotations
 
 import difflib
+import mimetypes
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from ..annotations.shown_values import shown
 from ..prediction.predictor import Predictor
@@ -43,7 +45,7 @@ from .service_settings import ServiceSettings
 
 PAGE = Path(__file__).with_name("page")
 """The browser page: static files."""
-_OPTIONS = ("min_score", "masks", "simplify", "overlay")
+_OPTIONS = ("min_score", "masks", "simplify", "overlay", "preview")
 
 
 def create_app(
@@ -85,7 +87,12 @@ def create_app(
     _add_docs(api, settings)
     _add_errors(api)
     if PAGE.is_dir():
-        api.mount("/", StaticFiles(directory=PAGE, html=True))
+        # the registry of Windows may hold another type, which browsers do not run
+        mimetypes.add_type("text/javascript", ".js")
+        # a route per file: a mount of all paths would hide wrong methods of the others
+        files = StaticFiles(directory=PAGE, html=True)
+        names = ("", *sorted(path.name for path in PAGE.iterdir()))
+        api.router.routes += [Route(f"/{name}", files, include_in_schema=False) for name in names]
 
     app: Any = api
     if settings.allow_origins:
@@ -136,6 +143,9 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         overlay: Annotated[
             bool, Query(description="Add the image with its objects drawn on it, a base64 PNG.")
         ] = False,
+        preview: Annotated[
+            bool, Query(description="Add the image as it was read, 8 bits, a base64 PNG.")
+        ] = False,
     ) -> Response:
         """Detects the objects in one or several images.
 
@@ -145,7 +155,7 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         """
         _check_options(request)
         is_png = _accepts_png(request)
-        options = ResponseOptions(min_score, masks, simplify, overlay or is_png)
+        options = ResponseOptions(min_score, masks, simplify, overlay or is_png, preview)
         async with received(request, service) as images:
             if is_png and len(images) > 1:
                 raise _one_expected(len(images))

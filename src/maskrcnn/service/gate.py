@@ -39,6 +39,7 @@ _HEADERS = {
         "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
         "form-action 'self'; frame-ancestors 'none'"
     ),
+    "cache-control": "no-cache",  # a newer version of the package comes with a newer page
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",

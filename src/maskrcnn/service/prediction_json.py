@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
+from PIL import Image
 
 from ..annotations.categories import category_to_coco
 from ..annotations.coco_types import RLE, CocoCategory
@@ -61,6 +62,8 @@ class ImageJson(TypedDict):
     """What was read differently than one may expect."""
     overlay: NotRequired[str]
     """A PNG with the objects drawn on the image, as base64."""
+    preview: NotRequired[str]
+    """A PNG of the image as it was read, 8 bits, upright, as base64."""
 
 
 class ObjectJson(TypedDict):
@@ -114,6 +117,8 @@ class ResponseOptions:
     simplify: float = 0.0
     """Tolerance of polygons in pixels; 0 = exact."""
     overlay: bool = False
+    preview: bool = False
+    """Whether to add the image itself, for programs that cannot decode it."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ class ImageResponse:
     objects: list[ObjectJson]
     overlay: bytes | None
     """A PNG."""
+    preview: bytes | None
+    """A PNG."""
 
 
 def describe(
@@ -132,7 +139,7 @@ def describe(
     """Describes the objects in one image. Ids are those of a request with this image alone.
 
     Args:
-        instances: the prediction, with the image if there is to be an overlay.
+        instances: the prediction, with the image if there is to be an overlay or a preview.
         name: of the image.
         notes: about the image.
         options: what the response contains.
@@ -152,7 +159,9 @@ def describe(
     if kept.keypoints is not None:
         for n, entry in enumerate(objects):
             _add_keypoints(entry, kept, n)
-    return ImageResponse(image, objects, overlay_of(kept) if options.overlay else None)
+    overlay = _png(kept.plot()) if options.overlay else None
+    preview = _png(Image.fromarray(kept.image)) if options.preview else None
+    return ImageResponse(image, objects, overlay, preview)
 
 
 def prediction_json(parts: Sequence[ImageResponse], categories: Sequence[Category]) -> bytes:
@@ -166,6 +175,8 @@ def prediction_json(parts: Sequence[ImageResponse], categories: Sequence[Categor
         image: ImageJson = {**part.image, "id": image_id}
         if part.overlay is not None:
             image["overlay"] = base64.b64encode(part.overlay).decode("ascii")
+        if part.preview is not None:
+            image["preview"] = base64.b64encode(part.preview).decode("ascii")
         content["images"].append(image)
         for entry in part.objects:
             number = len(content["annotations"]) + 1
@@ -190,10 +201,9 @@ def shown_categories(categories: Sequence[Category]) -> list[ShownCategory]:
     return shown
 
 
-def overlay_of(instances: Instances) -> bytes:
-    """The overlay as a PNG."""
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    instances.plot().save(file, "PNG", compress_level=1)
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
