@@ -303,12 +303,15 @@ def start_ray() -> None:
     )
 
 
-def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
-    """How much the driver of Ray grows per part, and how many parts a second it handles."""
+def driver_memory(counts: tuple[int, int, int] = (50, 500, 3000)) -> dict[str, float]:
+    """How much the driver of Ray grows per task, and how many tasks a second it handles.
+
+    The first of the runs, whose numbers of parts are given, warms up.
+    """
     import ray
 
     from maskrcnn.cluster.image_rows import ImageRow
-    from maskrcnn.cluster.ray_engine import _parts
+    from maskrcnn.cluster.ray_engine import _parts, parts_of_task
     from maskrcnn.cluster.row_sources import RowSource
 
     @dataclass
@@ -326,7 +329,7 @@ def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
     seconds = []
     for count in counts:
         start = time.perf_counter()
-        dataset = _parts(ray, MadeUp(count * 10), 10).map_batches(
+        dataset = _parts(ray, MadeUp(10 * sum(map(parts_of_task, range(count)))), 10).map_batches(
             PassThrough,
             batch_size=1,
             batch_format="pyarrow",
@@ -336,11 +339,11 @@ def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
         sizes.append(resident())
     ray.shutdown()
-    more = counts[1] - counts[0]
+    more = counts[2] - counts[1]
     return {
-        "kB per part": max(0.0, (sizes[1] - sizes[0]) / more) / 1e3,
-        "parts/s": more / max(seconds[1] - seconds[0], 1e-9),
-        "MB": sizes[1] / 1e6,
+        "kB per task": max(0.0, (sizes[2] - sizes[1]) / more) / 1e3,
+        "tasks/s": more / max(seconds[2] - seconds[1], 1e-9),
+        "MB": sizes[2] / 1e6,
     }
 
 
@@ -381,8 +384,8 @@ class Cluster:
     """For 1,000 names."""
     plan_s: float = 3e-6
     """For one row, in the listing task."""
-    driver_parts_per_s: float = 100.0
-    driver_kb_per_part: float = 2.0
+    driver_tasks_per_s: float = 100.0
+    driver_kb_per_task: float = 8.0
     collect_s: float = 5e-4
     part_size: int = 4096
     retried: float = 0.01
@@ -399,6 +402,7 @@ def simulate(job: Cluster) -> dict[str, Any]:
     is where more machines do not help.
     """
     num_parts = -(-job.images // job.part_size)
+    num_tasks = tasks_of(num_parts)
     # at most 20,000 steps: several parts are moved together where there are more
     together = max(1, num_parts // 20_000)
     steps = -(-num_parts // together)
@@ -413,7 +417,7 @@ def simulate(job: Cluster) -> dict[str, Any]:
 
     list_each = images * (fetches * job.list_s / 1000 + job.plan_s)
     store_each = images * fetches / (job.gets_per_s * job.prefixes)
-    driver_each = together / job.driver_parts_per_s
+    driver_each = num_tasks / steps / job.driver_tasks_per_s
     busy = {"lister": 0.0, "store": 0.0, "workers": 0.0, "driver": 0.0}
     free = dict.fromkeys(("lister", "store", "driver"), 0.0)
     workers = [0.0] * num_workers
@@ -452,8 +456,9 @@ def simulate(job: Cluster) -> dict[str, Any]:
         "slowest": slowest,
         "lister h": busy["lister"] / 3600,
         "driver h": busy["driver"] / 3600,
-        "driver GB": 0.3 + num_parts * job.driver_kb_per_part / 1e6,
+        "driver GB": 0.9 + num_tasks * job.driver_kb_per_task / 1e6,
         "files": num_parts,
+        "tasks": num_tasks,
         "read TB": job.images * job.bytes_per_image / 1e12,
         "parts TB": job.images * job.objects_per_image * job.result_bytes_per_object / 1e12,
         "results.json TB": job.images * job.objects_per_image * job.json_bytes_per_object / 1e12,
@@ -462,6 +467,17 @@ def simulate(job: Cluster) -> dict[str, Any]:
         "store $": gets / 1e6 * job.dollars_per_million_gets
         + job.images * fetches / 1000 * job.dollars_per_thousand_lists / 1000,
     }
+
+
+def tasks_of(num_parts: int) -> int:
+    """How many tasks of Ray a number of parts makes."""
+    from maskrcnn.cluster.ray_engine import parts_of_task
+
+    task = 0
+    while num_parts > 0 and parts_of_task(task) < parts_of_task(10**6):
+        num_parts -= parts_of_task(task)
+        task += 1
+    return task + max(0, -(-num_parts // parts_of_task(10**6)))
 
 
 def scenarios(measured: dict[str, Any], images: int, gpus: int) -> list[Cluster]:
@@ -480,8 +496,8 @@ def scenarios(measured: dict[str, Any], images: int, gpus: int) -> list[Cluster]
         result_bytes_per_object=parts["result bytes per object"],
         json_bytes_per_object=parts["json bytes per object"],
         plan_s=measured["plan"],
-        driver_parts_per_s=measured["driver"]["parts/s"],
-        driver_kb_per_part=measured["driver"]["kB per part"],
+        driver_tasks_per_s=measured["driver"]["tasks/s"],
+        driver_kb_per_task=measured["driver"]["kB per task"],
         collect_s=parts["collect"] * objects / own,
     )
     per_gpu = max(1, round(1 + cpu * plain.gpu_images_per_s))

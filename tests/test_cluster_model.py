@@ -18,7 +18,7 @@ FAST = Cluster(
     cpu_s=0.001,
     list_s=0.0,
     part_size=64,
-    driver_parts_per_s=1e5,
+    driver_tasks_per_s=1e5,
     retried=0.0,
 )
 
@@ -37,7 +37,7 @@ def test_with_nothing_else_in_the_way_the_gpus_decide():
         ({"cpu_s": 0.1}, "CPU part of the workers"),
         ({"images_per_object": 1, "list_s": 1.0}, "lister"),
         ({"images_per_object": 1, "gets_per_s": 500.0}, "store"),
-        ({"driver_parts_per_s": 50.0}, "driver"),
+        ({"driver_tasks_per_s": 10.0}, "driver"),
     ],
 )
 def test_each_stage_can_be_the_slowest(change: dict, slowest: str):
