@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.cluster_model import RESULTS, Cluster, planning, scenarios, simulate
+from benchmarks.cluster_model import (
+    PAGE,
+    RESULTS,
+    Cluster,
+    filled,
+    planning,
+    scenarios,
+    simulate,
+)
 
 FAST = Cluster(
     "no limit but the GPUs",
@@ -57,6 +65,11 @@ def test_planning_holds_a_bounded_amount_of_memory():
 def test_the_stored_constants_give_every_scenario():
     measured = json.loads(RESULTS.read_text())
     rows = [simulate(job) for job in scenarios(measured, 10_000_000, 10)]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert all(row["days"] > 0 for row in rows)
     assert max(measured["plan MB"].values()) < 60
+
+
+def test_the_page_shows_the_stored_constants():
+    """If this fails: python -m benchmarks.cluster_model."""
+    assert PAGE.read_text() == filled(PAGE.read_text(), json.loads(RESULTS.read_text()))

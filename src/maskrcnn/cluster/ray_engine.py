@@ -23,6 +23,7 @@ from typing import Any
 
 from ..model.maskrcnn import MaskRCNN
 from ..ops.device import usable_device
+from ..runtime.keep_memory import keep_memory
 from .file_stores import cluster_package
 from .image_rows import Listing, Part, cut_parts
 from .part_worker import PartDone, PartWorker, WorkerSetup
@@ -105,6 +106,7 @@ class RayWorker:
     """
 
     def __init__(self, setup: Any) -> None:
+        keep_memory()
         if not isinstance(setup, WorkerSetup):
             setup = cluster_package("ray").get(setup)
         if setup.device is None and isinstance(setup.model, MaskRCNN):
