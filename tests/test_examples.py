@@ -25,6 +25,7 @@ RECORDS = (
     "ConversionReport",
     "DataError",
     "DataWarning",
+    "DatasetSummary",
     "Detections",
     "DownloadError",
     "Evaluation",
