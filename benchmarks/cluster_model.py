@@ -2,7 +2,7 @@
 
 Simulates a job from constants in benchmarks/results/cluster.json, in well under a minute.
 `--measure` measures these constants on this machine first (five minutes on two quiet cores), among
-them the overhead of the engine against `predict`. The prices and limits of an object store, and the
+them the overhead of the engine against `predict`. Both fill the tables of docs/cluster.md. The prices and limits of an object store, and the
 speed of the GPU, are assumptions that the tables name.
 """
 
@@ -23,12 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from .timing import machine
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
+PAGE = Path(__file__).parents[1] / "docs" / "cluster.md"
 SIDE = (480, 640)  # of the measured images
 
 
@@ -39,6 +37,9 @@ def measure(images: int, rows: int) -> dict[str, Any]:
     """The constants of each part, as seconds of processor time per image, and of the engines."""
     import torch
 
+    from maskrcnn.runtime.keep_memory import keep_memory
+
+    keep_memory()  # as the commands and the workers do
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -64,13 +65,15 @@ def note(what: str) -> None:
 
 def draw(folder: Path, count: int) -> Path:
     """Drawn micrographs as JPEG, about as large as photographs of COCO."""
+    import numpy as np
     from PIL import Image
 
     from maskrcnn.synthetic.micrograph import draw_micrograph
 
     folder.mkdir()
     for n in range(count):
-        pixels = draw_micrograph(n % 8, SIDE)[0]
+        # shifted and mirrored, so that no two results are equal, which would compress too well
+        pixels = np.roll(draw_micrograph(n % 8, SIDE)[0], 37 * n, axis=1)[:: 1 - 2 * (n // 8 % 2)]
         Image.fromarray(pixels).save(folder / f"{n:05d}.jpg", quality=92)
     return folder
 
@@ -244,8 +247,7 @@ def engines(folder: Path, photos: Path) -> dict[str, Any]:
             "s to start": max(0.0, seconds[photos] - each * len(paths)),
             "worker MB": memory["peak"],
         }
-        if name != "predict":
-            rows[name]["of predict"] = each / rows["predict"]["s per image"]
+        rows[name]["of predict"] = each / rows["predict"]["s per image"]
     ray.shutdown()
     return rows
 
@@ -258,17 +260,15 @@ def worker_memory() -> Iterator[dict[str, float]]:
 
     def watch() -> None:
         while not stop.wait(0.3):
-            for status in Path("/proc").glob("[0-9]*/status"):
+            for command in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    text = status.read_text()
-                except OSError:
+                    is_worker = command.read_bytes().startswith(b"ray::MapWorker")
+                    pages = int(command.with_name("statm").read_text().split()[1])
+                except OSError:  # it has ended
                     continue
-                if "\nName:\tray::MapWorker"[1:] in text or status.parent.name == str(os.getpid()):
-                    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-                    is_worker = lines["Name"].strip().startswith("ray::")
+                if is_worker or command.parent.name == str(os.getpid()):
                     key = "peak" if is_worker else "own"
-                    size = int(lines.get("VmRSS", "0").split()[0]) / 1e3
-                    memory[key] = max(memory.get(key, 0.0), size)
+                    memory[key] = max(memory.get(key, 0.0), pages * resource.getpagesize() / 1e6)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -303,12 +303,15 @@ def start_ray() -> None:
     )
 
 
-def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
-    """How much the driver of Ray grows per part, and how many parts a second it handles."""
+def driver_memory(counts: tuple[int, int, int] = (50, 500, 3000)) -> dict[str, float]:
+    """How much the driver of Ray grows per task, and how many tasks a second it handles.
+
+    The first of the runs, whose numbers of parts are given, warms up.
+    """
     import ray
 
     from maskrcnn.cluster.image_rows import ImageRow
-    from maskrcnn.cluster.ray_engine import _parts
+    from maskrcnn.cluster.ray_engine import _parts, parts_of_task
     from maskrcnn.cluster.row_sources import RowSource
 
     @dataclass
@@ -326,7 +329,7 @@ def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
     seconds = []
     for count in counts:
         start = time.perf_counter()
-        dataset = _parts(ray, MadeUp(count * 10), 10).map_batches(
+        dataset = _parts(ray, MadeUp(10 * sum(map(parts_of_task, range(count)))), 10).map_batches(
             PassThrough,
             batch_size=1,
             batch_format="pyarrow",
@@ -336,11 +339,11 @@ def driver_memory(counts: tuple[int, int] = (400, 1600)) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
         sizes.append(resident())
     ray.shutdown()
-    more = counts[1] - counts[0]
+    more = counts[2] - counts[1]
     return {
-        "kB per part": max(0.0, (sizes[1] - sizes[0]) / more) / 1e3,
-        "parts/s": more / max(seconds[1] - seconds[0], 1e-9),
-        "MB": sizes[1] / 1e6,
+        "kB per task": max(0.0, (sizes[2] - sizes[1]) / more) / 1e3,
+        "tasks/s": more / max(seconds[2] - seconds[1], 1e-9),
+        "MB": sizes[2] / 1e6,
     }
 
 
@@ -381,8 +384,8 @@ class Cluster:
     """For 1,000 names."""
     plan_s: float = 3e-6
     """For one row, in the listing task."""
-    driver_parts_per_s: float = 100.0
-    driver_kb_per_part: float = 2.0
+    driver_tasks_per_s: float = 100.0
+    driver_kb_per_task: float = 8.0
     collect_s: float = 5e-4
     part_size: int = 4096
     retried: float = 0.01
@@ -399,6 +402,7 @@ def simulate(job: Cluster) -> dict[str, Any]:
     is where more machines do not help.
     """
     num_parts = -(-job.images // job.part_size)
+    num_tasks = tasks_of(num_parts)
     # at most 20,000 steps: several parts are moved together where there are more
     together = max(1, num_parts // 20_000)
     steps = -(-num_parts // together)
@@ -413,7 +417,7 @@ def simulate(job: Cluster) -> dict[str, Any]:
 
     list_each = images * (fetches * job.list_s / 1000 + job.plan_s)
     store_each = images * fetches / (job.gets_per_s * job.prefixes)
-    driver_each = together / job.driver_parts_per_s
+    driver_each = num_tasks / steps / job.driver_tasks_per_s
     busy = {"lister": 0.0, "store": 0.0, "workers": 0.0, "driver": 0.0}
     free = dict.fromkeys(("lister", "store", "driver"), 0.0)
     workers = [0.0] * num_workers
@@ -452,8 +456,9 @@ def simulate(job: Cluster) -> dict[str, Any]:
         "slowest": slowest,
         "lister h": busy["lister"] / 3600,
         "driver h": busy["driver"] / 3600,
-        "driver GB": 0.3 + num_parts * job.driver_kb_per_part / 1e6,
+        "driver GB": 0.9 + num_tasks * job.driver_kb_per_task / 1e6,
         "files": num_parts,
+        "tasks": num_tasks,
         "read TB": job.images * job.bytes_per_image / 1e12,
         "parts TB": job.images * job.objects_per_image * job.result_bytes_per_object / 1e12,
         "results.json TB": job.images * job.objects_per_image * job.json_bytes_per_object / 1e12,
@@ -462,6 +467,17 @@ def simulate(job: Cluster) -> dict[str, Any]:
         "store $": gets / 1e6 * job.dollars_per_million_gets
         + job.images * fetches / 1000 * job.dollars_per_thousand_lists / 1000,
     }
+
+
+def tasks_of(num_parts: int) -> int:
+    """How many tasks of Ray a number of parts makes."""
+    from maskrcnn.cluster.ray_engine import parts_of_task
+
+    task = 0
+    while num_parts > 0 and parts_of_task(task) < parts_of_task(10**6):
+        num_parts -= parts_of_task(task)
+        task += 1
+    return task + max(0, -(-num_parts // parts_of_task(10**6)))
 
 
 def scenarios(measured: dict[str, Any], images: int, gpus: int) -> list[Cluster]:
@@ -480,8 +496,8 @@ def scenarios(measured: dict[str, Any], images: int, gpus: int) -> list[Cluster]
         result_bytes_per_object=parts["result bytes per object"],
         json_bytes_per_object=parts["json bytes per object"],
         plan_s=measured["plan"],
-        driver_parts_per_s=measured["driver"]["parts/s"],
-        driver_kb_per_part=measured["driver"]["kB per part"],
+        driver_tasks_per_s=measured["driver"]["tasks/s"],
+        driver_kb_per_task=measured["driver"]["kB per task"],
         collect_s=parts["collect"] * objects / own,
     )
     per_gpu = max(1, round(1 + cpu * plain.gpu_images_per_s))
@@ -490,22 +506,60 @@ def scenarios(measured: dict[str, Any], images: int, gpus: int) -> list[Cluster]
     )
     spread = replace(several, name="the same, 16 prefixes", prefixes=16)
     listed = replace(spread, name="the same, from a list of names", list_s=0.0)
-    packed = replace(
-        several, name="the same, 500 images per table row group", images_per_object=500
-    )
-    fixed = replace(packed, name="the same, parts of 32 images", part_size=32)
-    return [plain, several, spread, listed, packed, fixed]
+    packed = replace(several, name="tables of 500 images instead of files", images_per_object=500)
+    lone = replace(packed, name="the same, one worker per GPU", workers_per_gpu=1)
+    small = replace(packed, name="as before that, parts of 32 images", part_size=32)
+    return [plain, several, spread, listed, packed, lone, small]
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
-    """Prints results as a table with one column per job."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for row in rows:
-        table.add_column(row["job"], justify="right", overflow="fold")
-    for name in list(rows[0])[1:]:
-        table.add_row(name, *(cell(row[name]) for row in rows))
-    Console(width=170).print(table)
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows with the same keys as a table."""
+    names = list(rows[0])
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [[cell(row.get(name, "")) for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def turned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same table with one column for each row."""
+    titles = [row["job"] for row in rows]
+    return [
+        {"": name, **dict(zip(titles, [row[name] for row in rows], strict=True))}
+        for name in list(rows[0])[1:]
+    ]
+
+
+def tables(measured: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/cluster.md, by the name of their place."""
+    where = measured["machine"]
+    load = f"load {where['load'][0]:.1f} before" if where["load"][0] > 1 else "quiet"
+    about = f"{where['cpu']}, {where['cores']} cores, {load}; model `nuclei`, 640 x 480 JPEG."
+    parts = measured["parts"]
+    each = {name: value for name, value in parts.items() if " per " not in name}
+    each["plan"] = measured["plan"]
+    ms = [{"part": name, "ms per image": 1000 * value} for name, value in each.items()]
+    memory = [{"names": name, "MB more": value} for name, value in measured["plan MB"].items()]
+    engines = "Not measured on a quiet machine yet."
+    if "engines" in measured:
+        rows = [{"engine": name, **row} for name, row in measured["engines"].items()]
+        engines = f"{about}\n\n{markdown(rows)}"
+    jobs = [simulate(job) for job in scenarios(measured, 1_000_000_000, 100)]
+    return {
+        "parts": f"{about}\n\n{markdown(ms)}",
+        "memory": markdown(memory),
+        "engines": engines,
+        "simulation": markdown(turned(jobs)),
+    }
+
+
+def filled(text: str, measured: dict[str, Any]) -> str:
+    """The page with its tables made anew."""
+    for name, table in tables(measured).items():
+        start, end = f"<!-- cluster: {name} -->\n", "\n<!-- end -->"
+        before, _, rest = text.partition(start)
+        assert rest, name
+        text = f"{before}{start}{table}{end}{rest.partition(end)[2]}"
+    return text
 
 
 def cell(value: Any) -> str:
@@ -532,9 +586,13 @@ def main() -> None:
         RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
         note("stored")
     measured = json.loads(RESULTS.read_text())
-    print(json.dumps({k: measured[k] for k in measured if k != "machine"}, indent=1))
-    rows = [simulate(job) for job in scenarios(measured, given.images, given.gpus)]
-    show(rows, f"{given.images:,} images on {given.gpus} GPUs")
+    if (given.images, given.gpus) == (1_000_000_000, 100):
+        PAGE.write_text(filled(PAGE.read_text(), measured))
+        for name, table in tables(measured).items():
+            print(f"{name}\n{table}\n")
+    else:
+        jobs = scenarios(measured, given.images, given.gpus)
+        print(markdown(turned([simulate(job) for job in jobs])))
 
 
 if __name__ == "__main__":

@@ -462,7 +462,7 @@ def test_parts_that_the_source_no_longer_has_are_left_out_and_named(
     predict(model, photos, tmp_path / "out")
     summary = collect(tmp_path / "out")
     assert summary.images == 3
-    assert "left out 1 files" in summary.notes[0]
+    assert "left out parts that the source no longer has: 1 (" in summary.notes[0]
 
 
 def test_shards_of_machines_without_a_common_disk_are_joined(

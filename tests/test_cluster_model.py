@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.cluster_model import RESULTS, Cluster, planning, scenarios, simulate
+from benchmarks.cluster_model import (
+    PAGE,
+    RESULTS,
+    Cluster,
+    filled,
+    planning,
+    scenarios,
+    simulate,
+)
 
 FAST = Cluster(
     "no limit but the GPUs",
@@ -18,7 +26,7 @@ FAST = Cluster(
     cpu_s=0.001,
     list_s=0.0,
     part_size=64,
-    driver_parts_per_s=1e5,
+    driver_tasks_per_s=1e5,
     retried=0.0,
 )
 
@@ -37,7 +45,7 @@ def test_with_nothing_else_in_the_way_the_gpus_decide():
         ({"cpu_s": 0.1}, "CPU part of the workers"),
         ({"images_per_object": 1, "list_s": 1.0}, "lister"),
         ({"images_per_object": 1, "gets_per_s": 500.0}, "store"),
-        ({"driver_parts_per_s": 50.0}, "driver"),
+        ({"driver_tasks_per_s": 10.0}, "driver"),
     ],
 )
 def test_each_stage_can_be_the_slowest(change: dict, slowest: str):
@@ -57,6 +65,11 @@ def test_planning_holds_a_bounded_amount_of_memory():
 def test_the_stored_constants_give_every_scenario():
     measured = json.loads(RESULTS.read_text())
     rows = [simulate(job) for job in scenarios(measured, 10_000_000, 10)]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert all(row["days"] > 0 for row in rows)
     assert max(measured["plan MB"].values()) < 60
+
+
+def test_the_page_shows_the_stored_constants():
+    """If this fails: python -m benchmarks.cluster_model."""
+    assert PAGE.read_text() == filled(PAGE.read_text(), json.loads(RESULTS.read_text()))

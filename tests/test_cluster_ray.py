@@ -20,7 +20,9 @@ pytest.importorskip("pyarrow", reason="pip install 'maskrcnn[cluster]'")
 ray = pytest.importorskip("ray", reason="pip install 'maskrcnn[cluster]'")
 
 from maskrcnn.cluster.file_stores import OutputFolder  # noqa: E402
+from maskrcnn.cluster.image_rows import ImageRow, Listing, cut_parts  # noqa: E402
 from maskrcnn.cluster.part_files import PartInfo, read_info  # noqa: E402
+from maskrcnn.cluster.ray_engine import bundles  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own, not ours
 
@@ -130,6 +132,16 @@ def test_an_error_of_a_worker_or_of_the_listing_is_reported_as_itself(
     (tmp_path / "list.txt").write_bytes(b"a.png\n" * 3 + b"\0\n")
     with pytest.raises(mr.DataError, match=r"line 4: expected one path or URL per line"):
         predict(model, tmp_path / "list.txt", tmp_path / "out")
+
+
+def test_large_sources_have_few_tasks_so_that_the_driver_stays_small():
+    listing = Listing()
+    rows = (ImageRow(f"{n}", f"{n}", None) for n in range(20_000))
+    sizes = [len(parts) for parts in bundles(cut_parts(rows, 1, listing))]
+    assert sum(sizes) == listing.parts == 20_000
+    assert sizes[:512] == [1] * 512
+    assert sizes == [*sorted(sizes[:-1]), sizes[-1]]
+    assert (max(sizes), len(sizes)) == (16, 2048 + -(-(20_000 - 512 * 15) // 16))
 
 
 def test_more_than_the_cluster_has_is_refused(

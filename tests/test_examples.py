@@ -26,6 +26,7 @@ RECORDS = (
     "ConversionReport",
     "DataError",
     "DataWarning",
+    "DatasetSummary",
     "Detections",
     "DownloadError",
     "Evaluation",

@@ -61,5 +61,7 @@ def collect(
     if overlays:
         print(f"{summary.out}/{OVERLAYS}: overlays")
     if summary.errors:
-        print(f"{summary.errors:,} images have errors (column error of the parts)", file=sys.stderr)
+        print(
+            f"Images with errors: {summary.errors:,} (column error of the parts)", file=sys.stderr
+        )
     return 1 if summary.errors else 0

@@ -250,7 +250,7 @@ def _report_errors(summary: DatasetSummary) -> None:
     for error in summary.first_errors:
         print(f"Skipped: {error}", file=sys.stderr)
     if summary.errors > len(summary.first_errors):
-        print(f"{summary.errors:,} images have errors in all", file=sys.stderr)
+        print(f"Images with errors: {summary.errors:,} in all", file=sys.stderr)
     for remark in summary.remarks():
         print(f"Note: {remark}", file=sys.stderr)
 

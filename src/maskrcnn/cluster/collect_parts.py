@@ -143,8 +143,8 @@ def _checked_job(folder: OutputFolder) -> _Job:
             notes = list(listing.notes)
             if extra:
                 notes.append(
-                    f"left out {len(extra)} files of parts that the source no longer has: "
-                    f"{_some(extra)}; delete them"
+                    f"left out parts that the source no longer has: {len(extra):,} "
+                    f"({_some(extra)}); delete them"
                 )
             order = range(listing.parts)
             return _Job(

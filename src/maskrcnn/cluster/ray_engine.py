@@ -4,8 +4,9 @@ In:  a source and what a worker needs.
 Out: what each part's worker reports, as the parts end, in any order; the listing comes last.
 
 One task lists the source and streams its parts to a pool of actors of Ray Data. It waits when the
-actors are busy, and the driver holds a few parts' reports, whatever the number of images. An actor
-that dies is started again, and its part with it. Since a part's file appears whole, that is safe.
+actors are busy, and the driver sees counts alone. Ray itself keeps 8 kB in the driver for each task
+that has ended, so that large sources have tasks of several parts. An actor that dies is started
+again, and its task with it. Since a part's file appears whole and is not made twice, that is safe.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 from ..model.maskrcnn import MaskRCNN
 from ..ops.device import usable_device
+from ..runtime.keep_memory import keep_memory
 from .file_stores import cluster_package
 from .image_rows import Listing, Part, cut_parts
 from .part_worker import PartDone, PartWorker, WorkerSetup
 from .row_sources import RowSource
 
 _ITEM = "item"
-"""The column of Ray's rows: a pickled `Part`, `PartDone`, `Listing` or exception."""
+"""The column of Ray's rows: pickled parts, what was done for them, a `Listing`, or an exception."""
 _LISTING_CPUS = 0.01
 """The listing task waits most of the time, and must find room beside the actors."""
+_TASKS_OF_A_SIZE = 512
+_MOST_PARTS = 16  # of a task: at most 65,536 images, some minutes of a GPU
 _OWN_STORE = 200 << 20  # bytes of the object store of a Ray that starts here
 
 
@@ -66,9 +71,9 @@ def ray_results(
         if gpus is None:
             gpus = 1 if resources.get("GPU", 0) >= 1 and setup.device in (None, "cuda") else 0
         fitting = _fitting(resources, cpus, gpus)
-        count = fitting if workers is None else workers
-        if count > fitting:
-            print(f"Ray has room for {fitting} of {count} workers; more wait", file=sys.stderr)
+        wanted = fitting if workers is None else workers
+        if wanted > fitting:
+            print(f"Ray has room for {fitting} of {wanted} workers; more wait", file=sys.stderr)
         if setup.device is None:
             setup = replace(setup, device=None if gpus else "cpu")
 
@@ -77,7 +82,7 @@ def ray_results(
             fn_constructor_args=(ray.put(setup),),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted),
             num_cpus=cpus,
             num_gpus=gpus or None,
         )
@@ -89,7 +94,7 @@ def ray_results(
             if isinstance(item, Listing):
                 listing = item
             else:
-                yield item
+                yield from item
         yield listing
 
 
@@ -101,6 +106,7 @@ class RayWorker:
     """
 
     def __init__(self, setup: Any) -> None:
+        keep_memory()
         if not isinstance(setup, WorkerSetup):
             setup = cluster_package("ray").get(setup)
         if setup.device is None and isinstance(setup.model, MaskRCNN):
@@ -108,28 +114,28 @@ class RayWorker:
         self._worker = PartWorker(setup)
 
     def __call__(self, batch: Any) -> Any:
-        """Makes the part in an Arrow table of one row; a listing or an error passes through.
+        """Makes the parts in an Arrow table of one row; a listing or an error passes through.
 
-        What the part leads to is returned, since Ray would wrap it and lose its type.
+        An error of a part is returned, since Ray would wrap it and lose its type.
         """
         item = pickle.loads(batch[_ITEM][0].as_py())  # made by our own listing task
-        if not isinstance(item, Part):
+        if not isinstance(item, tuple):
             return batch
         try:
-            return _packed(self._worker(item))
+            return _packed(tuple(self._worker(part) for part in item))
         except Exception as error:
             return _packed(_portable(error))
 
 
 def _parts(ray: Any, rows: RowSource, part_size: int | None) -> Any:
-    """A Ray data set with one row per part, and the listing as its last row."""
+    """A Ray data set with one row per task, and the listing as its last row."""
     block = cluster_package("ray.data.block")
 
     def listed() -> Iterator[Any]:
         listing = Listing()
         try:
-            for part in cut_parts(rows.rows(), part_size, listing):
-                yield _packed(part)
+            for parts in bundles(cut_parts(rows.rows(), part_size, listing)):
+                yield _packed(parts)
             listing.notes = rows.notes()
             yield _packed(listing)
         except Exception as error:
@@ -147,7 +153,8 @@ def _parts(ray: Any, rows: RowSource, part_size: int | None) -> Any:
 
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    context.target_max_block_size = 1  # each part is a block, and so goes to any free actor
+    context.issue_detectors_config.detectors = []  # of memory that the libraries take, not the task
+    context.target_max_block_size = 1  # each row is a block, and so goes to any free actor
     context.target_min_block_size = 1
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(PartSource(), override_num_blocks=1, num_cpus=_LISTING_CPUS)
@@ -166,7 +173,22 @@ def _fitting(resources: dict[str, float], cpus: float, gpus: float) -> int:
     return int(room)
 
 
-def _packed(item: Part | PartDone | Listing | Exception) -> Any:
+def bundles(parts: Iterable[Part]) -> Iterator[tuple[Part, ...]]:
+    """The parts of each task: one at first, and twice as many after every 512 tasks, up to 16."""
+    parts = iter(parts)
+    for task in count():
+        bundle = tuple(islice(parts, parts_of_task(task)))
+        if not bundle:
+            return
+        yield bundle
+
+
+def parts_of_task(task: int) -> int:
+    """How many parts the task of a number has, unless the source ends."""
+    return min(1 << min(task // _TASKS_OF_A_SIZE, 30), _MOST_PARTS)
+
+
+def _packed(item: tuple[Part | PartDone, ...] | Listing | Exception) -> Any:
     """A table of one row with an item."""
     return cluster_package("pyarrow").table({_ITEM: [pickle.dumps(item)]})
 
