@@ -15,6 +15,7 @@ from maskrcnn.config import Category, ModelConfig, TrainConfig
 from maskrcnn.recipe.recipe import Candidate, Recipe
 from maskrcnn.training.forecast import forecast
 from maskrcnn.training.plan import plan_training
+from maskrcnn.training.processes import Processes
 from maskrcnn.training.trial import choose_candidate, image_seconds, step_seconds
 
 
@@ -78,6 +79,7 @@ def test_a_forecast_says_what_a_budget_reaches(
         validates=False,
         started=0.0,
         clock=lambda: 10.0,
+        processes=Processes.alone("cpu"),
     )
     assert made.steps == pytest.approx(steps, abs=1)
     assert made.recipe.reasons[0].setting == "steps in max_time"

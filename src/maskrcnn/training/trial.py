@@ -91,6 +91,7 @@ def step_seconds(
     config: TrainConfig,
     *,
     device: str | None = None,
+    processes: Processes | None = None,
     clock: Callable[[], float] = time.monotonic,
     longest: float = LONGEST_TRIAL,
 ) -> float:
@@ -101,10 +102,11 @@ def step_seconds(
         data: images to train on; a few suffice.
         config: settings of the training.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        processes: that measure together, instead of this one on `device`.
         clock: returns the time in seconds.
         longest: seconds after which the trial ends with the steps it has, at least two.
     """
-    processes = Processes.alone(device)
+    processes = processes or Processes.alone(device)
     network = make_network(model, data, None, config, None).network
     learner = Learner(network, data, config, processes, None, clock)
     seconds: list[float] = []
@@ -115,9 +117,9 @@ def step_seconds(
             start = clock()
             learner.step(number, None)
             seconds.append(clock() - start)
-            if number > 0 and clock() - begin > longest:
+            if number > 0 and processes.from_main(clock() - begin > longest):
                 break
-    return median(seconds[min(WARM_UP, len(seconds) - 1) :])
+    return processes.from_main(median(seconds[min(WARM_UP, len(seconds) - 1) :]))
 
 
 def image_seconds(

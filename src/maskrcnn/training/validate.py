@@ -101,7 +101,8 @@ def validate(
     """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes, advance, note_unreadable)
+    with processes.waiting():
+        numbers = _losses(model, validation, config, processes, advance, note_unreadable)
     numbers |= _precision(
         model, validation, config, processes, advance, note_unreadable, metrics or {}
     )
