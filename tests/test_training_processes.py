@@ -8,16 +8,19 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import training_run
 from training_run import start_ranks, statuses, tiny_config, tiny_model
 
 import maskrcnn as mr
 from maskrcnn.images.read import ImageError
 from maskrcnn.training import fit, processes
+from maskrcnn.training.checkpoint import EarlierSession, for_processes
 from maskrcnn.training.process_watch import ProcessWatch
 from maskrcnn.training.trial import step_seconds
 
@@ -120,19 +123,14 @@ def test_a_process_that_fails_or_is_lost_ends_the_other_with_its_name(
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
 
 
-def test_more_processes_than_batches_of_a_step_are_refused(
-    data: mr.CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go(data, tmp_path / "run", steps=1, accumulate=4)
-    monkeypatch.setattr(
-        processes.Processes, "start", lambda _: processes.Processes(0, 3, "cpu", None)
-    )
-    monkeypatch.setattr(processes.Processes, "from_main", lambda _, value: value)
-    with pytest.raises(
-        ValueError,
-        match=r"with 3 processes: the run began with 1 process, .* 1, 2, 4\. pretrained=",
-    ):
-        go(data, tmp_path / "run", resume=True, steps=2, accumulate=4)
+def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path: Path) -> None:
+    earlier = EarlierSession({}, {}, {"processes": 2})
+    config = tiny_config(accumulate=2)
+    group = processes.Processes(0, 3, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"began with 2 processes, and .*: 1, 2, 4\. pretrained="):
+        for_processes(config, earlier, tmp_path, group)
+    changed, text = for_processes(config, earlier, tmp_path, replace(group, world=4))
+    assert (changed.accumulate, "with 4 processes instead of 2" in text) == (1, True)
 
 
 def test_a_process_with_other_data_is_refused_by_name(
@@ -152,6 +150,24 @@ def test_a_process_with_other_data_is_refused_by_name(
     lines = capfd.readouterr().err
     assert "expected the same settings and data in all processes, got data.sha256: " in lines
     assert "stopped: ValueError: expected the same settings" in lines
+
+
+def test_a_checkpoint_that_only_another_process_sees_is_not_ignored(
+    data: mr.CocoDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go(data, tmp_path / "1", steps=1)
+
+    def work(rank: int) -> int:
+        try:
+            go(data, tmp_path / str(rank), resume=True)
+        except ValueError as error:
+            print(error, file=sys.stderr, flush=True)
+            return 2
+        return 0
+
+    assert statuses(start_ranks(2, work)) == [2, 2]
+    host = os.uname().nodename
+    assert f"but only {host} has the checkpoint. Move the folder" in capfd.readouterr().err
 
 
 def test_processes_measure_a_step_together(data: mr.CocoDataset) -> None:

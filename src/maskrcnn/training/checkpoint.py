@@ -165,12 +165,20 @@ def read_session(out: Path, resume: bool, processes: Processes) -> EarlierSessio
     The main process reads it for all, so the others need not see the folder.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed; `out` is a file.
+        ValueError: the folder holds a run that is not to be resumed; `out` is a file; another
+            process than the main one has the checkpoint.
     """
     checkpoint = out / "checkpoint.safetensors"
-    files = processes.from_main(files_of_run(out))
+    seen = processes.gather((socket.gethostname(), files_of_run(out)))
+    main_host, files = seen[0]
     refuse_folder(out, files, resume)
     if checkpoint.name not in files:
+        if others := [host for host, names in seen if checkpoint.name in names]:
+            raise ValueError(
+                f"{checkpoint}: the main process on {main_host} reads and writes the run folder, "
+                f"but only {others[0]} has the checkpoint. Move the folder to storage that all "
+                "machines share, or run the main process where it is"
+            )
         return None
 
     tensors, stored = processes.from_main(read_checkpoint(checkpoint) if processes.main else None)

@@ -44,8 +44,8 @@ class ProcessLostError(ConnectionError):
 class ProcessWatch:
     """Watches the other processes while the block runs, in two threads.
 
-    One exchanges signs of life. It may wait for the store without end if the machine of the store is
-    gone; the other one notices that as well, and ends this process where nothing else can.
+    One exchanges signs of life. It may wait for the store without end if the machine of the store
+    is gone. The other one notices that as well, and ends this process where nothing else can.
 
     Args:
         store: the store of the process group.
