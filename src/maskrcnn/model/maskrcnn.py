@@ -35,6 +35,8 @@ from .roi_align import RoIPooler
 from .rpn import RPN
 from .timm_trunk import TimmTrunk
 
+MASKS_AT_ONCE = 128  # boxes whose masks are predicted together, which bounds the memory
+
 
 class MaskRCNN(nn.Module):
     """Predicts boxes, classes, masks and keypoints of all objects in one pass, trained end to end.
@@ -207,7 +209,10 @@ class MaskRCNN(nn.Module):
         assert self.mask_head is not None
         assert self.mask_pool is not None
         features = self.roi_features(self.mask_pool, pyramid, boxes, image)
-        return self.mask_head(features, labels).sigmoid()
+        if torch.compiler.is_exporting():  # the graph has no number of boxes to divide
+            return self.mask_head(features, labels).sigmoid()
+        parts = zip(features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)
+        return torch.cat([self.mask_head(*part) for part in parts]).sigmoid()
 
     def predict_heatmaps(
         self, pyramid: Pyramid, boxes: Float[Tensor, "K 4"], image: Int64[Tensor, "K"]

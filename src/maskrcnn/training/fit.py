@@ -65,7 +65,7 @@ from .setup import (
     number_of_steps,
     warn_about_heads,
 )
-from .time_budget import TimeBudget, next_review, with_least_left
+from .time_budget import EVALUATION_SHARE, TimeBudget, next_review, with_least_left
 from .unreadable import UnreadableImages
 from .validate import Metric, check_metrics, evaluation_rows, validate, validation_columns
 
@@ -608,22 +608,57 @@ class Trainer:
         assert self.val is not None
         state = self.state
         images = len(self.val)
+        one = _spread(self.val, 1)  # the first validation is slower: libraries load
         few = _spread(self.val, SAMPLED)
-        self.count_time()
-        note = self.unreadable["validation"].note
-        validate(self.learner.averaged, few, self.config, self.processes, note_unreadable=note)
-        image_seconds = self.processes.from_main(self.count_time() / len(few))
+        image_seconds = 0.0
+        with self.log.stage("timing the validation", 2 * (len(one) + len(few))) as advance:
+            for part in (one, few):
+                self.count_time()
+                self._validate(part, advance, {})
+                image_seconds = self.processes.from_main(self.count_time() / len(part))
 
         if state.validated is None:
-            count = self.budget.images_to_validate(images, image_seconds, evaluations)
-            state.validated = count
-            if count < images:
-                self.log.say(
-                    f"validates on {count} of {images} images, spread over the set: all would take "
-                    f"{duration(images * image_seconds)} of {duration(self.budget.max_time)} "
-                    f"{'each time' if evaluations > 1 else ''}".rstrip()
-                )
+            state.validated = self.budget.images_to_validate(images, image_seconds, evaluations)
         self.budget.evaluation = state.validated * image_seconds
+        self.log.say(self._validation_plan(image_seconds, evaluations))
+
+    def _validation_plan(self, image_seconds: float, evaluations: int) -> str:
+        """How many images a run with a time budget validates on, and why."""
+        assert self.val is not None
+        images = len(self.val)
+        count = self.state.validated or images
+        max_time = self.budget.max_time
+        each = (
+            f"{duration(count * image_seconds)} {'each time' if evaluations > 1 else 'at the end'}"
+        )
+        if count == images:
+            return f"validates on all {images} images: {each}"
+
+        share = evaluations * count * image_seconds / max_time
+        text = (
+            f"validates on {count} of {images} images, spread over the set: {each}; all would take "
+            f"{duration(images * image_seconds)} of {duration(max_time)}"
+        )
+        if share > EVALUATION_SHARE:
+            text += f". That is {share:.0%} of the time, but fewer images would say little"
+        return text
+
+    def _validate(
+        self,
+        images: CocoDataset,
+        advance: Callable[[int], None],
+        metrics: Mapping[str, Metric],
+    ) -> dict[str, float]:
+        """The numbers of the averaged weights on some of the validation images."""
+        return validate(
+            self.learner.averaged,
+            images,
+            self.config,
+            self.processes,
+            advance,
+            note_unreadable=self.unreadable["validation"].note,
+            metrics=metrics,
+        )
 
     def save_before_evaluation(self, row: dict[str, float]) -> None:
         """Writes a checkpoint from which a resumed run evaluates the step just done."""
@@ -646,15 +681,7 @@ class Trainer:
             images = _spread(images, state.validated)
         # Every image counts twice: the loss, and the predictions.
         with self.log.stage("validating", 2 * -(-len(images) // self.processes.world)) as advance:
-            numbers = validate(
-                self.learner.averaged,
-                images,
-                self.config,
-                self.processes,
-                advance,
-                note_unreadable=self.unreadable["validation"].note,
-                metrics=self.own_metrics,
-            )
+            numbers = self._validate(images, advance, self.own_metrics)
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}

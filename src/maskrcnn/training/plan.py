@@ -236,7 +236,7 @@ def plan_training(
             chosen, expected, needed = _in_time(
                 processes.from_main(candidates),
                 dataset,
-                validation is not None,
+                validation,
                 started,
                 clock,
                 processes,
@@ -266,13 +266,13 @@ def plan_training(
 def _in_time(
     candidates: list[Candidate],
     data: CocoDataset,
-    validates: bool,
+    val: CocoDataset | None,
     started: float,
     clock: Callable[[], float],
     processes: Processes,
 ) -> tuple[Recipe, Forecast | None, float | None]:
     """The recipe to train, what fits into its time budget, and its memory at the peak."""
-    from ..recipe.memory_estimate import expected_peak, program_bytes
+    from ..recipe.memory_estimate import expected_peak, program_bytes, results_bytes
     from .forecast import forecast
 
     recipe = candidates[0].recipe
@@ -284,13 +284,17 @@ def _in_time(
             candidates,
             data,
             max_time,
-            validates=validates,
+            validates=val is not None,
             started=started,
             clock=clock,
             processes=processes,
         )
         recipe = expected.recipe
-    peak = recipe.memory and expected_peak(program, recipe.memory, str(processes.device))
+    peak = None
+    if recipe.memory is not None:
+        device = str(processes.device)
+        results = results_bytes(recipe.model, 0 if val is None else len(val), device)
+        peak = expected_peak(program, recipe.memory + results, device)
     return recipe, expected, processes.from_main(peak)
 
 

@@ -123,7 +123,7 @@ def _losses(
     from ..augmentation.loader import TrainingLoader
     from ..augmentation.training_set import TrainingSet
 
-    images = TrainingSet(validation, model.config, None)
+    images = TrainingSet(validation, model.config, None, cache_bytes=0)  # each is used once
     plan = BatchPlan(
         len(validation),
         validation_batch(model.config, validation, config),
