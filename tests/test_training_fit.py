@@ -47,6 +47,7 @@ def run(
     validation: CocoDataset | None = None,
     model: Any = None,
     resume: bool = False,
+    progress: bool = False,
     **changes: Any,
 ) -> Run:
     config = tiny_config(**({"steps": 4, "checkpoint_every": 60.0} | changes))
@@ -57,7 +58,7 @@ def run(
         config=config,
         out=out,
         resume=resume,
-        progress=False,
+        progress=progress,
         device="cpu",
     )
 
@@ -230,7 +231,11 @@ def test_training_stops_when_nothing_improves(
 
 
 def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
-    data: CocoDataset, validation: CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: CocoDataset,
+    validation: CocoDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     now = itertools.count(
         step=2
@@ -246,7 +251,16 @@ def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
         "maskrcnn.training.fit.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)
     )
     monkeypatch.setattr("maskrcnn.training.fit.validate", slow_validate)
-    result = run(data, tmp_path / "run", validation, steps=None, max_time=0.4, evaluate_every=5.0)
+    result = run(
+        data,
+        tmp_path / "run",
+        validation,
+        progress=True,
+        steps=None,
+        max_time=0.4,
+        evaluate_every=5.0,
+    )
+    assert "validates on all 3 images: 0.0 s each time" in capsys.readouterr().out
     rows = read_rows(tmp_path / "run/metrics.csv")
     state = read_checkpoint(tmp_path / "run/checkpoint.safetensors")[1]["state"]
     assert state["total"] == state["step"] == rows[-1]["step"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,14 +233,7 @@ def test_a_command_stopped_while_it_reads_the_data_is_started_again(
 def test_a_signal_to_one_of_several_processes_stops_all_after_the_same_step(
     data: mr.CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
     def child(rank: int) -> int:
-        for name, value in {**shared, "RANK": str(rank)}.items():
-            monkeypatch.setenv(name, value)
         if rank == 1:
             signal_in(monkeypatch, "step", 1, signal.SIGTERM)
         try:
@@ -250,16 +242,6 @@ def test_a_signal_to_one_of_several_processes_stops_all_after_the_same_step(
             return stop.exit_status if "after step 2" in str(stop) else 1
         return 0
 
-    children = []
-    for rank in range(2):
-        process = os.fork()
-        if process == 0:
-            status = 1
-            try:
-                status = child(rank)
-            finally:
-                os._exit(status)
-        children.append(process)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children]
-    assert statuses == [143, 143]
+    children = training_run.start_ranks(2, child)
+    assert training_run.statuses(children) == [143, 143]
     assert state_of(tmp_path / "run")["step"] == 2

@@ -14,7 +14,9 @@ from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import Category, ModelConfig, TrainConfig
 from maskrcnn.recipe.recipe import Candidate, Recipe
 from maskrcnn.training.forecast import forecast
+from maskrcnn.training.learner import Learner
 from maskrcnn.training.plan import plan_training
+from maskrcnn.training.processes import Processes
 from maskrcnn.training.trial import choose_candidate, image_seconds, step_seconds
 
 
@@ -78,6 +80,7 @@ def test_a_forecast_says_what_a_budget_reaches(
         validates=False,
         started=0.0,
         clock=lambda: 10.0,
+        processes=Processes.alone("cpu"),
     )
     assert made.steps == pytest.approx(steps, abs=1)
     assert made.recipe.reasons[0].setting == "steps in max_time"
@@ -114,3 +117,22 @@ def test_steps_and_validations_are_timed_by_the_given_clock(tmp_path: Path) -> N
     settings = {"device": "cpu", "clock": lambda: float(next(ticks))}
     assert step_seconds(tiny_model(data), data, tiny_config(), **settings) >= 1
     assert 0 < image_seconds(tiny_model(data), data, tiny_config(), **settings) <= 1
+
+
+def test_a_cold_first_step_is_not_a_typical_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short budget still measures a warm step; where all steps are slow, the second one counts."""
+    data = CocoDataset(training_run.draw(tmp_path, 2))
+    for seconds, expected, done in (([4, 2, 0.1], 0.1, 3), ([60, 20, 20], 20, 2)):
+        now = [0.0]
+        left = iter(seconds)
+
+        def step(_: Learner, number: int, total: int | None) -> None:
+            now[0] += next(left)  # noqa: B023 (called within the loop)
+
+        monkeypatch.setattr(Learner, "step", step)
+        settings = {"device": "cpu", "clock": lambda: now[0], "longest": 0.15}  # noqa: B023
+        measured = step_seconds(tiny_model(data), data, tiny_config(), **settings)
+        assert measured == pytest.approx(expected)
+        assert len(list(left)) == len(seconds) - done

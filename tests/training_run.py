@@ -1,7 +1,7 @@
 """A training small enough to be killed many times: synthetic 64-px scenes, a network with few channels.
 
 `python training_run.py serve` runs one for each line that it reads; `python training_run.py two '{"data": ..}' ..` runs one for each
-argument, each by two processes.
+argument, each by two processes on two nodes.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,27 +179,74 @@ def serve() -> None:
         print(_wait(child, settings), flush=True)
 
 
-def by_two(trainings: list[dict[str, Any]]) -> None:
-    """Trains in two processes under torchrun's agent, which here forks them instead of importing everything three times."""
+def by_two_nodes(trainings: list[dict[str, Any]]) -> None:
+    """Trains by two processes on two nodes, as `torchrun --nnodes=2 --rdzv-endpoint=127.0.0.1:PORT` on each of them does.
+
+    The agents are forked instead of importing everything four times.
+    """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     import_all()
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
+        min_nodes=2,
+        max_nodes=2,
+        nproc_per_node=1,
+        run_id="nodes",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=f"127.0.0.1:{free_port()}",
         start_method="fork",
         monitor_interval=0.05,
     )
-    elastic_launch(config, train_together)(trainings)
+    other = os.fork()
+    status = 1
+    try:
+        elastic_launch(config, train_together)(trainings)
+        status = 0
+    finally:
+        if other == 0:
+            os._exit(status)
+        assert os.waitpid(other, 0)[1] == 0
 
 
 def train_together(trainings: list[dict[str, Any]]) -> None:
     for settings in trainings:
         main(settings)
     torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_ranks(count: int, work: Callable[[int], int]) -> list[int]:
+    """Forks processes that train together; each exits with what `work(rank)` returns. Their ids."""
+    shared = {
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.environ.update(shared | {"RANK": str(rank)})
+                status = work(rank)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def statuses(children: list[int]) -> list[int]:
+    """The exit statuses of forked processes, once they have ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def _wait(child: int, settings: dict[str, Any]) -> int:
@@ -219,4 +268,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
     else:
-        by_two([json.loads(argument) for argument in sys.argv[2:]])
+        by_two_nodes([json.loads(argument) for argument in sys.argv[2:]])

@@ -37,6 +37,8 @@ from .roi_align import RoIPooler
 from .rpn import RPN
 from .timm_trunk import TimmTrunk
 
+MASKS_AT_ONCE = 128  # boxes whose masks are predicted together, which bounds the memory
+
 
 class MaskRCNN(nn.Module):
     """Predicts boxes, classes, masks and keypoints of all objects in one pass, trained end to end.
@@ -216,7 +218,11 @@ class MaskRCNN(nn.Module):
         if (context := self.mask_context) > 1:
             boxes = enlarge(boxes, context)
         features = self.roi_features(self.mask_pool, pyramid, boxes, image)
-        masks = self.mask_head(features, labels).sigmoid()
+        if torch.compiler.is_exporting():  # the graph has no number of boxes to divide
+            masks = self.mask_head(features, labels).sigmoid()
+        else:
+            parts = zip(features.split(MASKS_AT_ONCE), labels.split(MASKS_AT_ONCE), strict=True)
+            masks = torch.cat([self.mask_head(*part) for part in parts]).sigmoid()
         return inner_grid(masks, context) if context > 1 else masks
 
     def predict_heatmaps(

@@ -28,7 +28,9 @@ from .fit_anchors import fit_anchors, mean_overlap
 from .memory_estimate import (
     GIB,
     activation_bytes,
+    cache_bytes,
     image_bytes,
+    saving_bytes,
     state_bytes,
     step_work,
     validation_bytes,
@@ -436,8 +438,12 @@ def _needed(choices: Choices, batch: int, checkpointing: bool) -> float:
     # Validation looks at whole images, one by one if they are large.
     largest = _input_sizes(model, choices.facts).max(axis=0)
     validation = validation_bytes(model, (int(largest[0]), int(largest[1])))
-    images = image_bytes(int(choices.facts.sizes.prod(axis=1).max()))
-    return state_bytes(model) + max(step, validation) + images
+    needed = state_bytes(model) + max(step, validation, saving_bytes(model))
+    if choices.device.type == "cuda":
+        return needed
+    pixels = choices.facts.sizes.prod(axis=1)
+    cached = cache_bytes(float(pixels.mean()), choices.facts.images)
+    return needed + image_bytes(int(pixels.max())) + cached
 
 
 def _too_large(choices: Choices, batch: int, checkpointing: bool) -> str:

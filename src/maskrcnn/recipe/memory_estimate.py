@@ -1,25 +1,31 @@
 """An estimate of the memory that training needs, and the memory that is free.
 
 In: a model's configuration, the size of a batch. Out: bytes. The network runs on PyTorch's meta
-device, which has the shapes of tensors but no data. The tensors that autograd keeps are counted.
+device, which has the shapes of tensors but no data, forward and backward; `peak_bytes` counts what
+is allocated at the same time. RoIAlign has no such form; its bytes are computed.
 
-tests/test_recipe_memory.py compares the estimate with the resident memory of real training runs.
+tests/test_recipe_memory.py compares the count with that of a real network. docs/journal.md has
+the resident memory of real runs beside their estimates.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from ..augmentation.training_set import CACHE_BYTES
 from ..config import ModelConfig, RoIConfig
-from ..model.maskrcnn import MaskRCNN
+from ..model.maskrcnn import MASKS_AT_ONCE, MaskRCNN
 from ..model.resnet import ResNet
 from ..ops.pyramid import Pyramid
 
@@ -27,17 +33,14 @@ GIB = 2**30
 # Share of the float32 bytes needed with bfloat16 autocast: losses, box arithmetic and normalization
 # stay float32.
 _HALF = 0.6
-# Factor for temporary memory: gradients during the backward pass, workspaces of convolutions,
-# memory that the allocator does not return.
-_TEMPORARY = 1.4
-# Times the finest level of the pyramid that a forward pass without gradients holds at once.
-# Measured: ResNet-18 with 64 channels at 2048 px 126 MB, ResNet-50 at 1024 px 390 MB per megapixel.
-_HELD = 5.5
+# Gaps between tensors, and workspaces of convolutions (reordered inputs and weights), as a factor
+# on the tensors: the allocator of the C library cannot move what it has given away.
+_GAPS = 1.25
 _PROGRAM = 0.8 * GIB  # assumed where the system does not report it
-# What a process on a CPU takes besides: libraries that are imported later (metric, curves), and
-# gaps between tensors. A fit to a few runs on a busy machine; the validation of many small objects
-# took more (docs/results.md).
-_BESIDES = 0.2 * GIB
+# Libraries that are imported during a run: the metric, curves. Measured: 22 and 14 MB, and 11 MB
+# for the loop itself.
+_LIBRARIES = 0.05 * GIB
+_RESULT = 1100  # bytes of a detection as a COCO result with an RLE, as Python objects
 
 
 def available_memory(device: torch.device) -> float:
@@ -69,7 +72,7 @@ def free_bytes(device: torch.device, limit: float | None) -> float:
         return available_memory(device)
     if device.type == "cuda":
         return limit * GIB
-    return max(0.0, limit * GIB - program_bytes() - _BESIDES)
+    return max(0.0, limit * GIB - program_bytes() - _LIBRARIES)
 
 
 def program_bytes() -> float:
@@ -89,7 +92,7 @@ def expected_peak(program: float, needed: float, device: str | None) -> float:
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
     """
     is_cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
-    return needed if is_cuda else max(program + needed + _BESIDES, _so_far())
+    return needed if is_cuda else max(program + needed + _LIBRARIES, _so_far())
 
 
 def _so_far() -> float:
@@ -120,11 +123,9 @@ def training_bytes(
 
 
 def state_bytes(model: ModelConfig) -> float:
-    """Bytes of the weights and their average, and of the gradients and two momenta."""
-    network = _without_data(model)
-    total = sum(p.numel() for p in network.parameters())
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return 4.0 * (2 * total + 3 * trained)
+    """Bytes of the weights and their average, and of the optimizer's two momenta."""
+    total, trained = _parameters(model)
+    return 4.0 * (2 * total + 2 * trained)
 
 
 def activation_bytes(
@@ -134,37 +135,59 @@ def activation_bytes(
     half: bool = False,
     checkpointing: bool = False,
 ) -> float:
-    """Bytes of the activations that a batch keeps for the gradients. Arguments: training_bytes."""
-    kept = batch_size / 2 * _kept_of_two(model, size, checkpointing)
-    return kept * (_HALF if half else 1.0) * _TEMPORARY
+    """Bytes of a step's activations and gradients at their peak. Arguments: training_bytes."""
+    gradients = 4.0 * _parameters(model)[1]
+    activations = batch_size / 2 * (_peak_of_two(model, size, checkpointing) - gradients)
+    return (gradients + activations * (_HALF if half else 1.0)) * _GAPS
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_of_two(model: ModelConfig, size: tuple[int, int], checkpointing: bool) -> int:
-    """Bytes that two images keep; BatchNorm needs more than one value per channel."""
-    network = _without_data(model)
-    return _trunk_and_rpn(network, 2, size, checkpointing) + _heads(network, 2)
+def _peak_of_two(model: ModelConfig, size: tuple[int, int], checkpointing: bool) -> int:
+    """Bytes of a step with two images; BatchNorm needs more than one value per channel."""
+    return step_peak(_without_data(model), 2, size, checkpointing)
 
 
 @functools.lru_cache(maxsize=64)
 def validation_bytes(model: ModelConfig, size: tuple[int, int]) -> float:
-    """Bytes of the activations in a forward pass without gradients, over one whole image.
+    """Bytes of the prediction for one whole image, without gradients, with all detections.
 
-    Each tensor is freed when the next layers have read it. The finest level of the pyramid is held
-    longest, with what the RPN makes of it; the stem's output is the largest tensor before it.
+    A prepared copy of the network (its folded weights) makes the predictions.
     """
-    network = _without_data(model)
-    height, width = (-(-side // 32) * 32 for side in size)
-    images = torch.empty(1, 3, height, width, device="meta")
-    with torch.no_grad():
-        finest = network.neck(network.trunk(images))[0]
-    stem = 4 * model.trunk.stem_channels * height * width / 4
-    return stem + _HELD * 4 * finest.numel()
+    weights = 4.0 * _parameters(model)[0]
+    return weights + prediction_peak(_without_data(model), size) * _GAPS
+
+
+def saving_bytes(model: ModelConfig) -> float:
+    """Bytes of a checkpoint while it is written: safetensors copies all tensors."""
+    return state_bytes(model)
 
 
 def image_bytes(pixels: int) -> float:
     """Bytes of two original images, for copy-paste: as bytes, and as numbers while they move."""
     return 2.0 * pixels * 3 * (1 + 4)
+
+
+def cache_bytes(pixels: float, images: int) -> float:
+    """Bytes of the decoded images that a training set keeps.
+
+    Args:
+        pixels: of an image, on average.
+        images: in the training set.
+    """
+    return min(float(CACHE_BYTES), 3.0 * pixels * images)
+
+
+def results_bytes(model: ModelConfig, images: int, device: str) -> float:
+    """Bytes of the detections in a validation, which are compared all together.
+
+    Args:
+        model: limits the detections of an image.
+        images: in the validation set.
+        device: of the training; the results are never on a GPU.
+    """
+    if device.startswith("cuda"):
+        return 0.0
+    return float(_RESULT * model.box.max_detections * images)
 
 
 def step_work(model: ModelConfig, batch_size: int, size: tuple[int, int]) -> float:
@@ -173,8 +196,7 @@ def step_work(model: ModelConfig, batch_size: int, size: tuple[int, int]) -> flo
 
     network = _without_data(model)
     with FlopCounterMode(display=False) as counter:
-        _trunk_and_rpn(network, 2, size, checkpointing=False)
-        _heads(network, 2)
+        _losses(network, 2, size, checkpointing=False)
     return batch_size / 2 * counter.get_total_flops()
 
 
@@ -185,82 +207,176 @@ def _without_data(model: ModelConfig) -> MaskRCNN:
         return MaskRCNN.from_config(model).train()
 
 
-def _trunk_and_rpn(
+@functools.lru_cache(maxsize=4)
+def _parameters(model: ModelConfig) -> tuple[int, int]:
+    """How many numbers the network has, and how many of them are trained."""
+    parameters = [(p.numel(), p.requires_grad) for p in _without_data(model).parameters()]
+    return sum(n for n, _ in parameters), sum(n for n, trained in parameters if trained)
+
+
+def step_peak(
     network: MaskRCNN, batch_size: int, size: tuple[int, int], checkpointing: bool
 ) -> int:
-    """Bytes that trunk, neck and RPN keep for the gradients.
+    """Bytes of activations and gradients at the peak of a training step.
 
-    With checkpointing, also what the largest stage keeps while it is recomputed.
+    Args:
+        network: on any device.
+        batch_size: images.
+        size: (height, width) of an image.
+        checkpointing: activation checkpointing of the trunk's stages.
     """
-    height, width = (-(-side // 32) * 32 for side in size)
+
+    def compute() -> None:
+        terms = _losses(network, batch_size, size, checkpointing)
+        torch.autograd.backward([term.sum() for term in terms])
+
+    try:
+        return peak_bytes(compute) + _rois_in_training(network, batch_size)
+    finally:
+        network.zero_grad(set_to_none=True)
+
+
+def prediction_peak(network: MaskRCNN, size: tuple[int, int]) -> int:
+    """Bytes of activations at the peak of the prediction for one image.
+
+    The levels of the pyramid are alive all the time. RPN and heads follow one after the other.
+    """
+    config = network.config
+    with torch.no_grad():
+        images = _images(network, 1, size)
+        levels: list[Tensor] = []
+        peaks = [peak_bytes(lambda: levels.extend(network.neck(network.trunk(images))))]
+        held = images.nbytes + sum(level.nbytes for level in levels)
+        parts = [peak_bytes(lambda: network.rpn(levels))]
+
+        def of_head(
+            head: Callable[[Tensor], Any], roi: RoIConfig, count: int, at_once: int | None = None
+        ) -> int:
+            features = _features(network, roi, count)
+            part = features[: at_once or count]
+            inside = peak_bytes(partial(_after_pooling, network, head, part))
+            return _corner_bytes(roi, count) + features.nbytes + inside
+
+        most = config.box.max_detections
+        parts.append(of_head(network.box_head, config.box.roi, config.rpn.post_nms_test))
+        if network.mask_head is not None and config.mask is not None:
+            at_once = min(most, MASKS_AT_ONCE)
+            labels = torch.zeros(at_once, dtype=torch.int64, device=images.device)
+            head = partial(network.mask_head, labels=labels)
+            parts.append(of_head(head, config.mask.roi, most, at_once))
+        if network.keypoint_head is not None and config.keypoint is not None:
+            parts.append(of_head(network.keypoint_head, config.keypoint.roi, most))
+    return max(images.nbytes + peaks[0], held + max(parts))
+
+
+def _losses(
+    network: MaskRCNN, batch_size: int, size: tuple[int, int], checkpointing: bool
+) -> list[Tensor]:
+    """What trunk, neck, RPN and heads compute for the losses, with as many RoIs as they may use.
+
+    The features of the RoIs are leaves instead of parts of the pyramid.
+    """
     trunk = network.trunk
-    inside = 0
-    images = torch.empty(batch_size, 3, height, width, device="meta")
-    if checkpointing and isinstance(trunk, ResNet):
-        entering = [
-            images.new_empty(batch_size, trunk.conv1.out_channels, height // 4, width // 4),
-            *trunk(images),
-        ]
-        stages = [
-            stage
-            for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4)
-            if stage is not None
-        ]
-        inside = max(
-            _kept_bytes(partial(stage, x.detach()))
-            for stage, x in zip(stages, entering, strict=False)
-        )
     if isinstance(trunk, ResNet):
         trunk.activation_checkpointing = checkpointing
 
     rpn = network.rpn
+    images = _images(network, batch_size, size)
     samples = int(rpn.config.samples * (1 + rpn.config.positive_fraction))
-    anchors = torch.zeros(batch_size, samples, dtype=torch.int64, device="meta")
-    return inside + _kept_bytes(
-        lambda: rpn.sampled(Pyramid.of(network.neck(trunk(images))), anchors)
-    )
+    anchors = torch.zeros(batch_size, samples, dtype=torch.int64, device=images.device)
+    levels = network.neck(trunk(images))
+    terms = list(rpn.sampled(Pyramid.of(levels), anchors))
+    with torch.no_grad():
+        rpn(levels)
+    for head, roi, count in _heads_in_training(network, batch_size, images.device):
+        features = _features(network, roi, count).requires_grad_()
+        terms += _tensors(_after_pooling(network, head, features))
+    return terms
 
 
-def _heads(network: MaskRCNN, batch_size: int) -> int:
-    """Bytes that the heads and RoIAlign keep, with as many RoIs as the losses may use."""
+def _heads_in_training(
+    network: MaskRCNN, batch_size: int, device: torch.device
+) -> list[tuple[Callable[[Tensor], Any], RoIConfig, int]]:
+    """Each head with the RoIs that the losses of a batch may use at most."""
     config = network.config
     positives = int(config.box.samples * config.box.positive_fraction)
-    kept = _head(network, network.box_head, config.box.roi, batch_size * config.box.samples)
+    heads: list[tuple[Callable[[Tensor], Any], RoIConfig, int]] = [
+        (network.box_head, config.box.roi, batch_size * config.box.samples)
+    ]
 
     if network.mask_head is not None and config.mask is not None:
         count = batch_size * min(positives, config.mask.max_positives or positives)
-        labels = torch.zeros(count, dtype=torch.int64, device="meta")
-        kept += _head(network, partial(network.mask_head, labels=labels), config.mask.roi, count)
-
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        heads.append((partial(network.mask_head, labels=labels), config.mask.roi, count))
     if network.keypoint_head is not None and config.keypoint is not None:
         count = batch_size * min(positives, config.keypoint.max_positives or positives)
-        kept += _head(network, network.keypoint_head, config.keypoint.roi, count)
-    return kept
+        heads.append((network.keypoint_head, config.keypoint.roi, count))
+    return heads
 
 
-def _head(network: MaskRCNN, head: Callable[[Tensor], Any], roi: RoIConfig, count: int) -> int:
-    features = torch.empty(
-        count, network.neck.channels, roi.size, roi.size, device="meta", requires_grad=True
-    )
-    corners = count * roi.size**2 * (roi.sampling_ratio or 2) ** 2 * 4
-    return corners * (8 + 4) + _kept_bytes(
-        lambda: head(features if network.res5 is None else network.res5(features))
-    )
+def _rois_in_training(network: MaskRCNN, batch_size: int) -> int:
+    """Bytes that RoIAlign keeps for the gradients of all heads."""
+    heads = _heads_in_training(network, batch_size, torch.device("meta"))
+    return sum(_corner_bytes(roi, count) for _, roi, count in heads)
 
 
-def _kept_bytes(compute: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps of a computation, besides the weights."""
-    kept: dict[int, UntypedStorage] = {}
+def _corner_bytes(roi: RoIConfig, count: int) -> int:
+    """Bytes of RoIAlign: index and weight of the four cells around each of its points."""
+    return count * roi.size**2 * (roi.sampling_ratio or 2) ** 2 * 4 * (8 + 4)
 
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
+
+def _images(network: MaskRCNN, batch_size: int, size: tuple[int, int]) -> Tensor:
+    height, width = (-(-side // 32) * 32 for side in size)
+    weight = next(network.parameters())
+    return torch.zeros(batch_size, 3, height, width, device=weight.device)
+
+
+def _features(network: MaskRCNN, roi: RoIConfig, count: int) -> Tensor:
+    """The features of RoIs, as a pooler returns them."""
+    device = next(network.parameters()).device
+    return torch.zeros(count, network.neck.channels, roi.size, roi.size, device=device)
+
+
+def _after_pooling(network: MaskRCNN, head: Callable[[Tensor], Any], features: Tensor) -> Any:
+    return head(features if network.res5 is None else network.res5(features))
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of tensors that are made while the block runs, as long as they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage
-        return tensor
+            if storage._cdata not in before | self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        compute()
-    return sum(storage.nbytes() for storage in kept.values())
+    def _free(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= num_bytes
+
+
+def peak_bytes(compute: Callable[[], Any]) -> int:
+    """Bytes of the tensors that a computation makes, at the moment when most of them are alive."""
+    with _Allocations() as allocations:
+        result = compute()
+    del result
+    return allocations.peak
 
 
 def _read(path: Path) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,8 +46,18 @@ class EarlierSession(NamedTuple):
     """The learner's tensors, by group."""
     state: PlainDict
     """The progress of the run."""
-    length: TrainLength
-    """The length that the run had."""
+    settings: PlainDict
+    """Settings of model, training and data, as they were written."""
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that the run began with."""
+        return self.settings["processes"]
+
+    @property
+    def length(self) -> TrainLength:
+        """The length that the run had."""
+        return TrainLength.of(from_dict(TrainConfig, with_current_names(self.settings)["train"]))
 
 
 class TrainLength(NamedTuple):
@@ -147,26 +159,91 @@ def refuse_folder(out: Path, files: Sequence[str], resume: bool) -> None:
         )
 
 
-def read_session(
-    out: Path, settings: PlainDict, resume: bool, processes: Processes
-) -> EarlierSession | None:
-    """Reads what a run with these settings continues from; None for a new run.
+def read_session(out: Path, resume: bool, processes: Processes) -> EarlierSession | None:
+    """Reads what a run continues from; None for a new run.
+
+    The main process reads it for all, so the others need not see the folder.
 
     Raises:
-        ValueError: the folder holds a run that is not to be resumed, or whose settings differ in
-            more than its length; `out` is a file.
+        ValueError: the folder holds a run that is not to be resumed; `out` is a file; another
+            process than the main one has the checkpoint.
     """
     checkpoint = out / "checkpoint.safetensors"
-    files = processes.from_main(files_of_run(out))
+    seen = processes.gather((socket.gethostname(), files_of_run(out)))
+    main_host, files = seen[0]
     refuse_folder(out, files, resume)
     if checkpoint.name not in files:
+        if others := [host for host, names in seen if checkpoint.name in names]:
+            raise ValueError(
+                f"{checkpoint}: the main process on {main_host} reads and writes the run folder, "
+                f"but only {others[0]} has the checkpoint. Move the folder to storage that all "
+                "machines share, or run the main process where it is"
+            )
         return None
 
-    tensors, stored = read_checkpoint(checkpoint)
-    earlier = _complete(stored["settings"], settings)
-    _refuse_other_settings(out, earlier, settings)
-    length = TrainLength.of(from_dict(TrainConfig, earlier["train"]))
-    return EarlierSession(tensors, stored["state"], length)
+    tensors, stored = processes.from_main(read_checkpoint(checkpoint) if processes.main else None)
+    return EarlierSession(tensors, stored["state"], stored["settings"])
+
+
+def for_processes(
+    config: TrainConfig, earlier: EarlierSession, out: Path, processes: Processes
+) -> tuple[TrainConfig, str]:
+    """The settings with which a run keeps its images per step with another number of processes.
+
+    Returns:
+        The settings, and what changed, as text; empty if nothing did.
+
+    Raises:
+        ValueError: the processes cannot share the images of a step evenly.
+    """
+    before = earlier.processes
+    world = processes.world
+    if world == before:
+        return config, ""
+
+    batches = before * config.accumulate
+    images = batches * config.batch_size
+    if batches % world:
+        fitting = ", ".join(str(n) for n in range(1, batches + 1) if batches % n == 0)
+        raise ValueError(
+            f"cannot resume {out} with {_counted(world)}: the run began with {_counted(before)}, "
+            f"and a step has {images} images in {batches} batches of {config.batch_size}, which "
+            f"{world} cannot share evenly. Possible numbers of processes: {fitting}. "
+            f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) starts a new run from "
+            "its weights with any number"
+        )
+    changed = replace(config, accumulate=batches // world)
+    return changed, (
+        f", with {_counted(world)} instead of {before}: accumulate={changed.accumulate} instead of "
+        f"{config.accumulate} keeps {images} images per step. The order of the images changes from "
+        "here on, so the weights differ from those of an uninterrupted run"
+    )
+
+
+def _counted(world: int) -> str:
+    return f"{world} process{'es' * (world != 1)}"
+
+
+def refuse_other_processes(settings: PlainDict, processes: Processes) -> None:
+    """Raises an error where this process has other settings or data than the main process.
+
+    Raises:
+        ValueError: they differ.
+    """
+    of_main = dict(_flat(processes.from_main(settings)))
+    own = dict(_flat(settings))
+    different = [
+        f"{name}: {own.get(name)!r} here, {of_main.get(name)!r} in the main process"
+        for name in sorted(own.keys() | of_main.keys())
+        if own.get(name) != of_main.get(name) and name not in FREE
+    ]
+    if different:
+        raise ValueError(
+            "expected the same settings and data in all processes, got "
+            f"{'; '.join(different)} (process {processes.rank} on {socket.gethostname()}). "
+            "Start all of them with the same command, and check that every machine has the same "
+            "files"
+        )
 
 
 def claim_folder(out: Path, settings: PlainDict, processes: Processes) -> None:
@@ -180,7 +257,13 @@ def claim_folder(out: Path, settings: PlainDict, processes: Processes) -> None:
         replace_text(out / "config.json", json.dumps(settings, indent=1))
 
 
-def _refuse_other_settings(out: Path, then: PlainData, now: PlainData) -> None:
+def refuse_other_settings(out: Path, earlier: EarlierSession, now: PlainData) -> None:
+    """Raises an error where a run is to be resumed with other settings than it has.
+
+    Raises:
+        ValueError: they differ in more than the length.
+    """
+    then = _complete(earlier.settings, now)
     changed = [
         line for line in differences(then, now) if line.split(":")[0] not in (*FREE, *LENGTH)
     ]

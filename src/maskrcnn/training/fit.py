@@ -41,10 +41,20 @@ from ..runtime.interruption import Interrupted, StopSignals
 from ..runtime.plain_data import PlainDict
 from ..settings import to_dict
 from .callback import ActiveRun, Callback, Callbacks, check_callbacks
-from .checkpoint import TrainLength, claim_folder, fingerprint, read_session, write_checkpoint
+from .checkpoint import (
+    TrainLength,
+    claim_folder,
+    fingerprint,
+    for_processes,
+    read_session,
+    refuse_other_processes,
+    refuse_other_settings,
+    write_checkpoint,
+)
 from .curves import draw_curves
 from .learner import Learner
 from .log import MetricsFile, TensorBoardLog, read_rows
+from .process_watch import ProcessLostError
 from .processes import Processes
 from .run_display import RunDisplay
 from .setup import (
@@ -55,7 +65,7 @@ from .setup import (
     number_of_steps,
     warn_about_heads,
 )
-from .time_budget import TimeBudget, next_review, with_least_left
+from .time_budget import EVALUATION_SHARE, TimeBudget, next_review, with_least_left
 from .unreadable import UnreadableImages
 from .validate import Metric, check_metrics, evaluation_rows, validate, validation_columns
 
@@ -145,7 +155,7 @@ def train(
             without validation, and the last model is the result.
         config: length, learning rate, batch size, augmentation and all other settings of the
             training.
-        out: folder of the run; under torchrun all processes must see it.
+        out: folder of the run. Of several processes the main one alone reads and writes it.
         resume: continue from the checkpoint in `out`, or start from the beginning if there is none.
             The weights equal those of an uninterrupted run, bit for bit on a CPU with the same
             number of threads.
@@ -177,8 +187,9 @@ def train(
         NonFiniteLossError: the training diverged, or an image causes a non-finite loss.
         ImageError: more images than `config.unreadable` allows cannot be read any more.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
-        WriteError: the disk is full or fails. After each of these three errors, `resume=True`
-            continues the run.
+        WriteError: the disk is full or fails.
+        ProcessLostError: another process of several failed, was killed, or is out of reach. After
+            each of these four errors, `resume=True` continues the run.
 
     Example:
         >>> import maskrcnn as mr
@@ -193,30 +204,31 @@ def train(
     from ..formats.load_dataset import as_dataset
     from .unlabeled import open_unlabeled
 
-    categories = (model if isinstance(model, ModelConfig) else model.config).categories
-    data = as_dataset(data, categories=categories)
-    if val is not None:
-        val = as_dataset(val, categories=categories)
-
     processes = Processes.start(device)
-    images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
-    trainer = Trainer(
-        model,
-        data,
-        val,
-        config,
-        Path(out),
-        processes,
-        resume=resume,
-        progress=progress,
-        unlabeled=images,
-        pretrained=pretrained,
-        clock=clock,
-        started=started,
-        callbacks=callbacks,
-        augmentation=augmentation,
-        metrics=metrics,
-    )
+    with processes.together():
+        categories = (model if isinstance(model, ModelConfig) else model.config).categories
+        data = as_dataset(data, categories=categories)
+        if val is not None:
+            val = as_dataset(val, categories=categories)
+        images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
+
+        trainer = Trainer(
+            model,
+            data,
+            val,
+            config,
+            Path(out),
+            processes,
+            resume=resume,
+            progress=progress,
+            unlabeled=images,
+            pretrained=pretrained,
+            clock=clock,
+            started=started,
+            callbacks=callbacks,
+            augmentation=augmentation,
+            metrics=metrics,
+        )
     with contextlib.closing(trainer):
         return trainer.run()
 
@@ -247,6 +259,11 @@ class Trainer:
             if part is not None and len(part):
                 part.require_images()
         check_callbacks(callbacks)
+        earlier = read_session(out, resume, processes)
+        given = config
+        other_processes = ""
+        if earlier:
+            config, other_processes = for_processes(given, earlier, out, processes)
         self.config = config
         self.data = data
         self.val = val
@@ -272,8 +289,8 @@ class Trainer:
         parts = {name: part for name, part in parts.items() if part is not None}
         self.settings: PlainDict = {
             "model": to_dict(start.network.config),
-            "train": to_dict(config),
-            "processes": processes.world,
+            "train": to_dict(given),
+            "processes": earlier.processes if earlier else processes.world,
             "pretrained": start.record,
         }
         self.settings |= {name: fingerprint(part) for name, part in parts.items()}
@@ -283,10 +300,11 @@ class Trainer:
             self.settings["metrics"] = list(self.own_metrics)
         if heads := list(start.network.extra_heads):
             self.settings["extra_heads"] = heads
-        earlier = read_session(out, self.settings, resume, processes)
+        refuse_other_processes(self.settings, processes)
         new_plan = ""
         self.saved_step: int | None = None  # of the checkpoint in the folder
         if earlier:
+            refuse_other_settings(out, earlier, self.settings)
             self.state = State(**earlier.state)
             self.learner.restore(earlier.tensors, self.state.scaler)
             self.started -= self.state.seconds
@@ -329,7 +347,7 @@ class Trainer:
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(self.state.total))
         if resume and earlier:
-            self.log.say(f"resumed after step {self.state.step}{new_plan}")
+            self.log.say(f"resumed after step {self.state.step}{other_processes}{new_plan}")
         elif resume:
             self.log.say(f"no checkpoint in {out}: starting from the beginning")
 
@@ -372,7 +390,11 @@ class Trainer:
     def run(self) -> Run:
         """Trains until the last step, and returns the result. `train` lists the exceptions."""
         try:
-            with self.signals, stating_what_is_safe(self._what_is_safe):
+            with (
+                self.signals,
+                stating_what_is_safe(self._what_is_safe),
+                self.processes.together(self._what_is_safe),
+            ):
                 self.callbacks.send("on_start")
                 self._draw_examples()
                 with self.signals.deferred():
@@ -386,8 +408,8 @@ class Trainer:
             )
             self.callbacks.send("on_end", error)
             raise error from None
-        except ImageError as cause:
-            error = ImageError(f"{cause}. {self._what_is_safe()}")
+        except (ImageError, ProcessLostError) as cause:
+            error = type(cause)(f"{cause}. {self._what_is_safe()}")
             self.callbacks.send("on_end", error)
             raise error from cause
         except BaseException as error:
@@ -404,15 +426,15 @@ class Trainer:
 
             if self.evaluation_due:
                 self.save_before_evaluation(row)
-                self._stop_if(self._requests())
+                self._stop_if(self._agree()[0])
                 with self.signals.at_once():
                     numbers = self.evaluate()
                 row |= numbers
                 self._send("on_evaluation", numbers)
 
             self._send("on_step", row)
-            stop = self._requests()
-            if stop or self.checkpoint_due or "val_loss" in row:
+            stop, saving = self._agree()
+            if stop or saving or "val_loss" in row:
                 self.save()
             self._stop_if(stop)
 
@@ -432,11 +454,16 @@ class Trainer:
                 self.save()
             raise
 
-    def _requests(self) -> Exception | KeyboardInterrupt | None:
-        """Why to stop now, by a signal, a callback or unreadable images; all processes agree."""
+    def _agree(self) -> tuple[Exception | KeyboardInterrupt | None, bool]:
+        """What all processes do now.
+
+        Returns:
+            Why to stop: a signal, or unreadable images. Whether to write a checkpoint, also because
+            a callback has ended the run.
+        """
         own = {name: images.messages for name, images in self.unreadable.items()}
-        request = (self.signals.received, self.active.stop_reason, own)
-        received, reasons, unreadable = zip(*self.processes.gather(request), strict=True)
+        request = (self.signals.received, self.active.stop_reason, own, self.checkpoint_due)
+        received, reasons, unreadable, saving = zip(*self.processes.gather(request), strict=True)
 
         for name, images in self.unreadable.items():
             for of_process in unreadable:
@@ -445,10 +472,12 @@ class Trainer:
             self.state.stopped = True
             self.log.say(f"stopped after step {self.state.step} by a callback: {reason}")
 
+        stop: Exception | KeyboardInterrupt | None = None
         if (number := next(filter(None, received), None)) is not None:
-            return Interrupted(signal_number=number)
-        too_many = next((i.too_many() for i in self.unreadable.values() if i.too_many()), "")
-        return ImageError(too_many) if too_many else None
+            stop = Interrupted(signal_number=number)
+        elif too_many := next((i.too_many() for i in self.unreadable.values() if i.too_many()), ""):
+            stop = ImageError(too_many)
+        return stop, saving[0] or self.finished  # the main process writes it
 
     def _stop_if(self, reason: BaseException | None) -> None:
         if reason is not None:
@@ -583,22 +612,57 @@ class Trainer:
         assert self.val is not None
         state = self.state
         images = len(self.val)
+        one = _spread(self.val, 1)  # the first validation is slower: libraries load
         few = _spread(self.val, SAMPLED)
-        self.count_time()
-        note = self.unreadable["validation"].note
-        validate(self.learner.averaged, few, self.config, self.processes, note_unreadable=note)
-        image_seconds = self.processes.from_main(self.count_time() / len(few))
+        image_seconds = 0.0
+        with self.log.stage("timing the validation", 2 * (len(one) + len(few))) as advance:
+            for part in (one, few):
+                self.count_time()
+                self._validate(part, advance, {})
+                image_seconds = self.processes.from_main(self.count_time() / len(part))
 
         if state.validated is None:
-            count = self.budget.images_to_validate(images, image_seconds, evaluations)
-            state.validated = count
-            if count < images:
-                self.log.say(
-                    f"validates on {count} of {images} images, spread over the set: all would take "
-                    f"{duration(images * image_seconds)} of {duration(self.budget.max_time)} "
-                    f"{'each time' if evaluations > 1 else ''}".rstrip()
-                )
+            state.validated = self.budget.images_to_validate(images, image_seconds, evaluations)
         self.budget.evaluation = state.validated * image_seconds
+        self.log.say(self._validation_plan(image_seconds, evaluations))
+
+    def _validation_plan(self, image_seconds: float, evaluations: int) -> str:
+        """How many images a run with a time budget validates on, and why."""
+        assert self.val is not None
+        images = len(self.val)
+        count = self.state.validated or images
+        max_time = self.budget.max_time
+        each = (
+            f"{duration(count * image_seconds)} {'each time' if evaluations > 1 else 'at the end'}"
+        )
+        if count == images:
+            return f"validates on all {images} images: {each}"
+
+        share = evaluations * count * image_seconds / max_time
+        text = (
+            f"validates on {count} of {images} images, spread over the set: {each}; all would take "
+            f"{duration(images * image_seconds)} of {duration(max_time)}"
+        )
+        if share > EVALUATION_SHARE:
+            text += f". That is {share:.0%} of the time, but fewer images would say little"
+        return text
+
+    def _validate(
+        self,
+        images: CocoDataset,
+        advance: Callable[[int], None],
+        metrics: Mapping[str, Metric],
+    ) -> dict[str, float]:
+        """The numbers of the averaged weights on some of the validation images."""
+        return validate(
+            self.learner.averaged,
+            images,
+            self.config,
+            self.processes,
+            advance,
+            note_unreadable=self.unreadable["validation"].note,
+            metrics=metrics,
+        )
 
     def save_before_evaluation(self, row: dict[str, float]) -> None:
         """Writes a checkpoint from which a resumed run evaluates the step just done."""
@@ -621,15 +685,7 @@ class Trainer:
             images = _spread(images, state.validated)
         # Every image counts twice: the loss, and the predictions.
         with self.log.stage("validating", 2 * -(-len(images) // self.processes.world)) as advance:
-            numbers = validate(
-                self.learner.averaged,
-                images,
-                self.config,
-                self.processes,
-                advance,
-                note_unreadable=self.unreadable["validation"].note,
-                metrics=self.own_metrics,
-            )
+            numbers = self._validate(images, advance, self.own_metrics)
 
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}

@@ -18,6 +18,7 @@ from .trial import LONGEST_TRIAL, TRIAL_SHARE, Choice, choose_candidate, step_se
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from .processes import Processes
 
 OTHER_SHARE = 0.05  # of the time: setting up, checkpoints, curves
 HOPELESS_SHARE = 0.2  # of enough steps; a run with fewer usually finds nothing
@@ -96,7 +97,7 @@ def forecast(
     validates: bool,
     started: float,
     clock: Callable[[], float],
-    device: str | None = None,
+    processes: Processes,
 ) -> Forecast:
     """Times steps of candidates and chooses the one to train.
 
@@ -107,24 +108,24 @@ def forecast(
         validates: whether the run evaluates, which takes a share of the time.
         started: the time, by `clock`, from which `max_time` counts.
         clock: returns the time in seconds.
-        device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        processes: that train together, and measure together. The main process's times count.
     """
 
     def left() -> float:
         """Seconds for steps."""
         share = 1 - OTHER_SHARE - (EVALUATION_SHARE if validates else 0)
-        return max(0.0, share * max_time - (clock() - started))
+        return processes.from_main(max(0.0, share * max_time - (clock() - started)))
 
     longest = min(LONGEST_TRIAL, TRIAL_SHARE * max_time)
 
     def cost(candidate: Candidate) -> float:
         recipe = candidate.recipe
         return step_seconds(
-            recipe.model, data, recipe.training, device=device, clock=clock, longest=longest
+            recipe.model, data, recipe.training, processes=processes, clock=clock, longest=longest
         )
 
     choice = choose_candidate(candidates, left(), cost)
-    prepared = clock() - started
+    prepared = processes.from_main(clock() - started)
     return Forecast(choice, choice.steps_in(left()), max_time, prepared)
 
 

@@ -154,7 +154,17 @@ class Learner:
         self.scaler.load_state_dict(scaler)
 
     def step(self, number: int, total: int | None) -> dict[str, float]:
-        """Runs optimizer step `number` (from 0) of `total`; returns its numbers by column."""
+        """Runs optimizer step `number` (from 0) of `total`; returns its numbers by column.
+
+        Raises:
+            NonFiniteLossError: the training diverged.
+            ImageError: no image can be read for the batch.
+            ProcessLostError: another process failed or is lost.
+        """
+        with self.processes.waiting():
+            return self._step(number, total)
+
+    def _step(self, number: int, total: int | None) -> dict[str, float]:
         config = self.config
         rate = self.rate * rate_factor(number, total, config)
         set_rate(self.optimizer, rate)

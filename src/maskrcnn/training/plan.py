@@ -198,8 +198,6 @@ def plan_training(
         >>> run.out.name
         'run'
     """
-    from ..formats.load_dataset import load_dataset
-
     clock = clock or time.monotonic
     started = clock() if started is None else started
 
@@ -209,35 +207,42 @@ def plan_training(
     check_setting_names(settings)
     refuse_folder(out, files_of_run(out), resume)
 
-    if not isinstance(data, str | Path):
-        source, dataset = None, data
-    else:
-        source = data
-        dataset = load_dataset(data, images, attribute=attribute, on_error=on_error)
-    if len(dataset):
-        dataset.require_images()
     processes = Processes.start(device)
-    seed = int(settings.get("seed", 0))
-    dataset, validation, val_source = _validation(
-        dataset, source, images, val, val_images or images, attribute, on_error, seed, progress
-    )
-
-    expected = None
-    needed = None
-    if resume and (out / "config.json").is_file():
-        chosen = _recorded(out / "config.json", settings, pretrained)
-    else:
-        candidates = None
-        if processes.main and recipe:
-            candidates = _candidates(dataset, model, settings, pretrained, memory, device)
-        elif processes.main:
-            candidates = [_preset(dataset, model, settings, pretrained)]
-        chosen, expected, needed = processes.from_main(
-            candidates
-            and _in_time(candidates, dataset, validation is not None, started, clock, device)
+    with processes.together():
+        dataset, validation, val_source = _open(
+            data,
+            images,
+            val,
+            val_images or images,
+            attribute,
+            on_error,
+            int(settings.get("seed", 0)),
+            progress,
+            processes,
         )
-        if expected is not None and expected.is_hopeless and not anyway:
-            raise ValueError(expected.refusal)
+        is_recorded = processes.from_main(resume and (out / "config.json").is_file())
+        expected = None
+        needed = None
+        if is_recorded:
+            chosen = processes.from_main(
+                _recorded(out / "config.json", settings, pretrained) if processes.main else None
+            )
+        else:
+            candidates = None
+            if processes.main and recipe:
+                candidates = _candidates(dataset, model, settings, pretrained, memory, device)
+            elif processes.main:
+                candidates = [_preset(dataset, model, settings, pretrained)]
+            chosen, expected, needed = _in_time(
+                processes.from_main(candidates),
+                dataset,
+                validation,
+                started,
+                clock,
+                processes,
+            )
+            if expected is not None and expected.is_hopeless and not anyway:
+                raise ValueError(expected.refusal)
 
     return TrainingPlan(
         recipe=chosen,
@@ -261,13 +266,13 @@ def plan_training(
 def _in_time(
     candidates: list[Candidate],
     data: CocoDataset,
-    validates: bool,
+    val: CocoDataset | None,
     started: float,
     clock: Callable[[], float],
-    device: str | None,
+    processes: Processes,
 ) -> tuple[Recipe, Forecast | None, float | None]:
     """The recipe to train, what fits into its time budget, and its memory at the peak."""
-    from ..recipe.memory_estimate import expected_peak, program_bytes
+    from ..recipe.memory_estimate import expected_peak, program_bytes, results_bytes
     from .forecast import forecast
 
     recipe = candidates[0].recipe
@@ -279,13 +284,18 @@ def _in_time(
             candidates,
             data,
             max_time,
-            validates=validates,
+            validates=val is not None,
             started=started,
             clock=clock,
-            device=device,
+            processes=processes,
         )
         recipe = expected.recipe
-    return recipe, expected, recipe.memory and expected_peak(program, recipe.memory, device)
+    peak = None
+    if recipe.memory is not None:
+        device = str(processes.device)
+        results = results_bytes(recipe.model, 0 if val is None else len(val), device)
+        peak = expected_peak(program, recipe.memory + results, device)
+    return recipe, expected, processes.from_main(peak)
 
 
 def check_setting_names(settings: Mapping[str, Any]) -> None:
@@ -297,9 +307,8 @@ def check_setting_names(settings: Mapping[str, Any]) -> None:
     override_config(TrainConfig(), _of_training(settings))
 
 
-def _validation(
-    data: CocoDataset,
-    source: str | Path | None,
+def _open(
+    given: str | Path | CocoDataset,
     images: str | Path | None,
     val: str | Path | CocoDataset | Literal[False] | None,
     val_images: str | Path | None,
@@ -307,9 +316,18 @@ def _validation(
     on_error: Literal["raise", "drop"],
     seed: int,
     progress: bool,
+    processes: Processes,
 ) -> tuple[CocoDataset, CocoDataset | None, str]:
     """The images to train on, those to validate on, and where the latter come from."""
     from ..formats.load_dataset import load_dataset, validation_split
+
+    if not isinstance(given, str | Path):
+        source, data = None, given
+    else:
+        source = given
+        data = load_dataset(given, images, attribute=attribute, on_error=on_error)
+    if len(data):
+        data.require_images()
 
     if val is False:
         return data, None, "none: the last model will be the result"
@@ -317,7 +335,7 @@ def _validation(
         val = validation_split(source, images)
 
     if val is None:
-        data, validation = split_dataset(data, VAL_SHARE, seed, progress=progress)
+        data, validation = _split(data, seed, progress, processes)
         text = (
             f"{len(validation)} images split off, {VAL_SHARE:.0%} by seed {seed}, similar images "
             "kept together; --no-val trains on all"
@@ -328,6 +346,23 @@ def _validation(
             val, val_images, categories=data.categories, attribute=attribute, on_error=on_error
         )
     return data, val, str(val)
+
+
+def _split(
+    data: CocoDataset, seed: int, progress: bool, processes: Processes
+) -> tuple[CocoDataset, CocoDataset]:
+    """The images to train on and to validate on. The main process alone compares the images."""
+    parts: tuple[CocoDataset, ...] = ()
+    if processes.main:
+        parts = split_dataset(data, VAL_SHARE, seed, progress=progress)
+    training, validation = processes.from_main(
+        [{part[i].image_id for i in range(len(part))} for part in parts]
+    )
+    indices = range(len(data))
+    return (
+        data.subset([i for i in indices if data[i].image_id in training]),
+        data.subset([i for i in indices if data[i].image_id in validation]),
+    )
 
 
 def _recorded(path: Path, settings: Mapping[str, Any], pretrained: str | Path | None) -> Recipe:

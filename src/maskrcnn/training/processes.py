@@ -7,8 +7,11 @@ docs/decisions/0011 explains why this does not use Accelerate.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..ops.device import usable_device
+from .process_watch import ProcessWatch
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    watch: ProcessWatch | None = None
+    """Of the other processes; None if there are none."""
 
     @classmethod
     def start(cls, device: str | torch.device | None = None) -> Processes:
@@ -53,17 +59,38 @@ class Processes:
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
-        return cls(rank, world, chosen)
+        if world == 1:
+            return cls(rank, world, chosen)
+        store = dist.distributed_c10d._get_default_store()
+        return cls(rank, world, chosen, ProcessWatch(store, rank, world))
 
     @classmethod
     def alone(cls, device: str | torch.device | None = None) -> Processes:
-        """One process on the device that `start` chooses, also under torchrun: for measurements."""
+        """One process on the device that `start` chooses; torchrun started no others."""
         return cls(0, 1, usable_device(device))
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and messages."""
         return self.rank == 0
+
+    def together(self, what_is_safe: Callable[[], str] | None = None) -> AbstractContextManager:
+        """While the block runs, a process that fails or is lost ends all of them with a message.
+
+        Args:
+            what_is_safe: returns a sentence for the message: what is saved, and how to go on.
+        """
+        if self.watch is None:
+            return contextlib.nullcontext()
+        self.watch.what_is_safe = what_is_safe or (lambda: "")
+        return self.watch
+
+    def waiting(self) -> AbstractContextManager:
+        """A block in which this process waits for the others, or may wait for them.
+
+        Entering or leaving it raises `ProcessLostError` where one of them failed or is lost.
+        """
+        return contextlib.nullcontext() if self.watch is None else self.watch.waiting()
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wraps a module so that its gradients are averaged over the processes."""
@@ -79,8 +106,11 @@ class Processes:
     def average(self, values: Tensor) -> Tensor:
         """The mean over the processes; not finite where the value of any process is not."""
         if self.world > 1:
-            dist.all_reduce(values)
-            values /= self.world
+            with self.waiting():
+                dist.all_reduce(values)
+                values /= self.world
+                if values.is_cuda:
+                    torch.cuda.current_stream(values.device).synchronize()
         return values
 
     def gather(self, value: Any) -> list[Any]:
@@ -88,9 +118,14 @@ class Processes:
         values: list[Any] = [None] * self.world
         if self.world == 1:
             return [value]
-        dist.all_gather_object(values, value)
+        with self.waiting():
+            dist.all_gather_object(values, value)
         return values
 
     def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
-        return self.gather(value)[0]
+        values = [value]
+        if self.world > 1:
+            with self.waiting():
+                dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]

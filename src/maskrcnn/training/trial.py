@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 WARM_UP = 2  # steps: kernels are compiled, memory is allocated
 TIMED = 4  # steps
 VALIDATED = 6  # images
-LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has, at least two
+LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has
+# Seconds of a step after which a trial may end without a warm step: warming up takes a few seconds
+# at most, which hardly matter in a slow step.
+SLOW_STEP = 5.0
 TRIAL_SHARE = 0.03  # of the time for training, after which a trial ends likewise
 # A larger candidate may be this much cheaper than its arithmetic says: parts of a step cost the
 # same for all. Only candidates that this could make affordable are tried.
@@ -91,6 +94,7 @@ def step_seconds(
     config: TrainConfig,
     *,
     device: str | None = None,
+    processes: Processes | None = None,
     clock: Callable[[], float] = time.monotonic,
     longest: float = LONGEST_TRIAL,
 ) -> float:
@@ -101,10 +105,12 @@ def step_seconds(
         data: images to train on; a few suffice.
         config: settings of the training.
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
+        processes: that measure together, instead of this one on `device`.
         clock: returns the time in seconds.
-        longest: seconds after which the trial ends with the steps it has, at least two.
+        longest: seconds after which the trial ends with the steps it has: at least one after the
+            warm-up, or the second one where steps are slow.
     """
-    processes = Processes.alone(device)
+    processes = processes or Processes.alone(device)
     network = make_network(model, data, None, config, None).network
     learner = Learner(network, data, config, processes, None, clock)
     seconds: list[float] = []
@@ -115,9 +121,10 @@ def step_seconds(
             start = clock()
             learner.step(number, None)
             seconds.append(clock() - start)
-            if number > 0 and clock() - begin > longest:
+            is_known = number >= WARM_UP or (number > 0 and seconds[-1] > SLOW_STEP)
+            if processes.from_main(is_known and clock() - begin > longest):
                 break
-    return median(seconds[min(WARM_UP, len(seconds) - 1) :])
+    return processes.from_main(median(seconds[min(WARM_UP, len(seconds) - 1) :]))
 
 
 def image_seconds(

@@ -101,7 +101,8 @@ def validate(
     """
     was_training = model.training
     model.eval()
-    numbers = _losses(model, validation, config, processes, advance, note_unreadable)
+    with processes.waiting():
+        numbers = _losses(model, validation, config, processes, advance, note_unreadable)
     numbers |= _precision(
         model, validation, config, processes, advance, note_unreadable, metrics or {}
     )
@@ -122,7 +123,7 @@ def _losses(
     from ..augmentation.loader import TrainingLoader
     from ..augmentation.training_set import TrainingSet
 
-    images = TrainingSet(validation, model.config, None)
+    images = TrainingSet(validation, model.config, None, cache_bytes=0)  # each is used once
     plan = BatchPlan(
         len(validation),
         validation_batch(model.config, validation, config),
