@@ -104,11 +104,12 @@ def small_model() -> mr.MaskRCNN:
 
 
 def export_all(model: mr.MaskRCNN, folder: Path) -> dict[str, Path]:
-    """Writes the model for each runtime that is installed, from one trace."""
+    """Writes the model for each runtime that is installed."""
     import onnx
 
     from maskrcnn.export.network import Tracing
     from maskrcnn.export.onnx_graph import onnx_model
+    from maskrcnn.export.pt2_file import write as write_pt2
 
     content = onnx_model(Tracing.of(model), "prepared")
     onnx.save(content, folder / "model.onnx")
@@ -118,6 +119,8 @@ def export_all(model: mr.MaskRCNN, folder: Path) -> dict[str, Path]:
 
         write_ir(content, folder / "model.xml")
         files["OpenVINO"] = folder / "model.xml"
+    write_pt2(Tracing.of(model), "prepared", folder / "model.pt2")
+    files["torch.export"] = folder / "model.pt2"
     return files
 
 

@@ -23,8 +23,8 @@ def evaluate(
     """Print COCO's average precision for boxes, masks and keypoints, overall and per category.
 
     Args:
-        model: Name of published weights, run folder, checkpoint, exported file (.onnx), or a
-            results.json.
+        model: Name of published weights, run folder, checkpoint, exported file (.onnx,
+            .xml, .pt2), or a results.json.
         data: Annotation file or folder, in any format that `maskrcnn convert` reads. Select a split
             as data.yaml:val.
         images: Folder of the images; by default where the format says they are.

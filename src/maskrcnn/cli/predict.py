@@ -105,7 +105,7 @@ def predict(
 
     Args:
         model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
-            Detectron2's .pth or .pkl), or exported file (.onnx).
+            Detectron2's .pth or .pkl), or exported file (.onnx, .xml, .pt2).
         inputs: Images, folders of images, wildcards ("photos/**/*.jpg"), http(s) URLs, or - for
             standard input. URLs and standard input: up to 256 MB and, for a URL, 60 seconds. With
             --shard or --ray also a list (.txt), a COCO file (.json), a table (.parquet) or a URL of

@@ -120,7 +120,7 @@ def traced(network: ExportedNetwork) -> torch.export.ExportedProgram:
 
 @dataclass(frozen=True)
 class Tracing:
-    """A traced network: what the formats are made from."""
+    """A traced network: what a file is made from. Each serves one file: translating changes it."""
 
     model: MaskRCNN
     program: torch.export.ExportedProgram

@@ -209,7 +209,10 @@ def _pt2(path: Path, device: str | None, threads: int | None, dtype: str) -> tup
             program = move_to_device_pass(program, where)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device: cannot use {where}: {_first_line(error)}") from None
-    module = program.module(check_guards=False)
+    try:
+        module = program.module(check_guards=False)
+    except Exception as error:  # of any kind, if the program contradicts itself
+        raise ValueError(f"{path}: PyTorch cannot run the file: {_first_line(error)}") from error
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = [torch.from_numpy(inputs[name]).to(where) for name in ("pixels", "scale")]
