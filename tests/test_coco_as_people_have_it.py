@@ -559,7 +559,7 @@ def test_everything_that_is_not_used_is_counted_and_named():
     text = data.describe_notes()
     assert text.startswith("annotations: 5 notes\n")
     report = str(mr.check_dataset(content, progress=False))
-    assert "objects without a mask (1): excluded from the mask loss" in report
+    assert "objects without a mask (1): excluded from the mask AP" in report
 
 
 def test_images_and_categories_that_no_annotation_refers_to_are_counted():

@@ -340,7 +340,7 @@ class _Interpreter:
             self.notes.add("regions to ignore (crowds)", handled, count=len(ignored))
 
         for field, noun, handled in (
-            ("segmentation", "mask", "excluded from the mask loss and the mask AP"),
+            ("segmentation", "mask", "excluded from the mask AP; their boxes may train masks"),
             ("bbox", "box", "the box around the mask or the keypoints is used"),
         ):
             missing = sum(not a.get(field) for a in objects)

@@ -1,15 +1,19 @@
 """The mask head's truth where an object has a box and no mask.
 
-Objects with a box, the image's colors  ->  enlarged RoIs, a projection loss and a pairwise loss.
+Objects with a box, the image's colors  ->  enlarged RoIs and four losses:
 
-The box fits tightly, so each of its columns and rows holds a part of the object, and nothing of it
-lies outside: the projection loss. Of cells that lie close together and have similar colors, both
-or neither belong to the object: the pairwise loss. Where the color of the background continues
-across a side of the box, this is what removes it from the mask.
+    projection  The box fits tightly: each of its columns and rows holds a part of the object.
+    outside     Cells outside the box are background.
+    fill        Cells inside are object by default, or background if their color is one of it.
+    pairwise    Of cells that lie close together and have similar colors, both or neither belong to
+                the object. Where the color of the background continues across a side of the box,
+                this removes it from the mask.
 
-Differences from the paper, each with what went wrong without it:
+Differences from the paper, which has the first and the last loss, each with its reason
+(docs/decisions/0059-masks-from-boxes.md):
 - A RoI is the true box enlarged, its center moved. In a RoI that fits tightly there is no
-  background, and a full mask minimizes both losses. `mask.context` enlarges boxes in prediction.
+  background, and a full mask minimizes the losses. `mask.context` enlarges boxes in prediction.
+- Without the second loss masks cover the whole RoI; without the third they shrink to lines.
 - Neighbors are one and two cells away, not two alone: these have equal parity, and the 2 x 2
   deconvolution sets the cells of each parity freely, up to a checkerboard.
 - Colors are stretched to the full range in each RoI, because the contrast of images differs.

@@ -276,7 +276,7 @@ class Trainer:
 
         start = make_network(model, data, val, config, pretrained)
         if processes.main:
-            warn_about_heads(start.network.config, config, data)
+            warn_about_heads(start.network.config, data, config)
         self.learner = Learner(start.network, data, config, processes, unlabeled, self.clock)
         self.learner.augmentation = augmentation
         self.own_metrics = dict(metrics or {})

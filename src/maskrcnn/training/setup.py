@@ -170,7 +170,7 @@ def _refuse_other_keypoints(model: ModelConfig, data: CocoDataset, name: str) ->
         )
 
 
-def warn_about_heads(model: ModelConfig, config: TrainConfig, data: CocoDataset) -> None:
+def warn_about_heads(model: ModelConfig, data: CocoDataset, config: TrainConfig) -> None:
     """Warns about annotations that do not train a head, and heads without annotations."""
     from ..weights.heads import head_problems, learns_from_boxes, parts_of
 
