@@ -10,7 +10,7 @@ Objects with a box, the image's colors  ->  enlarged RoIs and four losses:
                 this removes it from the mask.
 
 Differences from the paper, which has the first and the last loss, each with its reason
-(docs/decisions/0059-masks-from-boxes.md):
+(docs/decisions/0060-masks-from-boxes.md):
 - A RoI is the true box enlarged, its center moved. In a RoI that fits tightly there is no
   background, and a full mask minimizes the losses. `mask.context` enlarges boxes in prediction.
 - Without the second loss masks cover the whole RoI; without the third they shrink to lines.
