@@ -286,6 +286,27 @@ def test_colors_outside_all_boxes_are_those_of_the_background() -> None:
     assert not targets.like_background[0][solid].any()
 
 
+def test_colors_do_not_depend_on_the_padding() -> None:
+    """An image alone and beside a larger one: bilinear colors, continued at the border."""
+    image = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0))
+    image = image.to(torch.uint8)
+    larger = torch.zeros(3, 96, 96, dtype=torch.uint8)
+    truth = Truth.empty(1, 1, 4)
+    truth.boxes[...] = torch.tensor([10.0, 12, 32, 32])
+    truth.valid[...] = True
+    truth.spans[...] = True
+    rois = enlarge(truth.boxes[0], 1.3)
+    matched = torch.tensor([0]), torch.tensor([0])
+    alone, padded = (
+        box_targets(truth, matched, rois, batch, 28, MaskHeadConfig(context=1.3))
+        for batch in (mr.Batch.collate([image]), mr.Batch.collate([image, larger]))
+    )
+    assert alone is not None
+    assert padded is not None
+    torch.testing.assert_close(alone.colors, padded.colors)
+    assert torch.equal(alone.like_background, padded.like_background)
+
+
 def test_lab_of_known_colors() -> None:
     """Values of red, green and mid gray as tables of sRGB (D65) list them."""
     rgb = torch.tensor([[255.0, 0, 0], [0, 255, 0], [119, 119, 119]])

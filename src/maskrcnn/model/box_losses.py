@@ -30,9 +30,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from ..config import BoxMaskConfig, MaskHeadConfig
 from ..ops.boxes import enlarge
@@ -151,10 +150,7 @@ def box_targets(
     seen = (centers >= 0) & (centers <= limits)
     inside = seen[:, 1, :, None] & seen[:, 0, None, :]
     with no_autocast(rois.device):
-        indexed = torch.cat([image[:, None].to(rois.dtype), rois], dim=1)
-        pixels = roi_align(
-            batch.images.float(), indexed, size, sampling_ratio=SAMPLES, aligned=True
-        )
+        pixels = _pixels_of(batch, image, rois, size)
         colors = lab(stretched(pixels, inside))
         shared = _in_other_boxes(centers, truth, matched)
         own = (covered[:, 1, :, None] > 0) & (covered[:, 0, None, :] > 0)
@@ -166,6 +162,32 @@ def box_targets(
     with_mask = instead & truth.has_mask[matched]
     spans = truth.spans[matched]
     return BoxTargets(covered, spans, inside, colors, shared, like_background, instead, with_mask)
+
+
+def _pixels_of(
+    batch: Batch, image: Int64[Tensor, "K"], rois: Float[Tensor, "K 4"], size: int
+) -> Float[Tensor, "K 3 M M"]:
+    """The mean color of each cell. At its border an image goes on as it ends: what lies beyond
+    depends on the padding, and so on the other images of the batch.
+    """
+    steps = (torch.arange(size * SAMPLES, device=rois.device) + 0.5) / (size * SAMPLES)
+    position = rois[:, :2, None] + steps * (rois[:, 2:] - rois[:, :2])[..., None] - 0.5
+    last = batch.sizes[image].flip(1)[..., None] - 1
+    position = torch.minimum(position.clamp(min=0), last)
+    first = position.floor().long()
+    share = position - first
+    second = torch.minimum(first + 1, last)
+
+    def rows(y: Int64[Tensor, "K n"]) -> Float[Tensor, "K n n 3"]:
+        left, right = (
+            batch.images[image[:, None, None], :, y[:, :, None], x[:, 0, None]].float()
+            for x in (first, second)
+        )
+        return left + share[:, 0, None, :, None] * (right - left)
+
+    top = rows(first[:, 1])
+    colors = top + share[:, 1, :, None, None] * (rows(second[:, 1]) - top)
+    return F.avg_pool2d(colors.permute(0, 3, 1, 2), SAMPLES)
 
 
 def _in_other_boxes(
