@@ -15,6 +15,8 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 WIDTH, HEIGHT = 420, 280
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 62
 TICKS = 4
+ROUND = 20  # larger numbers on the x axis are shown without decimals
+LETTER = 6.5  # pixels of a digit
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -78,11 +80,13 @@ def _panel(
     free = 0.0
     for x in sorted({x for x, _ in points}):
         across = to_pixel(x, 0)[0]
-        if across >= free:  # skip labels that would overlap the previous one
+        text = f"{x:.0f}" if x >= ROUND else f"{round(x, 1):g}"
+        half = LETTER * len(text) / 2
+        if across - half >= free:  # skip labels that would overlap the previous one
             parts.append(
-                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{round(x, 2):g}</text>'
+                f'<text x="{across:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle" fill="#444">{text}</text>'
             )
-            free = across + 20
+            free = across + half + LETTER
 
     parts.append(
         f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 30}" text-anchor="middle" fill="#444">{escape(x_label)}</text>'

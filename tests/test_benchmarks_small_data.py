@@ -313,6 +313,7 @@ def test_the_report_compares_runs_of_the_same_seeds(
         arm_line("boxes", 0, 0.3),
         arm_line("points", 0, 0.38, budget=7200, images=56),
         arm_line("masks", 0, 0.5, start=arms.LITE, steps=10, step=10),
+        arm_line("masks", 0, 0.55, start=arms.LITE),
         arm_line("masks", 0, 0.5, images=50, choice="rank"),
         arm_line("masks", 0, 0.45, images=50),
         arm_line("boxes", 0, 0.35, variant="soft"),
@@ -338,5 +339,5 @@ def test_the_report_compares_runs_of_the_same_seeds(
     assert "| EfficientNet-Lite0 | 10 | 8 | 1 | 0.500 |" in text
     assert "| 50 | 0.450 | 0.500 | +0.050 |" in text
     assert "| soft | nuclei | boxes | 1 | 0.350 | 0.350 | 0.300 |" in text
-    assert "a third of the steps" in (tmp_path / "images" / "small_data_starts.svg").read_text()
+    assert "1/3 of the steps" in (tmp_path / "images" / "small_data_starts.svg").read_text()
     assert "hours of annotation" in (tmp_path / "images" / "small_data_hours.svg").read_text()

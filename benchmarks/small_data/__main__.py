@@ -152,11 +152,12 @@ def forecast(chosen: Sequence[Job], setup: Setup, workers: int) -> str:
 
 
 def cost_of(job: Job) -> float:
-    """Seconds of an arm on one core, from `--step-cost`; 0 = unknown."""
+    """Seconds of an arm on one core, from `--step-cost` of its kind or of masks; 0 = unknown."""
     costs = json.loads(STEP_COST.read_text())["seconds"] if STEP_COST.exists() else {}
     if not isinstance(job, arms.Arm):
         return 0.0
-    return job.count * costs.get(cost_name(job), 0.0)
+    like = costs.get(f"{job.data} masks {job.start}", 0.0)
+    return job.count * costs.get(cost_name(job), like)
 
 
 def cost_name(arm: arms.Arm) -> str:

@@ -358,7 +358,7 @@ def draw(
     starts = {
         f"{NAMES[data]}: mask AP": ("CPU seconds of one core", curves)
         for data in steps
-        if usual(lines, data, kind="masks", start=LITE)
+        if usual(study, data, kind="masks", start=LITE)
         and (curves := curves_of_starts(lines, data, steps[data], cost))
     }
     if starts:
@@ -367,7 +367,7 @@ def draw(
         f"{NAMES[data]}, {name} weights: mask AP": ("hours of annotation, logarithmic", curves)
         for data in ("nuclei", "plants")
         for start, name in STARTS.items()
-        if (curves := curves_of_hours(study, data, start))
+        if len(curves := curves_of_hours(study, data, start)) > 1
     }
     if hours:
         save_charts(DOCS / "images" / "small_data_hours.svg", hours, columns=2, logarithmic=True)
@@ -383,7 +383,7 @@ def curves_of_starts(
         selected = usual(runs, data, kind="masks", start=start, steps=count)
         each = cost.get(f"{data} masks {start}")
         if selected and each:
-            name = STARTS[start] + (", a third of the steps" if count < steps else "")
+            name = "Lite0, 1/3 of the steps" if count < steps else STARTS[start]
             curves[name] = [
                 (step * each, mean(groups(selected, step=step), "mask AP", "few"))
                 for step in sorted({line["step"] for line in selected})

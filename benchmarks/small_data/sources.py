@@ -28,7 +28,7 @@ BATCH = {"nuclei": 8, "scenes": 16, "plants": 8, "coco_mini_kp": 8}
 STEPS = {"nuclei": 260, "scenes": 400, "plants": 220, "coco_mini_kp": 180}
 SCENES, SCENES_VAL, SCENE_SIDE = 300, 100, 160
 SCENE_CATEGORIES = (2, 3, 4)  # star, ring, figure: balls are ellipses, and only clutter here
-POOL_SEEDS = 3
+POOL_SEEDS, POOL_EACH = 3, 60  # at least the most images that are ranked
 
 
 def folder(name: str, setup: Setup) -> Path:
@@ -117,7 +117,7 @@ def images_within(name: str, setup: Setup, seed: int, kind: str, seconds: float)
 def ranking_pool(name: str, setup: Setup) -> list[int]:
     """The indices of the images from which `rank` chooses, the same for all seeds."""
     total = len(whole_training_set(name, setup)["images"])
-    orders = (image_order(total, seed)[: IMAGES[name]] for seed in range(POOL_SEEDS))
+    orders = (image_order(total, seed)[:POOL_EACH] for seed in range(POOL_SEEDS))
     return sorted({index for order in orders for index in order})
 
 

@@ -67,7 +67,7 @@ def train(
         max_time: Time budget of the whole command, such as 90s, 25m or 1.5h, instead of a number of
             epochs. Measures a few steps first and chooses what to train by them.
         memory: Memory limit in GiB. Default: all free memory.
-        unlabeled: Folder of images without annotations to train on as well.
+        unlabeled: Folder of images without annotations to train on as well (experimental).
         resume: Continue the run in --out with its settings. Repeat the rest of the command.
         log: Also send the numbers to an experiment tracker, which must be installed. Repeat the
             option for several.
