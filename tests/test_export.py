@@ -345,7 +345,7 @@ def test_export_reports_a_wrong_target_before_it_works(
 ) -> None:
     (tmp_path / "folder.onnx").mkdir()
     wrong = {
-        "m.pt": "expected the suffix .onnx, .xml, which names",
+        "m.pt": "expected the suffix .onnx, .xml, .pt2, which names",
         "folder.onnx": "expected a file to write, got a folder",
         "none/m.onnx": "folder not found; create it first",
     }

@@ -206,7 +206,7 @@ def test_a_package_index_gets_the_metadata_and_a_readme_whose_links_work_there(w
     text = metadata.get_payload(decode=True)
     assert isinstance(text, bytes)
     links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text.decode())
-    assert [mark for mark, _ in links].count("!") == 2
+    assert [mark for mark, _ in links].count("!") == 3
     base = urls["Repository"]
     for mark, link in links:
         view = f"{base}/{'raw' if mark else 'blob'}/v{mr.__version__}/"

@@ -176,7 +176,8 @@ def test_make_targets_of_the_readme_exist():
 
 def test_modules_of_torchrun_lines_exist():
     for page in (ROOT / "docs").glob("*.md"):
-        for line in re.findall(r"^torchrun .*$", page.read_text(), flags=re.MULTILINE):
+        whole = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^torchrun .*$", whole, flags=re.MULTILINE):
             module = shlex.split(line, comments=True)
             assert importlib.util.find_spec(module[module.index("-m") + 1])
 
