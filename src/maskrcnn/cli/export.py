@@ -19,7 +19,7 @@ def export(
     certificate: bool = True,
     triton: Path | None = None,
 ) -> None:
-    """Write a model as one file that runs without this package, with its certificate; takes minutes.
+    """Write a model as one file that runs without this package, with a certificate; takes minutes.
 
     The file predicts boxes, categories, masks and keypoints, for any image size and batch size. Run
     it with `maskrcnn predict OUT.onnx`, or in other programs with onnxruntime, OpenVINO or
