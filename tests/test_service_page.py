@@ -530,7 +530,7 @@ def test_a_refused_camera_is_explained(open_page: OpenPage) -> None:
         "() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); }; }"
     )
     page.click("#use-camera")
-    expect(page.locator("#camera-message")).to_contain_text("The browser may not use the camera.")
+    expect(page.locator("#camera-message")).to_contain_text("The camera is blocked.")
     expect(page.locator("#take")).to_be_disabled()
     page.keyboard.press("Escape")
     expect(page.locator("#camera")).to_be_hidden()

@@ -21,10 +21,12 @@ def collect(
     overlays: Annotated[bool, Parameter(negative=())] = False,
     enlarge: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Join the parts of predict --shard or --ray; check that none is missing and none is doubled.
+    """Join the parts of predict --shard or --ray; check that none is missing or duplicated.
 
     Names the shards to run again. The exit status is 1 if images have errors, and 2 if parts are
-    missing, doubled or damaged.
+    missing, duplicated or damaged.
+
+    Needs: pip install 'maskrcnn[cluster]'.
 
     Args:
         folder: The folder or URL that predict wrote to, or a folder of several of these.

@@ -19,15 +19,16 @@ def export(
     certificate: bool = True,
     triton: Path | None = None,
 ) -> None:
-    """Write a model as one file that runs without PyTorch, with its certificate; takes minutes.
+    """Write a model as one file that runs without this package, with a certificate; takes minutes.
 
     The file predicts boxes, categories, masks and keypoints, for any image size and batch size. Run
-    it with `maskrcnn predict OUT.onnx`, or in other programs with onnxruntime or OpenVINO.
+    it with `maskrcnn predict OUT.onnx`, or in other programs with onnxruntime, OpenVINO or
+    PyTorch.
 
     The certificate shows how far the predictions of file and model differ: OUT.certificate.json and
-    OUT.certificate.html. A file that predicts something else is not kept.
+    OUT.certificate.html. A file that differs by more than its bounds is not kept.
 
-    Needs: pip install 'maskrcnn[onnx]'; for OpenVINO 'maskrcnn[onnx,openvino]'; for .pt2 nothing.
+    Needs: pip install 'maskrcnn[onnx]'; for OpenVINO 'maskrcnn[onnx,openvino]'; for .pt2 no extra.
 
     Args:
         model: Name of published weights, run folder, or checkpoint (ours, torchvision's .pth,
@@ -42,7 +43,7 @@ def export(
             annotation file, which also gives the average precision of both.
         images: Folder of the images of an annotation file; by default where the format says they
             are.
-        max_samples: Largest number of samples; of more, as many are chosen, spread evenly.
+        max_samples: Most samples to compare; of a larger set, this many are chosen, spread evenly.
         certificate: Compare the file with the model. Without it, nothing proves the file.
         triton: Also write a model repository for NVIDIA Triton into this folder (ONNX only).
     """

@@ -32,11 +32,12 @@ class PartFlags:
 
     shard: str | None = None
     """Do one of several shares of the work, such as 3/8, and write parquet files to OUT/parts. Run
-    the same command again to go on. When all shards are done: maskrcnn collect OUT."""
+    the same command again to continue. When all shards are done: maskrcnn collect OUT. Needs: pip
+    install 'maskrcnn[cluster]'."""
 
     ray: Annotated[bool, Parameter(negative=())] = False
-    """Let Ray's workers write these files: those of the cluster in RAY_ADDRESS, else on this
-    machine."""
+    """Let Ray's workers write these files, on the cluster in RAY_ADDRESS or else on this machine.
+    Needs: pip install 'maskrcnn[cluster]'."""
 
     workers: int | None = None
     """With --ray, number of worker processes. Default: as many as fit."""
@@ -116,7 +117,7 @@ def predict(
         batch_size: Number of images of equal padded shape per forward pass.
         format: Also write the objects as annotations of this format to OUT/FORMAT, to correct them
             in an annotation tool and train on them. yolo means yolo-pose for a model with
-            keypoints, else yolo-seg.
+            keypoints, else yolo-seg. With --shard, give it to maskrcnn collect instead.
         simplify: With --format, tolerance in pixels of simplified polygons. Larger values give
             fewer points to edit; 0 = exact.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.

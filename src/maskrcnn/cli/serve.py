@@ -46,25 +46,26 @@ def serve(
     fetched. Ctrl-C and SIGTERM stop the server after it has answered the requests that arrived; the
     exit status is 0. The log goes to standard error, one JSON object per line.
 
-    Needs: pip install 'maskrcnn[serve]'.
+    Needs: pip install 'maskrcnn[serve]'. For exported files, also what runs them: 'maskrcnn[onnx]'
+    or 'maskrcnn[openvino]'.
 
     Args:
         model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
-            Detectron2's .pth or .pkl), or exported file (.onnx, .xml).
+            Detectron2's .pth or .pkl), or exported file (.onnx, .xml, .pt2).
         host: Address to listen on. 0.0.0.0: reachable from other machines.
         port: Port to listen on; 0 = any free one.
-        min_score: Leave out objects with a lower score, where a request does not say otherwise.
+        min_score: Leave out objects with a lower score, unless a request sets its own.
         max_batch: Most images per forward pass; by default 16 on a GPU, else 4. Images of equal
             padded shape share one.
         max_wait: Most seconds that an image waits for others while the model is idle.
         max_bytes: Largest body of a request. Larger ones get status 413.
         max_pixels: Largest width x height of an image. Larger ones get status 413. Decoding takes
-            up to 12 bytes per pixel, 32 for 16-bit color; two such images are decoded at once.
+            up to 12 bytes per pixel, 32 for 16-bit color. Up to two such images are held at once.
         max_files: Most images of a request. More get status 413.
         max_queue: Most images that are received and not yet answered. More get status 503.
         timeout: Most seconds from a received request to its response; then status 504.
         receive_timeout: Most seconds in which a request must arrive; then status 408.
-        grace: Most seconds in which requests are answered after a signal to stop.
+        grace: Most seconds for which the server still answers requests after a signal to stop.
         api_key_file: File with a key that requests must carry (X-API-Key, or Authorization:
             Bearer). The environment variable MASKRCNN_API_KEY does the same.
         allowed_hosts: Host names of the server, beside localhost, HOST and IP addresses. An

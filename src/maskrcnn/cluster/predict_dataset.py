@@ -138,8 +138,8 @@ def predict_dataset(
     _check_settings(shard, ray, part_size, batch_size, workers, worker_cpus, worker_gpus)
     if shard and (results or annotations or overlays):
         raise ValueError(
-            "results, annotations, overlays: expected none with a shard; when all shards are done, "
-            f"collect them: maskrcnn collect {out}"
+            "results, annotations (--format), overlays: expected none with a shard; write them "
+            f"when all shards are done: maskrcnn collect {out}"
         )
     folder = OutputFolder(out)
     location = str(out) if folder.path is None else os.path.abspath(out)

@@ -41,13 +41,16 @@ BODIES = {
     },
 }
 STATUSES = {
+    400: "The Host header is not allowed, or the request is not HTTP/1.1.",
     401: "The API key is missing or wrong.",
+    403: "A page of another site sent the request.",
+    406: f"Accept: {PNG} with several images.",
     408: "The request did not arrive in time.",
     413: "The request exceeds a limit, which the body names: bytes, pixels or files.",
     415: f"The Content-Type is not {KINDS}.",
     422: "An image is unreadable, or the request is malformed.",
     500: "The server failed on this request. The log explains the id of the body.",
-    503: "The queue is full; Retry-After says when to send the request again.",
+    503: "The queue is full, or the server starts or stops; Retry-After says when to try again.",
     504: "The response took too long.",
 }
 

@@ -13,9 +13,9 @@ let count = 0;
 /** What can go wrong, by the name of the browser's error. */
 const REASONS = {
   NotAllowedError:
-    "The browser may not use the camera. Allow it in the settings of this site, then try again.",
+    "The camera is blocked. Allow it in the browser's settings for this site, then try again.",
   NotFoundError: "No camera was found.",
-  NotReadableError: "Another program uses the camera. Close it there, then open the camera again.",
+  NotReadableError: "Another program is using the camera. Close that program, then open the camera again.",
 };
 
 /** @param {string} [device] id of a camera; by default the one that looks away from the user */
@@ -24,7 +24,7 @@ async function start(device) {
   find("camera-message").textContent = "";
   if (!navigator.mediaDevices?.getUserMedia) {
     find("camera-message").textContent =
-      "The browser gives the camera to pages on https or localhost only.";
+      "Browsers allow the camera only on https or localhost.";
     return;
   }
   try {

@@ -228,7 +228,7 @@ async function overlayPng(image) {
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!blob)
     throw new Error(
-      `${image.name}: this browser makes no PNG of ${image.width} x ${image.height} pixels.`,
+      `${image.name}: this browser cannot write a PNG of ${image.width} x ${image.height} pixels.`,
     );
   return blob;
 }

@@ -85,7 +85,9 @@ async function addExample() {
     const blob = await response.blob();
     addFiles([new File([blob], file, { type: blob.type })]);
   } catch {
-    report("The example did not arrive. Check that the server is running, then try again.");
+    report(
+      "The example image could not be loaded. Check that the server is running, then try again.",
+    );
   }
 }
 
