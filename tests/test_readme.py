@@ -40,7 +40,10 @@ PAGES = (
     "docs/training.md",
     "docs/data.md",
     "docs/prediction.md",
+    "docs/deploy.md",
     "docs/serve.md",
+    "docs/cluster.md",
+    "docs/small_data.md",
 )
 """Pages whose commands and public names are compared with those of the program."""
 
