@@ -50,7 +50,7 @@ def serve(
 
     Args:
         model: Name of published weights, run folder, checkpoint (ours, torchvision's .pth,
-            Detectron2's .pth or .pkl), or exported file (.onnx, .xml).
+            Detectron2's .pth or .pkl), or exported file (.onnx, .xml, .pt2).
         host: Address to listen on. 0.0.0.0: reachable from other machines.
         port: Port to listen on; 0 = any free one.
         min_score: Leave out objects with a lower score, where a request does not say otherwise.
