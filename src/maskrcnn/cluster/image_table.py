@@ -16,7 +16,7 @@ from typing import Any
 
 from ..annotations.problems import DataError
 from ..images.open_image import MAX_BYTES, ImageError
-from .file_stores import cluster_package, is_store, joined, opened_store, parent_of
+from .file_stores import cluster_package, is_damaged, is_store, joined, opened_store, parent_of
 from .image_rows import ImageRow
 
 _BYTES = ("bytes", "image_bytes", "image", "img", "jpg", "jpeg", "png", "content", "data")
@@ -112,7 +112,6 @@ def opened_table(location: str) -> Any:
         DataError: it is none, or it is damaged.
     """
     parquet = cluster_package("pyarrow.parquet")
-    pyarrow = cluster_package("pyarrow")
     source: Any = location
     if is_store(location):
         store, path = opened_store(location)
@@ -121,7 +120,9 @@ def opened_table(location: str) -> Any:
         return parquet.ParquetFile(source)
     except FileNotFoundError:
         raise DataError(f"{location}: file not found") from None
-    except pyarrow.ArrowInvalid as error:
+    except (OSError, ValueError) as error:
+        if not is_damaged(error):
+            raise
         raise DataError(f"{location}: expected a parquet table: {error}") from None
 
 

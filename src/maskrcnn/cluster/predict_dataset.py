@@ -267,9 +267,7 @@ def _loaded(model: MaskRCNN | str | Path) -> MaskRCNN | Path:
     return load(model)
 
 
-def _described(
-    source: str | Path | Sequence[str | Path], images: str | Path | None = None
-) -> str:
+def _described(source: str | Path | Sequence[str | Path], images: str | Path | None = None) -> str:
     """The source as it is compared with that of an earlier run: absolute, so that it is one."""
     given = [source] if isinstance(source, str | Path) else list(source)
     if images is not None:
