@@ -100,8 +100,8 @@ class ImageTable:
                 for batch in batches:
                     for values in batch:
                         number += 1
-                        place = f"{short}#{number}"
-                        yield _row(values, columns, file, base, place, group, offset)
+                        number_key = f"{short}#{number}"
+                        yield _row(values, columns, file, base, number_key, group, offset)
                         offset += 1
 
 
@@ -177,7 +177,7 @@ def _row(
     columns: _Columns,
     file: str,
     base: str,
-    place: str,
+    number_key: str,
     group: int,
     offset: int,
 ) -> ImageRow:
@@ -186,7 +186,7 @@ def _row(
     if isinstance(name, dict):
         name = name.get("path")
     image_id = given if isinstance(given, int) else None
-    key = place if given is None else str(given)
+    key = number_key if given is None else str(given)
     if columns.is_bytes:
         named = str(name) if name else None
         if given is None and named:

@@ -92,8 +92,11 @@ class Gate:
             )
             raise
         except Exception as error:
-            log("crash", logging.ERROR, error, id=request_id)
-            await response.error(crash())
+            if response.is_abandoned:  # Starlette reports that a response had begun
+                state["log"]["error"] = "closed"
+            else:
+                log("crash", logging.ERROR, error, id=request_id)
+                await response.error(crash())
         finally:
             self._log(scope, path, response, time.monotonic() - start)
 
@@ -185,6 +188,8 @@ class _Response:
         self.request_id = request_id
         self.status = 499
         """Of HTTP; 499: the client closed the connection first."""
+        self.is_abandoned = False
+        """Whether the client did not take the response."""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Sends a message of ASGI."""
@@ -205,6 +210,7 @@ class _Response:
                 async with asyncio.timeout(self._timeout):
                     await self._send(piece)
         except TimeoutError:
+            self.is_abandoned = True
             raise ServiceError(499, "closed", "the client does not take the response") from None
 
     async def redirect(self, path: str) -> None:
