@@ -110,12 +110,12 @@ class BatchQueue:
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
             batch = [w for w in group if w.future.set_running_or_notify_cancel()]
-            del group
             if batch:
                 self._started = time.monotonic()
                 self._predict(batch)
                 self._on_batch(len(batch), self.busy_seconds)
                 self._started = None
+            del group, batch  # their images, before the wait for the next
 
     def _next_group(self) -> list[_Waiting] | None:
         """Waits for the next batch and takes it out of the queue; None when the queue has ended."""
