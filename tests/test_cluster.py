@@ -30,7 +30,9 @@ import pyarrow.parquet as pq  # noqa: E402
 from maskrcnn.cluster import part_worker  # noqa: E402
 from maskrcnn.cluster.collect_parts import overlay_name  # noqa: E402
 from maskrcnn.cluster.external_sort import sorted_texts  # noqa: E402
+from maskrcnn.cluster.file_stores import OutputFolder  # noqa: E402
 from maskrcnn.cluster.image_rows import ImageRow, Listing, cut_parts, size_of_part  # noqa: E402
+from maskrcnn.cluster.part_files import read_info  # noqa: E402
 from maskrcnn.cluster.row_sources import FolderSource, open_source  # noqa: E402
 from maskrcnn.cluster.shards import Shard  # noqa: E402
 
@@ -278,6 +280,15 @@ def test_a_coco_file_without_annotations_gives_its_own_ids(
     assert [row["image_id"] for row in rows_of(tmp_path / "out")] == [907, 3]
     assert {one["image_id"] for one in results_of(tmp_path / "out")} == {907, 3}
     assert {one["file_name"] for one in results_of(tmp_path / "out")} == {"b/02.png", "a/01.png"}
+    with pytest.raises(ValueError, match="has results of other settings: source"):
+        predict(model, file, tmp_path / "out", images=tmp_path)
+
+
+def test_a_part_whose_footer_is_damaged_is_no_part(tmp_path: Path):
+    (tmp_path / "part.parquet").write_bytes(b"PAR1" + bytes(40) + b"\x28\0\0\0PAR1")
+    assert read_info(OutputFolder(tmp_path), "part.parquet") is None
+    with pytest.raises(mr.DataError, match=r"part\.parquet: expected a parquet table"):
+        list(open_source(tmp_path / "part.parquet").rows())
 
 
 @pytest.mark.parametrize(

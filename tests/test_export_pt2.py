@@ -219,7 +219,10 @@ def test_a_file_that_could_run_code_is_refused(
 
 
 def test_expressions_are_arithmetic_of_bounded_numbers(small_file: Path, tmp_path: Path) -> None:
-    for wrong in ("Pow(Integer(9), Integer(999))", "Integer(10).__class__", "9**999", "[1]", "x()"):
+    powers = "Pow(Pow(Integer(9), Integer(8)), Integer(8))"  # a few more of them fill any memory
+    powers_within = "Pow(Add(Integer(1), Pow(Integer(9), Integer(8))), Integer(8))"
+    single = ("Pow(Integer(9), Integer(999))", "Integer(10).__class__", "9**999", "[1]", "x()")
+    for wrong in (*single, powers, powers_within):
         with zipfile.ZipFile(small_file) as archive:
             parts = {name: archive.read(name) for name in archive.namelist()}
         graph = json.loads(parts["small/models/model.json"])
@@ -231,6 +234,20 @@ def test_expressions_are_arithmetic_of_bounded_numbers(small_file: Path, tmp_pat
                 archive.writestr(name, content)
         with pytest.raises(ValueError, match="got the expression"):
             check_archive(tmp_path / "small.pt2")
+
+
+def test_names_of_results_are_text(small_file: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(small_file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    graph = json.loads(parts["small/models/model.json"])
+    calls = graph["graph_module"]["module_call_graph"]
+    calls[0]["signature"]["out_spec"] = json.dumps([1, {"type": None, "context": 5}])
+    parts["small/models/model.json"] = json.dumps(graph).encode()
+    with zipfile.ZipFile(tmp_path / "small.pt2", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="got results with the names 5"):
+        check_archive(tmp_path / "small.pt2")
 
 
 def test_compressed_and_damaged_files_are_refused(small_file: Path, tmp_path: Path) -> None:

@@ -6,12 +6,21 @@ import asyncio
 import base64
 import json
 import struct
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from service_client import RecordingPredictor, ServiceClient, form, png
+
+from maskrcnn.service.batch_queue import BatchQueue
+from maskrcnn.service.gate import _pieces
+from maskrcnn.service.prediction_json import ResponseOptions
+from maskrcnn.service.service_error import ServiceError
+from maskrcnn.service.service_settings import ServiceSettings
+from maskrcnn.service.upload import BodyReader, ReceivedImage
 
 Start = Callable[..., ServiceClient]
 
@@ -257,6 +266,50 @@ def test_decoded_pixels_are_bounded(start: Start):
     assert {response.status_code for response in responses} == {200}
     assert max(predictor.batches) == 2
     assert client.service._pixels.free == 2 * 64 * 48
+
+
+def test_pixels_of_an_abandoned_request_are_free_when_its_thread_has_ended(start: Start):
+    client = start(max_pixels=64 * 48, seconds=0.2)
+    service = client.service
+
+    async def abandon() -> int:
+        work = service.predict([ReceivedImage("a.png", png())], ResponseOptions(0.5))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work, 0.1)  # the model computes
+        free = service._pixels.free
+        await asyncio.sleep(0.4)
+        return free
+
+    assert client.run(abandon()) == 64 * 48
+    assert service._pixels.free == 2 * 64 * 48
+
+
+def test_a_cancelled_image_leaves_the_queue_while_the_model_is_busy():
+    predictor = RecordingPredictor(0.2)
+    queue = BatchQueue(predictor, 1, 0.0)
+    queue.start()
+    image = predictor.prepare(np.zeros((64, 64, 3), np.uint8))
+    first = queue.put(image)
+    while not first.running():
+        time.sleep(0.01)
+    assert queue.put(image).cancel()
+    assert len(queue) == 0
+    first.result(10)
+    assert queue.stop(10)
+
+
+def test_long_responses_are_sent_in_pieces():
+    body = bytes(range(256)) * 10_000
+    start = {"type": "http.response.start", "status": 200}
+    assert list(_pieces(start)) == [start]
+    pieces = list(_pieces({"type": "http.response.body", "body": body}))
+    assert b"".join(piece["body"] for piece in pieces) == body
+    assert [piece["more_body"] for piece in pieces] == [True, True, False]
+
+
+def test_a_long_content_type_is_not_parsed():
+    with pytest.raises(ServiceError, match="at most 1,000 characters"):
+        BodyReader('multipart/form-data; a="' + ";" * 60_000, ServiceSettings())
 
 
 def test_a_key_is_required_where_one_is_set(start: Start):

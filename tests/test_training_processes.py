@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +20,27 @@ from training_run import start_ranks, statuses, tiny_config, tiny_model
 
 import maskrcnn as mr
 from maskrcnn.images.read import ImageError
+from maskrcnn.ops import distributed
 from maskrcnn.training import fit, processes
 from maskrcnn.training.checkpoint import EarlierSession, for_processes
 from maskrcnn.training.process_watch import ProcessWatch
 from maskrcnn.training.trial import step_seconds
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork processes")
+
+
+@pytest.mark.parametrize(("here", "elsewhere", "mean"), [(0, 0, 0.5), (0, 1, 0.5), (3, 2, 2.5)])
+def test_losses_divided_by_a_mean_count_are_those_of_the_whole_batch(
+    here: int, elsewhere: int, mean: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: 2,
+        all_reduce=lambda total: total.add_(elsewhere),
+    )
+    monkeypatch.setattr(distributed, "dist", group)
+    assert distributed.mean_count(torch.tensor(here)) == mean
 
 
 @pytest.fixture(scope="module")

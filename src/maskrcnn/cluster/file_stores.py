@@ -63,6 +63,12 @@ def cluster_package(name: str) -> Any:
         ) from error
 
 
+def is_damaged(error: Exception) -> bool:
+    """Whether an error is that of a parquet file which cannot be parsed, not of a store or disk."""
+    invalid = cluster_package("pyarrow").ArrowInvalid
+    return isinstance(error, invalid) or (isinstance(error, OSError) and "thrift" in str(error))
+
+
 def is_store(text: str | Path) -> bool:
     """Whether text is a URL of an object store. A `Path` never is."""
     match = _SCHEME.match(text) if isinstance(text, str) else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..annotations.problems import DataError
 from ..images.open_image import MAX_BYTES, ImageError
-from .file_stores import cluster_package, is_store, joined, opened_store, parent_of
+from .file_stores import cluster_package, is_damaged, is_store, joined, opened_store, parent_of
 from .image_rows import ImageRow
 
 _BYTES = ("bytes", "image_bytes", "image", "img", "jpg", "jpeg", "png", "content", "data")
@@ -100,8 +100,8 @@ class ImageTable:
                 for batch in batches:
                     for values in batch:
                         number += 1
-                        place = f"{short}#{number}"
-                        yield _row(values, columns, file, base, place, group, offset)
+                        number_key = f"{short}#{number}"
+                        yield _row(values, columns, file, base, number_key, group, offset)
                         offset += 1
 
 
@@ -112,7 +112,6 @@ def opened_table(location: str) -> Any:
         DataError: it is none, or it is damaged.
     """
     parquet = cluster_package("pyarrow.parquet")
-    pyarrow = cluster_package("pyarrow")
     source: Any = location
     if is_store(location):
         store, path = opened_store(location)
@@ -121,7 +120,9 @@ def opened_table(location: str) -> Any:
         return parquet.ParquetFile(source)
     except FileNotFoundError:
         raise DataError(f"{location}: file not found") from None
-    except pyarrow.ArrowInvalid as error:
+    except (OSError, ValueError) as error:
+        if not is_damaged(error):
+            raise
         raise DataError(f"{location}: expected a parquet table: {error}") from None
 
 
@@ -176,7 +177,7 @@ def _row(
     columns: _Columns,
     file: str,
     base: str,
-    place: str,
+    number_key: str,
     group: int,
     offset: int,
 ) -> ImageRow:
@@ -185,7 +186,7 @@ def _row(
     if isinstance(name, dict):
         name = name.get("path")
     image_id = given if isinstance(given, int) else None
-    key = place if given is None else str(given)
+    key = number_key if given is None else str(given)
     if columns.is_bytes:
         named = str(name) if name else None
         if given is None and named:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 from ..annotations.coco_types import RLE, CocoResult
-from .file_stores import OutputFolder, cluster_package
+from .file_stores import OutputFolder, cluster_package, is_damaged
 
 FOLDER = "parts"
 """Folder of the part files, which is a parquet data set."""
@@ -202,12 +202,15 @@ def rle_of_stored(row: StoredImage, counts: str) -> RLE:
 def read_info(folder: OutputFolder, name: str) -> PartInfo | None:
     """What the footer of a part file says; None if it is missing, damaged, or no such file."""
     parquet = cluster_package("pyarrow.parquet")
-    pyarrow = cluster_package("pyarrow")
     try:
         with folder.open(name) as file:
             metadata = parquet.read_metadata(file).metadata or {}
         return PartInfo(**json.loads(metadata[_INFO]))
-    except (FileNotFoundError, pyarrow.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
+        return None
+    except OSError as error:
+        if not is_damaged(error):
+            raise
         return None
 
 

@@ -165,7 +165,7 @@ def predict_dataset(
     if not ray and device is None and isinstance(setup.model, MaskRCNN):
         setup = replace(setup, device=str(usable_device(None)))
     predictor = setup.predictor() if not ray else replace(setup, device="cpu").predictor()
-    settings = _settings_of(setup, _described(source), predictor, part_size, id_column)
+    settings = _settings_of(setup, _described(source, images), predictor, part_size, id_column)
     setup = replace(setup, settings=settings.digest)
     is_new = settings.write(folder)
     folder.remove(part.name)
@@ -267,9 +267,11 @@ def _loaded(model: MaskRCNN | str | Path) -> MaskRCNN | Path:
     return load(model)
 
 
-def _described(source: str | Path | Sequence[str | Path]) -> str:
+def _described(source: str | Path | Sequence[str | Path], images: str | Path | None = None) -> str:
     """The source as it is compared with that of an earlier run: absolute, so that it is one."""
     given = [source] if isinstance(source, str | Path) else list(source)
+    if images is not None:
+        given.append(images)
     texts = [str(one) if "://" in str(one) else os.path.abspath(one) for one in given]
     text = "\n".join(texts).encode("utf-8", "backslashreplace")
     if len(texts) > _SHOWN:

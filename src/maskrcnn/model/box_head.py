@@ -21,7 +21,7 @@ from ..config import BoxHeadConfig
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
-from ..ops.distributed import all_reduce_mean
+from ..ops.distributed import mean_count
 from ..ops.stateless_random import random_keys
 from ..structures import Batch, Detections, Proposals, Truth
 from .assign import balanced_sample, gather, match
@@ -128,7 +128,7 @@ class BoxHead(nn.Module):
         Source: Girshick 2015, section 2.3.
         """
         config = self.config
-        count = all_reduce_mean(rois.valid.sum()).clamp(min=1)
+        count = mean_count(rois.valid.sum())
 
         # Classes.
         labels = torch.where(rois.positive, rois.labels, self.num_classes)

@@ -18,7 +18,7 @@ from ..config import KeypointHeadConfig
 from ..ops import graph_operators
 from ..ops import heatmaps as keypoint_ops
 from ..ops.device import constant
-from ..ops.distributed import all_reduce_mean
+from ..ops.distributed import mean_count
 from .layers import conv_tower, deconvolve, initialize
 
 
@@ -61,7 +61,7 @@ class KeypointHead(nn.Module):
             heatmaps.flatten(2).flatten(0, 1), cell.flatten(), reduction="none"
         ).view(cell.shape)
         total = torch.where(known, losses, 0.0).sum()
-        return self.config.loss_weight * total / all_reduce_mean(known.sum()).clamp(min=1)
+        return self.config.loss_weight * total / mean_count(known.sum())
 
     def decode(
         self,

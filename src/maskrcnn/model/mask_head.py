@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import MaskHeadConfig
 from ..kernels import onednn
 from ..ops.device import no_autocast
-from ..ops.distributed import all_reduce_mean
+from ..ops.distributed import mean_count
 from .box_losses import BoxTargets, box_losses
 from .layers import conv_tower, initialize
 from .point_losses import PointTargets, point_losses
@@ -86,7 +86,7 @@ class MaskHead(nn.Module):
             losses = torch.where(boxes.instead, at_boxes, losses)
 
         total = torch.where(valid, losses, 0.0).sum()
-        return self.config.loss_weight * total / all_reduce_mean(valid.sum()).clamp(min=1)
+        return self.config.loss_weight * total / mean_count(valid.sum())
 
 
 def _upsample_fourfold(

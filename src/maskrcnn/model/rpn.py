@@ -23,7 +23,7 @@ from ..kernels import onednn
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
-from ..ops.distributed import all_reduce_mean
+from ..ops.distributed import mean_count
 from ..ops.pyramid import Pyramid
 from ..ops.stateless_random import random_keys
 from ..structures import Batch, Proposals, Truth
@@ -218,7 +218,7 @@ class RPN(nn.Module):
             matches.positive, matches.negative, keys, config.samples, config.positive_fraction
         )
         positive = gather(matches.positive, index) & valid
-        count = all_reduce_mean(valid.sum()).clamp(min=1)
+        count = mean_count(valid.sum())
 
         # Objectness.
         logit, delta = self.sampled(pyramid, index)

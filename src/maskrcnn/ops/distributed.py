@@ -6,14 +6,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def all_reduce_mean(count: Tensor) -> Tensor:
-    """Returns the mean of a scalar over all training processes; `count` itself in a single process.
+def mean_count(count: Tensor) -> Tensor:
+    """Returns the mean of a count over all training processes, to divide by; never 0.
 
-    If each rank divides its loss by this mean, the average over ranks is the loss of the whole
-    batch.
+    If each process divides its sum of losses by it, the average over the processes is the loss of
+    the whole batch, also where fewer things are counted than there are processes.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return count
+        return count.clamp(min=1)
     total = count.detach().float().clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total.clamp(min=1) / dist.get_world_size()

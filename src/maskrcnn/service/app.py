@@ -86,13 +86,7 @@ def create_app(
     _add_paths(api, service, name)
     _add_docs(api, settings)
     _add_errors(api)
-    if PAGE.is_dir():
-        # the registry of Windows may hold another type, which browsers do not run
-        mimetypes.add_type("text/javascript", ".js")
-        # a route per file: a mount of all paths would hide wrong methods of the others
-        files = StaticFiles(directory=PAGE, html=True)
-        names = ("", *sorted(path.name for path in PAGE.iterdir()))
-        api.router.routes += [Route(f"/{name}", files, include_in_schema=False) for name in names]
+    _add_page(api)
 
     app: Any = api
     if settings.allow_origins:
@@ -207,6 +201,15 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         """Counters for Prometheus: requests, images, objects, batches, memory, processor time."""
         content, kind = service.metrics.text()
         return Response(content, headers={"content-type": kind})
+
+
+def _add_page(api: FastAPI) -> None:
+    # the registry of Windows may hold another type, which browsers do not run
+    mimetypes.add_type("text/javascript", ".js")
+    files = StaticFiles(directory=PAGE, html=True)
+    # a route per file: a mount of all paths would hide wrong methods of the others
+    names = ("", *sorted(path.name for path in PAGE.iterdir()))
+    api.router.routes += [Route(f"/{name}", files, include_in_schema=False) for name in names]
 
 
 def _add_docs(api: FastAPI, settings: ServiceSettings) -> None:

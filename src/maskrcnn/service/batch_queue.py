@@ -78,13 +78,20 @@ class BatchQueue:
         return not self._thread.is_alive()
 
     def put(self, image: PreparedImage) -> Future[Instances]:
-        """Adds an image. A cancelled future takes it out again, unless its batch has started."""
+        """Adds an image. Cancelling its future removes it at once, unless its batch has started."""
         shape = self._predictor.padded_shape(image)
         waiting = _Waiting(image, shape, time.monotonic())
         with self._changed:
             self._waiting.append(waiting)
             self._changed.notify()
+        waiting.future.add_done_callback(self._remove_cancelled)
         return waiting.future
+
+    def _remove_cancelled(self, future: Future[Instances]) -> None:
+        """Frees an image that nobody waits for, also while the model is busy."""
+        if future.cancelled():
+            with self._changed:
+                self._waiting = [w for w in self._waiting if w.future is not future]
 
     @property
     def is_running(self) -> bool:
@@ -103,12 +110,12 @@ class BatchQueue:
     def _run(self) -> None:
         while (group := self._next_group()) is not None:
             batch = [w for w in group if w.future.set_running_or_notify_cancel()]
-            del group
             if batch:
                 self._started = time.monotonic()
                 self._predict(batch)
                 self._on_batch(len(batch), self.busy_seconds)
                 self._started = None
+            del group, batch  # their images, before the wait for the next
 
     def _next_group(self) -> list[_Waiting] | None:
         """Waits for the next batch and takes it out of the queue; None when the queue has ended."""
@@ -124,7 +131,6 @@ class BatchQueue:
 
     def _ready_group(self) -> tuple[list[_Waiting], float | None]:
         """A batch that can start now, else nothing and the seconds until there is one."""
-        self._waiting = [w for w in self._waiting if not w.future.cancelled()]
         if not self._waiting:
             return [], None
 

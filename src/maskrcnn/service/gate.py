@@ -15,7 +15,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -33,11 +33,12 @@ OPEN = ("/health", "/info", "/docs", "/openapi.json")
 """Paths, beside the page, that need no API key."""
 _KEYED = ("/predict", "/metrics")
 _KNOWN = ("/", *OPEN, *_KEYED)
+_PIECE = 1 << 20  # bytes of a response that are sent at once, and wait in memory for the client
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
 _HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; "
-        "form-action 'self'; frame-ancestors 'none'"
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
     ),
     "cache-control": "no-cache",  # a newer version of the package comes with a newer page
     "x-content-type-options": "nosniff",
@@ -91,8 +92,11 @@ class Gate:
             )
             raise
         except Exception as error:
-            log("crash", logging.ERROR, error, id=request_id)
-            await response.error(crash())
+            if response.is_abandoned:  # Starlette reports that a response had begun
+                state["log"]["error"] = "closed"
+            else:
+                log("crash", logging.ERROR, error, id=request_id)
+                await response.error(crash())
         finally:
             self._log(scope, path, response, time.monotonic() - start)
 
@@ -184,6 +188,8 @@ class _Response:
         self.request_id = request_id
         self.status = 499
         """Of HTTP; 499: the client closed the connection first."""
+        self.is_abandoned = False
+        """Whether the client did not take the response."""
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         """Sends a message of ASGI."""
@@ -200,9 +206,11 @@ class _Response:
                 ),
             ]
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._send(message)
+            for piece in _pieces(message):
+                async with asyncio.timeout(self._timeout):
+                    await self._send(piece)
         except TimeoutError:
+            self.is_abandoned = True
             raise ServiceError(499, "closed", "the client does not take the response") from None
 
     async def redirect(self, path: str) -> None:
@@ -221,6 +229,18 @@ class _Response:
         pairs = [(n.lower().encode(), v.encode("latin-1")) for n, v in headers.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": pairs})
         await self.send({"type": "http.response.body", "body": body})
+
+
+def _pieces(message: MutableMapping[str, Any]) -> Iterator[MutableMapping[str, Any]]:
+    """A message of ASGI, cut where its body is long: what is sent at once stays in memory."""
+    body = message.get("body", b"")
+    if len(body) <= _PIECE:
+        yield message
+        return
+    for start in range(0, len(body), _PIECE):
+        end = start + _PIECE
+        has_more = end < len(body) or message.get("more_body", False)
+        yield {**message, "body": body[start:end], "more_body": has_more}
 
 
 def _is_allowed(host: str, allowed: Sequence[str]) -> bool:

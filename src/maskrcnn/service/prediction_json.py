@@ -253,8 +253,8 @@ def _add_keypoints(entry: ObjectJson, instances: Instances, n: int) -> None:
     flat: list[float] = []
     for x, y, score in values:
         is_visible = score >= KEYPOINT_SCORE
-        place = [round(value - instances.coco_offset, 4) for value in (x, y)]
-        flat += [*place, 2] if is_visible else [0, 0, 0]
+        position = [round(value - instances.coco_offset, 4) for value in (x, y)]
+        flat += [*position, 2] if is_visible else [0, 0, 0]
     entry["keypoints"] = flat
     entry["num_keypoints"] = flat[2::3].count(2)
     entry["keypoints_by_name"] = {

@@ -13,10 +13,11 @@ import logging
 import math
 import os
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -217,20 +218,27 @@ class PredictionService:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, self._num_pixels, image)
         await self._pixels.take(pixels)
+        work: Future[Any] = self._decoders.submit(self._decode, image)
         try:
-            prepared = await loop.run_in_executor(self._decoders, self._decode, image)
-            instances = await asyncio.wrap_future(self._queue.put(prepared))
+            prepared = await asyncio.wrap_future(work)
+            work = self._queue.put(prepared)
+            instances = await asyncio.wrap_future(work)
             if prepared.frames > 1:
                 notes = [*notes, "several frames, the first is used"]
             del prepared
-            part = await loop.run_in_executor(
-                self._writers, describe, instances, image.name, notes, options
-            )
+            work = self._writers.submit(describe, instances, image.name, notes, options)
+            part = await asyncio.wrap_future(work)
         finally:
-            self._pixels.give(pixels)
+            # also of a request that has ended early, whose thread goes on
+            work.add_done_callback(partial(self._give_back, loop, pixels))
         self.metrics.images.inc()
         self.metrics.objects.inc(len(part.objects))
         return part
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop, pixels: int, _: object) -> None:
+        """Gives pixels back, from any thread."""
+        with suppress(RuntimeError):  # the loop is closed: the service has stopped
+            loop.call_soon_threadsafe(self._pixels.give, pixels)
 
     def _num_pixels(self, image: ReceivedImage) -> int:
         """Checks the size that the header states, and the scans of a JPEG."""

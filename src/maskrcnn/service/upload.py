@@ -26,6 +26,7 @@ FIELD = "files"
 """Name of the form's field that holds images."""
 KINDS = "multipart/form-data, image/*, application/octet-stream or application/json"
 _LONGEST_NAME = 255
+_LONGEST_TYPE = 1000  # characters of a Content-Type; the time to parse it grows with their square
 _JSON_STRUCTURE = 64  # brackets and commas per image
 _DATA_URL = re.compile(rb"data:[\w/+.;=-]*;base64,")
 
@@ -67,6 +68,13 @@ class BodyReader:
         self._data = bytearray()
         self._form: _Form | None = None
 
+        if len(content_type) > _LONGEST_TYPE:
+            raise ServiceError(
+                415,
+                "content_type",
+                f"Content-Type: expected at most {_LONGEST_TYPE:,} characters, "
+                f"got {len(content_type):,}",
+            )
         kind, parameters = _parsed_header(content_type)
         self._kind = kind
         if kind == "multipart/form-data":
@@ -75,7 +83,9 @@ class BodyReader:
             kind.startswith("image/") or kind == "application/octet-stream"
         ):
             raise ServiceError(
-                415, "content_type", f"Content-Type: expected {KINDS}, got {content_type or 'none'}"
+                415,
+                "content_type",
+                f"Content-Type: expected {KINDS}, got {content_type[:100] or 'none'}",
             )
 
     def add(self, chunk: bytes) -> None:

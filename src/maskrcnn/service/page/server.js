@@ -39,7 +39,7 @@ export class ServerError extends Error {
 
   /** Whether the API key is missing or wrong. */
   get concernsKey() {
-    return this.status === 401 || this.status === 403;
+    return this.status === 401;
   }
 }
 
