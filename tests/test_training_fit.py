@@ -363,7 +363,7 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
         "steps": 3,
         "batch_size": 2,
         "accumulate": 2,
-        "learning_rate": 0.001,
+        "learning_rate": 0.002,
         "augment": augment,
         "evaluate_every": 100,
     }

@@ -90,7 +90,7 @@ def tiny_model(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
             post_nms_test=20,
             samples=32,
         ),
-        box=replace(config.box, fcs=(16,), samples=16, max_detections=10),
+        box=replace(config.box, fcs=(16,), samples=200, max_detections=10),
         mask=replace(
             config.mask, convs=(8,), upsample=(8,), norm=head, max_positives=4, truth_size=28
         ),
