@@ -16,10 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .json_log import log
 from .prediction_service import PredictionService
-from .service_error import ServiceError, limit_of
-
-MOST_HEAD = 64 << 10
-"""Largest head of a request, in bytes."""
+from .service_error import ServiceError, limit_of, not_http
 
 
 class BoundedProtocol(H11Protocol):
@@ -53,8 +50,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP."""
-        text = f"expected a request of HTTP/1.1 with a head of at most {MOST_HEAD >> 10} KiB"
-        self._refuse(ServiceError(400, "http", text))
+        self._refuse(not_http())
 
     def _wait(self) -> None:
         """Has a deadline exactly while the client owes something that no application awaits."""

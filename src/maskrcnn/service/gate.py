@@ -21,7 +21,7 @@ from typing import Any
 
 from .json_log import log
 from .prediction_service import PredictionService
-from .service_error import ServiceError
+from .service_error import MOST_HEAD, ServiceError, not_http
 from .service_settings import LOCAL_HOSTS
 
 Scope = MutableMapping[str, Any]
@@ -82,6 +82,9 @@ class Gate:
             if path == "":  # relative links of the page need the final slash
                 await response.redirect(f"{self.settings.root_path}/")
             else:
+                # a server sees the size of a head only while it waits for the rest of it
+                if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD:
+                    raise not_http()
                 self._check(path, scope["method"], headers)
                 await self.app(scope, receive, response.send)
         except ServiceError as error:

@@ -23,9 +23,10 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from ..prediction.predictor import Predictor
 from .app import create_app
-from .bounded_protocol import MOST_HEAD, BoundedProtocol
+from .bounded_protocol import BoundedProtocol
 from .json_log import log
 from .prediction_service import PredictionService
+from .service_error import MOST_HEAD
 from .service_settings import ServiceSettings
 
 _IDLE = 15  # seconds for which a connection without requests stays open

@@ -11,6 +11,9 @@ from typing import NotRequired, TypedDict
 
 from .service_settings import ServiceSettings, flag_of
 
+MOST_HEAD = 64 << 10
+"""Largest head of a request, in bytes."""
+
 
 class LimitJson(TypedDict):
     """The limit that a request exceeded."""
@@ -67,3 +70,9 @@ class ServiceError(Exception):
 def limit_of(settings: ServiceSettings, name: str) -> LimitJson:
     """The limit that a setting states."""
     return {"name": name, "value": getattr(settings, name), "flag": flag_of(name)}
+
+
+def not_http() -> ServiceError:
+    """The error of a request that is not HTTP, or whose head is too large."""
+    text = f"expected a request of HTTP/1.1 with a head of at most {MOST_HEAD >> 10} KiB"
+    return ServiceError(400, "http", text)
