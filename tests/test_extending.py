@@ -114,7 +114,8 @@ def test_a_head_gets_the_ids_of_the_annotations(page: dict[str, Any]) -> None:
     model = mr.MaskRCNN.from_config(page["network"]).eval()
     head = Ids()
     model.extra_heads.add("ids", head)
-    for batch, truth in mr.TrainingLoader(page["images"], [[(0, 1), (1, 2)], [(2, 3), (3, 4)]]):
+    images = mr.TrainingSet(data, page["network"], mr.AugmentConfig())
+    for batch, truth in mr.TrainingLoader(images, [[(0, 1), (1, 2)], [(2, 3), (3, 4)]]):
         model.losses(batch, truth)
     assert head.seen
     assert all(labels[number] == label for number, label in head.seen)

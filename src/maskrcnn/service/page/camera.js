@@ -15,7 +15,8 @@ const REASONS = {
   NotAllowedError:
     "The camera is blocked. Allow it in the browser's settings for this site, then try again.",
   NotFoundError: "No camera was found.",
-  NotReadableError: "Another program is using the camera. Close that program, then open the camera again.",
+  NotReadableError:
+    "Another program is using the camera. Close that program, then open the camera again.",
 };
 
 /** @param {string} [device] id of a camera; by default the one that looks away from the user */
