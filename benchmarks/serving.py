@@ -108,8 +108,13 @@ def main() -> None:
         result |= load(given.model, given.clients, given.seconds, warm_up, rounds)
     if given.requests:
         result |= garbage(given.model, given.clients, given.requests)
-    result = {
-        "command": f"python -m benchmarks.serving {' '.join(sys.argv[1:])}".strip(),
+    command = f"python -m benchmarks.serving {' '.join(sys.argv[1:])}".strip()
+    previous: dict[str, Any] = {}
+    if RESULTS.exists() and not (given.seconds and given.requests):  # the other part stays
+        previous = json.loads(RESULTS.read_text())
+        command = " and ".join(dict.fromkeys([*previous["command"].split(" and "), command]))
+    result = previous | {
+        "command": command,
         "taken s": round(time.time() - start),
         "machine": before,
         "load after": machine()["load"],
