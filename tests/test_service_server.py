@@ -179,3 +179,11 @@ def test_a_signal_lets_requests_finish_and_ends_with_status_0(tmp_path: Path):
     assert events[-1] == "stopped"
     assert "stopping" in events
     assert ready.startswith("tiny.safetensors is ready at http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_out_of_range_is_refused(port: int):
+    from maskrcnn.service import run_server
+
+    with pytest.raises(ValueError, match=f"expected 0 to 65535, got {port}"):
+        run_server.bind("127.0.0.1", port)

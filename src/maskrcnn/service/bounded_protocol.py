@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with a deadline for the head of a request, and errors in our form.
 
-uvicorn waits for ever for a client that sends its headers slowly, or the rest of a body that was
+uvicorn waits forever for a client that sends its headers slowly, or the rest of a body that was
 refused.
 """
 

@@ -9,7 +9,7 @@ from collections import deque
 class PixelBudget:
     """Pixels that images take before they are decoded and give back when they are answered.
 
-    Images wait in their order, so that a large one is not passed for ever. Use it from one event
+    Images wait in their order, so that a large one is not passed forever. Use it from one event
     loop.
 
     Args:

@@ -40,8 +40,11 @@ def bind(host: str, port: int) -> socket.socket:
         port: 0 to 65535; 0 = any free one.
 
     Raises:
+        ValueError: the port is out of its range.
         OSError: the port is in use or not permitted, or the host is not of this machine.
     """
+    if not 0 <= port <= 65535:  # the system would take the number modulo 65536
+        raise ValueError(f"--port: expected 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
