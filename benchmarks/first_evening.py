@@ -115,7 +115,8 @@ def run(task: Task, given: argparse.Namespace) -> None:
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - begin
     if status:
-        raise SystemExit(f"{task.name}, {task.minutes:g} min: exit status {status}")
+        code = os.waitstatus_to_exitcode(status)
+        raise SystemExit(f"{task.name}, {task.minutes:g} min: exit status {code}")
 
     _, validation = opened(task.name, given.data)
     model = mr.load(out / "run", device="cpu")
@@ -125,7 +126,6 @@ def run(task: Task, given: argparse.Namespace) -> None:
         "time": kind,
         **json.loads((out / FINISHED).read_text()),
         "seconds": round(usage.ru_utime + usage.ru_stime if given.cpu_time else seconds, 1),
-        "peak GiB": round(usage.ru_maxrss * 1024 / GIB, 2),
         "box AP": round(evaluation["bbox"]["AP"], 4),
         "mask AP": round(evaluation["segm"]["AP"], 4),
         "commit": commit(),
@@ -169,8 +169,20 @@ def train(given: argparse.Namespace) -> None:
         "announced GiB": round(plan.memory / GIB, 2),
         "prepared": round(plan.forecast.prepared, 1),
         "steps": int(result.history[-1]["step"]),
+        "peak GiB": round(peak_bytes() / GIB, 2),
     }
     (given.out / FINISHED).write_text(json.dumps(announced))
+
+
+def peak_bytes() -> int:
+    """The most resident bytes that this process has had.
+
+    `getrusage` also counts what its parent had when it started this process.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("the peak of memory is known on Linux alone")
 
 
 def opened(name: str, folder: Path) -> tuple[Any, Any]:

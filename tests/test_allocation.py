@@ -19,19 +19,29 @@ def new_pages() -> int:
 print(*(new_pages() for _ in range(10)))
 assert keep_memory.keep_memory()
 print(*(new_pages() for _ in range(10)))
+
+def resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+kept = resident()
+keep_memory.return_unused_memory()
+print(kept - resident())
 """
 
 
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only"
 )
-def test_kept_memory_is_reused() -> None:
+def test_kept_memory_is_reused_and_returned_on_request() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
     )
-    default, kept = ([int(word) for word in line.split()] for line in done.stdout.splitlines())
+    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    default, kept, (returned,) = lines
     assert min(default) > 1000, "or there would be nothing to keep"
     assert max(kept[-3:]) < 100
+    assert returned > 60e6, "the memory of the last tensor"
 
 
 def test_nothing_is_done_without_mallopt_or_linux(

@@ -3,6 +3,9 @@
 The C library of Linux returns the memory of a large tensor to the OS when the tensor is freed. The
 next tensor then gets new pages, which the OS fills with zeros. That takes a few percent of the time
 of a prediction or a training step.
+
+Kept memory falls into pieces: tensors of ever different sizes leave gaps that fit few others, and
+the process grows for as long as it trains. `return_unused_memory` gives the gaps back now and then.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ _ARENA_MAX = -8
 _MOST = 2**31 - 1
 _MOST_BEFORE_2_35 = 2**25
 _AT_ONCE = 2**26  # bytes requested from the OS at a time
+
+_is_kept = False
 
 
 def keep_memory(*, one_heap: bool = False) -> bool:
@@ -40,6 +45,7 @@ def keep_memory(*, one_heap: bool = False) -> bool:
         >>> import maskrcnn as mr
         >>> kept = mr.keep_memory()
     """
+    global _is_kept
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -48,4 +54,14 @@ def keep_memory(*, one_heap: bool = False) -> bool:
     mapped = mallopt(_MMAP_THRESHOLD, _MOST) or mallopt(_MMAP_THRESHOLD, _MOST_BEFORE_2_35)
     if one_heap:
         mallopt(_ARENA_MAX, 1)
-    return bool(mapped and mallopt(_TRIM_THRESHOLD, _MOST) and mallopt(_TOP_PAD, _AT_ONCE))
+    _is_kept = bool(mapped and mallopt(_TRIM_THRESHOLD, _MOST) and mallopt(_TOP_PAD, _AT_ONCE))
+    return _is_kept
+
+
+def return_unused_memory() -> None:
+    """Returns to the OS what `keep_memory` has kept and no tensor uses; takes about 30 ms.
+
+    Without `keep_memory` nothing is done.
+    """
+    if _is_kept:
+        ctypes.CDLL(None).malloc_trim(0)

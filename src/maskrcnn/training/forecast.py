@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..recipe.recipe import Candidate, Reason, Recipe
+from ..runtime.keep_memory import return_unused_memory
 from .setup import duration
 from .time_budget import EVALUATION_SHARE
 from .trial import LONGEST_TRIAL, TRIAL_SHARE, Choice, choose_candidate, step_seconds
@@ -125,6 +126,7 @@ def forecast(
         )
 
     choice = choose_candidate(candidates, left(), cost)
+    return_unused_memory()  # of the trials
     prepared = processes.from_main(clock() - started)
     return Forecast(choice, choice.steps_in(left()), max_time, prepared)
 
