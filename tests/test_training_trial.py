@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import training_run
 from training_run import tiny_config, tiny_model
 
@@ -92,6 +93,31 @@ def test_a_forecast_says_what_a_budget_reaches(
         assert "--anyway" in made.refusal
     else:
         assert text in str(made)
+
+
+def test_a_plan_announces_the_memory_that_trial_steps_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.Tensor] = []
+
+    def step_seconds(*_: Any, **__: Any) -> float:
+        kept.append(torch.ones(2**28))  # 1 GiB, far more than the estimate
+        return 0.01
+
+    data = CocoDataset(training_run.draw(tmp_path, 2))
+    monkeypatch.setattr("maskrcnn.training.forecast.step_seconds", step_seconds)
+    monkeypatch.setattr("maskrcnn.training.forecast.return_unused_memory", kept.clear)
+    plan = plan_training(
+        data,
+        val=False,
+        device="cpu",
+        settings={"max_time": 60.0},
+        out=tmp_path / "run",
+    )
+    assert plan.forecast is not None
+    assert plan.memory is not None
+    assert plan.forecast.step_bytes == pytest.approx(2**30, rel=0.1)
+    assert plan.memory > 1.1 * 2**30
 
 
 def test_a_hopeless_budget_is_refused_unless_asked_for(

@@ -37,6 +37,9 @@ class Forecast:
     """Seconds of the whole command."""
     prepared: float
     """Seconds that were spent before the training."""
+    step_bytes: float = 0.0
+    """By how much steps of the candidate made this process grow, where that was measured: more than
+    their tensors, because kept memory falls into pieces."""
 
     @property
     def is_hopeless(self) -> bool:
@@ -112,6 +115,8 @@ def forecast(
         processes: that train together, and measure together. The main process's times count.
     """
 
+    from ..recipe.memory_estimate import program_bytes
+
     def left() -> float:
         """Seconds for steps."""
         share = 1 - OTHER_SHARE - (EVALUATION_SHARE if validates else 0)
@@ -119,16 +124,22 @@ def forecast(
 
     longest = min(LONGEST_TRIAL, TRIAL_SHARE * max_time)
 
+    grown: dict[str, float] = {}
+
     def cost(candidate: Candidate) -> float:
         recipe = candidate.recipe
-        return step_seconds(
+        before = program_bytes()
+        seconds = step_seconds(
             recipe.model, data, recipe.training, processes=processes, clock=clock, longest=longest
         )
+        grown[candidate.name] = program_bytes() - before
+        return_unused_memory()
+        return seconds
 
     choice = choose_candidate(candidates, left(), cost)
-    return_unused_memory()  # of the trials
     prepared = processes.from_main(clock() - started)
-    return Forecast(choice, choice.steps_in(left()), max_time, prepared)
+    step_bytes = grown[choice.candidate.name]
+    return Forecast(choice, choice.steps_in(left()), max_time, prepared, step_bytes)
 
 
 def _round_time(seconds: float) -> str:

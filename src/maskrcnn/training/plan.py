@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .forecast import Forecast
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
+LATER_STEPS = 1.1  # by which the memory of a run exceeds that of its first steps
 _SHOWN_CATEGORIES = 8
 
 
@@ -294,7 +295,10 @@ def _in_time(
     if recipe.memory is not None:
         device = str(processes.device)
         results = results_bytes(recipe.model, 0 if val is None else len(val), device)
-        peak = expected_peak(program, recipe.memory + results, device)
+        needed = recipe.memory
+        if expected is not None and not device.startswith("cuda"):
+            needed = max(needed, LATER_STEPS * expected.step_bytes)
+        peak = expected_peak(program, needed + results, device)
     return recipe, expected, processes.from_main(peak)
 
 
