@@ -273,7 +273,12 @@ def _in_time(
     processes: Processes,
 ) -> tuple[Recipe, Forecast | None, float | None]:
     """The recipe to train, what fits into its time budget, and its memory at the peak."""
-    from ..recipe.memory_estimate import expected_peak, program_bytes, results_bytes
+    from ..recipe.memory_estimate import (
+        expected_peak,
+        program_bytes,
+        results_bytes,
+        saving_bytes,
+    )
     from .forecast import forecast
 
     recipe = candidates[0].recipe
@@ -297,7 +302,9 @@ def _in_time(
         results = results_bytes(recipe.model, 0 if val is None else len(val), device)
         needed = recipe.memory
         if expected is not None and not device.startswith("cuda"):
-            needed = max(needed, LATER_STEPS * expected.step_bytes)
+            # The copies of a checkpoint do not fit into the pieces that the steps leave.
+            steps = LATER_STEPS * expected.step_bytes
+            needed = max(needed, steps + saving_bytes(recipe.model))
         peak = expected_peak(program, needed + results, device)
     return recipe, expected, processes.from_main(peak)
 
