@@ -54,6 +54,9 @@ class PartFlags:
     retry_errors: Annotated[bool, Parameter(negative=())] = False
     """Try images again that an earlier run could not read."""
 
+    retry_changed: Annotated[bool, Parameter(negative=())] = False
+    """Predict images again whose files have changed since an earlier run."""
+
     images: str | None = None
     """Folder of the images of a list or COCO file. Default: that of the file."""
 
@@ -229,6 +232,7 @@ def _predict_in_parts(
         worker_gpus=parts.worker_gpus,
         part_size=parts.part_size,
         retry_errors=parts.retry_errors,
+        retry_changed=parts.retry_changed,
         images=parts.images,
         image_column=parts.image_column,
         id_column=parts.id_column,
