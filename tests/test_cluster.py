@@ -28,7 +28,7 @@ from maskrcnn.cli import run
 pa = pytest.importorskip("pyarrow", reason="pip install 'maskrcnn[cluster]'")
 import pyarrow.parquet as pq  # noqa: E402
 
-from maskrcnn.cluster import file_stores, part_worker  # noqa: E402
+from maskrcnn.cluster import file_stores, image_table, part_worker  # noqa: E402
 from maskrcnn.cluster.collect_parts import overlay_name  # noqa: E402
 from maskrcnn.cluster.external_sort import sorted_texts  # noqa: E402
 from maskrcnn.cluster.file_stores import OutputFolder  # noqa: E402
@@ -379,6 +379,32 @@ def test_a_table_without_images_lists_its_columns(tmp_path: Path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(mr.DataError, match="expected a parquet table"):
         open_source(tmp_path / "t.parquet")
+
+
+def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_table, "_LARGEST_CHUNK", 1 << 20)
+    table = pa.table({"image": [bytes(1 << 20)] * 4, "name": ["a"] * 4})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", use_dictionary=False)
+    message = r"t\.parquet, row group 0: column image: expected at most 1 MiB .*, got 4 MiB; write"
+    with pytest.raises(mr.DataError, match=message):
+        list(open_source(tmp_path / "t.parquet").rows())
+
+
+def test_a_value_that_a_table_repeats_is_decoded_a_few_times_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_table, "_UNPACKED", 4 << 20)
+    pq.write_table(pa.table({"path": ["a" * (1 << 18)] * 256}), tmp_path / "t.parquet")
+    pool = pa.system_memory_pool()
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(1 for _ in open_source(tmp_path / "t.parquet").rows()) == 256
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 16 << 20  # all would take 64 MB
 
 
 def test_folders_are_listed_in_the_order_of_predict_files(tmp_path: Path):
