@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..annotations.problems import DataError
-from ..formats.format_name import FormatName
+from ..formats.format_name import FormatName, yolo_format
 from ..images.open_image import ImageError
 from ..prediction.annotation_drafts import AnnotationDrafts
 from ..prediction.image_input import read_input
@@ -114,10 +114,10 @@ def collect_parts(
     if not source.exists():
         raise FileNotFoundError(f"{folder}: folder not found")
     job = _checked_job(source)
-    if annotations == "yolo":
+    drafts = None
+    if annotations:
         has_keypoints = any(category.keypoints for category in job.settings.categories)
-        annotations = "yolo-pose" if has_keypoints else "yolo-seg"
-    drafts = _drafts(annotations, target, simplify) if annotations else None
+        drafts = _drafts(yolo_format(annotations, has_keypoints), target, simplify)
 
     summary = DatasetSummary(str(target), notes=job.notes)
     for info in job.infos:

@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..images.open_image import MAX_BYTES, ImageError
 from ..runtime.atomic_files import replacing
+from ..runtime.optional_packages import optional_package
 
 STORES = {
     "s3": "s3fs",
@@ -59,15 +59,7 @@ def cluster_package(name: str) -> Any:
     Raises:
         ImportError: it is not installed; the message has the command.
     """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        if getattr(error, "name", None) not in (None, name.partition(".")[0], name):
-            raise
-        raise ImportError(
-            f"prediction in parts needs the package {name.partition('.')[0]}: "
-            "pip install 'maskrcnn[cluster]'"
-        ) from error
+    return optional_package("prediction in parts", name, "cluster")
 
 
 def is_damaged(error: Exception) -> bool:
