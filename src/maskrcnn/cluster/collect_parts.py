@@ -184,6 +184,7 @@ def _one_settings(folder: OutputFolder) -> JobSettings:
             f"{folder}: no {NAME}; expected the folder that maskrcnn predict --shard, --ray or "
             "mr.predict_dataset wrote to"
         )
+
     names = list(found)
     for name in names[1:]:
         if found[name] != found[names[0]]:

@@ -157,6 +157,7 @@ class OutputFolder:
         self.location = str(location)
         self._store: Any = None
         self._shows_unfinished = False
+
         self._root = self.location
         if is_store(self.location):
             self._store, self._root = opened_store(self.location)

@@ -288,6 +288,7 @@ class PartWorker:
         row = self._row(progress, number)
         height, width = instances.size
         objects = [stored_object(result) for result in results]
+
         progress.has_success = True
         progress.add(
             number,

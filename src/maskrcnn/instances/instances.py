@@ -141,6 +141,7 @@ class Instances:
                 "these instances carry no image; "
                 "add it: dataclasses.replace(instances, source=image)"
             )
+
         pixels = self.source
         if isinstance(pixels, Path):
             # the file was read before, perhaps with a higher limit

@@ -58,6 +58,7 @@ class MemoryShare:
                 f"(bounded by {budget.limit['flag']}); send fewer images, or ask for less",
                 limit=budget.limit,
             )
+
         if budget.held + count > budget.total:
             reason = (
                 f"{budget.what} hold {budget.held:,} of {budget.total:,} bytes of memory "

@@ -251,6 +251,7 @@ def _object(
     }
     if crop is not None:
         _add_mask(entry, crop, instances.size, options)
+
     if instances.keypoints is not None:
         _add_keypoints(entry, instances, n)
     return entry

@@ -262,6 +262,7 @@ class PredictionService:
         finally:
             # also of a request that has ended early, whose thread goes on
             work.add_done_callback(partial(self._give_back, loop, pixels))
+
         self.metrics.images.inc()
         self.metrics.objects.inc(len(part.objects))
         return part

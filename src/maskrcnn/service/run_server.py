@@ -114,6 +114,7 @@ def serve(
         raise ValueError(f"{name} fails on its first image; the log above has the reason") from None
     except OSError as error:
         raise _address_error(error, host, port) from None
+
     log("stopped", requests=server.server_state.total_requests)
     return app.service.has_ended
 

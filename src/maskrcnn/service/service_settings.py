@@ -70,6 +70,7 @@ class ServiceSettings:
             if not 0 < getattr(self, name) < math.inf:
                 value = getattr(self, name)
                 raise ValueError(f"{flag_of(name)}: expected seconds above 0, got {value:g}")
+
         if not 0 <= self.max_wait < math.inf:
             raise ValueError(f"--max-wait: expected 0 or more seconds, got {self.max_wait:g}")
         if self.max_queue < self.max_files:

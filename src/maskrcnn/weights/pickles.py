@@ -256,6 +256,7 @@ def _finished(value: Any) -> Any:
         value = value.array
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
+
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str | bytes):
