@@ -424,6 +424,7 @@ def _draw(job: _Job, target: OutputFolder, enlarge: bool, progress: bool) -> Non
             )
             for number, row in enumerate(rows)
         ]
+
         for number, image_row, fetched in read_rows(located, job.settings.image_column):
             if isinstance(fetched, ImageError | StoreError):
                 raise type(fetched)(f"{image_row.key}: no longer readable: {fetched}")
@@ -432,6 +433,7 @@ def _draw(job: _Job, target: OutputFolder, enlarge: bool, progress: bool) -> Non
             instances = stored_instances(
                 rows[number], job.settings.categories, job.settings.coco_offset, pixels
             )
+
             path = overlay_name(image_row.file_name)
             if path in drawn:
                 path = f"{rows[number]['image_id']}-{path.replace('/', '-')}"

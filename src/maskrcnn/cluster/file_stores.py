@@ -115,6 +115,7 @@ def read_object(url: str, most: int = MAX_BYTES) -> bytes:
                 reason = str(error) or type(error).__name__
                 raise StoreError(f"{url}: cannot be read: {reason}") from error
             time.sleep(_WAIT * 4**attempt)
+
     if len(data) > most:
         raise ImageError(f"{url}: more than {most >> 20} MB")
     return data

@@ -192,6 +192,7 @@ def coco_results(row: StoredImage) -> list[CocoResult]:
             "bbox": one["bbox"],
             "score": one["score"],
         }
+
         if one["rle"] is not None:
             result["segmentation"] = rle_of_stored(row, one["rle"])
         if one["keypoints"] is not None:

@@ -133,6 +133,7 @@ class FolderSource(RowSource):
         excluded = _identity(self.excluded) if self.excluded else None
         pending = [""]
         seen = {_identity(self.folder)}
+
         while pending:
             below = pending.pop()
             try:

@@ -436,6 +436,7 @@ def _with_names(content: PlainData) -> list[PlainData]:
         ("category_id", "category_name", "categories", "name"),
     )
     entries = list(content["annotations"])
+
     for id_key, name_key, list_name, key in lists:
         listed = content.get(list_name)
         named = {

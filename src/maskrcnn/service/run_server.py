@@ -52,6 +52,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except socket.gaierror as error:
         raise OSError(f"--host {host}: {(error.strerror or 'unknown').lower()}") from None
+
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
