@@ -93,6 +93,7 @@ def collect_parts(
         DataError: a shard or a part is missing, damaged, there twice, or of another job.
         FileExistsError: OUT/FORMAT exists already.
         ValueError: annotations are requested for images that are no local files.
+        StoreError: a store fails.
 
     Example:
         >>> import maskrcnn as mr

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ..images.remote import is_url
-from .file_stores import is_store, modified_of, opened_store
+from .file_stores import StoreError, is_store, modified_of, opened_store
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ class FileState:
 
     @classmethod
     def of(cls, location: str) -> FileState | None:
-        """The state of a file or an object, for which a store is asked; None if it is not there."""
+        """The state of a file or an object, for which a store is asked; None if it is unknown."""
         if is_url(location):
             return None
         if not is_store(location):
@@ -63,7 +63,7 @@ class FileState:
         store, path = opened_store(location)
         try:
             return cls.of_entry(store.info(path))
-        except FileNotFoundError:
+        except Exception:  # reading the object reports what is wrong
             return None
 
     def differs_from(self, other: FileState) -> bool:
@@ -85,7 +85,11 @@ class CurrentStates:
         self._entries: dict[str, FileState | None] = {}
 
     def of(self, location: str) -> FileState | None:
-        """The state of a file or object; None if it is not there."""
+        """The state of a file or object; None if it is not there.
+
+        Raises:
+            StoreError: a folder of a store cannot be listed.
+        """
         if not is_store(location):
             return FileState.of(location)
         folder, _, name = location.rpartition("/")
@@ -102,4 +106,10 @@ def _states_in(folder: str) -> dict[str, FileState | None]:
         entries = store.ls(path, detail=True)
     except FileNotFoundError:
         return {}
+    # each store has exceptions of its own, of which many are no OSError
+    except Exception as error:
+        raise StoreError(
+            f"{folder}: cannot be listed: {error or type(error).__name__}; to collect without "
+            "comparing files, use changes=False (--no-changes)"
+        ) from error
     return {entry["name"].rpartition("/")[2]: FileState.of_entry(entry) for entry in entries}
