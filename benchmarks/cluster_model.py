@@ -138,6 +138,8 @@ def part_seconds(photos: Path) -> dict[str, float]:
                 "location": str(path),
                 "row_group": None,
                 "row": None,
+                "file_size": None,
+                "modified": None,
                 "height": pixels.shape[0],
                 "width": pixels.shape[1],
                 "several_frames": False,

@@ -1,7 +1,7 @@
 """Layout statistics of the source code: `python tests/page_shares.py SRC`.
 
-Counts lines over 100 columns, functions of 15 and more lines without a blank line, and assignments of
-one tuple to another. tests/test_page.py holds the shares to their limits.
+Counts lines over 100 columns, functions of 15 and more lines without a blank line, those of them with
+several statements, and assignments of one tuple to another. tests/test_page.py holds the shares to their limits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 COLUMNS = 100
 LONG = 15
+STATEMENTS = 4  # of a function's body, from which a blank line can part them
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Shares:
     wide: list[str] = field(default_factory=list)
     long: int = 0
     bare: list[str] = field(default_factory=list)
+    undivided: list[str] = field(default_factory=list)
     assignments: int = 0
     pairs: list[str] = field(default_factory=list)
 
@@ -48,16 +50,19 @@ def shares_of(folder: Path) -> Shares:
 def _count_function(
     node: ast.FunctionDef | ast.AsyncFunctionDef, rows: list[str], path: Path, shares: Shares
 ) -> None:
-    first = node.body[0]
-    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    if documented and len(node.body) > 1:
-        first = node.body[1]
+    body = node.body
+    documented = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    if documented and len(body) > 1:
+        body = body[1:]
+    first = body[0]
     assert node.end_lineno is not None
 
     if node.end_lineno - first.lineno + 1 >= LONG:
         shares.long += 1
         if all(rows[n].strip() for n in range(first.lineno - 1, node.end_lineno)):
             shares.bare.append(f"{path}:{node.lineno} {node.name}")
+            if len(body) >= STATEMENTS:
+                shares.undivided.append(shares.bare[-1])
 
 
 if __name__ == "__main__":

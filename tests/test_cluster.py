@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from maskrcnn.cli import run
 pa = pytest.importorskip("pyarrow", reason="pip install 'maskrcnn[cluster]'")
 import pyarrow.parquet as pq  # noqa: E402
 
-from maskrcnn.cluster import part_worker  # noqa: E402
+from maskrcnn.cluster import file_stores, image_table, part_worker  # noqa: E402
 from maskrcnn.cluster.collect_parts import overlay_name  # noqa: E402
 from maskrcnn.cluster.external_sort import sorted_texts  # noqa: E402
 from maskrcnn.cluster.file_stores import OutputFolder  # noqa: E402
@@ -221,6 +222,27 @@ def test_a_fault_of_all_images_ends_the_job_and_leaves_no_part(
     assert not list(tmp_path.glob("parts/*"))
 
 
+def test_faults_of_small_parts_end_the_job_and_leave_no_part(
+    model: mr.MaskRCNN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(part_worker, "Predictor", _Fragile)
+    monkeypatch.setattr(_Fragile, "fails", staticmethod(lambda size: True))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict(model, photos, tmp_path, part_size=3)
+    assert not list(tmp_path.glob("parts/*"))
+
+
+def test_faults_before_a_success_do_not_count(
+    model: mr.MaskRCNN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(part_worker, "Predictor", _Fragile)
+    monkeypatch.setattr(part_worker, "_FAULTS", 2)
+    monkeypatch.setattr(_Fragile, "fails", staticmethod(lambda size: size[0] < size[1]))
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{photos}/{name}\n" for name in ("b/00.tif", "a/01.png") * 3))
+    assert predict(model, listed, tmp_path / "out", part_size=1).errors == 3
+
+
 def test_a_source_without_images_leaves_nothing(model: mr.MaskRCNN, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "x.docx").touch()
@@ -359,6 +381,32 @@ def test_a_table_without_images_lists_its_columns(tmp_path: Path):
         open_source(tmp_path / "t.parquet")
 
 
+def test_a_table_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_table, "_LARGEST_CHUNK", 1 << 20)
+    table = pa.table({"image": [bytes(1 << 20)] * 4, "name": ["a"] * 4})
+    pq.write_table(table, tmp_path / "t.parquet", compression="zstd", use_dictionary=False)
+    message = r"t\.parquet, row group 0: column image: expected at most 1 MiB .*, got 4 MiB; write"
+    with pytest.raises(mr.DataError, match=message):
+        list(open_source(tmp_path / "t.parquet").rows())
+
+
+def test_a_value_that_a_table_repeats_is_decoded_a_few_times_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(image_table, "_UNPACKED", 4 << 20)
+    pq.write_table(pa.table({"path": ["a" * (1 << 18)] * 256}), tmp_path / "t.parquet")
+    pool = pa.system_memory_pool()
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(1 for _ in open_source(tmp_path / "t.parquet").rows()) == 256
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 16 << 20  # all would take 64 MB
+
+
 def test_folders_are_listed_in_the_order_of_predict_files(tmp_path: Path):
     for name in ("a/z.png", "a-b/y.png", "a.png", "B.png", "a/b/c.png", ".hidden/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -485,10 +533,108 @@ def test_shards_of_machines_without_a_common_disk_are_joined(
     assert (tmp_path / "results.json").read_bytes() == expected
 
 
-def test_half_written_files_of_killed_processes_are_removed(shards: Path):
-    (shards / "parts" / ".partial-host-1-abc-part-00000000.parquet").touch()
-    collect(shards)
-    assert not list((shards / "parts").glob(".partial-*"))
+def test_half_written_files_of_killed_processes_are_removed_and_those_of_living_ones_kept(
+    shards: Path,
+):
+    for folder in (shards / "parts", shards):
+        for name, age in (("old", 4000), ("new", 0)):
+            partial = folder / f".partial-host-1-{name}-x.parquet"
+            partial.touch()
+            os.utime(partial, (time.time() - age,) * 2)
+    summary = collect(shards)
+    kept = sorted(str(path.relative_to(shards)) for path in shards.rglob(".partial-*"))
+    assert kept == [".partial-host-1-new-x.parquet", "parts/.partial-host-1-new-x.parquet"]
+    assert f"left files that a process may still be writing: 2 ({', '.join(kept)})" in summary.notes
+
+
+def test_images_changed_under_their_name_are_counted_and_predicted_again(
+    model: mr.MaskRCNN, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    photos = write_images(tmp_path / "photos", 4, broken=False)
+    out = tmp_path / "out"
+    predict(model, photos, out)
+    row = rows_of(out)[0]
+    status = (photos / "a" / "01.png").stat()
+    assert (row["key"], row["file_size"]) == ("a/01.png", status.st_size)
+    assert row["modified"].timestamp() == pytest.approx(status.st_mtime, abs=1e-5)
+    assert collect(out).notes == []
+
+    shutil.copy(photos / "b" / "02.png", photos / "a" / "01.png")
+    (photos / "b" / "02.png").unlink()
+    changed, gone = collect(out).notes
+    assert changed.startswith("images whose files have changed since they were predicted: 1 (a/01")
+    assert gone == "images whose files are not found here: 1 (b/02.png)"
+    assert collect(out, changes=False).notes == []
+
+    shutil.copy(photos / "a" / "01.png", photos / "b" / "02.png")
+    before = part_times(out)
+    predict(model, photos, out, retry_changed=True)
+    assert [part_times(out)[name] == before[name] for name in sorted(before)] == [False, False]
+    assert collect(out).notes == []
+    before = part_times(out)
+    predict(model, photos, out, retry_changed=True)
+    assert part_times(out) == before
+
+
+def test_a_folder_of_a_store_tells_size_and_time_of_its_images(
+    model: mr.MaskRCNN, photos: Path, tmp_path: Path
+):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.put(str(photos / "a"), "/changes/photos", recursive=True)
+    url = "memory://changes/photos"
+    predict(model, url, tmp_path, part_size=16)
+    assert collect(tmp_path).notes[1:] == []
+    data = store.cat_file("/changes/photos/03.tif")
+    store.pipe_file("/changes/photos/03.tif", data)
+    (note,) = collect(tmp_path).notes[1:]
+    assert note.startswith("images whose files have changed since they were predicted: 1 (03.tif)")
+
+    (tmp_path / "list.txt").write_text(f"{url}/01.png\n")
+    predict(model, tmp_path / "list.txt", tmp_path / "out")
+    (note,) = collect(tmp_path / "out").notes
+    assert note == f"images whose size and time were not known: 1 ({url}/01.png)"
+    store.rm("/changes", recursive=True)
+
+
+def test_a_store_that_shows_unfinished_files_gets_them_whole(monkeypatch: pytest.MonkeyPatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Unfinished(MemoryFileSystem):
+        """A store like HDFS, on which a writer is killed in the middle of a file."""
+
+        protocol = "unfinished"
+        fails = False
+
+        def pipe_file(self, path: str, value: bytes, **settings: Any) -> None:
+            super().pipe_file(path, value[:2] if self.fails else value, **settings)
+            if self.fails:
+                raise KeyboardInterrupt
+
+    store = Unfinished()
+    monkeypatch.setattr(file_stores, "opened_store", lambda url: (store, "/unfinished/out"))
+    folder = OutputFolder("hdfs://host/unfinished/out")
+    folder.write("x.json", b"first")
+    folder.write("x.json", b"second")
+    with folder.replacing("y.json") as partial:
+        partial.write_bytes(b"y")
+    store.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        folder.write("x.json", b"third")
+    assert (folder.read("x.json"), folder.read("y.json")) == (b"second", b"y")
+    assert sorted(store.ls("/unfinished/out", detail=False)) == [
+        "/unfinished/out/x.json",
+        "/unfinished/out/y.json",
+    ]
+
+    store.fails = False
+    store.pipe_file("/unfinished/out/parts/.partial-host-1-abc-x", b"x")
+    assert folder.remove_abandoned(["parts"]) == ["parts/.partial-host-1-abc-x"]
+    monkeypatch.setattr(file_stores, "_ABANDONED", timedelta(0))
+    assert folder.remove_abandoned(["parts"]) == []
+    assert folder.read("parts/.partial-host-1-abc-x") is None
+    store.rm("/unfinished", recursive=True)
 
 
 def test_annotations_and_overlays_are_those_of_predict_files(

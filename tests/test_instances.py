@@ -132,7 +132,7 @@ def test_supervision_gets_everything_or_the_error_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"pip install maskrcnn\[supervision\]"):
+    with pytest.raises(ImportError, match=r"pip install 'maskrcnn\[supervision\]'"):
         make_instances().to_supervision()
     monkeypatch.setitem(
         sys.modules, "supervision", SimpleNamespace(Detections=lambda **fields: fields)
@@ -298,7 +298,7 @@ def test_a_table_has_a_row_per_object_or_the_error_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"pip install maskrcnn\[pandas\]"):
+    with pytest.raises(ImportError, match=r"pip install 'maskrcnn\[pandas\]'"):
         make_instances().to_pandas()
 
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=lambda table: table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -396,3 +397,23 @@ def test_settings_out_of_range_name_their_flag():
     }.items():
         with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: expected"):
             replace(ServiceSettings(), **{name: value})
+
+
+def test_a_service_within_another_application_starts_with_its_first_request():
+    fastapi = pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    from maskrcnn.service.app import create_app
+
+    outer = fastapi.FastAPI()
+    app = create_app(RecordingPredictor(), name="tiny")
+    outer.mount("/cells", app)
+
+    async def work() -> list[int]:
+        transport = httpx.ASGITransport(outer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            first = [client.post("/cells/predict", **form(png())), client.get("/cells/health")]
+            responses = [*await asyncio.gather(*first), await client.get("/cells/docs.css")]
+        await app.service.stop()
+        return [response.status_code for response in responses]
+
+    assert asyncio.run(work()) == [200, 200, 200]

@@ -7,6 +7,7 @@ import base64
 import json
 import struct
 import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from service_client import RecordingPredictor, ServiceClient, form, png
 
 from maskrcnn.service.batch_queue import BatchQueue
 from maskrcnn.service.gate import _pieces
-from maskrcnn.service.prediction_json import ResponseOptions
+from maskrcnn.service.prediction_json import ImageResponse, ResponseOptions, prediction_json
 from maskrcnn.service.service_error import ServiceError
 from maskrcnn.service.service_settings import ServiceSettings
 from maskrcnn.service.upload import BodyReader, ReceivedImage
@@ -255,7 +256,101 @@ def test_bodies_in_memory_are_bounded(start: Start):
     statuses = [response.status_code for response in client.together(requests)]
     assert statuses.count(503) == 2
     assert statuses.count(422) == 8  # zeros are no image
-    assert client.service._held_bytes == 0
+    assert client.service.bodies.held == 0
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/json", "multipart/form-data"])
+def test_a_body_takes_no_more_memory_than_is_counted(kind: str):
+    data = np.random.default_rng(0).bytes(1 << 20)
+    lines = base64.encodebytes(data).decode()
+    bodies = {
+        "image/png": data,
+        "application/json": json.dumps({"images": [{"data": lines}]}).encode(),
+        "multipart/form-data": b"--b\r\n" + DISPOSITION + data + b"\r\n--b--\r\n",
+    }
+    body = bodies[kind]
+    BodyReader(f"{kind}; boundary=b", ServiceSettings())  # imports the parser
+    tracemalloc.start()
+    reader = BodyReader(f"{kind}; boundary=b", ServiceSettings())
+    for start in range(0, len(body), 1 << 16):
+        reader.add(body[start : start + (1 << 16)])
+    (image,) = reader.images()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.data == data
+    assert peak < 1.3 * reader.copies * len(body)
+
+
+def test_a_response_takes_no_more_memory_than_is_counted():
+    text = json.dumps({"bbox": [0.5] * 40}).encode()
+    image: Any = {"id": 1, "file_name": "a.png", "width": 1, "height": 1, "notes": []}
+    part = ImageResponse(image, [text] * 5000, bytes(1 << 20), bytes(1 << 20))
+    tracemalloc.start()
+    content = json.loads(prediction_json([part, part], []))
+    tracemalloc.stop()
+    assert [one["id"] for one in content["annotations"]] == [*range(1, 10_001)]
+    assert {one["image_id"] for one in content["annotations"][5000:]} == {2}
+    assert base64.b64decode(content["images"][1]["preview"]) == bytes(1 << 20)
+
+    tracemalloc.start()
+    prediction_json([part, part], [])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * 2 * 2 * part.num_bytes
+
+
+def test_responses_that_clients_are_slow_to_take_are_bounded(start: Start):
+    client = start(max_files=3)
+    responses = client.service.responses
+    path = "/predict?preview=true"
+    length = len(client.post(path, **form(png())).content)
+    assert responses.held == 0
+    responses.total = int(
+        4.2 * length
+    )  # a response takes 2.3 to 3 times as much while it is written
+
+    async def work() -> list[int]:
+        taken = asyncio.Event()
+        statuses: list[int] = []
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            else:
+                await taken.wait()
+
+        def request() -> Any:
+            bodies = iter([png()])
+
+            async def receive() -> dict[str, Any]:
+                body = next(bodies, None)
+                if body is None:
+                    await asyncio.sleep(10)
+                return {"type": "http.request", "body": body}
+
+            headers = [(b"content-type", b"image/png"), (b"host", b"localhost")]
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+            scope |= {"query_string": b"preview=true"}
+            return asyncio.ensure_future(client.app(scope, receive, send))
+
+        slow = []
+        for count in (1, 2):
+            slow.append(request())
+            while len(statuses) < count:
+                await asyncio.sleep(0.01)
+        assert 2 * 0.7 * length < responses.held < 2 * 1.1 * length
+        statuses.append((await client.client.post(path, **form(png()))).status_code)
+        taken.set()
+        await asyncio.gather(*slow)
+        return statuses
+
+    assert client.run(work()) == [200, 200, 503]
+    assert responses.held == 0
+    assert client.post(path, **form(png())).status_code == 200
+    responses.total = length
+    error = error_of(client.post(path, **form(png())), 413)
+    assert error["message"].startswith(f"responses: this request needs more than {length:,} bytes")
+    assert responses.held == 0
 
 
 def test_decoded_pixels_are_bounded(start: Start):
@@ -274,11 +369,13 @@ def test_pixels_of_an_abandoned_request_are_free_when_its_thread_has_ended(start
     service = client.service
 
     async def abandon() -> int:
-        work = service.predict([ReceivedImage("a.png", png())], ResponseOptions(0.5))
+        image = ReceivedImage("a.png", png())
+        work = service.predict([image], ResponseOptions(0.5), service.responses.share())
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(work, 0.1)  # the model computes
         free = service._pixels.free
-        await asyncio.sleep(0.4)
+        while service._pixels.free == free:  # as long as the machine takes
+            await asyncio.sleep(0.01)
         return free
 
     assert client.run(abandon()) == 64 * 48

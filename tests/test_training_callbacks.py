@@ -157,8 +157,8 @@ def test_a_callback_learns_what_ended_a_run_early(data: mr.CocoDataset, tmp_path
 def test_a_tracker_that_is_not_installed_is_named_with_its_command(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("maskrcnn.training.trackers.find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=rf'pip install "maskrcnn\[{name}\]"'):
+    monkeypatch.setattr("maskrcnn.runtime.optional_packages.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=rf"pip install 'maskrcnn\[{name}\]'"):
         tracker_named(name)
 
 

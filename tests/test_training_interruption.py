@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: what is saved, what is said, and where the run continues."""
+"""Ctrl-C and SIGTERM during a run: what is saved, what is printed, and where the run continues."""
 
 from __future__ import annotations
 
@@ -196,9 +196,9 @@ def test_the_command_that_is_printed_continues_from_the_interrupted_step(
     with monkeypatch.context() as patch:
         signal_in(patch, "step", 0, number)
         assert run(words) == status
-    told = capfd.readouterr().err
-    assert "Interrupted: stopped after step 1; the checkpoint in" in told
-    (command,) = [line.strip() for line in told.splitlines() if "--resume" in line]
+    printed = capfd.readouterr().err
+    assert "Interrupted: stopped after step 1; the checkpoint in" in printed
+    (command,) = [line.strip() for line in printed.splitlines() if "--resume" in line]
     assert run(shlex.split(command)[1:]) == 0
     assert "resumed after step 1" in capfd.readouterr().out
 
@@ -225,8 +225,8 @@ def test_a_command_stopped_while_it_reads_the_data_is_started_again(
 
     monkeypatch.setattr("maskrcnn.training.plan.plan_training", interrupted)
     assert run(["train", "--data", "a.json", "--out", "run"]) == 143
-    told = capsys.readouterr().err
-    assert "Start again with:\n  maskrcnn train --data a.json --out run\n" in told
+    printed = capsys.readouterr().err
+    assert "Start again with:\n  maskrcnn train --data a.json --out run\n" in printed
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork processes")

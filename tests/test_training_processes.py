@@ -168,6 +168,19 @@ def test_a_process_with_other_data_is_refused_by_name(
     assert "stopped: ValueError: expected the same settings" in lines
 
 
+def test_a_run_after_a_failed_one_of_the_same_processes_does_not_fail_with_its_message(
+    data: mr.CocoDataset, tmp_path: Path
+) -> None:
+    other = mr.CocoDataset(training_run.draw(tmp_path / "other", 4, seed=1))
+
+    def work(rank: int) -> int:
+        with pytest.raises((ValueError, ConnectionError), match="expected the same settings"):
+            go(other if rank else data, tmp_path / "1")
+        return len(go(data, tmp_path / "2", steps=1).history)
+
+    assert statuses(start_ranks(2, work)) == [0, 0]
+
+
 def test_a_checkpoint_that_only_another_process_sees_is_not_ignored(
     data: mr.CocoDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

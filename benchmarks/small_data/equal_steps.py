@@ -77,7 +77,20 @@ def run(arm: Arm, setup: Setup, indices: Sequence[int] | None = None) -> MaskRCN
     out = setup.out / arm.name
     print(f"{arm.name}: {recipe}", file=log_of(out), flush=True)
 
-    trained = mr.train(
+    trained = trained_in(out, recipe, data, config, setup, points)
+    points.check()
+    numbers = measured.all_numbers(trained.model, setup.device)
+    step = {"step": arm.count, "seconds": points.seconds, "final": True}
+    append(setup.results, {**facts, **step, **numbers})
+    print(f"{arm.name}: {points.seconds:.0f} s, {shown(numbers)}", flush=True)
+    return trained.model
+
+
+def trained_in(
+    out: Path, recipe: Any, data: Any, config: mr.TrainConfig, setup: Setup, *callbacks: Callback
+) -> mr.Run:
+    """Trains in a folder, or goes on there, until the time is over."""
+    return mr.train(
         recipe.model,
         data,
         config=config,
@@ -86,14 +99,8 @@ def run(arm: Arm, setup: Setup, indices: Sequence[int] | None = None) -> MaskRCN
         progress=False,
         device=setup.device,
         pretrained=recipe.pretrained,
-        callbacks=[points, Deadline(setup.stop_at)],
+        callbacks=[*callbacks, Deadline(setup.stop_at)],
     )
-    points.check()
-    numbers = measured.all_numbers(trained.model, setup.device)
-    step = {"step": arm.count, "seconds": points.seconds, "final": True}
-    append(setup.results, {**facts, **step, **numbers})
-    print(f"{arm.name}: {points.seconds:.0f} s, {shown(numbers)}", flush=True)
-    return trained.model
 
 
 def images_of(arm: Arm, setup: Setup) -> list[int]:

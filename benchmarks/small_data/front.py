@@ -15,7 +15,7 @@ import maskrcnn as mr
 from maskrcnn.model.maskrcnn import MaskRCNN
 
 from .arms import Arm, Front
-from .equal_steps import Deadline, log_of, recipe_of, shown
+from .equal_steps import log_of, recipe_of, shown, trained_in
 from .measure import Validation
 from .queue import Setup, append, commit
 from .sources import IMAGES, dataset, first_images, selected, validation, whole_training_set
@@ -48,17 +48,7 @@ def run(front: Front, setup: Setup) -> None:
     print(f"{front.name}: {recipe}", file=log_of(out), flush=True)
 
     begin = time.monotonic()
-    trained = mr.train(
-        recipe.model,
-        data,
-        config=config,
-        out=out,
-        resume=(out / "config.json").exists(),
-        progress=False,
-        device=setup.device,
-        pretrained=recipe.pretrained,
-        callbacks=[Deadline(setup.stop_at)],
-    )
+    trained = trained_in(out, recipe, data, config, setup)
     seconds = time.monotonic() - begin
 
     model = trained.model

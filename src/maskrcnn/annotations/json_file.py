@@ -165,6 +165,7 @@ def _explained(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
         return f"there is a comma before {closing[0]}", "remove the comma"
     if not after:
         return "the file ends too early", "was it copied or downloaded in full?"
+
     if error.msg == "Extra data":
         return "a second value follows the first", "keep one object in the file"
     if after.startswith("'") or re.match(r"(None|True|False)\b", after):

@@ -58,6 +58,7 @@ def check_structure(content: Json, name: str) -> None:
             f"{name}: expected COCO format, but it has no list {' and no list '.join(missing)}; "
             f"its keys are {shown_keys(content)}. {_suggestion(content, missing)}"
         )
+
     for key in KEYS:
         if not isinstance(content[key], list):
             raise DataError(

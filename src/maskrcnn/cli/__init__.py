@@ -52,6 +52,7 @@ def make_app() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
+
     commands = (
         demo,
         predict,

@@ -20,6 +20,7 @@ def collect(
     simplify: float = 0.5,
     overlays: Annotated[bool, Parameter(negative=())] = False,
     enlarge: Annotated[bool, Parameter(negative=())] = False,
+    changes: bool = True,
 ) -> int:
     """Join the parts of predict --shard or --ray; check that none is missing or duplicated.
 
@@ -38,6 +39,7 @@ def collect(
             fewer points to edit; 0 = exact.
         overlays: Also draw the objects of each image, to OUT/overlays.
         enlarge: Enlarge the overlays of images below 640 pixels.
+        changes: Count images whose files have changed since they were predicted.
     """
     from rich.console import Console
 
@@ -52,6 +54,7 @@ def collect(
         simplify=simplify,
         overlays=overlays,
         enlarge=enlarge,
+        changes=changes,
     )
     for remark in summary.remarks():
         print(f"Note: {remark}", file=sys.stderr)

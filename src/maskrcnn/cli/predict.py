@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..formats.format_name import FormatName
+from ..formats.format_name import FormatName, yolo_format
 
 if TYPE_CHECKING:
     from ..cluster.dataset_summary import DatasetSummary
@@ -53,6 +52,9 @@ class PartFlags:
 
     retry_errors: Annotated[bool, Parameter(negative=())] = False
     """Try images again that an earlier run could not read."""
+
+    retry_changed: Annotated[bool, Parameter(negative=())] = False
+    """Predict images again whose files have changed since an earlier run."""
 
     images: str | None = None
     """Folder of the images of a list or COCO file. Default: that of the file."""
@@ -126,17 +128,15 @@ def predict(
         dtype: Compute precision. bfloat16 takes about half the time of float32 on devices that
             support it; auto uses it only there.
         intensity_range: Values of 16-bit and floating-point images that become black and white,
-            such as 0 4095; by default those of the model, else the full range.
+            such as 0 4095. Default: those of the model, else the full range.
         max_pixels: Largest width x height that is decoded. Default: MASKRCNN_MAX_PIXELS, else
             500000000. Decoding takes up to 12 bytes per pixel, 32 for 16-bit color.
         enlarge: Enlarge the overlays of images below 640 pixels. By default overlays have the
             image's size.
         parts: Predictions in parts.
     """
-    from rich.console import Console
-
     from ..prediction.model_engine import ModelEngine
-    from ..prediction.predict_files import RESULTS, predict_files
+    from ..prediction.predict_files import predict_files
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
     from .device import chosen
@@ -177,18 +177,25 @@ def predict(
     )
     if isinstance(predictor.engine, ModelEngine):
         _report_precision(predictor.engine.network)
-    if format == "yolo":
-        format = "yolo-pose" if predictor.config.keypoint else "yolo-seg"
-    folder = Path(out)
+    if format:
+        format = yolo_format(format, predictor.config.keypoint is not None)
     summary = predict_files(
         predictor,
         inputs,
-        folder,
+        out,
         batch_size=batch_size,
         enlarge=enlarge,
         annotations=format,
         simplify=simplify,
     )
+    return _report(summary, format)
+
+
+def _report(summary: Summary, format: FormatName | None) -> int:
+    """Prints what was predicted, skipped and written; returns the exit status."""
+    from rich.console import Console
+
+    from ..prediction.predict_files import RESULTS
 
     report_skipped(summary.failed)
     _report_unused(summary)
@@ -202,10 +209,10 @@ def predict(
 
     Console().print(summary.table())
     # not in the table, which would wrap a long path
-    print(f"{folder / RESULTS}: detections; the overlays are beside it")
+    print(f"{summary.out / RESULTS}: detections; the overlays are beside it")
     if format:
         lost = f", without:\n{summary.lost}" if summary.lost else ""
-        print(f"{folder / format}: annotations to correct{lost}")
+        print(f"{summary.out / format}: annotations to correct{lost}")
     return 1 if summary.failed else 0
 
 
@@ -229,6 +236,7 @@ def _predict_in_parts(
         worker_gpus=parts.worker_gpus,
         part_size=parts.part_size,
         retry_errors=parts.retry_errors,
+        retry_changed=parts.retry_changed,
         images=parts.images,
         image_column=parts.image_column,
         id_column=parts.id_column,

@@ -78,12 +78,13 @@ def serve(
         dtype: Compute precision. bfloat16 takes about half the time of float32 on devices that
             support it; auto uses it only there.
         intensity_range: Values of 16-bit and floating-point images that become black and white,
-            such as 0 4095; by default those of the model, else the full range.
+            such as 0 4095. Default: those of the model, else the full range.
     """
-    from ..service.needed_packages import check_packages
+    from ..runtime.optional_packages import check_packages
+    from ..service.needed_packages import PACKAGES
     from ..service.service_settings import ServiceSettings
 
-    check_packages()
+    check_packages("maskrcnn serve", PACKAGES, "serve")
     settings = ServiceSettings(
         min_score=min_score,
         max_batch=ServiceSettings.max_batch if max_batch is None else max_batch,

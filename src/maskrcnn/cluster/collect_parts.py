@@ -7,14 +7,15 @@ Out: counts; results.json in COCO's format; annotations; overlays. One part is i
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..annotations.problems import DataError
-from ..formats.format_name import FormatName
+from ..formats.format_name import FormatName, yolo_format
 from ..images.open_image import ImageError
 from ..prediction.annotation_drafts import AnnotationDrafts
 from ..prediction.image_input import read_input
@@ -22,11 +23,20 @@ from ..prediction.predict_files import RESULTS
 from ..runtime.progress import track
 from .dataset_summary import DatasetSummary
 from .external_sort import sorted_texts
+from .file_states import CurrentStates
 from .file_stores import OutputFolder, StoreError
 from .image_reader import read_rows
 from .image_rows import ImageRow, Listing, part_name
 from .job_settings import NAME, JobSettings, read_settings
-from .part_files import FOLDER, PartInfo, StoredImage, coco_results, read_info, read_keys, read_part
+from .part_files import (
+    PartInfo,
+    StoredImage,
+    coco_results,
+    read_info,
+    read_keys,
+    read_part,
+    read_states,
+)
 from .shards import Shard, ShardRecord, read_records
 from .stored_instances import stored_instances
 
@@ -57,6 +67,7 @@ def collect_parts(
     simplify: float = 0.5,
     overlays: bool = False,
     enlarge: bool = False,
+    changes: bool = True,
     progress: bool = True,
 ) -> DatasetSummary:
     """Checks the parts that `predict_dataset` has made, and joins them.
@@ -70,15 +81,19 @@ def collect_parts(
         simplify: tolerance in pixels of their polygons. Larger values give fewer points; 0 = exact.
         overlays: also draw the objects of each image, to OUT/overlays.
         enlarge: enlarge overlays of images below 640 px (see `draw_instances`).
+        changes: compare size and time of the images with those that they had when they were
+            predicted. A store is asked once for a thousand objects.
         progress: show progress bars.
 
     Returns:
-        Counts over all parts; in `notes`, images that the source lists twice, and left-over files.
+        Counts over all parts; in `notes`, images that the source lists twice or that have changed,
+        and left-over files.
 
     Raises:
         DataError: a shard or a part is missing, damaged, there twice, or of another job.
         FileExistsError: OUT/FORMAT exists already.
         ValueError: annotations are requested for images that are no local files.
+        StoreError: a store fails.
 
     Example:
         >>> import maskrcnn as mr
@@ -100,16 +115,18 @@ def collect_parts(
     if not source.exists():
         raise FileNotFoundError(f"{folder}: folder not found")
     job = _checked_job(source)
-    if annotations == "yolo":
+    drafts = None
+    if annotations:
         has_keypoints = any(category.keypoints for category in job.settings.categories)
-        annotations = "yolo-pose" if has_keypoints else "yolo-seg"
-    drafts = _drafts(annotations, target, simplify) if annotations else None
+        drafts = _drafts(yolo_format(annotations, has_keypoints), target, simplify)
 
     summary = DatasetSummary(str(target), notes=job.notes)
     for info in job.infos:
         summary.add_info(info)
     if twice := _listed_twice(job):
         summary.notes.append(twice)
+    if changes:
+        summary.notes += _changes(job, progress)
     if results:
         with target.replacing(RESULTS) as partial:
             _write_results(partial, _images(job, "writing results.json", progress))
@@ -117,7 +134,11 @@ def collect_parts(
         summary.notes += _write_annotations(drafts, job, progress)
     if overlays:
         _draw(job, target, enlarge, progress)
-    source.remove_partial(FOLDER)
+    if unfinished := source.remove_abandoned(_folders_of(job)):
+        summary.notes.append(
+            f"left files that a process may still be writing: {len(unfinished):,} "
+            f"({_some(unfinished)})"
+        )
     return summary
 
 
@@ -164,6 +185,7 @@ def _one_settings(folder: OutputFolder) -> JobSettings:
             f"{folder}: no {NAME}; expected the folder that maskrcnn predict --shard, --ray or "
             "mr.predict_dataset wrote to"
         )
+
     names = list(found)
     for name in names[1:]:
         if found[name] != found[names[0]]:
@@ -288,6 +310,59 @@ def _listed_twice(job: _Job) -> str:
     return f"images that the source lists twice: {count:,} ({_some(shown)})" if count else ""
 
 
+def _changes(job: _Job, progress: bool) -> list[str]:
+    """Sentences about images whose files are no longer those that were predicted."""
+    current = CurrentStates()
+    changed = _Counted()
+    gone = _Counted()
+    unknown = _Counted()
+    for name in track(job.names, "comparing files", show=None if progress else False):
+        for row, before in read_states(job.folder, name):
+            if before is None:
+                if row["error"] is None:
+                    unknown.add(row["key"])
+                continue
+            now = current.of(row["location"])
+            if now is None:
+                gone.add(row["key"])
+            elif now.differs_from(before):
+                changed.add(row["key"])
+
+    notes = []
+    if changed.count:
+        notes.append(
+            f"images whose files have changed since they were predicted: {changed}; "
+            "predict them again with --retry-changed"
+        )
+    if gone.count:
+        notes.append(f"images whose files are not found here: {gone}")
+    if unknown.count:
+        notes.append(f"images whose size and time were not known: {unknown}")
+    return notes
+
+
+@dataclass
+class _Counted:
+    """How many images there are of a kind, with the first of them."""
+
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, key: str) -> None:
+        self.count += 1
+        if len(self.shown) <= _SHOWN:
+            self.shown.append(key)
+
+    def __str__(self) -> str:
+        return f"{self.count:,} ({_some(self.shown)})"
+
+
+def _folders_of(job: _Job) -> list[str]:
+    """The folders that the job has written files to, besides overlays."""
+    parts = {posixpath.dirname(name) for name in job.names}
+    return sorted(parts | {posixpath.dirname(folder) for folder in parts} | {OVERLAYS})
+
+
 def _images(job: _Job, description: str, progress: bool) -> Iterator[StoredImage]:
     names = track(job.names, description, show=None if progress else False)
     for name in names:
@@ -350,6 +425,7 @@ def _draw(job: _Job, target: OutputFolder, enlarge: bool, progress: bool) -> Non
             )
             for number, row in enumerate(rows)
         ]
+
         for number, image_row, fetched in read_rows(located, job.settings.image_column):
             if isinstance(fetched, ImageError | StoreError):
                 raise type(fetched)(f"{image_row.key}: no longer readable: {fetched}")
@@ -358,6 +434,7 @@ def _draw(job: _Job, target: OutputFolder, enlarge: bool, progress: bool) -> Non
             instances = stored_instances(
                 rows[number], job.settings.categories, job.settings.coco_offset, pixels
             )
+
             path = overlay_name(image_row.file_name)
             if path in drawn:
                 path = f"{rows[number]['image_id']}-{path.replace('/', '-')}"

@@ -15,14 +15,15 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib import import_module
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..images.open_image import MAX_BYTES, ImageError
 from ..runtime.atomic_files import replacing
+from ..runtime.optional_packages import optional_package
 
 STORES = {
     "s3": "s3fs",
@@ -37,9 +38,15 @@ STORES = {
     "memory": "fsspec",
 }
 """Schemes of the stores, each with the package that reads it."""
+_SHOWS_UNFINISHED = ("hdfs",)
+"""Stores in which readers see a file that is still being written; the others show whole objects."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _ATTEMPTS = 3
 _WAIT = 0.5  # seconds before the second attempt, four times as long before each further one
+_PARTIAL = ".partial-"  # begins the name of a file that is being written
+_ABANDONED = timedelta(hours=1)  # without a change, after which nobody writes such a file
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""Where the stores say when an object was changed."""
 
 
 class StoreError(OSError):
@@ -52,15 +59,7 @@ def cluster_package(name: str) -> Any:
     Raises:
         ImportError: it is not installed; the message has the command.
     """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        if getattr(error, "name", None) not in (None, name.partition(".")[0], name):
-            raise
-        raise ImportError(
-            f"prediction in parts needs the package {name.partition('.')[0]}: "
-            "pip install 'maskrcnn[cluster]'"
-        ) from error
+    return optional_package("prediction in parts", name, "cluster")
 
 
 def is_damaged(error: Exception) -> bool:
@@ -116,6 +115,7 @@ def read_object(url: str, most: int = MAX_BYTES) -> bytes:
                 reason = str(error) or type(error).__name__
                 raise StoreError(f"{url}: cannot be read: {reason}") from error
             time.sleep(_WAIT * 4**attempt)
+
     if len(data) > most:
         raise ImageError(f"{url}: more than {most >> 20} MB")
     return data
@@ -157,10 +157,13 @@ class OutputFolder:
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
         self._store: Any = None
+        self._shows_unfinished = False
+
         self._root = self.location
         if is_store(self.location):
             self._store, self._root = opened_store(self.location)
             self._root = self._root.rstrip("/")
+            self._shows_unfinished = self.location.partition("://")[0].lower() in _SHOWS_UNFINISHED
         elif match := _SCHEME.match(self.location):
             raise ValueError(
                 f"{location}: expected a folder, or a URL with {', '.join(STORES)}, "
@@ -193,7 +196,8 @@ class OutputFolder:
             WriteError: the disk is full or fails.
         """
         if self._store:
-            self._store.pipe_file(f"{self._root}/{name}", data)
+            with self._put(name) as target:
+                self._store.pipe_file(target, data)
             return
         path = Path(self._root) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +210,7 @@ class OutputFolder:
         if not self._store:
             path = Path(self._root) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
+            with replacing(path, writer=_writer()) as partial:
                 yield partial
             return
 
@@ -215,7 +219,26 @@ class OutputFolder:
         with tempfile.TemporaryDirectory() as folder:
             partial = Path(folder) / posixpath.basename(name)
             yield partial
-            self._store.put_file(str(partial), f"{self._root}/{name}")
+            with self._put(name) as target:
+                self._store.put_file(str(partial), target)
+
+    @contextmanager
+    def _put(self, name: str) -> Generator[str]:
+        """Yields the path in the store to write to; it becomes `name` if the block succeeds."""
+        target = f"{self._root}/{name}"
+        if not self._shows_unfinished:
+            yield target
+            return
+
+        folder, _, last = target.rpartition("/")
+        partial = f"{folder}/{_PARTIAL}{_writer()}{last}"
+        try:
+            yield partial
+            self._store.mv(partial, target)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                self._store.rm_file(partial)
+            raise
 
     def open(self, name: str) -> Any:
         """A file, opened for reading.
@@ -259,11 +282,53 @@ class OutputFolder:
             if isinstance(folders, list):
                 folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
 
-    def remove_partial(self, folder: str) -> None:
-        """Removes what killed processes have left half-written in a subfolder."""
-        if not self._store:
-            for path in (Path(self._root) / folder).glob(".partial-*"):
-                path.unlink(missing_ok=True)
+    def remove_abandoned(self, folders: Iterable[str]) -> list[str]:
+        """Removes files that killed processes have left half-written.
+
+        Args:
+            folders: where to look, relative to this one, without their subfolders.
+
+        Returns:
+            The names of such files that are kept, because they may be being written.
+        """
+        kept = []
+        now = datetime.now(UTC)
+        for folder in folders:
+            for name, modified in self._partial_files(folder):
+                if modified is None or now - modified < _ABANDONED:
+                    kept.append(name)
+                else:
+                    self.remove(name)
+        return sorted(kept)
+
+    def _partial_files(self, folder: str) -> Iterator[tuple[str, datetime | None]]:
+        """The partial files of a folder, each with the time of its last change."""
+        if self._shows_unfinished:
+            for entry in self._store.ls(posixpath.join(self._root, folder), detail=True):
+                name = posixpath.basename(entry["name"])
+                if name.startswith(_PARTIAL):
+                    yield posixpath.normpath(posixpath.join(folder, name)), modified_of(entry)
+        if self._store:
+            return
+
+        for path in (Path(self._root) / folder).glob(f"{_PARTIAL}*"):
+            with suppress(FileNotFoundError):  # it has just been finished
+                modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+                yield posixpath.normpath(posixpath.join(folder, path.name)), modified
+
+
+def modified_of(entry: Mapping[str, Any]) -> datetime | None:
+    """When an object was last changed, from what fsspec says about it; None if it does not."""
+    for name in _TIMES:
+        value = entry.get(name)
+        with suppress(ValueError, OverflowError):
+            if isinstance(value, str):
+                value = datetime.fromisoformat(value)
+            elif isinstance(value, int | float):
+                value = datetime.fromtimestamp(value, UTC)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else value.replace(tzinfo=UTC)
+    return None
 
 
 def _writer() -> str:

@@ -44,6 +44,7 @@ def read_rows(
         for group, members in groupby(rows, key=lambda pair: (pair[1].location, pair[1].group)):
             if group[1] is not None:
                 yield from _from_table(list(members), image_column)
+
         # rows of one source are all in tables, or none is
         fetchable = (pair for pair in rows if pair[1].group is None)
         waiting: deque[tuple[int, ImageRow, Callable[[], Fetched]]] = deque()

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .file_states import FileState
+
 _FIRST_SIZE = 32  # images; two processes share a folder of a hundred
 _LARGEST_SIZE = 4096  # a billion images make 250,000 files
 _PARTS_OF_A_SIZE = 64
@@ -36,6 +38,8 @@ class ImageRow:
     """For bytes in a table: the row group."""
     offset: int = 0
     """For bytes in a table: the row in that group."""
+    state: FileState | None = None
+    """Of the object at `location`, where listing the source has told it."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ Columns are recognized by name and type; the Hugging Face form {bytes, path} is 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _PATHS = ("path", "image_path", "file_path", "file_name", "filename", "file", "u
 _IDS = ("id", "key", "image_id")
 _ROWS = 1024  # of a column without bytes, read at a time
 _ROWS_OF_BYTES = 8
+_UNPACKED = 256 << 20  # bytes of values that are decoded at a time, if a table repeats one
+_LARGEST_CHUNK = 1 << 30  # unpacked bytes of a column in a row group; more only if it packs less
+_MOST_TIMES = 100  # as many times its size a column of images or names unpacks to at the most
 
 
 @dataclass(frozen=True)
@@ -89,20 +93,52 @@ class ImageTable:
         wanted = list(dict.fromkeys(filter(None, _light(columns))))
         number = 0
         for group in range(table.num_row_groups):
-            in_group = table.metadata.row_group(group).num_rows
-            for start in range(0, in_group, _ROWS) if not wanted else (0,):
-                if not wanted:
-                    batches = iter([[{}] * min(_ROWS, in_group - start)])
-                else:
-                    read = table.iter_batches(_ROWS, row_groups=[group], columns=wanted)
-                    batches = (batch.to_pylist() for batch in read)
-                offset = start
-                for batch in batches:
-                    for values in batch:
-                        number += 1
-                        number_key = f"{short}#{number}"
-                        yield _row(values, columns, file, base, number_key, group, offset)
-                        offset += 1
+            _check_sizes(table, file, group, {columns.image, *wanted})
+            for offset, values in enumerate(_values(table, group, wanted)):
+                number += 1
+                number_key = f"{short}#{number}"
+                yield _row(values, columns, file, base, number_key, group, offset)
+
+
+def _values(table: Any, group: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a row group, with some columns."""
+    if not columns:
+        yield from repeat({}, table.metadata.row_group(group).num_rows)
+        return
+    rows = _rows_at_a_time(table, group, columns, _ROWS)
+    for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
+        yield from batch.to_pylist()
+
+
+def _chunks(table: Any, group: int, columns: Iterable[str]) -> list[Any]:
+    """What the footer says about the columns of a row group, given as "image" or "image.bytes"."""
+    stored = table.metadata.row_group(group)
+    chunks = [stored.column(n) for n in range(stored.num_columns)]
+    prefixes = tuple(f"{column}." for column in columns)
+    return [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)]
+
+
+def _rows_at_a_time(table: Any, group: int, columns: Sequence[str], most: int) -> int:
+    """How many rows to decode at a time: a dictionary can repeat a value in every row."""
+    chunks = _chunks(table, group, columns)
+    sizes = [chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page]
+    return max(1, min(most, _UNPACKED // max(sum(sizes), 1)))
+
+
+def _check_sizes(table: Any, file: str, group: int, columns: set[str]) -> None:
+    """Checks what the columns of a row group unpack to, before a page of them is in memory.
+
+    Raises:
+        DataError: it is many times what the file has.
+    """
+    for chunk in _chunks(table, group, columns):
+        size = chunk.total_uncompressed_size
+        if size > max(_LARGEST_CHUNK, _MOST_TIMES * chunk.total_compressed_size):
+            raise DataError(
+                f"{file}, row group {group}: column {chunk.path_in_schema}: expected at most "
+                f"{_LARGEST_CHUNK >> 20:,} MiB unpacked, or {_MOST_TIMES} times its size, got "
+                f"{size >> 20:,} MiB; write the table again with smaller row groups"
+            )
 
 
 def opened_table(location: str) -> Any:
@@ -142,7 +178,9 @@ def read_bytes(
     offset = next(wanted, None)
     start = 0
     selected = f"{column}.{field}" if field else column
-    for batch in table.iter_batches(_ROWS_OF_BYTES, row_groups=[group], columns=[selected]):
+    rows = _rows_at_a_time(table, group, [selected], _ROWS_OF_BYTES)
+
+    for batch in table.iter_batches(rows, row_groups=[group], columns=[selected]):
         values = batch.column(0)
         while offset is not None and offset < start + len(values):
             value = values[offset - start]

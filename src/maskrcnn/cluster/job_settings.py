@@ -96,6 +96,7 @@ def read_settings(folder: OutputFolder, name: str = NAME) -> JobSettings | None:
     data = folder.read(name)
     if data is None:
         return None
+
     where = f"{folder}/{name}"
     try:
         content: Json = json.loads(data)

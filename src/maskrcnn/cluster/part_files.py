@@ -11,11 +11,13 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any, TypedDict
 
 from ..annotations.coco_types import RLE, CocoResult
+from .file_states import FileState
 from .file_stores import OutputFolder, cluster_package, is_damaged
 
 FOLDER = "parts"
@@ -51,6 +53,10 @@ class StoredImage(TypedDict):
     """For bytes in a table: the row group."""
     row: int | None
     """For bytes in a table: the row in that group."""
+    file_size: int | None
+    """Bytes of the file at `location` when it was read; None: unknown."""
+    modified: datetime | None
+    """When that file had been changed; None: unknown."""
     height: int | None
     width: int | None
     several_frames: bool | None
@@ -150,6 +156,8 @@ def schema() -> Any:
             ("location", pyarrow.string()),
             ("row_group", pyarrow.int32()),
             ("row", pyarrow.int64()),
+            ("file_size", pyarrow.int64()),
+            ("modified", pyarrow.timestamp("us", "UTC")),
             ("height", pyarrow.int32()),
             ("width", pyarrow.int32()),
             ("several_frames", pyarrow.bool_()),
@@ -184,6 +192,7 @@ def coco_results(row: StoredImage) -> list[CocoResult]:
             "bbox": one["bbox"],
             "score": one["score"],
         }
+
         if one["rle"] is not None:
             result["segmentation"] = rle_of_stored(row, one["rle"])
         if one["keypoints"] is not None:
@@ -224,6 +233,25 @@ def read_part(folder: OutputFolder, name: str) -> Iterator[StoredImage]:
 
 def read_keys(folder: OutputFolder, name: str) -> list[str]:
     """The stable ids of the images in a part file."""
+    return [row["key"] for row in _read_columns(folder, name, ["key"])]
+
+
+def read_states(
+    folder: OutputFolder, name: str
+) -> Iterator[tuple[dict[str, Any], FileState | None]]:
+    """Key, location and error of each image in a part file, and the state of its file."""
+    columns = ["key", "location", "error", "file_size", "modified"]
+    for row in _read_columns(folder, name, columns):
+        yield row, stored_state(row)
+
+
+def stored_state(row: Mapping[str, Any]) -> FileState | None:
+    """The state of the file of a stored image when it was read; None: unknown."""
+    size = row.get("file_size")  # parts of earlier versions do not have it
+    return None if size is None else FileState(size, row["modified"])
+
+
+def _read_columns(folder: OutputFolder, name: str, columns: list[str]) -> list[dict[str, Any]]:
     parquet = cluster_package("pyarrow.parquet")
     with folder.open(name) as file:
-        return parquet.read_table(file, columns=["key"])["key"].to_pylist()
+        return parquet.ParquetFile(file).read(columns).to_pylist()

@@ -22,7 +22,8 @@ from ..model.maskrcnn import MaskRCNN
 from ..prediction.image_sources import ImageSource
 from ..prediction.model_engine import Dtype, ModelEngine
 from ..prediction.predictor import Predictor
-from .file_stores import OutputFolder, StoreError
+from .file_states import FileState
+from .file_stores import OutputFolder, StoreError, is_store
 from .image_reader import Fetched, read_row, read_rows
 from .image_rows import ImageRow, Part
 from .part_files import (
@@ -33,6 +34,7 @@ from .part_files import (
     read_info,
     read_part,
     stored_object,
+    stored_state,
 )
 
 _FAULTS = 8
@@ -59,6 +61,7 @@ class WorkerSetup:
     batch_size: int
     image_column: str | None = None
     retry_errors: bool = False
+    retry_changed: bool = False
 
     def predictor(self) -> Predictor:
         """The predictor of these settings."""
@@ -95,9 +98,11 @@ class _Progress:
     written: int = 0
     errors: list[str] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
-    """Failures that are no image's fault."""
+    """Failures that are no image's fault, here and in the parts before without any success."""
     frames: set[int] = field(default_factory=set)
     has_success: bool = False
+    states: dict[str, FileState | None] = field(default_factory=dict)
+    """Of the files, by location, before they were read."""
 
     def add(self, number: int, row: StoredImage) -> None:
         """Adds a finished row, and writes those whose turn it is."""
@@ -108,6 +113,26 @@ class _Progress:
 
     def is_missing(self, number: int) -> bool:
         return number >= self.written and number not in self.done
+
+    @property
+    def is_complete(self) -> bool:
+        return self.written == len(self.part.rows)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the job should end."""
+        return len(self.faults) >= _FAULTS and not self.has_success
+
+    def state(self, number: int) -> FileState | None:
+        """The state of an image's file; None: unknown, without a request of its own."""
+        row = self.part.rows[number]
+        location = row.location
+        is_object = location is not None and is_store(location) and row.group is None
+        if row.state is not None or location is None or is_object:
+            return row.state
+        if location not in self.states:
+            self.states[location] = FileState.of(location)
+        return self.states[location]
 
 
 class PartWorker:
@@ -128,6 +153,9 @@ class PartWorker:
             dtype = next(engine.network.parameters()).dtype
             self._precision = str(dtype).removeprefix("torch.")
         self._computer = f"{socket.gethostname()} {os.getpid()}"
+        self._faults: list[Exception] = []
+        self._in_vain: list[str] = []
+        """Files of the last parts, if nothing but these faults is in them."""
 
     def __call__(self, part: Part) -> PartDone:
         """Makes the file of a part, unless it is there.
@@ -140,9 +168,10 @@ class PartWorker:
         old = read_info(self.folder, name)
         if old is not None and old.settings != self.setup.settings:
             old = None
-        has_retries = old is not None and self.setup.retry_errors and old.errors > 0
-        if old is not None and old.digest == part.digest and not has_retries:
-            return PartDone(old, is_old=True)
+        same = old if old is not None and old.digest == part.digest else None
+        has_retries = same is not None and self.setup.retry_errors and same.errors > 0
+        if same is not None and not has_retries and not self.setup.retry_changed:
+            return PartDone(same, is_old=True)
 
         info = PartInfo(
             index=part.index,
@@ -151,12 +180,25 @@ class PartWorker:
             precision=self._precision,
             computer=self._computer,
         )
-        progress = _Progress(part, PartWriter(info))
+        progress = _Progress(part, PartWriter(info), faults=list(self._faults))
         if old is not None:
             self._keep_rows(progress, name)
+        if same is not None and progress.is_complete:
+            return PartDone(same, is_old=True)
         self._predict(progress)
         self.folder.write(name, progress.writer.content())
+        self._count_faults(progress, name)
         return PartDone(info, is_old=False, errors=progress.errors[:_SHOWN])
+
+    def _count_faults(self, progress: _Progress, name: str) -> None:
+        """Remembers faults until an image succeeds, so that small parts cannot hide them."""
+        if progress.has_success:
+            self._faults = []
+            self._in_vain = []
+        elif len(progress.faults) > len(self._faults):
+            self._faults = progress.faults
+            if not progress.writer.info.images:
+                self._in_vain.append(name)
 
     def _keep_rows(self, progress: _Progress, name: str) -> None:
         """Takes over the rows of images that are in the old file of the part."""
@@ -168,9 +210,12 @@ class PartWorker:
         for number in range(len(progress.part.rows)):
             new = self._row(progress, number)
             kept = old.get(new["key"])
-            if kept is not None and kept["location"] == new["location"]:
-                same = {name: new[name] for name in ("image_id", "file_name", "row_group", "row")}
-                progress.add(number, {**kept, **same})
+            if kept is None or kept["location"] != new["location"]:
+                continue
+            if self.setup.retry_changed and _has_changed(kept, progress.state(number)):
+                continue
+            same = {name: new[name] for name in ("image_id", "file_name", "row_group", "row")}
+            progress.add(number, {**kept, **same})
 
     def _predict(self, progress: _Progress) -> None:
         """Predicts the rows that are missing."""
@@ -190,12 +235,16 @@ class PartWorker:
         # whatever an image leads to; it may have broken its batch: each is tried alone
         except Exception as error:
             self._predict_alone(progress, error)
-        if len(progress.faults) >= _FAULTS and not progress.has_success:
+        if progress.is_hopeless:
+            for name in self._in_vain:  # of a store or a machine that fails; a later run may not
+                self.folder.remove(name)
             raise progress.faults[0]
 
     def _sources(self, progress: _Progress) -> Iterator[ImageSource]:
         """The images that are missing, with their number in the part as id."""
         missing = [(n, row) for n, row in enumerate(progress.part.rows) if progress.is_missing(n)]
+        for number, _ in missing:
+            progress.state(number)  # before the file is read
         for number, row, fetched in read_rows(missing, self.setup.image_column):
             if isinstance(fetched, Exception):
                 self._add_fetch_error(progress, number, row, fetched)
@@ -216,8 +265,8 @@ class PartWorker:
             except Exception as error:
                 progress.faults.append(error)
                 self._add_error(progress, number, f"{type(error).__name__}: {error or first}")
-                if len(progress.faults) >= _FAULTS and not progress.has_success:
-                    raise
+                if progress.is_hopeless:
+                    return
 
     def _noting(self, progress: _Progress) -> Callable[[ImageSource], None]:
         """A function that notes an image with several frames."""
@@ -239,6 +288,7 @@ class PartWorker:
         row = self._row(progress, number)
         height, width = instances.size
         objects = [stored_object(result) for result in results]
+
         progress.has_success = True
         progress.add(
             number,
@@ -260,6 +310,7 @@ class PartWorker:
     def _row(self, progress: _Progress, number: int) -> StoredImage:
         """The row of an image without predictions."""
         row = progress.part.rows[number]
+        state = progress.state(number)
         return {
             "key": storable(row.key),
             "image_id": progress.part.image_id(number),
@@ -267,12 +318,20 @@ class PartWorker:
             "location": None if row.location is None else storable(row.location),
             "row_group": row.group,
             "row": None if row.group is None else row.offset,
+            "file_size": None if state is None else state.size,
+            "modified": None if state is None else state.modified,
             "height": None,
             "width": None,
             "several_frames": None,
             "error": None,
             "objects": [],
         }
+
+
+def _has_changed(kept: StoredImage, now: FileState | None) -> bool:
+    """Whether the file of an image is another one than when the image was predicted."""
+    before = stored_state(kept)
+    return before is not None and now is not None and now.differs_from(before)
 
 
 def storable(text: str) -> str:

@@ -63,6 +63,7 @@ def predict_dataset(
     id_column: str | None = None,
     part_size: int | None = None,
     retry_errors: bool = False,
+    retry_changed: bool = False,
     results: bool = False,
     annotations: FormatName | Literal["yolo"] | None = None,
     simplify: float = 0.5,
@@ -104,6 +105,8 @@ def predict_dataset(
             else the number of the row.
         part_size: images per file. None: 32, growing to 4,096 for large sources.
         retry_errors: try images again that an earlier run could not read.
+        retry_changed: predict images again whose files have another size or time than when an
+            earlier run predicted them.
         results: at the end, also write OUT/results.json, as `predict_files` does. Like the next
             two, not with `shard`: see `collect_parts`.
         annotations: at the end, also write annotations of this format to OUT/FORMAT.
@@ -161,6 +164,7 @@ def predict_dataset(
         batch_size=batch_size,
         image_column=image_column,
         retry_errors=retry_errors,
+        retry_changed=retry_changed,
     )
     if not ray and device is None and isinstance(setup.model, MaskRCNN):
         setup = replace(setup, device=str(usable_device(None)))
@@ -196,6 +200,7 @@ def predict_dataset(
             annotations=annotations,
             simplify=simplify,
             overlays=overlays,
+            changes=False,
             progress=progress,
         )
     return summary

@@ -209,6 +209,7 @@ def _connected(ray: Any) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
+
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:

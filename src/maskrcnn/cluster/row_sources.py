@@ -28,12 +28,15 @@ from ..images.image_files import describe_left_out, image_suffixes, is_pattern
 from ..images.remote import is_url
 from ..prediction.predict_inputs import find_inputs
 from .external_sort import sorted_texts
+from .file_states import FileState
 from .file_stores import is_store, joined, opened_store, parent_of, read_object
 from .image_rows import ImageRow
 from .image_table import ImageTable
 
 _LONGEST_LINE = 32_768  # characters of a path or URL
 _SHOWN = 3
+_SLASH = "\0"  # instead of a slash while names are sorted
+_END = "\0\0"  # between a sorted name and the state of its object
 _OTHER_TABLES = (".csv", ".tsv", ".jsonl", ".arrow", ".feather", ".tar")
 
 
@@ -101,28 +104,36 @@ class FolderSource(RowSource):
         """See `RowSource`."""
         self.left_out = LeftOut()
         # sorted as paths are: "a/b" precedes "a-b", because "a" precedes "a-b"
-        for text in sorted_texts(name.replace("/", "\0") for name in self._images()):
-            name = text.replace("\0", "/")
-            yield ImageRow(name, name, joined(self.folder, name))
+        for text in sorted_texts(
+            f"{name.replace('/', _SLASH)}{_END}{state or ''}" for name, state in self._images()
+        ):
+            parts, _, state = text.rpartition(_END)
+            name = parts.replace(_SLASH, "/")
+            location = joined(self.folder, name)
+            yield ImageRow(name, name, location, state=FileState.parse(state))
 
     def notes(self) -> list[str]:
         """See `RowSource`."""
         return self.left_out.notes()
 
-    def _images(self) -> Iterator[str]:
+    def _images(self) -> Iterator[tuple[str, FileState | None]]:
         suffixes = image_suffixes()
-        names = self._store_files() if is_store(self.folder) else self._local_files()
-        for name, is_file in names:
+        files = self._store_files() if is_store(self.folder) else self._local_files()
+        for name, is_file, state in files:
             if is_file and os.path.splitext(name)[1].lower() in suffixes:
-                yield name
+                yield name, state
             else:
                 self.left_out.add(name)
 
-    def _local_files(self) -> Iterator[tuple[str, bool]]:
-        """Names of all entries but folders, relative; each real folder once, hidden ones never."""
+    def _local_files(self) -> Iterator[tuple[str, bool, None]]:
+        """Names of all entries but folders, relative; each real folder once, hidden ones never.
+
+        Their states are cheaper to read where they are used.
+        """
         excluded = _identity(self.excluded) if self.excluded else None
         pending = [""]
         seen = {_identity(self.folder)}
+
         while pending:
             below = pending.pop()
             try:
@@ -138,28 +149,29 @@ class FolderSource(RowSource):
                         continue
                     name = f"{below}/{entry.name}" if below else entry.name
                     if not entry.is_dir():
-                        yield name, entry.is_file()
+                        yield name, entry.is_file(), None
                         continue
                     identity = _identity(entry.path)
                     if identity not in seen and identity != excluded:
                         seen.add(identity)
                         pending.append(name)
 
-    def _store_files(self) -> Iterator[tuple[str, bool]]:
-        """Names of all objects, without hidden ones; one prefix in memory at a time."""
+    def _store_files(self) -> Iterator[tuple[str, bool, FileState | None]]:
+        """All objects and their states, without hidden ones; one prefix in memory at a time."""
         store, root = opened_store(self.folder)
         root = root.rstrip("/")
         excluded = f"{opened_store(self.excluded)[1].rstrip('/')}/" if self._is_excluding else None
-        for parent, folders, files in store.walk(root):
+        for parent, folders, files in store.walk(root, detail=True):
             if excluded and f"{parent}/".startswith(excluded):
                 continue
             below = parent.rstrip("/")[len(root) :].strip("/")
-            if isinstance(folders, list):
-                folders[:] = [folder for folder in folders if not folder.startswith(".")]
-            for file in files:
+            for hidden in [folder for folder in folders if folder.startswith(".")]:
+                del folders[hidden]
+
+            for file, entry in files.items():
                 name = posixpath.basename(file)
                 if name and not name.startswith("."):
-                    yield (f"{below}/{name}" if below else name), True
+                    yield posixpath.join(below, name), True, FileState.of_entry(entry)
 
     @property
     def _is_excluding(self) -> bool:

@@ -84,6 +84,7 @@ class CheckReport:
             problems = [p for p in self.problems if p.is_error == is_error]
             if problems:
                 lines += [f" {title}", *listed(problems, most)]
+
         if self.notes:
             lines += [" notes", *(f"  {note}" for note in self.notes)]
         if self.fixed is not None and self.fixed_file is not None:

@@ -160,6 +160,7 @@ class _Draft:
         annotation_at = {index: n for n, index in enumerate(self.annotations)}
         problems = sorted([*self.problems, *self.of_files], key=_rank)
         errors = [p for p in problems if p.is_error]
+
         warned = [
             p
             for p in problems

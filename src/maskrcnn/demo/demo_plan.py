@@ -80,6 +80,7 @@ class DemoPlan:
             )
         elif self.total_seconds > LONGEST_TIME + 1:
             line += ". A slow machine; --minutes limits the time"
+
         return line
 
 
@@ -151,6 +152,7 @@ def demo_candidates(seed: int = 0) -> tuple[Candidate, ...]:
     """What can be trained, the best first; `enough` steps give mask AP 0.5 and keypoint AP 0.4."""
     full = demo_model()
     small = replace(full, input=replace(full.input, scale=1.0))
+
     training = demo_training(seed)
     of_small = replace(training, batch_size=3, reference_batch=3, ema=0.995)
     return (

@@ -133,6 +133,7 @@ def _positions(
             (x0, y1 - h),
         ]
     )
+
     corners[:, 0] = np.clip(corners[:, 0], 0, width - w)
     return np.concatenate([corners, corners + np.array([w, h])], axis=1)
 

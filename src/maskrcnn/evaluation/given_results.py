@@ -137,6 +137,7 @@ class _Images:
         for id_, name in self.names.items():
             self.by_last.setdefault(_last(name), []).append(id_)
             self.by_stem.setdefault(_last(name).rsplit(".", 1)[0], []).append(id_)
+
         self.others: Counter[str] = Counter()
         """How many entries have a file name that is not annotated."""
 
@@ -155,6 +156,7 @@ class _Images:
                 f"such as {_some([*self.original, *map(str, self.ids)])}; "
                 'use the ids of the annotation file, or add "file_name" to the results'
             )
+
         if self.names.get(id_) == name:
             return id_
         return self._only(name, self._named(name), place)
@@ -434,6 +436,7 @@ def _with_names(content: PlainData) -> list[PlainData]:
         ("category_id", "category_name", "categories", "name"),
     )
     entries = list(content["annotations"])
+
     for id_key, name_key, list_name, key in lists:
         listed = content.get(list_name)
         named = {

@@ -141,6 +141,7 @@ def _format(path: Path, name: FormatName | None) -> ExportFormat:
             f"{path}: expected the suffix {', '.join(FORMATS)}, which names the format; "
             f'write "{path.with_suffix(ONNX.suffix)}"'
         )
+
     if path.suffix.lower() != form.suffix:
         raise ValueError(
             f"{path}: expected the suffix {form.suffix} of the format {form.name}; "

@@ -67,6 +67,7 @@ def returning(program: ExportedProgram, nodes: Mapping[str, Node]) -> ExportedPr
     ]
     calls = program.module_call_graph
     assert calls[0].signature is not None
+
     calls[0].signature.out_spec = _pytree.tree_structure(dict.fromkeys(nodes))
     calls[0].signature.outputs = []
     return ExportedProgram(

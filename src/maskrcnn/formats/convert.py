@@ -123,6 +123,7 @@ def convert_annotations(
             split: replace(part, content=with_points(part.content, points))
             for split, part in parts.items()
         }
+
     lost = write_all(
         parts, out, format, image_files=image_files, simplify=simplify, progress=progress
     )

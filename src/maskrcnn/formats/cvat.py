@@ -359,6 +359,7 @@ def _read_mask(shape: Element, size: tuple[int, int]) -> tuple[np.ndarray, int, 
         raise ValueError(
             f"expected rle as whole numbers 2, 5, ..., got {shape.get('rle', '')[:40]!r}"
         ) from None
+
     height = int(_number(shape, "height"))
     width = int(_number(shape, "width"))
     if not (0 < height <= size[0] and 0 < width <= size[1]):

@@ -139,6 +139,7 @@ def _area_shapes(
             "height": str(crop.shape[0]),
         }
         shapes.append(("mask", mask))
+
     if (box := own_box(raw, size)) is not None:
         sides = zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)
         shapes.append(("box", {side: str(number(value)) for side, value in sides}))
@@ -184,6 +185,7 @@ def _write_label(labels: Element, name: str, kind: str) -> Element:
     SubElement(label, "name").text = name
     SubElement(label, "type").text = kind
     attributes = SubElement(label, "attributes")
+
     for attribute, input_type, default, values in (
         ("ignore", "checkbox", "false", "false"),
         ("score", "number", "0", "0\n1\n0.000001"),

@@ -54,6 +54,7 @@ def _read_array(path: Path) -> np.ndarray:
             f"{path.name}: cannot be read as an array: {error}; "
             "save it with numpy.save as whole numbers [height, width]"
         ) from None
+
     shape = values.shape
     values = values.reshape([side for side in shape if side != 1] if len(shape) > 2 else shape)
     if values.ndim != 2 or values.dtype.kind not in "buif" or values.size > MOST_MASK:

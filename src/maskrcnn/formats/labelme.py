@@ -451,6 +451,7 @@ def _read_mask(shape: JsonObject, low: np.ndarray, high: np.ndarray) -> tuple[np
     # Pillow's decoders raise whatever the broken bytes lead to.
     except Exception as error:
         raise ValueError(f"mask: {error or type(error).__name__}") from None
+
     crop = (values if values.ndim == 2 else values.max(axis=2)) > 0
     x0, y0 = np.floor(low + 0.5).astype(int).tolist()
     return crop, x0, y0

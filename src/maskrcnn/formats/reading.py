@@ -257,6 +257,7 @@ class DatasetBuilder:
             height, width = self.size(image_id)
             detail = f"the image is {width} x {height}"
             self.problem(kind, annotated.where, detail, "the mask is clipped", False)
+
         count = sum(len(polygon) for polygon in annotated.polygons)
         values = [np.asarray(p, dtype=float).reshape(-1) for p in annotated.polygons]
         values += [np.array(box, dtype=float) for box in annotated.boxes]
@@ -364,6 +365,7 @@ class DatasetBuilder:
         }
         if annotated.score is not None:
             entry["score"] = annotated.score
+
         if annotated.boxes:
             entry["bbox"] = annotated.bbox()
         segmentation = annotated.segmentation(self.size(image_id))

@@ -517,6 +517,7 @@ def _project(
         "show_region_shape": True,
         "show_image_policy": "all",
     }
+
     image = {
         "region_label": "category",
         "region_color": "category",

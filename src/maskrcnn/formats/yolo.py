@@ -184,6 +184,7 @@ def _report_labels(found: _FoundImages, builder: DatasetBuilder) -> None:
             "they are used as examples without objects",
             False,
         )
+
     if extra:
         builder.problem(
             "text files without an image",
@@ -261,6 +262,7 @@ def _location(given: str, bases: Sequence[Path], yaml: Path, builder: DatasetBui
             f"{yaml.name}: no folder or file {given}; searched {searched}; "
             f"correct path: or {given!r}"
         )
+
     if location not in [base / entry for base in bases]:
         handled = "found where the tools that write them mean"
         builder.notes.add("entries of data.yaml that are other paths", handled, entry)

@@ -181,7 +181,7 @@ def read_metadata(text: str | None, where: str | Path) -> tuple[GraphMetadata, M
             f"{where}: its metadata cannot be used: {reason:.200}; export the model again"
         ) from None
 
-    # What is said twice, for programs in other languages, has to agree. The configuration of an
+    # What is written twice, for programs in other languages, has to agree. The configuration of an
     # older file lacks settings added since, which keep their defaults.
     for name, value in expected.items():
         if name != "config" and found.get(name) != value:

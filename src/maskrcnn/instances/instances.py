@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +29,7 @@ from ..draw.overlay import OPACITY, draw_instances
 from ..draw.style import Color, ColorChoice, Colors, FontChoice, one_color
 from ..images.read import ImageError, read_image
 from ..ops.paste_masks import Crop, PasteRule
+from ..runtime.optional_packages import optional_package
 from .instances_json import read_json_fields, write_json
 from .masks import Masks
 from .row_index import row_index
@@ -141,6 +141,7 @@ class Instances:
                 "these instances carry no image; "
                 "add it: dataclasses.replace(instances, source=image)"
             )
+
         pixels = self.source
         if isinstance(pixels, Path):
             # the file was read before, perhaps with a higher limit
@@ -362,7 +363,7 @@ class Instances:
             >>> count == len(instances)
             True
         """
-        supervision = _optional("supervision", "to_supervision()")
+        supervision = optional_package("to_supervision()", "supervision", "supervision")
         data: dict[str, Any] = {"class_name": self.names}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints.cpu().numpy()
@@ -397,7 +398,7 @@ class Instances:
             >>> count == len(instances)
             True
         """
-        pandas = _optional("pandas", "to_pandas()")
+        pandas = optional_package("to_pandas()", "pandas", "pandas")
         labels = self.labels.tolist()
         table: dict[str, Any] = {
             "image_id": [self.image_id] * len(self),
@@ -598,13 +599,3 @@ def _clear_outside(
     shown = inside[rows, columns]
     shown[:] = part[: shown.shape[0], : shown.shape[1]]
     crop[~inside] = color
-
-
-def _optional(package: str, user: str) -> Any:
-    """Imports an optional package, or says how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"{user} needs the package {package}: pip install maskrcnn[{package}]"
-        ) from error

@@ -109,6 +109,7 @@ def _check_keys(content: Json) -> None:
         raise ValueError(
             f'expected the output of Instances.to_json, with "format": "{_FORMAT}", got {got}'
         )
+
     if content.get("version") != VERSION:
         raise ValueError(
             f"version: expected {VERSION}, got {shown(content.get('version'))}; "

@@ -62,6 +62,7 @@ def roi_align(
             config.sampling_ratio,
             config.aligned,
         )
+
     adaptive = not config.sampling_ratio
     if exact or (adaptive and devices.is_async(boxes.device)):
         levels = pyramid.levels[: len(strides)]

@@ -73,14 +73,7 @@ def greedy_nms(
 
 
 @greedy_nms.register_fake
-def _(
-    boxes: Tensor,
-    scores: Tensor,
-    exists: Tensor,
-    groups: Tensor,
-    num_groups: int,
-    threshold: float,
-) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, exists: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(exists)
 
 
@@ -129,8 +122,7 @@ def _(
     level_index: Tensor,
     strides: list[int],
     size: int,
-    sampling_ratio: int,
-    aligned: bool,
+    *_: Any,
 ) -> Tensor:
     return levels[0].new_empty(boxes.shape[0], levels[0].shape[1], size, size)
 

@@ -16,7 +16,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,13 @@ class Summary:
     """Files in the given folders that are not images by their ending."""
     several_frames: list[str] = field(default_factory=list)
     """Images with several frames, of which the first was used."""
+
+    def add(self, instances: Instances) -> None:
+        """Counts the objects of an image."""
+        names = instances.names.tolist()
+        self.images += 1
+        self.objects.update(names)
+        self.images_with.update(set(names))
 
     def table(self) -> Table:
         """Objects per category, for a terminal."""
@@ -147,12 +154,11 @@ def predict_files(
             f"{no_file[0]}: annotations need image files, which URLs and standard input are not; "
             "save the image first"
         )
+    paths = {image.name: image.path for image in found.images}
     predictor = model if isinstance(model, Predictor) else Predictor(model, min_score=MIN_SCORE)
     drafts = AnnotationDrafts(annotations, out, simplify) if annotations else None
 
     out.mkdir(parents=True, exist_ok=True)
-    paths = {image.name: image.path for image in found.images}
-    sources = [ImageSource(i.image, n, i.name) for n, i in enumerate(found.images, start=1)]
     summary = Summary(out, left_out=found.left_out)
     start = time.perf_counter()
     columns = (
@@ -167,24 +173,7 @@ def predict_files(
         Progress(*columns, console=console, disable=not progress) as bar,
         _json_list(out / RESULTS) as append,
     ):
-        task = bar.add_task("Predicting", total=len(sources))
-
-        def skip(source: ImageSource, error: ImageError) -> None:
-            is_file = isinstance(source.image, Path)
-            summary.failed.append((str(source.image if is_file else source.file_name), str(error)))
-            if progress:
-                # a file name may have bytes that no terminal can show
-                text = f"skipped: {error}".encode("utf-8", "backslashreplace").decode()
-                bar.console.print(text, style="red", markup=False, highlight=False)
-            bar.advance(task)
-
-        def note_frames(source: ImageSource) -> None:
-            summary.several_frames.append(source.file_name or "")
-
-        stream = predictor.stream(
-            sources, batch_size, keep_images=overlays, on_error=skip, on_frames=note_frames
-        )
-        for instances in stream:
+        for instances in _predicted(predictor, found.images, batch_size, overlays, summary, bar):
             name = instances.file_name or ""
             results = instances.to_coco()
             if overlays:
@@ -192,18 +181,45 @@ def predict_files(
             append(results)
             if drafts and (path := paths[name]):
                 drafts.add(path, instances, results)
-
-            summary.images += 1
-            names = instances.names.tolist()
-            summary.objects.update(names)
-            summary.images_with.update(set(names))
-            bar.advance(task)
+            summary.add(instances)
 
         if not summary.images:
             raise _NothingRead
         summary.lost = drafts.write(progress=False) if drafts else ""
     summary.seconds = time.perf_counter() - start
     return summary
+
+
+def _predicted(
+    predictor: Predictor,
+    images: Sequence[NamedImage],
+    batch_size: int,
+    keep_images: bool,
+    summary: Summary,
+    bar: Progress,
+) -> Iterator[Instances]:
+    """Predicts images with a progress bar, and notes in the summary which ones were skipped."""
+    sources = [ImageSource(i.image, n, i.name) for n, i in enumerate(images, start=1)]
+    task = bar.add_task("Predicting", total=len(sources))
+
+    def skip(source: ImageSource, error: ImageError) -> None:
+        is_file = isinstance(source.image, Path)
+        summary.failed.append((str(source.image if is_file else source.file_name), str(error)))
+        if not bar.disable:
+            # a file name may have bytes that no terminal can show
+            text = f"skipped: {error}".encode("utf-8", "backslashreplace").decode()
+            bar.console.print(text, style="red", markup=False, highlight=False)
+        bar.advance(task)
+
+    def note_frames(source: ImageSource) -> None:
+        summary.several_frames.append(source.file_name or "")
+
+    stream = predictor.stream(
+        sources, batch_size, keep_images=keep_images, on_error=skip, on_frames=note_frames
+    )
+    for instances in stream:
+        yield instances
+        bar.advance(task)
 
 
 def _what_is_safe(summary: Summary) -> str:

@@ -149,6 +149,7 @@ def _apart(others: Sequence[NamedImage], images: Sequence[NamedImage]) -> list[N
     counts = Counter(image.name for image in (*images, *others))
     taken = {image.name for image in images}
     named: list[NamedImage] = []
+
     for one in others:
         name = one.name
         if counts[name] > 1 and isinstance(one.image, str):

@@ -448,6 +448,7 @@ def predict(
         one_source(images)  # reports a folder before the model is loaded
     elif not isinstance(images, Iterable) or isinstance(images, Mapping):
         check_input(images, "images")
+
     predictor = Predictor(
         model,
         device=device,

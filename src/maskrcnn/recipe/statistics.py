@@ -146,6 +146,7 @@ def _color_and_light(data: CocoDataset) -> tuple[float, bool, float]:
         middle = (image.shape[0] + 1) // 2
         light.append((gray[:middle].mean() - gray[-middle:].mean()) / (gray.std() + 1))
         mean.append(gray.mean())
+
     return (
         float(np.mean(np.array(difference) > _COLORED)),
         bool(np.std(mean) > _VARIED),

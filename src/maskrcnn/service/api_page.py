@@ -60,6 +60,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> dict[str
     content = operation["responses"].get("200", {}).get("content", {})
     schema = content.get("application/json", {}).get("schema", {})
     bodies = operation.get("requestBody", {}).get("content", {})
+
     return {
         "id": path.strip("/") or "page",
         "method": method.upper(),

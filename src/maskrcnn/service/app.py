@@ -37,7 +37,13 @@ from .api_description import (
 )
 from .api_page import STYLE, api_page
 from .gate import Gate, crash
-from .prediction_json import MaskForm, PredictionJson, ResponseOptions, shown_categories
+from .prediction_json import (
+    ImageResponse,
+    MaskForm,
+    PredictionJson,
+    ResponseOptions,
+    shown_categories,
+)
 from .prediction_service import PredictionService
 from .receive_request import in_time, received
 from .service_error import ServiceError
@@ -83,7 +89,8 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
-    _add_paths(api, service, name)
+    _add_predict(api, service)
+    _add_state(api, service, name)
     _add_docs(api, settings)
     _add_errors(api)
     _add_page(api)
@@ -102,9 +109,7 @@ def create_app(
     return Gate(app, service)
 
 
-def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
-    settings = service.settings
-
+def _add_predict(api: FastAPI, service: PredictionService) -> None:
     @api.post(
         "/predict",
         responses={
@@ -127,7 +132,7 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         request: Request,
         min_score: Annotated[
             float, Query(ge=0, le=1, description="Leave out objects with a lower score.")
-        ] = settings.min_score,
+        ] = service.settings.min_score,
         masks: Annotated[
             MaskForm, Query(description="Write masks as RLE, as polygons with holes, or not.")
         ] = "rle",
@@ -148,19 +153,35 @@ def _add_paths(api: FastAPI, service: PredictionService, name: str) -> None:
         "segmentation".
         """
         _check_options(request)
-        is_png = _accepts_png(request)
-        options = ResponseOptions(min_score, masks, simplify, overlay or is_png, preview)
-        async with received(request, service) as images:
-            if is_png and len(images) > 1:
-                raise _one_expected(len(images))
-            parts = await in_time(request, service.predict(images, options), settings)
-        request.state.log |= {
-            "images": len(parts),
-            "objects": sum(len(part.objects) for part in parts),
-        }
-        if is_png:
-            return Response(parts[0].overlay, media_type=PNG)
-        return Response(await service.json(parts), media_type=JSON)
+        if _accepts_png(request):
+            options = ResponseOptions(min_score, masks, simplify, overlay=True)
+            (part,) = await _parts(request, service, options, is_alone=True)
+            return Response(part.overlay, media_type=PNG)
+        options = ResponseOptions(min_score, masks, simplify, overlay, preview)
+        parts = await _parts(request, service, options)
+        return Response(await service.json(parts, request.state.response), media_type=JSON)
+
+
+async def _parts(
+    request: Request, service: PredictionService, options: ResponseOptions, is_alone: bool = False
+) -> list[ImageResponse]:
+    """The objects in the images of a request; with `is_alone`, of its only image."""
+    async with received(request, service) as images:
+        if is_alone and len(images) > 1:
+            raise _one_expected(len(images))
+        work = service.predict(images, options, request.state.response)
+        parts = await in_time(request, work, service.settings)
+
+    request.state.log |= {
+        "images": len(parts),
+        "objects": sum(len(part.objects) for part in parts),
+    }
+    return parts
+
+
+def _add_state(api: FastAPI, service: PredictionService, name: str) -> None:
+    """Adds the paths that tell about the service itself."""
+    settings = service.settings
 
     @api.get("/info", responses={200: described("The model and the limits.", InfoJson)})
     async def info() -> Response:

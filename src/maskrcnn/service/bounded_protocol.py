@@ -71,6 +71,7 @@ class BoundedProtocol(H11Protocol):
         settings = self._service.settings
         if self.transport.is_closing():
             return
+
         if not self.conn.trailing_data[0]:  # nothing was asked
             self.transport.close()
             return

@@ -62,10 +62,12 @@ class Gate:
         self.app: Application = app
         self.service = service
         self.settings = service.settings
+        self._has_lifespan = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
+            self._has_lifespan = self._has_lifespan or scope["type"] == "lifespan"
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -74,18 +76,22 @@ class Gate:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         state["log"] = {}
+        state["body"] = self.service.bodies.share()
+        state["response"] = self.service.responses.share()
         path = self._normalize(scope)
 
         response = _Response(send, request_id, self.settings.timeout)
         start = time.monotonic()
         try:
             if path == "":  # relative links of the page need the final slash
-                await response.redirect(f"{self.settings.root_path}/")
+                await response.redirect(f"{scope['root_path']}/")
             else:
                 # a server sees the size of a head only while it waits for the rest of it
                 if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD:
                     raise not_http()
                 self._check(path, scope["method"], headers)
+                if not self._has_lifespan:  # as where it is mounted in another application
+                    await self.service.start()
                 await self.app(scope, receive, response.send)
         except ServiceError as error:
             await response.error(error)
@@ -101,13 +107,19 @@ class Gate:
                 log("crash", logging.ERROR, error, id=request_id)
                 await response.error(crash())
         finally:
+            state["response"].set(0)
             self._log(scope, path, response, time.monotonic() - start)
 
     def _normalize(self, scope: Scope) -> str:
-        """Gives the path its prefix, if the proxy removed it; returns the path without it."""
-        prefix = self.settings.root_path
-        scope["root_path"] = prefix
+        """Gives the path its prefix, if the proxy removed it; returns the path without it.
+
+        An application in which this one is mounted sets the prefix.
+        """
         path: str = scope["path"]
+        prefix: str = scope.get("root_path", "")
+        if not prefix or not path.startswith(prefix):
+            prefix = self.settings.root_path
+        scope["root_path"] = prefix
         if prefix and (path == prefix or path.startswith(f"{prefix}/")):
             return path.removeprefix(prefix)
         scope["path"] = prefix + path

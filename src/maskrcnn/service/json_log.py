@@ -47,6 +47,7 @@ def json_lines(stream: TextIO) -> Generator[None]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
     try:
         yield
     finally:

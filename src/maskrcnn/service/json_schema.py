@@ -23,6 +23,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
         return _object_schema(kind)
     if origin is NotRequired:
         return schema_of(get_args(kind)[0])
+
     if origin is list:
         return {"type": "array", "items": schema_of(get_args(kind)[0])}
     if origin is dict:
@@ -44,6 +45,7 @@ def _object_schema(kind: Any) -> dict[str, Any]:
             required.append(name)
         if text := texts.get(name):
             properties[name] = {**properties[name], "description": text}
+
     return {
         "type": "object",
         "description": inspect.cleandoc(kind.__doc__ or ""),

@@ -15,7 +15,8 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from itertools import repeat
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -66,12 +67,17 @@ class ImageJson(TypedDict):
     """A PNG of the image as it was read, 8 bits, upright, as base64."""
 
 
-class ObjectJson(TypedDict):
-    """A predicted object."""
+class ObjectIds(TypedDict):
+    """The numbers of an object in a response."""
 
     id: int
     """From 1, best first within each image."""
     image_id: int
+
+
+class ObjectContent(TypedDict):
+    """What is predicted about an object."""
+
     category_id: int
     category_name: str
     bbox: list[float]
@@ -86,6 +92,10 @@ class ObjectJson(TypedDict):
     """x, y, visibility of each keypoint of the category: 2, or 0, 0, 0 below a score of 0.05."""
     num_keypoints: NotRequired[int]
     keypoints_by_name: NotRequired[dict[str, KeypointJson]]
+
+
+class ObjectJson(ObjectIds, ObjectContent):
+    """A predicted object."""
 
 
 class PredictionJson(TypedDict):
@@ -126,11 +136,17 @@ class ImageResponse:
     """The part of a response that is about one image."""
 
     image: ImageJson
-    objects: list[ObjectJson]
+    objects: list[bytes]
+    """Each as JSON text, an `ObjectContent`: as Python objects, polygons take ten times as much."""
     overlay: bytes | None
     """A PNG."""
     preview: bytes | None
     """A PNG."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory, about; twice as much where it is written as JSON."""
+        return sum(map(len, (*self.objects, self.overlay or b"", self.preview or b"")))
 
 
 def describe(
@@ -152,36 +168,45 @@ def describe(
         "height": kept.size[0],
         "notes": list(notes),
     }
-    objects = [_object(kept, n) for n in range(len(kept))]
-    if kept.mask_grids is not None:
-        for entry, crop in zip(objects, kept.masks, strict=True):
-            _add_mask(entry, crop, kept.size, options)
-    if kept.keypoints is not None:
-        for n, entry in enumerate(objects):
-            _add_keypoints(entry, kept, n)
+    crops = repeat(None) if kept.mask_grids is None else kept.masks
+    objects = [
+        _text(_object(kept, n, crop, options))
+        for n, crop in zip(range(len(kept)), crops, strict=False)
+    ]
+
     overlay = _png(kept.plot()) if options.overlay else None
     preview = _png(Image.fromarray(kept.image)) if options.preview else None
     return ImageResponse(image, objects, overlay, preview)
 
 
 def prediction_json(parts: Sequence[ImageResponse], categories: Sequence[Category]) -> bytes:
-    """The response for several images, as JSON text."""
-    content: PredictionJson = {
-        "images": [],
-        "categories": [category_to_coco(category) for category in categories],
-        "annotations": [],
-    }
+    """The response for several images, a `PredictionJson`, as JSON text.
+
+    It is written piece by piece, since PNGs can be large.
+    """
+    file = io.BytesIO()
+    file.write(b'{"images":[')
     for image_id, part in enumerate(parts, start=1):
         image: ImageJson = {**part.image, "id": image_id}
-        if part.overlay is not None:
-            image["overlay"] = base64.b64encode(part.overlay).decode("ascii")
-        if part.preview is not None:
-            image["preview"] = base64.b64encode(part.preview).decode("ascii")
-        content["images"].append(image)
-        for entry in part.objects:
-            number = len(content["annotations"]) + 1
-            content["annotations"].append({**entry, "id": number, "image_id": image_id})
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+        file.write(b"," if image_id > 1 else b"")
+        file.write(_text(image)[:-1])
+        for name, png in (("overlay", part.overlay), ("preview", part.preview)):
+            if png is not None:
+                file.write(f',"{name}":"'.encode())
+                file.write(base64.b64encode(png))
+                file.write(b'"')
+        file.write(b"}")
+
+    file.write(b'],"categories":')
+    file.write(_text([category_to_coco(category) for category in categories]))
+    file.write(b',"annotations":[')
+    objects = ((image_id, text) for image_id, p in enumerate(parts, start=1) for text in p.objects)
+    for number, (image_id, text) in enumerate(objects, start=1):
+        file.write(b"," if number > 1 else b"")
+        file.write(f'{{"id":{number},"image_id":{image_id},'.encode())
+        file.write(memoryview(text)[1:])
+    file.write(b"]}")
+    return file.getvalue()
 
 
 def shown_categories(categories: Sequence[Category]) -> list[ShownCategory]:
@@ -207,12 +232,16 @@ def _png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _object(instances: Instances, n: int) -> ObjectJson:
+def _text(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _object(
+    instances: Instances, n: int, crop: Crop | None, options: ResponseOptions
+) -> ObjectContent:
     category = instances.categories[int(instances.labels[n])]
     x0, y0, x1, y1 = instances.boxes[n].double().tolist()
-    return {
-        "id": n + 1,
-        "image_id": 1,
+    entry: ObjectContent = {
         "category_id": category.id,
         "category_name": category.name,
         "bbox": [round(value, 4) for value in (x0, y0, x1 - x0, y1 - y0)],
@@ -220,10 +249,16 @@ def _object(instances: Instances, n: int) -> ObjectJson:
         "area": round((x1 - x0) * (y1 - y0), 4),
         "iscrowd": 0,
     }
+    if crop is not None:
+        _add_mask(entry, crop, instances.size, options)
+
+    if instances.keypoints is not None:
+        _add_keypoints(entry, instances, n)
+    return entry
 
 
 def _add_mask(
-    entry: ObjectJson, crop: Crop, size: tuple[int, int], options: ResponseOptions
+    entry: ObjectContent, crop: Crop, size: tuple[int, int], options: ResponseOptions
 ) -> None:
     entry["area"] = int(crop.mask.sum())
     if options.masks == "rle":
@@ -243,7 +278,7 @@ def _points(contour: np.ndarray, tolerance: float) -> list[list[float]]:
     return (simplify(contour, tolerance) if tolerance else contour).tolist()
 
 
-def _add_keypoints(entry: ObjectJson, instances: Instances, n: int) -> None:
+def _add_keypoints(entry: ObjectContent, instances: Instances, n: int) -> None:
     names = instances.categories[int(instances.labels[n])].keypoints
     assert instances.keypoints is not None
     values = instances.keypoints[n, : len(names)].double().tolist()

@@ -26,11 +26,18 @@ from ..images.read import read_header
 from ..prediction.predictor import Predictor, PreparedImage
 from .batch_queue import BatchQueue
 from .json_log import log
+from .memory_budget import MemoryBudget, MemoryShare
 from .pixel_budget import PixelBudget
 from .prediction_json import ImageResponse, ResponseOptions, describe, prediction_json
 from .service_error import LimitJson, ServiceError, limit_of
 from .service_metrics import ServiceMetrics
-from .service_settings import HELD_BODIES, HELD_IMAGES, ServiceSettings, flag_of
+from .service_settings import (
+    HELD_BODIES,
+    HELD_IMAGES,
+    LEAST_RESPONSES,
+    RESPONSE_BYTES_PER_PIXEL,
+    ServiceSettings,
+)
 from .upload import BodyReader, ReceivedImage
 
 MOST_THREADS = 4
@@ -70,15 +77,35 @@ class PredictionService:
         self._decoders = ThreadPoolExecutor(threads, "decode")
         self._writers = ThreadPoolExecutor(threads, "write")
         self._pixels = PixelBudget(HELD_IMAGES * settings.max_pixels)
-        self._held_bytes = 0
+        self.bodies = MemoryBudget(
+            HELD_BODIES * settings.max_bytes,
+            "request bodies",
+            limit_of(settings, "max_bytes"),
+            self._busy,
+        )
+        self.responses = MemoryBudget(
+            max(HELD_IMAGES * settings.max_pixels * RESPONSE_BYTES_PER_PIXEL, LEAST_RESPONSES),
+            "responses",
+            limit_of(settings, "max_pixels"),
+            self._busy,
+        )
         self._receiving: set[asyncio.Timeout] = set()
+        self._starting: asyncio.Future[None] | None = None
         self._is_ready = False
         self._is_stopping = False
         self.has_ended = False
         """Whether the model thread has ended."""
 
     async def start(self) -> None:
-        """Starts the threads and predicts one image, so that the first request is fast."""
+        """Starts the threads and predicts one image, so that the first request is fast.
+
+        A second call waits until the first has ended.
+        """
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
         self._queue.start()
         await self._try_model()
         self._is_ready = True
@@ -147,21 +174,6 @@ class PredictionService:
                 headers={"Retry-After": "1", "Connection": "close"},
             )
 
-    def hold(self, count: int) -> None:
-        """Counts bytes of bodies that are held in memory; a negative count gives them back.
-
-        Raises:
-            ServiceError: too many are held.
-        """
-        most = HELD_BODIES * self.settings.max_bytes
-        if count > 0 and self._held_bytes + count > most:
-            raise self._busy(
-                "memory",
-                f"the requests in progress hold {most:,} bytes, {HELD_BODIES} times --max-bytes",
-                {"name": "held_bytes", "value": most, "flag": flag_of("max_bytes")},
-            )
-        self._held_bytes += count
-
     def admit(self, count: int) -> None:
         """Counts images as received and not yet answered; a negative count takes them out.
 
@@ -178,12 +190,18 @@ class PredictionService:
         self.images += count
 
     async def predict(
-        self, images: Sequence[ReceivedImage], options: ResponseOptions
+        self, images: Sequence[ReceivedImage], options: ResponseOptions, memory: MemoryShare
     ) -> list[ImageResponse]:
         """The objects in the images of one request.
 
+        Args:
+            images: of the request.
+            options: what the response contains.
+            memory: of the response.
+
         Raises:
-            ServiceError: an image is unreadable or too large.
+            ServiceError: an image is unreadable or too large, or the response takes too much
+                memory.
         """
         lowest = self.predictor.min_score
         notes = []
@@ -191,7 +209,8 @@ class PredictionService:
             notes = [f"the model reports no objects below a score of {lowest:g}"]
             options = replace(options, min_score=lowest)
 
-        tasks = [asyncio.ensure_future(self._one(image, notes, options)) for image in images]
+        work = (self._one(image, notes, options, memory) for image in images)
+        tasks = [asyncio.ensure_future(one) for one in work]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -206,14 +225,25 @@ class PredictionService:
         """
         return await asyncio.get_running_loop().run_in_executor(self._decoders, reader.images)
 
-    async def json(self, parts: Sequence[ImageResponse]) -> bytes:
-        """The response as JSON text."""
+    async def json(self, parts: Sequence[ImageResponse], memory: MemoryShare) -> bytes:
+        """The response as JSON text.
+
+        Raises:
+            ServiceError: it takes too much memory.
+        """
+        memory.add(2 * sum(part.num_bytes for part in parts))
         categories = self.predictor.config.categories
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writers, prediction_json, parts, categories)
+        text = await loop.run_in_executor(self._writers, prediction_json, parts, categories)
+        memory.set(min(len(text), 3 * sum(part.num_bytes for part in parts)))
+        return text
 
     async def _one(
-        self, image: ReceivedImage, notes: Sequence[str], options: ResponseOptions
+        self,
+        image: ReceivedImage,
+        notes: Sequence[str],
+        options: ResponseOptions,
+        memory: MemoryShare,
     ) -> ImageResponse:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, self._num_pixels, image)
@@ -228,9 +258,11 @@ class PredictionService:
             del prepared
             work = self._writers.submit(describe, instances, image.name, notes, options)
             part = await asyncio.wrap_future(work)
+            memory.add(part.num_bytes)
         finally:
             # also of a request that has ended early, whose thread goes on
             work.add_done_callback(partial(self._give_back, loop, pixels))
+
         self.metrics.images.inc()
         self.metrics.objects.inc(len(part.objects))
         return part

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from .memory_budget import MemoryShare
 from .prediction_service import PredictionService
 from .service_error import ServiceError, limit_of
 from .service_settings import ServiceSettings
@@ -30,27 +31,27 @@ async def received(
     Raises:
         ServiceError: the request is too slow, too large, malformed, or one too many.
     """
-    held = 0
+    memory: MemoryShare = request.state.body
     admitted = 0
     try:
         service.check_is_running()
         reader = _reader(request, service.settings)
         async with _arrival(service):
             async for chunk in request.stream():
-                service.hold(len(chunk))
-                held += len(chunk)
+                memory.add(len(chunk) * reader.copies)
                 reader.add(chunk)
-        request.state.log["bytes"] = held
+        request.state.log["bytes"] = reader.num_bytes
 
         images = await service.parse(reader)
+        memory.set(sum(len(image.data) for image in images))
         service.admit(len(images))
         admitted = len(images)
         yield images
     except ClientDisconnect:
         raise _gone() from None
     finally:
+        memory.set(0)
         service.admit(-admitted)
-        service.hold(-held)
 
 
 async def in_time(request: Request, work: Coroutine[None, None, T], settings: ServiceSettings) -> T:

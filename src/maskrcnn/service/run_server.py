@@ -52,6 +52,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
     except socket.gaierror as error:
         raise OSError(f"--host {host}: {(error.strerror or 'unknown').lower()}") from None
+
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -114,6 +115,7 @@ def serve(
         raise ValueError(f"{name} fails on its first image; the log above has the reason") from None
     except OSError as error:
         raise _address_error(error, host, port) from None
+
     log("stopped", requests=server.server_state.total_requests)
     return app.service.has_ended
 

@@ -12,6 +12,10 @@ HELD_BODIES = 8
 """Request bodies of the largest size that are held in memory at once."""
 HELD_IMAGES = 2
 """Decoded images of the largest size that are held in memory at once."""
+RESPONSE_BYTES_PER_PIXEL = 9
+"""Of responses that are held at once: at most 3 of a PNG, and 6 where it is written as base64."""
+LEAST_RESPONSES = 64 << 20
+"""Bytes of responses that may be held at once, also with small `max_pixels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class ServiceSettings:
             if not 0 < getattr(self, name) < math.inf:
                 value = getattr(self, name)
                 raise ValueError(f"{flag_of(name)}: expected seconds above 0, got {value:g}")
+
         if not 0 <= self.max_wait < math.inf:
             raise ValueError(f"--max-wait: expected 0 or more seconds, got {self.max_wait:g}")
         if self.max_queue < self.max_files:

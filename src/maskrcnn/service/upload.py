@@ -28,6 +28,8 @@ KINDS = "multipart/form-data, image/*, application/octet-stream or application/j
 _LONGEST_NAME = 255
 _LONGEST_TYPE = 1000  # characters of a Content-Type; the time to parse it grows with their square
 _JSON_STRUCTURE = 64  # brackets and commas per image
+_JSON_COPIES = 4  # bytes of memory per byte of JSON: itself, as text, in its parts, decoded
+_WHITESPACE = b" \t\n\r\v\f"
 _DATA_URL = re.compile(rb"data:[\w/+.;=-]*;base64,")
 
 
@@ -64,8 +66,9 @@ class BodyReader:
 
     def __init__(self, content_type: str, settings: ServiceSettings) -> None:
         self._settings = settings
-        self._size = 0
-        self._data = bytearray()
+        self.num_bytes = 0
+        """Bytes of the body so far."""
+        self._data = io.BytesIO()  # which gives its content without a copy
         self._form: _Form | None = None
 
         if len(content_type) > _LONGEST_TYPE:
@@ -88,21 +91,26 @@ class BodyReader:
                 f"Content-Type: expected {KINDS}, got {content_type[:100] or 'none'}",
             )
 
+    @property
+    def copies(self) -> int:
+        """How many bytes of memory a byte of the body takes at the most."""
+        return _JSON_COPIES if self._kind == "application/json" else 1
+
     def add(self, chunk: bytes) -> None:
         """Takes the next piece.
 
         Raises:
             ServiceError: the body is too large or malformed.
         """
-        self._size += len(chunk)
-        check_bytes(self._size, self._settings)
+        self.num_bytes += len(chunk)
+        check_bytes(self.num_bytes, self._settings)
         if self._form is not None:
             self._form.add(chunk)
         else:
-            self._data += chunk
+            self._data.write(chunk)
 
     def images(self) -> list[ReceivedImage]:
-        """The images of the whole body.
+        """The images of the whole body, which the reader then forgets.
 
         Raises:
             ServiceError: there are none or too many, or the body is malformed.
@@ -110,12 +118,17 @@ class BodyReader:
         if self._form is not None:
             images = self._form.images()
         elif self._kind == "application/json":
-            images = _from_json(bytes(self._data), self._settings)
+            images = _from_json(self._taken(), self._settings)
         else:
-            images = [ReceivedImage("image", bytes(self._data))]
+            images = [ReceivedImage("image", self._taken())]
         if not images:
             raise _malformed(f'expected at least one image in the field "{FIELD}", got none')
         return images
+
+    def _taken(self) -> bytes:
+        data = self._data
+        self._data = io.BytesIO()
+        return data.getvalue()
 
 
 def check_bytes(size: int, settings: ServiceSettings) -> None:
@@ -162,7 +175,7 @@ class _Form:
         self._headers: dict[str, str] = {}
         self._header = (bytearray(), bytearray())
         self._name = ""
-        self._data = bytearray()
+        self._data = io.BytesIO()
         self._has_ended = False
         self._error = FormParserError
         if not boundary:
@@ -176,7 +189,7 @@ class _Form:
                     "on_header_value": lambda d, a, b: self._header[1].extend(d[a:b]),
                     "on_header_end": self._end_header,
                     "on_headers_finished": self._begin_data,
-                    "on_part_data": lambda d, a, b: self._data.extend(memoryview(d)[a:b]),
+                    "on_part_data": self._add_data,
                     "on_part_end": self._end_part,
                     "on_end": self._end,
                 },
@@ -198,7 +211,7 @@ class _Form:
     def _begin_part(self) -> None:
         check_count(len(self._images) + 1, self._settings)
         self._headers = {}
-        self._data = bytearray()
+        self._data = io.BytesIO()
 
     def _end_header(self) -> None:
         name, value = (bytes(part).decode("utf-8", "replace") for part in self._header)
@@ -213,9 +226,12 @@ class _Form:
             raise _malformed(f'form field {shown(field, 40)}: expected "{FIELD}"; {advice}')
         self._name = _plain_name(parameters.get("filename", ""), len(self._images) + 1)
 
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._data.write(memoryview(data)[start:end])
+
     def _end_part(self) -> None:
-        self._images.append(ReceivedImage(self._name, bytes(self._data)))
-        self._data = bytearray()
+        self._images.append(ReceivedImage(self._name, self._data.getvalue()))
+        self._data = io.BytesIO()
 
     def _end(self) -> None:
         self._has_ended = True
@@ -232,6 +248,7 @@ def _from_json(data: bytes, settings: ServiceSettings) -> list[ReceivedImage]:
         content = parse_json(data, "JSON")
     except DataError as error:
         raise _malformed(str(error)) from None
+    del data  # before its images are decoded
 
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
@@ -257,13 +274,13 @@ def _json_image(entry: Json, number: int) -> ReceivedImage:
     if not isinstance(name, str):
         raise _malformed(f"{where}.name: expected text, got {shown(name, 40)}")
 
-    text = entry["data"].encode("utf-8", "replace")
+    text = entry.pop("data").encode("utf-8", "replace")
     if re.match(rb"[a-z]+://", text):
         raise _malformed(f"{where}.data: expected base64 text, got a URL; URLs are not fetched")
     if url := _DATA_URL.match(text[:200]):
         text = text[url.end() :]
     try:
-        data = base64.b64decode(b"".join(text.split()), validate=True)
+        data = base64.b64decode(text.translate(None, _WHITESPACE), validate=True)
     except binascii.Error as error:
         reason = str(error).lower()
         raise _malformed(f"{where}.data: expected base64 text: {reason}") from None

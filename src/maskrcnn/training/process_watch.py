@@ -65,7 +65,11 @@ class ProcessWatch:
         beat: float = BEAT,
     ) -> None:
         # A connection of its own: the group's is busy while it waits for a value.
-        self._store = dist.PrefixStore("maskrcnn", store.clone())
+        own = store.clone()
+        # Keys of its own: those of an earlier run of the group may report that run's failure. All
+        # processes make their watches in the same order.
+        number = own.add(f"maskrcnn watches of {rank}", 1)
+        self._store = dist.PrefixStore(f"maskrcnn {number}", own)
         self.rank = rank
         self.world = world
         self.lost_after = lost_after

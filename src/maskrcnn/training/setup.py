@@ -72,6 +72,7 @@ def _wrong_for_unlabeled(config: TrainConfig) -> list[str]:
         wrong.append(
             "ema: expected more than 0 with unlabeled images, got 0; the averaged model labels them"
         )
+
     for name in ("ratio", "weight"):
         if (value := getattr(own, name)) <= 0:
             wrong.append(f"unlabeled.{name}: expected more than 0, got {value}")

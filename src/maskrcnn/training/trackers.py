@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.atomic_files import replace_text
 from ..runtime.interruption import Interrupted
+from ..runtime.optional_packages import check_packages
 from ..runtime.plain_data import PlainData
 from .callback import ActiveRun, Callback
 from .log import tag
@@ -41,11 +41,7 @@ class _Tracker(Callback):
     """The package that is imported."""
 
     def __init__(self, project: str = "maskrcnn", name: str | None = None) -> None:
-        if find_spec(self.package) is None:
-            raise ImportError(
-                f"{type(self).__name__} needs the package {self.package}: "
-                f'pip install "maskrcnn[{self.package}]"'
-            )
+        check_packages(type(self).__name__, [self.package], self.package)
         self.project = project
         self.name = name
 

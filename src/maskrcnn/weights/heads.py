@@ -166,6 +166,7 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
     """
     counts: Mapping[Head, int] = {"mask": parts.mask, "keypoint": parts.keypoint}
     problems = []
+
     for head, count in counts.items():
         exists = getattr(config, head) is not None
         if count and not exists:

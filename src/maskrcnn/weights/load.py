@@ -321,6 +321,7 @@ def _what_else(state: Mapping[str, Tensor]) -> str:
             "a Caffe2 or Detectron1 file, perhaps an ImageNet trunk of Detectron2's model zoo. "
             "Load the trained model_final instead."
         )
+
     if any(k.startswith("trunk.") for k in state):
         return (
             "weights of this package without their configuration. "

@@ -49,6 +49,7 @@ def read_torch(path: Path) -> Any:
     kind = kind_of(start)
     if kind is not None and not start.startswith(_OF_TORCH):
         raise WeightsError(f"{path}: expected weights written by torch.save, got {kind}.")
+
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -256,6 +257,7 @@ def _finished(value: Any) -> Any:
         value = value.array
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
+
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, bool | int | float | str | bytes):
