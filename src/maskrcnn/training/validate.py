@@ -18,7 +18,6 @@ import torch
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoResult
 from ..config import ModelConfig, TrainConfig
-from ..images.read import ImageError
 from ..model.extra_head import OWN_TERMS
 from ..ops.device import is_async
 from ..preprocess import input_size
@@ -179,7 +178,7 @@ def _precision(
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.coco_results import coco_results
-    from ..evaluation.evaluate import evaluate_results
+    from ..evaluation.evaluate import evaluate_results, without_images
     from ..prediction.predictor import Predictor
 
     share = validation
@@ -212,14 +211,7 @@ def _precision(
     for image_id, reason in unreadable.items():
         assert note_unreadable is not None
         note_unreadable(image_id, reason)
-    readable = validation
-    if unreadable:
-        indices = range(len(validation))
-        readable = validation.subset(
-            [i for i in indices if validation[i].image_id not in unreadable]
-        )
-    if not len(readable):
-        raise ImageError(f"no validation image can be read: {next(iter(unreadable.values()))}")
+    readable = without_images(validation, unreadable) if unreadable else validation
 
     numbers: dict[str, float] = {}
     if processes.main:
