@@ -17,6 +17,7 @@ from models import tiny_config
 from PIL import Image
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle
 from maskrcnn.annotations.annotation import KEYPOINT_OFFSET
 from maskrcnn.annotations.point_labels import with_points
 from maskrcnn.augmentation.training_set import TrainingSet, collate
@@ -160,6 +161,23 @@ def test_conversion_draws_points_in_the_box_and_labels_them_by_the_mask(
     again = with_points(masks.content(), POINTS)["annotations"]
     stored = json.loads(file.read_text())["annotations"]
     assert [a.get("point_labels") for a in again] == [a.get("point_labels") for a in stored]
+
+
+def test_masks_without_boxes_become_points_in_the_box_around_them() -> None:
+    """As the formats with polygons alone are read."""
+    image = {"id": 1, "file_name": "a.png", "width": 20, "height": 16}
+    mask = np.zeros((16, 20), bool)
+    mask[2:9, 3:12] = True
+    shapes = [[[3, 2, 12, 2, 12, 9], [3, 2, 12, 9, 3, 9]], rle.encode(mask)]
+    bare = [
+        {"id": n, "image_id": 1, "category_id": 1, "segmentation": shape}
+        for n, shape in enumerate(shapes, start=1)
+    ]
+    made = with_points({"images": [image], "annotations": bare, "categories": []}, POINTS)
+    for annotation in made["annotations"]:
+        assert annotation["bbox"] == [3, 2, 9, 7]
+        assert annotation["point_labels"] == [1] * POINTS
+        assert "segmentation" not in annotation
 
 
 def test_the_page_of_check_draws_points(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

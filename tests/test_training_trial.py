@@ -88,6 +88,7 @@ def test_a_forecast_says_what_a_budget_reaches(
     assert made.is_hopeless == (text == "hopeless")
     if made.is_hopeless:
         assert "at least 200 steps, got time for about 47" in made.refusal
+        assert "A step takes 1 s, and 10.0 s are spent." in made.refusal
         assert "--max-time 30m" in made.refusal
         assert "--anyway" in made.refusal
     else:

@@ -74,7 +74,8 @@ class Forecast:
         return (
             f"max_time {duration(self.max_time)}: expected time for at least "
             f"{math.ceil(HOPELESS_SHARE * candidate.enough)} steps, got time for about "
-            f"{self.steps}, too few {start}. Suggestion: {', '.join(advice)}, or train anyway "
+            f"{self.steps}, too few {start}. A step takes {self.choice.step_seconds:.2g} s, and "
+            f"{duration(self.prepared)} are spent. Suggestion: {', '.join(advice)}, or train anyway "
             "(--anyway)"
         )
 
