@@ -40,8 +40,8 @@ _PROGRAM = 0.8 * GIB  # assumed where the system does not report it
 # Libraries that are imported during a run: the metric, curves. Measured: 22 and 14 MB, and 11 MB
 # for the loop itself.
 _LIBRARIES = 0.05 * GIB
-# Bytes of a detection in a validation: 1,100 as a COCO result with an RLE, and 4,100 while the metric
-# compares them all. Measured on nuclei with 99 images, from random weights, whose masks are ragged.
+# Bytes of a detection in a validation: 1,100 as a COCO result with an RLE, and 4,100 while the
+# metric compares all. Measured on 99 images of nuclei, from random weights: their masks are ragged.
 _RESULT = 5200
 
 
