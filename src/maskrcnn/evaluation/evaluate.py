@@ -158,6 +158,7 @@ def evaluate(
     given_results = None if isinstance(model, Predictor) else _results(model)
     if given_results is not None:
         return _evaluate_given(model, given_results, data, max_detections, on_error, out)
+    from .coco_results import coco_results
 
     predictor = model
     if not isinstance(predictor, Predictor):
@@ -166,9 +167,19 @@ def evaluate(
     truth, categories, remarks = _truth(dataset)
     _warn_about_unevaluated(predictor, truth, categories)
     unreadable: dict[int, str] = {}
-    results = _predicted(
-        predictor, dataset, unreadable if on_error == "drop" else None, batch_size, progress
-    )
+    try:
+        results = coco_results(
+            predictor,
+            dataset,
+            truth,
+            categories,
+            batch_size=batch_size,
+            progress=progress,
+            note_unreadable=unreadable.__setitem__ if on_error == "drop" else None,
+        )
+    except ImageError as error:
+        suggestion = 'restore the file, or leave such images out: on_error="drop" (--on-error drop)'
+        raise ImageError(f"{error}; {suggestion}") from None
     if unreadable:
         truth, categories, remarks = _truth(without_images(dataset, unreadable))
         remarks = (*remarks, _left_out(unreadable, len(dataset)))
@@ -245,32 +256,6 @@ def without_images(data: CocoDataset, unreadable: Mapping[int, str]) -> CocoData
         reason = next(iter(unreadable.values()))
         raise ImageError(f"{data.name}: none of {len(data)} images can be read: {reason}")
     return data.subset(readable)
-
-
-def _predicted(
-    predictor: Predictor,
-    data: CocoDataset,
-    unreadable: dict[int, str] | None,
-    batch_size: int,
-    progress: bool,
-) -> list[CocoResult]:
-    """The detections of a model as COCO results; unreadable images are an error if None."""
-    from .coco_results import coco_results
-
-    truth, categories, _ = _truth(data)
-    try:
-        return coco_results(
-            predictor,
-            data,
-            truth,
-            categories,
-            batch_size=batch_size,
-            progress=progress,
-            note_unreadable=None if unreadable is None else unreadable.__setitem__,
-        )
-    except ImageError as error:
-        suggestion = 'restore the file, or leave such images out: on_error="drop" (--on-error drop)'
-        raise ImageError(f"{error}; {suggestion}") from None
 
 
 def _left_out(unreadable: Mapping[int, str], count: int) -> str:
