@@ -12,6 +12,7 @@ from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.formats.id_maps import read_ids
+from maskrcnn.images.image_files import ImageWarning
 from maskrcnn.images.open_image import ImageError
 from maskrcnn.images.read import image_size, read_first_frame, read_header, read_image, read_values
 
@@ -96,6 +97,16 @@ def test_integers_with_8_bit_values_are_those_values_and_others_an_error(dtype):
         with pytest.raises(ImageError, match=r"0\.\.255, got 0 to 300; pass intensity_range"):
             read_image(np.array([[0, 300]], dtype))
         assert read_image(np.array([[0, 300]], dtype), (0, 300))[0, :, 0].tolist() == [0, 255]
+
+
+def test_16_bit_files_of_a_12_bit_camera_are_almost_black_with_a_warning(tmp_path):
+    values = np.array([[300, 3200]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    for source in (values, tmp_path / "a.tif"):
+        with pytest.warns(ImageWarning, match=r"at most 4,095 .*--intensity-range 0 4095"):
+            assert read_image(source).max() == 12
+        assert read_image(source, (0, 4095)).max() == 199
+    assert read_image(np.array([[0, 9000]], np.uint16)).max() == 35  # a dark image of 16 bits
 
 
 def test_uint16_is_never_taken_for_8_bits_nor_silently_black():

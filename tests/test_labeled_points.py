@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,18 @@ import torch
 import torch.nn.functional as F
 from coco_samples import content, write
 from models import tiny_config
+from PIL import Image
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle
 from maskrcnn.annotations.annotation import KEYPOINT_OFFSET
 from maskrcnn.annotations.point_labels import with_points
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.cli import run
 from maskrcnn.config import AugmentConfig
+from maskrcnn.dataset_checks.check_dataset import check_dataset
+from maskrcnn.dataset_checks.samples import drawn_image
+from maskrcnn.draw.points import BESIDE, ON_OBJECT
 from maskrcnn.model.point_losses import PointTargets, has_points, point_losses
 from maskrcnn.recipe.recipe import choose_recipe
 from maskrcnn.structures import Truth
@@ -154,6 +161,40 @@ def test_conversion_draws_points_in_the_box_and_labels_them_by_the_mask(
     again = with_points(masks.content(), POINTS)["annotations"]
     stored = json.loads(file.read_text())["annotations"]
     assert [a.get("point_labels") for a in again] == [a.get("point_labels") for a in stored]
+
+
+def test_masks_without_boxes_become_points_in_the_box_around_them() -> None:
+    """As the formats with polygons alone are read."""
+    image = {"id": 1, "file_name": "a.png", "width": 20, "height": 16}
+    mask = np.zeros((16, 20), bool)
+    mask[2:9, 3:12] = True
+    shapes = [[[3, 2, 12, 2, 12, 9], [3, 2, 12, 9, 3, 9]], rle.encode(mask)]
+    bare = [
+        {"id": n, "image_id": 1, "category_id": 1, "segmentation": shape}
+        for n, shape in enumerate(shapes, start=1)
+    ]
+    made = with_points({"images": [image], "annotations": bare, "categories": []}, POINTS)
+    for annotation in made["annotations"]:
+        assert annotation["bbox"] == [3, 2, 9, 7]
+        assert annotation["point_labels"] == [1] * POINTS
+        assert "segmentation" not in annotation
+
+
+def test_the_page_of_check_draws_points(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKRCNN_HOME", str(tmp_path / "home"))
+    data = annotated(tmp_path, point_coords=[[14, 12], [38, 33]], point_labels=[1, 0])
+    url = drawn_image(data, 0)
+    assert url is not None
+    drawn = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    factor = drawn.width / data.size(0)[1]
+    for x, y, color in ((14.5, 12.5, ON_OBJECT), (38.5, 33.5, BESIDE)):
+        pixel = drawn.getpixel((round(x * factor), round(y * factor)))
+        assert np.abs(np.subtract(pixel, color)).max() < 60, (x, y)  # JPEG blurs colors
+
+    check_dataset(data, decode_images=False, html=tmp_path / "page.html", progress=False)
+    page = (tmp_path / "page.html").read_text()
+    assert "1 with labeled points" in page
+    assert "green on their object and red beside it" in page
 
 
 def test_other_formats_report_that_points_are_lost(pointed, tmp_path) -> None:

@@ -119,6 +119,24 @@ def test_every_choice_equals_the_configurations_and_has_a_reason(made: Recipe) -
     assert len({reason.setting for reason in made.reasons}) == len(made.reasons)
 
 
+def test_images_to_validate_on_count_for_the_memory(cards: CocoDataset) -> None:
+    """They are looked at whole, and may be larger than those to train on."""
+    content = cards.truth()
+    large = {**content, "images": [{**i, "height": 2400, "width": 2000} for i in content["images"]]}
+    given: dict[str, Any] = {
+        "memory": 8,
+        "device": "cpu",
+        "settings": {"model.input.scale": 1, "model.input.max_size": 2000},
+    }
+    needed = [
+        choose_recipe(cards, val=val, **given).memory
+        for val in (None, cards, CocoDataset(large, name="large"))
+    ]
+    assert needed[0] is not None
+    assert needed[2] is not None
+    assert needed[0] == needed[1] < 0.8 * needed[2]
+
+
 def test_given_settings_are_kept_whatever_would_be_chosen(made: Recipe) -> None:
     assert (
         made.training.augment.crop,

@@ -84,6 +84,31 @@ def test_an_evaluation_keeps_the_remarks_in_python_and_in_its_file(odd: Path, tm
     assert stored["remarks"] == list(evaluation.remarks)
 
 
+def test_an_image_that_breaks_off_is_skipped_by_an_evaluation_and_left_out_of_ap(
+    model: Path, odd: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its header is whole, so that opening the data does not show it."""
+    images = mr.load_dataset(odd)
+    broken = images[1].path
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    whole = mr.evaluate(model, images.subset([0]))
+
+    assert run(["evaluate", str(model), "--data", str(odd)]) == 2
+    error = capsys.readouterr().err
+    assert broken.name in error
+    assert "--on-error drop" in error
+    text = printed(capsys, "evaluate", model, "--data", odd, "--on-error", "drop")
+    assert "1 of 2 images cannot be read, AP leaves them out" in text
+    assert broken.name in text
+    evaluation = mr.evaluate(model, odd, on_error="drop")
+    assert evaluation == whole
+    assert evaluation.num_images == 1
+
+    images[0].path.write_bytes(broken.read_bytes())
+    with pytest.raises(mr.ImageError, match="none of 2 images can be read"):
+        mr.evaluate(model, odd, on_error="drop")
+
+
 def test_results_and_annotations_with_text_ids_agree_however_the_annotations_are_opened(
     tmp_path: Path,
 ):

@@ -89,6 +89,7 @@ def test_a_forecast_says_what_a_budget_reaches(
     assert made.is_hopeless == (text == "hopeless")
     if made.is_hopeless:
         assert "at least 200 steps, got time for about 47" in made.refusal
+        assert "A step takes 1 s, and 10.0 s are spent." in made.refusal
         assert "--max-time 30m" in made.refusal
         assert "--anyway" in made.refusal
     else:
@@ -148,9 +149,15 @@ def test_steps_and_validations_are_timed_by_the_given_clock(tmp_path: Path) -> N
 def test_a_cold_first_step_is_not_a_typical_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A short budget still measures a warm step; where all steps are slow, the second one counts."""
+    """A short budget still measures warm steps, of which a slow one does not count; where all steps
+    are slow, the second one counts."""
     data = CocoDataset(training_run.draw(tmp_path, 2))
-    for seconds, expected, done in (([4, 2, 0.1], 0.1, 3), ([60, 20, 20], 20, 2)):
+    for seconds, expected, done in (
+        ([4, 2, 0.1, 0.9, 0.1], 0.1, 5),
+        ([4, 2, 0.9, 0.1, 0.2], 0.2, 5),
+        ([4, 2, 1.5, 1], 1.5, 3),
+        ([60, 20, 20], 20, 2),
+    ):
         now = [0.0]
         left = iter(seconds)
 

@@ -32,7 +32,7 @@ from .categories import (
     similar_names,
 )
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
-from .image_names import first_folder
+from .image_names import file_names, first_folder
 from .interpretation import interpret
 from .json_file import encoding_notes, read_json
 from .labeled_categories import find_key_problems, labeled_ids
@@ -50,6 +50,7 @@ from .problems import (
 )
 from .shown_values import shown
 from .structure import check_structure
+from .unlisted_images import unlisted_images
 
 __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 
@@ -173,6 +174,9 @@ class CocoDataset:
             self._use_categories(_select_categories(categories, in_file, self.name))
 
         self.image_folder = _find_image_folder(images, self.annotations_path, content["images"])
+        if self.annotations_path and self.image_folder:
+            names = file_names(content["images"])
+            notes = (*notes, *unlisted_images(names, self.image_folder, self.annotations_path))
         located = locate_images(content["images"], self.image_folder)
         self._content: Mapping[str, list[Json]] = {**content, "images": located.images}
         self.notes = (*notes, *interpreted.notes, *located.notes, *self._notes_on_categories())
@@ -596,6 +600,4 @@ def _find_image_folder(
     if annotations is None:
         return None
 
-    objects = (entry for entry in entries if isinstance(entry, Mapping))
-    names = (entry.get("file_name") for entry in objects)
-    return first_folder((n for n in names if isinstance(n, str)), [annotations.parent])
+    return first_folder(file_names(entries), [annotations.parent])

@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
+
+from .coco_types import Json
 
 _SERVER = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/]*/")
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -74,6 +76,13 @@ def first_folder(names: Iterable[str], folders: Iterable[Path]) -> Path | None:
         return folder
     finders = [ImageFinder(folder) for folder in folders]
     return next((f.folder for f in finders if any(f.find(name) for name in names[:100])), None)
+
+
+def file_names(entries: Iterable[Json]) -> list[str]:
+    """The file names of image entries that are not checked yet, as far as they have any."""
+    objects = [entry for entry in entries if isinstance(entry, Mapping)]
+    names = [e.get("file_name") or name_from_url(str(e.get("coco_url", ""))) for e in objects]
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def name_from_url(url: str) -> str:

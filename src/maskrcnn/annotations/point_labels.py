@@ -31,7 +31,8 @@ def with_points(content: CocoContent, count: int) -> CocoContent:
     the seed, so that the same file gets the same points. Regions to ignore keep their masks.
 
     Args:
-        content: annotations with boxes, and with masks where there are any.
+        content: annotations, with masks where there are any; a mask without a box gets the box
+            around it.
         count: points per object; a box of fewer pixels gets one for each of them.
 
     Raises:
@@ -59,7 +60,8 @@ def _pointed(annotation: CocoAnnotation, size: tuple[int, int], count: int) -> C
         return annotation
 
     # The box in whole pixels, inside the image.
-    x, y, width, height = annotation["bbox"]
+    box = annotation.get("bbox") or _box_around(segmentation)
+    x, y, width, height = box
     left = min(max(int(np.floor(x)), 0), size[1] - 1)
     top = min(max(int(np.floor(y)), 0), size[0] - 1)
     right = max(min(int(np.ceil(x + width)), size[1]), left + 1)
@@ -69,11 +71,21 @@ def _pointed(annotation: CocoAnnotation, size: tuple[int, int], count: int) -> C
     rng = np.random.default_rng(abs(annotation["id"]))
     chosen = rng.choice(on_object.size, size=min(count, on_object.size), replace=False)
     rows, columns = np.divmod(chosen, right - left)
-    pointed: dict[str, Json] = {**annotation}
+    pointed: dict[str, Json] = {**annotation, "bbox": box}  # points without a box are not used
     del pointed["segmentation"]
     pointed["point_coords"] = np.stack([left + columns, top + rows], axis=1).tolist()
     pointed["point_labels"] = on_object[rows, columns].astype(int).tolist()
     return cast("CocoAnnotation", pointed)
+
+
+def _box_around(segmentation: list[list[float]] | RLE) -> list[float]:
+    """The box around a mask as x, y, width, height."""
+    if isinstance(segmentation, Mapping):
+        x0, y0, x1, y1 = coco_rle.bbox(segmentation)
+        return [x0, y0, x1 - x0, y1 - y0]
+    x = [value for polygon in segmentation for value in polygon[0::2]]
+    y = [value for polygon in segmentation for value in polygon[1::2]]
+    return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
 
 
 def _pixels(

@@ -33,8 +33,8 @@ def evaluate(
         max_detections: Number of detections per image and category that count; by default the
             model's own limit, at least COCO's 100.
         batch_size: Number of images of equal padded shape per forward pass.
-        on_error: What to do with unusable annotations: list them and stop, or drop them with a
-            warning.
+        on_error: What to do with unusable annotations, and with images that cannot be read: stop
+            and list them, or leave them out and name them.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         tta: Average several augmented views of each image (more accurate, slower): flip, turns
             (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.
@@ -61,6 +61,7 @@ def evaluate(
         out=out,
         max_detections=max_detections,
         batch_size=batch_size,
+        on_error=on_error,
         progress=True,
     )
     print(evaluation)

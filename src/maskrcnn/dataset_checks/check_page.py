@@ -191,6 +191,9 @@ def _annotated(report: CheckReport) -> str:
     counts = {
         "with polygons": objects.mask_types.count("polygons"),
         "with RLE": objects.mask_types.count("RLE"),
+        "with labeled points": sum(
+            bool(entries[index].get("point_labels")) for index in objects.annotation_indices
+        ),
         "without a mask": objects.mask_types.count("none"),
         "with keypoints": sum(
             any(entries[index].get("keypoints") or ()) for index in objects.annotation_indices

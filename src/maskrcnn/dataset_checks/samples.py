@@ -15,6 +15,7 @@ from ..annotations.annotation import BoxXYXY, is_number
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import Json
 from ..draw.overlay import draw_instances
+from ..draw.points import draw_points
 from ..images.read import ImageError, read_image
 from ..truth_instances import truth_instances
 
@@ -99,7 +100,12 @@ def _draw(data: CocoDataset, index: int, boxes: bool = True) -> tuple[Image.Imag
     truth = truth_instances(record.annotations, data.categories, size, _GRID)
     names = boxes and len(data.categories) > 1
     image = draw_instances(truth, pixels, boxes=boxes, names=names, scores=False, enlarge=True)
-    return image, image.width / record.width
+    factor = image.width / record.width
+    for annotation in record.annotations:
+        if annotation.points is not None and not annotation.ignore:
+            labeled = annotation.points.tolist()
+            draw_points(image, ((x * factor, y * factor, on > 0) for x, y, on in labeled))
+    return image, factor
 
 
 def _draw_red_box(image: Image.Image, corners: BoxXYXY) -> None:

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..annotations.json_file import read_json
 from ..annotations.structure import resembles_coco
 from ..config import Category
+from ..images.read import ImageError
 from ..runtime.atomic_files import replace_text
 from ..runtime.plain_data import PlainData, PlainDict
 from .given_results import match_results, plain_id, read_results
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Results = Sequence[PlainData]
 """Results as given, not checked yet."""
 Numbers = dict[str, float]
+_SHOWN = 3  # images in the remark on those that cannot be read
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def evaluate(
     out: str | Path | None = None,
     max_detections: int | None = None,
     batch_size: int = 1,
+    on_error: Literal["raise", "drop"] = "raise",
     progress: bool = False,
 ) -> Evaluation:
     """The average precision of a model, or of results, on annotated images.
@@ -119,9 +122,12 @@ def evaluate(
         max_detections: detections per image and category at which AP is computed, if above COCO's
             100 (keypoints 20); by default the model's own limit, or 100.
         batch_size: up to this many images of equal padded shape share one forward pass.
+        on_error: how to handle unusable annotations of a file, and images that cannot be read.
+            "raise" raises an error; "drop" leaves them out, also of AP, and names them.
         progress: show a progress bar.
 
     Raises:
+        ImageError: an image cannot be read; with "drop", none can.
         ValueError: results for images or categories that the annotations do not have, or results
             that lack a field; categories that differ only in case or spaces; `max_detections` is
             below 1.
@@ -151,18 +157,32 @@ def evaluate(
         raise ValueError(f"{out}: expected a folder for metrics.json and results.json, got a file")
     given_results = None if isinstance(model, Predictor) else _results(model)
     if given_results is not None:
-        return _evaluate_given(model, given_results, data, max_detections, out)
+        return _evaluate_given(model, given_results, data, max_detections, on_error, out)
     from .coco_results import coco_results
 
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = Predictor(predictor)  # ty: ignore[invalid-argument-type]
-    dataset = _dataset(data, images)
+    dataset = _dataset(data, images, on_error)
     truth, categories, remarks = _truth(dataset)
     _warn_about_unevaluated(predictor, truth, categories)
-    results = coco_results(
-        predictor, dataset, truth, categories, batch_size=batch_size, progress=progress
-    )
+    unreadable: dict[int, str] = {}
+    try:
+        results = coco_results(
+            predictor,
+            dataset,
+            truth,
+            categories,
+            batch_size=batch_size,
+            progress=progress,
+            note_unreadable=unreadable.__setitem__ if on_error == "drop" else None,
+        )
+    except ImageError as error:
+        suggestion = 'restore the file, or leave such images out: on_error="drop" (--on-error drop)'
+        raise ImageError(f"{error}; {suggestion}") from None
+    if unreadable:
+        truth, categories, remarks = _truth(without_images(dataset, unreadable))
+        remarks = (*remarks, _left_out(unreadable, len(dataset)))
 
     config = predictor.config
     tasks: list[Task] = ["bbox"]
@@ -220,15 +240,41 @@ def evaluate_results(
     )
 
 
+def without_images(data: CocoDataset, unreadable: Mapping[int, str]) -> CocoDataset:
+    """The images that could be read.
+
+    Args:
+        data: all images.
+        unreadable: the reason for each of the others, by id.
+
+    Raises:
+        ImageError: none could be read.
+    """
+    entries = data.content()["images"]
+    readable = [i for i, entry in enumerate(entries) if entry["id"] not in unreadable]
+    if not readable and unreadable:
+        reason = next(iter(unreadable.values()))
+        raise ImageError(f"{data.name}: none of {len(data)} images can be read: {reason}")
+    return data.subset(readable)
+
+
+def _left_out(unreadable: Mapping[int, str], count: int) -> str:
+    """Which images AP leaves out, as a remark."""
+    shown = "; ".join([*unreadable.values()][:_SHOWN])
+    more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
+    return f"{len(unreadable)} of {count} images cannot be read, AP leaves them out: {shown}{more}"
+
+
 def _evaluate_given(
     model: object,
     given: Results,
     data: Any,
     max_detections: int | None,
+    on_error: Literal["raise", "drop"],
     out: str | Path | None,
 ) -> Evaluation:
     """Checks and evaluates results; their fields decide which tasks."""
-    truth, categories, remarks = _truth(_annotations(data))
+    truth, categories, remarks = _truth(_annotations(data, on_error))
     where = str(model) if isinstance(model, str | Path) else "results"
     results = match_results(given, truth, categories, where)
     tasks: list[Task] = [
@@ -296,19 +342,21 @@ def _results(model: object) -> Sequence[PlainData] | None:
     return list(model) if isinstance(model, list | tuple) else None
 
 
-def _dataset(data: Any, images: str | Path | None) -> CocoDataset:
+def _dataset(
+    data: Any, images: str | Path | None, on_error: Literal["raise", "drop"]
+) -> CocoDataset:
     if not isinstance(data, str | Path | Mapping):
         return data
     if isinstance(data, Mapping):
         from ..annotations.coco_dataset import CocoDataset
 
-        return CocoDataset(data, images)
+        return CocoDataset(data, images, on_error=on_error)
     from ..formats.load_dataset import load_dataset
 
-    return load_dataset(data, images)
+    return load_dataset(data, images, on_error=on_error)
 
 
-def _annotations(data: Any) -> CocoDataset:
+def _annotations(data: Any, on_error: Literal["raise", "drop"]) -> CocoDataset:
     """The annotations to compare results with; their images are not needed."""
     from ..annotations.coco_dataset import CocoDataset
 
@@ -319,7 +367,7 @@ def _annotations(data: Any) -> CocoDataset:
             name = Path(data).name
             data = content
     if not isinstance(data, Mapping):
-        return _dataset(data, None)
+        return _dataset(data, None, on_error)
     content = _with_keypoint_names({"annotations": [], **data})
     if isinstance(content.get("images"), list):
         nameless = {"file_name": ""}  # results are matched by id then
@@ -327,7 +375,7 @@ def _annotations(data: Any) -> CocoDataset:
             {**nameless, **image} if isinstance(image, Mapping) else image
             for image in content["images"]
         ]
-    return CocoDataset(content, name=name)
+    return CocoDataset(content, name=name, on_error=on_error)
 
 
 def _with_keypoint_names(content: PlainData) -> PlainDict:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import cast
 
 from ..annotations import rle as coco_rle
-from ..annotations.coco_types import CocoAnnotation, CocoContent, JsonObject
-from ..annotations.image_names import first_folder, name_from_url
+from ..annotations.coco_types import CocoAnnotation, CocoContent
+from ..annotations.image_names import file_names, first_folder
 from ..annotations.json_file import encoding_notes
 from ..annotations.structure import check_structure, resembles_coco
 from .annotation_source import AnnotationSource
@@ -55,15 +55,8 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         for base in (path.parent, path.parent.parent)
         for part in (".", "images", path.stem, f"images/{path.stem}", path.stem.split("_")[-1])
     ]
-    folder = first_folder(_file_names(content), candidates)
+    folder = first_folder(file_names(content["images"]), candidates)
     return Annotated(cast("CocoContent", content), folder, path.name, notes=notes)
-
-
-def _file_names(content: JsonObject) -> list[str]:
-    """The file names of unchecked content, as far as it has any."""
-    entries = [entry for entry in content["images"] if isinstance(entry, dict)]
-    names = [e.get("file_name") or name_from_url(str(e.get("coco_url"))) for e in entries]
-    return [name for name in names if isinstance(name, str)]
 
 
 def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable) -> None:
@@ -133,4 +126,5 @@ COCO = Format(
     write=write,
     suffix=".json",
     holds_everything=True,
+    lists_images=True,
 )

@@ -397,6 +397,7 @@ CVAT = Format(
     recognize=recognize,
     splits=splits,
     read=read,
+    lists_images=True,
     write=write_cvat,
     suffix=".xml",
     sides_from_names=True,

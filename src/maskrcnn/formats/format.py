@@ -38,6 +38,8 @@ class Format:
     None = the format is only read.
     """
 
+    lists_images: bool = False
+    """One file lists the images, so that others in their folder are counted and named."""
     suffix: str = ""
     """Suffix of the file, for a format that writes one file per split; "" = it writes a folder."""
     needs_images_beside: bool = False

@@ -363,4 +363,5 @@ LABEL_STUDIO = Format(
     recognize=recognize,
     splits=splits,
     read=read,
+    lists_images=True,
 )

@@ -7,6 +7,7 @@ Out: a `CocoDataset`, checked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from tarfile import is_tarfile
@@ -15,7 +16,9 @@ from zipfile import is_zipfile
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import JsonObject
+from ..annotations.image_names import file_names
 from ..annotations.problems import DataError
+from ..annotations.unlisted_images import unlisted_images
 from ..config import Category
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
@@ -241,7 +244,12 @@ def read_split(
             )
     if not split and splits:
         split = splits[0]
-    return known.read(source, images, split)
+    annotated = known.read(source, images, split)
+    if not known.lists_images or annotated.images is None:
+        return annotated
+    names = file_names(annotated.content["images"])
+    unlisted = unlisted_images(names, annotated.images, source.path)
+    return replace(annotated, notes=(*annotated.notes, *unlisted))
 
 
 def _train_split(splits: Sequence[str]) -> str:

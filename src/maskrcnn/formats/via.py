@@ -600,6 +600,7 @@ VIA = Format(
     recognize=recognize,
     splits=splits,
     read=read,
+    lists_images=True,
     write=write,
     suffix=".json",
     sides_from_names=True,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-BYTES = 512
-"""First bytes of a file that `kind_of` needs."""
+from collections.abc import Sequence
+
+BYTES = 1 << 16
+"""First bytes of a file that `kind_of` looks at."""
+
+_EVALUATE = "pass the images or their folder, or measure AP with maskrcnn evaluate MODEL --data"
+_LISTED = "pass the images or their folder; maskrcnn predict reads such a file with --shard 1/1"
+_MODEL_FIRST = "the model comes first: maskrcnn predict MODEL IMAGES"
 
 # (offset, bytes there, what the file is)
 _SIGNATURES = (
@@ -11,6 +17,8 @@ _SIGNATURES = (
     (0, b"%PDF", "a PDF document"),
     (0, b"%!PS", "a PostScript program"),
     (0, b"\xc5\xd0\xd3\xc6", "a PostScript program"),
+    (0, b"PAR1", f"a Parquet table; {_LISTED}"),
+    (8, b'{"__metadata__"', f"a file of weights; {_MODEL_FIRST}"),
     (0, b"PK\x03\x04", "a ZIP archive or an Office document"),
     (0, b"\x1f\x8b", "gzip-compressed data"),
     (0, b"Rar!", "a RAR archive"),
@@ -32,7 +40,25 @@ _SIGNATURES = (
     (0, b"\x00\x00\x01\xba", "a video"),
     (0, b"\x00\x00\x01\xb3", "a video"),
 )
+_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_WEIGHTS = (b"data.pkl", b"/byteorder", b"models/model.json")  # members of PyTorch's archives
+# (what all of one of these tuples occur in a text, what it is)
+_JSON = (
+    (
+        ('"score"', '"image_id"'),
+        f"a file of detections, as predict writes them; {_EVALUATE} of them",
+    ),
+    (('"imagepath"',), f"an annotation file of LabelMe; {_EVALUATE}"),
+    (('"file_name"',), f"an annotation file in COCO's format; {_EVALUATE}"),
+    (('"annotations"',), f"an annotation file; {_EVALUATE}"),
+    (('"regions"',), f"an annotation file of VIA; {_EVALUATE}"),
+    (('"features"',), f"an annotation file in GeoJSON; {_EVALUATE}"),
+)
+_XML = (
+    (("<annotation",), f"an annotation file in XML; {_EVALUATE}"),
+    (("<net ",), f"a model of OpenVINO; {_MODEL_FIRST}"),
+)
 _RAW = "camera raw data; develop it to a TIFF or JPEG"
 
 
@@ -40,6 +66,9 @@ def kind_of(start: bytes) -> str | None:
     """Returns what a file is, such as "HTML"; None if its first bytes do not tell."""
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
+            is_archive = signature.startswith(b"PK")
+            if is_archive and any(member in start for member in _WEIGHTS):
+                return f"a file of PyTorch; {_MODEL_FIRST}"
             return kind
     if start[4:8] == b"ftyp":
         if start[8:12] in _HEIF:
@@ -57,10 +86,25 @@ def _text_kind(start: bytes) -> str | None:
         return "an HTML page, perhaps the error message of a failed download"
     if "<svg" in text:
         return "an SVG drawing; save it as PNG"
-    if text.startswith("<?xml"):
-        return "XML"
+    if text.startswith(("<?xml", "<annotation")):
+        return _first_of(_XML, text) or "XML"
     if text.startswith(("{", "[")):
-        return "JSON or other text"
+        return _first_of(_JSON, text) or "JSON or other text"
     if text and encoding == "utf-8" and not any(byte < 9 or 13 < byte < 32 for byte in start):
-        return "text"
+        return _plain_text_kind(text)
     return None
+
+
+def _first_of(kinds: Sequence[tuple[Sequence[str], str]], text: str) -> str | None:
+    return next((kind for marks, kind in kinds if all(mark in text for mark in marks)), None)
+
+
+def _plain_text_kind(text: str) -> str:
+    lines = text.splitlines()
+    if any(line.startswith("names:") for line in lines):
+        return f"a data.yaml; {_EVALUATE}"
+    if "region_shape_attributes" in lines[0]:
+        return f"an annotation file of VIA; {_EVALUATE}"
+    if all(line.strip().endswith(_ENDINGS) for line in lines[:3]):
+        return f"a list of images; {_LISTED}"
+    return "text"

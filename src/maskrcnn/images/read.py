@@ -13,6 +13,7 @@ Other integers than uint8 and uint16 have no usual range: without one, they must
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFile, ImageOps
 
 from .deep_color import is_deep_color, read_deep_color
+from .image_files import ImageWarning
 from .open_image import (
     BinaryFile,
     ImageError,
@@ -43,6 +45,7 @@ _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 are rotated by a quarter turn
 _EIGHT_BIT = {"1", "L", "P", "RGB"}
 _SIXTEEN_BIT = {"PNG", "PPM", "JPEG2000"}  # formats whose mode "I" holds 16-bit values
 _NO_FRAMES = {"ICNS", "ICO", "JPEG", "MPO", "PSD"}  # sizes, previews and layers of one image
+_CAMERA = 4095  # the largest value of a camera of 12 bits
 _ROWS = 256  # scaled at a time
 _PIXELS_AT_ONCE = 1 << 24  # copied from Pillow at a time
 
@@ -363,6 +366,21 @@ def _to_8_bit(
     return scaled
 
 
+def _warn_of_fewer_bits(high: int) -> None:
+    """Warns of 16-bit values as cameras with fewer bits give them: almost black in the full range.
+
+    The text names no file, so that it is shown once.
+    """
+    most = 2 ** high.bit_length() - 1
+    if 0 < most <= _CAMERA:
+        warnings.warn(
+            f"16-bit values of at most {most:,} are almost black in the full range of 65,535; "
+            f"pass intensity_range=(0, {most}) (--intensity-range 0 {most})",
+            ImageWarning,
+            stacklevel=2,
+        )
+
+
 def _full_range(values: np.ndarray, name: str) -> tuple[float, float]:
     """The values of black and white where no range is given.
 
@@ -373,6 +391,7 @@ def _full_range(values: np.ndarray, name: str) -> tuple[float, float]:
     high = values.max().item()
     if values.dtype == np.uint16:
         if not 0 < high <= 255:
+            _warn_of_fewer_bits(high)
             return 0.0, 65535.0
         raise ImageError(
             f"{name}: uint16 values of only {low} to {high} would be almost black. "

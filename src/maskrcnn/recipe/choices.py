@@ -89,6 +89,8 @@ class Choices:
     """What is given up for cheaper steps."""
     free: float = math.inf
     """Bytes of memory for training and validation, beyond those of the program."""
+    validated: frozenset[tuple[int, int]] = frozenset()
+    """(height, width) of the images to validate on; empty = they are like those to train on."""
     facts: Statistics = field(init=False)
     needed: float = field(init=False)
     """Bytes that training and validation need beyond those of the program."""
@@ -212,9 +214,19 @@ def _validation_fits(choices: Choices, model: ModelConfig) -> bool:
     """Whether whole images, which validation looks at, fit into the memory one by one."""
     if math.isinf(choices.free):
         return True
-    largest = _input_sizes(model, choices.facts).max(axis=0)
-    size = (int(largest[0]), int(largest[1]))
-    return validation_bytes(model, size) <= MEMORY_SHARE * choices.free
+    return _validation_bytes(choices, model) <= MEMORY_SHARE * choices.free
+
+
+def _validation_bytes(choices: Choices, model: ModelConfig) -> float:
+    """Bytes of the prediction for the largest image to validate on.
+
+    Validation looks at whole images, one by one if they are large.
+    """
+    sizes = choices.validated or {(int(h), int(w)) for h, w in choices.facts.sizes}
+    inputs = [input_size(height, width, model.input) for height, width in sizes]
+    height = max(height for height, _ in inputs)
+    width = max(width for _, width in inputs)
+    return validation_bytes(model, (height, width))
 
 
 def _input_sizes(model: ModelConfig, facts: Statistics) -> np.ndarray:
@@ -435,15 +447,14 @@ def _needed(choices: Choices, batch: int, checkpointing: bool) -> float:
     half = choices.training.dtype != "float32"
     step = activation_bytes(model, batch, _training_size(choices), half, checkpointing)
 
-    # Validation looks at whole images, one by one if they are large.
-    largest = _input_sizes(model, choices.facts).max(axis=0)
-    validation = validation_bytes(model, (int(largest[0]), int(largest[1])))
+    validation = _validation_bytes(choices, model)
     needed = state_bytes(model) + max(step, validation, saving_bytes(model))
     if choices.device.type == "cuda":
         return needed
     pixels = choices.facts.sizes.prod(axis=1)
     cached = cache_bytes(float(pixels.mean()), choices.facts.images)
-    return needed + image_bytes(int(pixels.max())) + cached
+    largest = max([int(pixels.max()), *(height * width for height, width in choices.validated)])
+    return needed + image_bytes(largest) + cached
 
 
 def _too_large(choices: Choices, batch: int, checkpointing: bool) -> str:

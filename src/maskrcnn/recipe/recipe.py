@@ -84,6 +84,7 @@ class Candidate:
 def choose_recipe(
     data: CocoDataset,
     *,
+    val: CocoDataset | None = None,
     model: str | ModelConfig = "auto",
     pretrained: str | Path | None = None,
     max_time: float | None = None,
@@ -96,6 +97,7 @@ def choose_recipe(
     Args:
         data: annotated training images. Reads the annotations of at most
             5,000 of them and decodes at most 48.
+        val: images to validate on, whose sizes count for the memory; None = like `data`.
         model: "auto", the name of a preset, or a configuration to fit to the data. "auto" uses the
             architecture of a pretrained detector, or else one that suits the data and the machine.
         pretrained: initial weights, as for `train`; None or "none" = random weights; "auto" = an
@@ -128,6 +130,7 @@ def choose_recipe(
     """
     return recipe_candidates(
         data,
+        val=val,
         model=model,
         pretrained=pretrained,
         max_time=max_time,
@@ -140,6 +143,7 @@ def choose_recipe(
 def recipe_candidates(
     data: CocoDataset,
     *,
+    val: CocoDataset | None = None,
     model: str | ModelConfig = "auto",
     pretrained: str | Path | None = None,
     max_time: float | None = None,
@@ -169,6 +173,7 @@ def recipe_candidates(
         facts = statistics_of(data)
         sources = _starts_at_hand(data, facts, model, given, chosen_device)
     starts = [_begin(data, model, source, why, chosen_device, given) for source, why in sources]
+    validated = frozenset(val.size(i) for i in range(len(val))) if val else frozenset()
     free = free_bytes(chosen_device, memory)
     facts = facts or statistics_of(data)
 
@@ -178,6 +183,7 @@ def recipe_candidates(
         for economy in LADDER:
             choices = replace(start, reasons=list(start.reasons), economy=economy, free=free)
             choices.facts = facts
+            choices.validated = validated
             try:
                 candidate = _candidate(choices, source)
             except MemoryLimitError as error:

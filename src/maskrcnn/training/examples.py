@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..draw.overlay import draw_instances
+from ..draw.points import draw_points
 from ..instances import Instances
 from .sampler import training_plan
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 TILE, GAP = 384, 4  # pixels
 _GRAY = (190, 190, 190)
-_ON_OBJECT, _BESIDE = (60, 220, 60), (240, 60, 60)  # colors of points labeled instead of a mask
 
 
 def draw_examples(
@@ -104,15 +104,13 @@ def draw_example(example: Example, model: ModelConfig) -> Image.Image:
     drawn = draw_instances(instances, pixels, names=False, enlarge=True)
 
     factor = drawn.width / pixels.shape[1]
-    pen = ImageDraw.Draw(drawn)
     if truth.points is not None:
         points = truth.points[0][has_points(truth)[0]].flatten(0, 1)
-        for x, y, label in points[points[:, 2] > 0].tolist():
-            x, y = x * factor, y * factor
-            color = _ON_OBJECT if label > 1.5 else _BESIDE
-            pen.ellipse((x - 3, y - 3, x + 3, y + 3), color, (0, 0, 0))
+        labeled = points[points[:, 2] > 0].tolist()
+        draw_points(drawn, ((x * factor, y * factor, label > 1.5) for x, y, label in labeled))
 
     # Ignore regions are crossed out.
+    pen = ImageDraw.Draw(drawn)
     for x0, y0, x1, y1 in (truth.boxes[0][truth.ignore[0]] * factor).round().tolist():
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), None, _GRAY)
         pen.line([(x0, y0), (x1 - 1, y1 - 1)], fill=_GRAY)

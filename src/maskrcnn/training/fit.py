@@ -672,6 +672,7 @@ class Trainer:
             advance,
             note_unreadable=self.unreadable["validation"].note,
             metrics=metrics,
+            training=self.data,
         )
 
     def save_before_evaluation(self, row: dict[str, float]) -> None:

@@ -75,11 +75,12 @@ class Forecast:
         advice = [f"use --max-time {_round_time(seconds)}"]
         if candidate.kind == "none":
             advice.append("start from a detector (--pretrained)")
+        fewest = math.ceil(HOPELESS_SHARE * candidate.enough)
         return (
-            f"max_time {duration(self.max_time)}: expected time for at least "
-            f"{math.ceil(HOPELESS_SHARE * candidate.enough)} steps, got time for about "
-            f"{self.steps}, too few {start}. Suggestion: {', '.join(advice)}, or train anyway "
-            "(--anyway)"
+            f"max_time {duration(self.max_time)}: expected time for at least {fewest} steps, "
+            f"got time for about {self.steps}, too few {start}. "
+            f"A step takes {self.choice.step_seconds:.2g} s, and {duration(self.prepared)} are "
+            f"spent. Suggestion: {', '.join(advice)}, or train anyway (--anyway)"
         )
 
     def __str__(self) -> str:

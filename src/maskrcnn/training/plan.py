@@ -233,7 +233,9 @@ def plan_training(
         else:
             candidates = None
             if processes.main and recipe:
-                candidates = _candidates(dataset, model, settings, pretrained, memory, device)
+                candidates = _candidates(
+                    dataset, validation, model, settings, pretrained, memory, device
+                )
             elif processes.main:
                 candidates = [_preset(dataset, model, settings, pretrained)]
             chosen, expected, needed = _in_time(
@@ -449,6 +451,7 @@ def _preset(
 
 def _candidates(
     data: CocoDataset,
+    val: CocoDataset | None,
     model: str,
     settings: Mapping[str, Any],
     pretrained: str | Path | None,
@@ -460,6 +463,7 @@ def _candidates(
 
     return recipe_candidates(
         data,
+        val=val,
         model=model,
         pretrained=pretrained,
         memory=memory,

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 WARM_UP = 2  # steps: kernels are compiled, memory is allocated
 TIMED = 4  # steps
+# Steps that are timed however short the budget is, where they are quick: of three, the median is
+# not the one that a busy machine has held up.
+FEWEST_TIMED = 3
+QUICK_STEP = 1.0  # seconds
 VALIDATED = 6  # images
 LONGEST_TRIAL = 15.0  # seconds, after which a trial ends with the steps it has
 # Seconds of a step after which a trial may end without a warm step: warming up takes a few seconds
@@ -107,8 +111,8 @@ def step_seconds(
         device: such as "cpu" or "cuda"; None = a GPU if there is one.
         processes: that measure together, instead of this one on `device`.
         clock: returns the time in seconds.
-        longest: seconds after which the trial ends with the steps it has: at least one after the
-            warm-up, or the second one where steps are slow.
+        longest: seconds after which the trial ends with the steps it has: at least three after the
+            warm-up, one where a step takes a second, or the second step where steps are slow.
     """
     processes = processes or Processes.alone(device)
     network = make_network(model, data, None, config, None).network
@@ -121,7 +125,9 @@ def step_seconds(
             start = clock()
             learner.step(number, None)
             seconds.append(clock() - start)
-            is_known = number >= WARM_UP or (number > 0 and seconds[-1] > SLOW_STEP)
+            fewest = FEWEST_TIMED if seconds[-1] < QUICK_STEP else 1
+            is_slow = number > 0 and seconds[-1] > SLOW_STEP
+            is_known = len(seconds) >= WARM_UP + fewest or is_slow
             if processes.from_main(is_known and clock() - begin > longest):
                 break
     return processes.from_main(median(seconds[min(WARM_UP, len(seconds) - 1) :]))

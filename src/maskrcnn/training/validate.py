@@ -18,7 +18,6 @@ import torch
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoResult
 from ..config import ModelConfig, TrainConfig
-from ..images.read import ImageError
 from ..model.extra_head import OWN_TERMS
 from ..ops.device import is_async
 from ..preprocess import input_size
@@ -80,6 +79,7 @@ def validate(
     advance: Callable[[int], None] = lambda _: None,
     note_unreadable: Callable[[int, str], None] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    training: CocoDataset | None = None,
 ) -> dict[str, float]:
     """Loss and average precision of `model` in evaluation mode.
 
@@ -95,16 +95,19 @@ def validate(
         note_unreadable: called with id and reason for images that cannot be read, which are
             left out; None = they are an error.
         metrics: numbers of one's own, by name.
+        training: the images to train on, whose sizes limit the pixels of a batch if there are no
+            crops; None = they are like `validation`.
 
     Raises:
         ImageError: an image cannot be read or, with `note_unreadable`, none can.
     """
+    batch = validation_batch(model.config, validation, config, training or validation)
     was_training = model.training
     model.eval()
     with processes.waiting():
-        numbers = _losses(model, validation, config, processes, advance, note_unreadable)
+        numbers = _losses(model, validation, batch, config, processes, advance, note_unreadable)
     numbers |= _precision(
-        model, validation, config, processes, advance, note_unreadable, metrics or {}
+        model, validation, batch, processes, advance, note_unreadable, metrics or {}
     )
     model.train(was_training)
     return numbers
@@ -114,6 +117,7 @@ def validate(
 def _losses(
     model: MaskRCNN,
     validation: CocoDataset,
+    batch_size: int,
     config: TrainConfig,
     processes: Processes,
     advance: Callable[[int], None],
@@ -126,7 +130,7 @@ def _losses(
     images = TrainingSet(validation, model.config, None, cache_bytes=0)  # each is used once
     plan = BatchPlan(
         len(validation),
-        validation_batch(model.config, validation, config),
+        batch_size,
         rank=processes.rank,
         world=processes.world,
         shuffle=False,
@@ -154,24 +158,30 @@ def _losses(
     }
 
 
-def validation_batch(model: ModelConfig, validation: CocoDataset, config: TrainConfig) -> int:
+def validation_batch(
+    model: ModelConfig, validation: CocoDataset, config: TrainConfig, training: CocoDataset
+) -> int:
     """Images that share a forward pass of the validation, with no more pixels than in training.
 
-    Training may look at crops, validation at whole images.
+    Training may look at crops, validation at whole images, which may be larger than those to train
+    on.
     """
     crop = config.augment.crop
-    if crop is None:
-        return config.batch_size
-    pixels = max(
-        math.prod(input_size(*validation.size(i), model.input)) for i in range(len(validation))
-    )
-    return max(1, min(config.batch_size, int(config.batch_size * crop**2 / pixels)))
+    allowed = crop**2 if crop is not None else _most_pixels(model, training)
+    share = allowed / _most_pixels(model, validation)
+    return max(1, min(config.batch_size, int(config.batch_size * share)))
+
+
+def _most_pixels(model: ModelConfig, data: CocoDataset) -> int:
+    """Pixels of the largest image in the model's input."""
+    sizes = {data.size(index) for index in range(len(data))}
+    return max(math.prod(input_size(*size, model.input)) for size in sizes)
 
 
 def _precision(
     model: MaskRCNN,
     validation: CocoDataset,
-    config: TrainConfig,
+    batch_size: int,
     processes: Processes,
     advance: Callable[[int], None],
     note_unreadable: Callable[[int, str], None] | None,
@@ -179,7 +189,7 @@ def _precision(
 ) -> dict[str, float]:
     """AP from the results of all processes, each of which predicts its share of the images."""
     from ..evaluation.coco_results import coco_results
-    from ..evaluation.evaluate import evaluate_results
+    from ..evaluation.evaluate import evaluate_results, without_images
     from ..prediction.predictor import Predictor
 
     share = validation
@@ -195,11 +205,7 @@ def _precision(
             share.truth(),
             validation.categories,
             # On a CPU one image at a time is enough to keep it busy.
-            batch_size=(
-                validation_batch(model.config, validation, config)
-                if is_async(processes.device)
-                else 1
-            ),
+            batch_size=batch_size if is_async(processes.device) else 1,
             advance=advance,
             note_unreadable=own_unreadable.__setitem__ if note_unreadable else None,
         )
@@ -212,14 +218,7 @@ def _precision(
     for image_id, reason in unreadable.items():
         assert note_unreadable is not None
         note_unreadable(image_id, reason)
-    readable = validation
-    if unreadable:
-        indices = range(len(validation))
-        readable = validation.subset(
-            [i for i in indices if validation[i].image_id not in unreadable]
-        )
-    if not len(readable):
-        raise ImageError(f"no validation image can be read: {next(iter(unreadable.values()))}")
+    readable = without_images(validation, unreadable) if unreadable else validation
 
     numbers: dict[str, float] = {}
     if processes.main:

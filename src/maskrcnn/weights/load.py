@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..config import Category, ModelConfig
 from ..graph_files.runner import SUFFIXES
+from ..images.image_files import image_suffixes
 from ..ops.device import usable_device
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
@@ -273,8 +274,11 @@ def _read(path: Path, bn_eps: float | None) -> tuple[ModelConfig, Mapping[str, T
             f'mr.Predictor("{path.name}"). Load the model from which it was exported.'
         )
     if path.suffix not in FOREIGN:
+        is_image = path.suffix.lower() in image_suffixes()
+        order = " The model comes before the images." if is_image else ""
         raise WeightsError(
             f"{path}: expected a .safetensors, .pth or .pkl file, got {path.suffix or 'no suffix'}."
+            f"{order}"
         )
 
     with path.open("rb") as file:
