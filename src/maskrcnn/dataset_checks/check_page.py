@@ -188,6 +188,7 @@ def _annotated(report: CheckReport) -> str:
     """How objects are annotated, in words."""
     objects = report.objects
     entries = report.data.raw["annotations"]
+
     counts = {
         "with polygons": objects.mask_types.count("polygons"),
         "with RLE": objects.mask_types.count("RLE"),

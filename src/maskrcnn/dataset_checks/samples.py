@@ -96,10 +96,12 @@ def _draw(data: CocoDataset, index: int, boxes: bool = True) -> tuple[Image.Imag
         pixels = read_image(record.path, data.intensity_range())
     except ImageError:
         return None
+
     size = (record.height, record.width)
     truth = truth_instances(record.annotations, data.categories, size, _GRID)
     names = boxes and len(data.categories) > 1
     image = draw_instances(truth, pixels, boxes=boxes, names=names, scores=False, enlarge=True)
+
     factor = image.width / record.width
     for annotation in record.annotations:
         if annotation.points is not None and not annotation.ignore:
