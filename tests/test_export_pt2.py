@@ -49,15 +49,14 @@ def operands() -> dict[str, tuple[Any, ...]]:
     ]
     flat = boxes(3, 60)
     flat[:, :5, 2:] = flat[:, :5, :2]
+    grouped = (flat.view(3, 3, 20, 4), numbers(3, 3, 20) / 50)
     rois = boxes(40)
     rois[0, 2:] = rois[0, :2]
     aligned = (levels, rois, numbers(40, most=2), numbers(40, most=2), [4, 8], 7)
     return {
         "best_first": (numbers(3, 60).float(), 20),
-        "greedy_nms": (flat, numbers(3, 60) / 50, numbers(3, 60) > 10, numbers(3, 60, most=3), 3, 0.3),
-        "greedy_nms without boxes": (
-            flat, numbers(3, 60) / 50, numbers(3, 60) > 99, numbers(3, 60, most=3), 3, 0.3
-        ),
+        "greedy_nms": (*grouped, numbers(3, 3, 20) > 10, 0.3),
+        "greedy_nms without boxes": (*grouped, numbers(3, 3, 20) > 99, 0.3),
         "pyramid_roi_align, adaptive": (*aligned, 0, True),
         "pyramid_roi_align, fixed": (*aligned, 2, False),
         "soft_nms": (flat, numbers(3, 60) / 50, numbers(3, 60, most=3), 0.5, 20),
