@@ -217,6 +217,24 @@ def test_a_file_that_could_run_code_is_refused(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("sizes", [[10**12], [10**6, 10**6], [-1], ["s0"], None])
+def test_a_tensor_has_its_numbers_in_the_file(
+    sizes: list[Any] | None, small_file: Path, tmp_path: Path
+) -> None:
+    """PyTorch makes zeros, as many as the table says, of a part without bytes."""
+    with zipfile.ZipFile(small_file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    meta = {"dtype": 7, "sizes": sizes and [{"as_int": side} for side in sizes]}
+    entry = {"path_name": "weight_0", "use_pickle": False, "tensor_meta": meta}
+    parts[f"small/{WEIGHTS}"] = json.dumps({"config": {"a": entry}}).encode()
+    parts["small/data/weights/weight_0"] = b""
+    with zipfile.ZipFile(tmp_path / "small.pt2", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="expected at most 0 values in weight_0, which has 0 bytes"):
+        check_archive(tmp_path / "small.pt2")
+
+
 def test_expressions_are_arithmetic_of_bounded_numbers(small_file: Path, tmp_path: Path) -> None:
     powers = "Pow(Pow(Integer(9), Integer(8)), Integer(8))"  # a few more of them fill any memory
     powers_within = "Pow(Add(Integer(1), Pow(Integer(9), Integer(8))), Integer(8))"

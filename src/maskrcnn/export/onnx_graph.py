@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import warnings
 from collections.abc import Generator
 
@@ -19,13 +18,13 @@ import onnx.compose
 import torch
 
 from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of, output_names
+from ..runtime.error_text import one_line
 from .network import Tracing
 from .onnx_input import IR_VERSION, OPSET, input_graph
 from .onnx_operators import translations
 
 NAMESPACE = "namespace"
 """Key under which the exporter notes the modules that a node belongs to, outermost first."""
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
@@ -52,9 +51,8 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            first = ANSI.sub("", str(error)).strip().splitlines()[0]
             raise ValueError(
-                f"the model has no ONNX form; the exporter reports: {first}"
+                f"the model has no ONNX form; the exporter reports: {one_line(error)}"
             ) from error
     assert program is not None
     model = program.model_proto
