@@ -93,20 +93,18 @@ MODELS: dict[str, tuple[str, str, Callable[[], ModelConfig]]] = {
 
 
 def groups() -> list[ImageGroup]:
-    """An image, and one beside an empty one."""
-    small = (300, 400)
-    return [
-        ImageGroup("one", [draw_blobs((600, 800), 1)]),
-        ImageGroup("one of two empty", [draw_blobs(small, 2), np.zeros((*small, 3), np.uint8)]),
-    ]
+    """An image beside an empty one, both 800 x 1066 in the network."""
+    size = (300, 400)
+    return [ImageGroup("one of two empty", [draw_blobs(size, 2), np.zeros((*size, 3), np.uint8)])]
 
 
 @torch.no_grad()
 def calibrate(model: mr.MaskRCNN, image: np.ndarray) -> None:
     """Scales the layers that predict, one after the other, to the spread of a trained network."""
-    predictor = mr.Predictor(model, exact=True)
-    prepared = predictor.prepare(image)
-    batch = predictor.collate(prepared.pixels.float()[None], [prepared.to_model])
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float()
+    if model.config.input.resize == "torch":  # such models take normalized pixels
+        pixels = pixels / 64 - 2
+    batch = mr.Predictor(model, exact=True).collate(pixels[None], [torch.eye(3)])
     rpn = model.rpn
     box = model.box_head
 

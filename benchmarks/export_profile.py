@@ -83,14 +83,22 @@ def run(quick: bool) -> dict[str, Any]:
             found[name] = nodes | {PARTS[-1]: max(0.0, whole - sum(nodes.values()))}
             found[f"{name}, by kind"] = kinds
 
-    rows = [
-        {"part": part, **{f"{who}, s": found[who].get(part, 0.0) for who in WHO}} for part in PARTS
-    ]
-    rows.append({"part": "whole", **{f"{who}, s": sum(found[who].values()) for who in WHO}})
-    return {"rows": rows, "measured": found}
+    return {"rows": shares(found), "measured": found}
 
 
 WHO = ("ours float32", "onnxruntime", "OpenVINO")
+
+
+def shares(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Percent of the time that each part takes, and the seconds of the whole."""
+    whole = {who: sum(found[who].values()) for who in WHO}
+    rows: list[dict[str, Any]] = []
+    for part in PARTS:
+        if any(part in found[who] for who in WHO):
+            percent = {f"{who}, %": 100 * found[who].get(part, 0.0) / whole[who] for who in WHO}
+            rows.append({"part": part, **percent})
+    rows.append({"part": "whole, s", **{f"{who}, %": whole[who] for who in WHO}})
+    return rows
 
 
 def whole_time(predictor: mr.Predictor, image: np.ndarray, rounds: int) -> float:

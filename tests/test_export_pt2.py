@@ -231,7 +231,9 @@ def test_a_tensor_has_its_numbers_in_the_file(
     with zipfile.ZipFile(tmp_path / "small.pt2", "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    with pytest.raises(ValueError, match="expected at most 0 values in weight_0, which has 0 bytes"):
+    with pytest.raises(
+        ValueError, match="expected at most 0 values in weight_0, which has 0 bytes"
+    ):
         check_archive(tmp_path / "small.pt2")
 
 
