@@ -80,10 +80,18 @@ def test_a_full_list_displaces_the_last_only_for_what_came():
     found = calls(model, file, full)
     assert found[1, 1].reason == "overlap at the NMS threshold"
     assert (found[0, 2].reason, found[0, 2].follows_from) == ("limit", "box 1")
-    assert found[0, 2].threshold == 0.5
+    assert (found[0, 2].threshold, found[0, 2].margin < 1e-3) == (0.5, True)
 
     # In a list that is not full nothing is displaced.
     assert (0, 2) not in calls(model, file, replace(full, limit=4))
+
+
+def test_what_a_difference_displaced_is_not_a_difference_of_its_own():
+    apart = [[40.0 * n, 0.0, 40.0 * n + 20, 20.0] for n in range(3)]
+    model = kept([1], (apart[0], 0.9), (apart[1], 0.5))
+    file = kept([1], (apart[0], 0.9), (apart[2], 0.4))
+    found = close_calls((model, file), replace(RULES, limit=2))
+    assert {key: call.follows_from for key, call in found.items()} == {(1, 1): "box 1"}
 
 
 def decayed(score: float, *overlaps: float) -> float:

@@ -12,7 +12,7 @@ better one. Such a chain ends at a value and a threshold, which every `CloseCall
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,14 +96,24 @@ def close_calls(sides: tuple[Kept, Kept], rules: Rules) -> dict[tuple[int, int],
     while changed:
         changed = False
         for side, own, other in _both(sides):
+            causes = {j: calls[1 - side, j] for j in other.alone if (1 - side, j) in calls}
             for i in own.alone:
                 if (side, i) in calls:
                     continue
-                causes = {j: calls[1 - side, j] for j in other.alone if (1 - side, j) in calls}
                 if call := _consequence(own, i, other, causes, rules):
                     calls[side, i] = call
                     changed = True
-    return calls
+
+    # What a box without a reason displaced is no difference of its own.
+    displaced = {}
+    for side, own, other in _both(sides):
+        others = [j for j in other.alone if (1 - side, j) not in calls]
+        for i in own.alone:
+            if (side, i) not in calls and (j := _displaced_by(own, i, other, others, rules)) >= 0:
+                last = float(other.scores.min())
+                call = CloseCall(rules.at_limit, own.name(i), float(own.scores[i]), last)
+                displaced[side, i] = replace(call, follows_from=other.name(j))
+    return calls | displaced
 
 
 def _both(sides: tuple[Kept, Kept]) -> Iterator[tuple[int, Kept, Kept]]:
@@ -144,15 +154,18 @@ def _consequence(
                 return None
             return replace(cause, reason=SUPPRESSED, what=name, follows_from=other.name(j))
 
-    # In a full list, each box that came displaces the last.
+    if (j := _displaced_by(own, i, other, causes, rules)) >= 0:
+        return replace(causes[j], reason=rules.at_limit, what=name, follows_from=other.name(j))
+    return None
+
+
+def _displaced_by(own: Kept, i: int, other: Kept, boxes: Iterable[int], rules: Rules) -> int:
+    """The one of some boxes of a full list that took the place of a box; -1 for none."""
+    score = float(own.scores[i])
     last = _last(other, rules)
     if last is None or score > last + rules.tie:
-        return None
-    for j in other.alone:
-        if float(other.scores[j]) >= score - rules.tie:
-            cause = causes.get(j, CloseCall(rules.at_limit, name, score, last))
-            return replace(cause, reason=rules.at_limit, what=name, follows_from=other.name(j))
-    return None
+        return -1
+    return next((j for j in boxes if float(other.scores[j]) >= score - rules.tie), -1)
 
 
 def _last(kept: Kept, rules: Rules) -> float | None:

@@ -18,5 +18,5 @@ def one_line(error: BaseException, line: int = 0) -> str:
         line: which of its lines; -1 for the last, where some libraries put the cause.
     """
     lines = _ANSI.sub("", str(error)).strip().splitlines() or [type(error).__name__]
-    text = _CONTROL.sub(" ", lines[line]).strip()
+    text = " ".join(_CONTROL.sub(" ", lines[line]).split())
     return text if len(text) <= MOST else f"{text[:MOST]}..."
