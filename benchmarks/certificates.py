@@ -70,7 +70,7 @@ def timm_soft() -> ModelConfig:
 
 
 MODELS: dict[str, tuple[str, str, Callable[[], ModelConfig]]] = {
-    "joint.xml": (
+    "r50_fpn.xml": (
         "ResNet-50-FPN, masks and keypoints",
         "OpenVINO",
         lambda: mr.joint_r50_fpn(person_and_others()),
@@ -83,7 +83,7 @@ MODELS: dict[str, tuple[str, str, Callable[[], ModelConfig]]] = {
     "timm.onnx": ("timm's EfficientNet-Lite0, FPN, Soft-NMS", "ONNX", timm_soft),
     "dc5.onnx": ("ResNet-50-DC5, one mask for all categories", "ONNX", dc5),
     "c4.onnx": ("ResNet-50-C4", "ONNX", c4),
-    "joint.pt2": (
+    "r50_fpn.pt2": (
         "ResNet-50-FPN, masks and keypoints",
         ".pt2",
         lambda: mr.joint_r50_fpn(person_and_others()),
