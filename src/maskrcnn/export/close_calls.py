@@ -147,12 +147,14 @@ def _consequence(
     """The close call that a box follows from, of the better boxes that the other side alone has."""
     name = own.name(i)
     score = float(own.scores[i])
-    overlap = _overlap(own, i, other)
-    for j, cause in causes.items():
-        if overlap[j] > _suppressing(rules) and float(other.scores[j]) >= score - rules.tie:
-            if rules.sigma is not None and not _agrees(own, i, other, rules):
-                return None
-            return replace(cause, reason=SUPPRESSED, what=name, follows_from=other.name(j))
+    some = torch.tensor([*causes], dtype=torch.int64)
+    overlap = _overlap(own, i, other)[some]
+    decides = (overlap > _suppressing(rules)) & (other.scores[some] >= score - rules.tie)
+    if (near := decides.nonzero()).numel():
+        if rules.sigma is not None and not _agrees(own, i, other, rules):
+            return None
+        j = int(some[near[0, 0]])
+        return replace(causes[j], reason=SUPPRESSED, what=name, follows_from=other.name(j))
 
     if (j := _displaced_by(own, i, other, causes, rules)) >= 0:
         return replace(causes[j], reason=rules.at_limit, what=name, follows_from=other.name(j))
@@ -165,7 +167,9 @@ def _displaced_by(own: Kept, i: int, other: Kept, boxes: Iterable[int], rules: R
     last = _last(other, rules)
     if last is None or score > last + rules.tie:
         return -1
-    return next((j for j in boxes if float(other.scores[j]) >= score - rules.tie), -1)
+    some = torch.tensor([*boxes], dtype=torch.int64)
+    better = (other.scores[some] >= score - rules.tie).nonzero()
+    return int(some[better[0, 0]]) if better.numel() else -1
 
 
 def _last(kept: Kept, rules: Rules) -> float | None:
