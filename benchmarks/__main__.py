@@ -21,7 +21,7 @@ from .timing import machine
 
 NAMES = ("startup", "inference", "scaling", "evaluation", "allocation", "training", "export", "gpu")
 # Not part of `make bench`.
-MORE = ("check",)
+MORE = ("check", "export_profile")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""Formats results as tables, for the console and for docs/performance.md.
+"""Formats results as tables, for the console and for the pages in docs/.
 
 In: results/<name>.json. Out: the text between `<!-- results: name -->` and `<!-- end -->` in the
-    page; all other text of the page is written by hand.
+    pages; all other text is written by hand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS / "performance.md", DOCS / "deploy.md")
 # Raw data, stored for further analysis but too long for the page.
 RAW = {"seconds", "numbers", "measured"}
 ABOUT = {"command", "machine", "load after", "taken s"}
@@ -22,8 +23,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def refresh() -> None:
-    """Rewrites the tables of the page from the stored results."""
-    PAGE.write_text(filled(PAGE.read_text()))
+    """Rewrites the tables of the pages from the stored results."""
+    for path in PAGES:
+        path.write_text(filled(path.read_text()))
 
 
 def filled(page: str) -> str:

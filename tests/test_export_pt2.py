@@ -49,15 +49,14 @@ def operands() -> dict[str, tuple[Any, ...]]:
     ]
     flat = boxes(3, 60)
     flat[:, :5, 2:] = flat[:, :5, :2]
+    grouped = (flat.view(3, 3, 20, 4), numbers(3, 3, 20) / 50)
     rois = boxes(40)
     rois[0, 2:] = rois[0, :2]
     aligned = (levels, rois, numbers(40, most=2), numbers(40, most=2), [4, 8], 7)
     return {
         "best_first": (numbers(3, 60).float(), 20),
-        "greedy_nms": (flat, numbers(3, 60) / 50, numbers(3, 60) > 10, numbers(3, 60, most=3), 3, 0.3),
-        "greedy_nms without boxes": (
-            flat, numbers(3, 60) / 50, numbers(3, 60) > 99, numbers(3, 60, most=3), 3, 0.3
-        ),
+        "greedy_nms": (*grouped, numbers(3, 3, 20) > 10, 0.3),
+        "greedy_nms without boxes": (*grouped, numbers(3, 3, 20) > 99, 0.3),
         "pyramid_roi_align, adaptive": (*aligned, 0, True),
         "pyramid_roi_align, fixed": (*aligned, 2, False),
         "soft_nms": (flat, numbers(3, 60) / 50, numbers(3, 60, most=3), 0.5, 20),
@@ -216,6 +215,26 @@ def test_a_file_that_could_run_code_is_refused(
     with pytest.raises(ValueError, match="expected a program of plain tensor operations") as error:
         open_program(path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("sizes", [[10**12], [10**6, 10**6], [-1], ["s0"], None])
+def test_a_tensor_has_its_numbers_in_the_file(
+    sizes: list[Any] | None, small_file: Path, tmp_path: Path
+) -> None:
+    """PyTorch makes zeros, as many as the table says, of a part without bytes."""
+    with zipfile.ZipFile(small_file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    meta = {"dtype": 7, "sizes": sizes and [{"as_int": side} for side in sizes]}
+    entry = {"path_name": "weight_0", "use_pickle": False, "tensor_meta": meta}
+    parts[f"small/{WEIGHTS}"] = json.dumps({"config": {"a": entry}}).encode()
+    parts["small/data/weights/weight_0"] = b""
+    with zipfile.ZipFile(tmp_path / "small.pt2", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(
+        ValueError, match="expected at most 0 values in weight_0, which has 0 bytes"
+    ):
+        check_archive(tmp_path / "small.pt2")
 
 
 def test_expressions_are_arithmetic_of_bounded_numbers(small_file: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from ..draw.overlay import draw_instances
 from ..instances import Instances
 from ..runtime.atomic_files import replacing
 from .certificate import Certificate, ComparedImage
+from .close_calls import CloseCall
+from .comparison import FROM_PROPOSALS
 
 _SIDE = 480  # pixels of the longer side of a shown image
 _MOST = 30  # objects drawn on one image
@@ -64,11 +66,14 @@ def render_page(certificate: Certificate, shown: Sequence[ComparedImage]) -> str
             ("Keypoint, largest distance", f"{total.keypoints:.2g} px", f"{bounds.keypoints} px")
         )
 
-    allowed = [(reason, count) for reason, count in sorted(total.unmatched.items())]
+    allowed = _rows_of("object", total.close_calls)
+    if followed := total.unmatched[FROM_PROPOSALS]:
+        allowed.append((f"object: {FROM_PROPOSALS}", followed, ""))
+    allowed += _rows_of("proposal", total.proposals)
     if total.equal_peaks:
-        allowed.append(("keypoint at another peak of equal height", total.equal_peaks))
+        allowed.append(("keypoint at another peak of equal height", total.equal_peaks, ""))
     if total.undecided_pixels:
-        allowed.append(("mask pixel at the mask threshold", total.undecided_pixels))
+        allowed.append(("mask pixel at the mask threshold", total.undecided_pixels, ""))
 
     template = Environment(autoescape=True).from_string(
         files("maskrcnn.export").joinpath("certificate_page.html").read_text(encoding="utf-8")
@@ -81,6 +86,17 @@ def render_page(certificate: Certificate, shown: Sequence[ComparedImage]) -> str
         tasks=TASKS,
         images=[_drawn(image) for image in shown],
     )
+
+
+def _rows_of(what: str, calls: Sequence[CloseCall]) -> list[tuple[str, int, str]]:
+    """Each reason, how often it occurs, and the largest distance of a value from its threshold."""
+    margins: dict[str, list[float]] = {}
+    for call in calls:
+        margins.setdefault(call.reason, []).append(call.margin)
+    return [
+        (f"{what}: {reason}", len(values), f"{max(values):.1g}")
+        for reason, values in sorted(margins.items())
+    ]
 
 
 def _drawn(image: ComparedImage) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import Predictor, PreparedImage
 from ..runtime.progress import progress
 from .certificate import Certificate, ComparedImage, GroupResult, PixelComparison
+from .comparison import FROM_PROPOSALS
 from .export_format import ExportFormat, Resizer
 from .made_images import ImageGroup, made_groups
 from .provenance import file_hashes, processor_name, versions_of, weights_hash
@@ -180,13 +182,12 @@ class _Check:
         outputs = self.runner(**inputs)
         comparison = run.compare(outputs)
         if comparison.problems:
-            difference = first_difference(run, self._with_stages()(**inputs))
-            if difference is not None:
-                self._fail(group, difference, comparison.problems)
-            # Nothing but proposals that rounding decides about; the objects follow from those.
-            comparison.unmatched["follows from a proposal at a threshold"] += len(
-                comparison.problems
-            )
+            decided = first_difference(run, self._with_stages()(**inputs))
+            if isinstance(decided, StageDifference):
+                self._fail(group, decided, comparison.problems)
+            # From the file's own proposals the model predicts the same.
+            comparison.unmatched[FROM_PROPOSALS] += len(comparison.problems)
+            comparison.proposals += decided
             comparison.problems = []
 
         valid = run.detections.valid
@@ -256,7 +257,9 @@ class _Check:
                 self.staged = GraphRunner(path, device="cpu")
         return self.staged
 
-    def _fail(self, group: ImageGroup, difference: StageDifference, problems: list[str]) -> None:
+    def _fail(
+        self, group: ImageGroup, difference: StageDifference, problems: list[str]
+    ) -> NoReturn:
         height, width = group.size
         lines = [
             f"{self.name} does not predict what the model predicts; they part at the stage "

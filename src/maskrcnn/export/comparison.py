@@ -4,8 +4,8 @@ In:  two `Instances` of one image, the model's and the file's, and the model's c
 Out: `ImageComparison`: the largest differences, what was allowed and why, and what was not.
 
 Objects are matched by category and IoU. A network that computes in float32 has choices that a
-rounding error decides: a score at its threshold, two boxes of equal score, two equal peaks in a
-heat map. Such choices are allowed, each for a stated reason, and counted.
+rounding error decides: a score at its threshold, two boxes of equal score (`close_calls`), two
+equal peaks in a heat map. Such choices are allowed, each for a stated reason, and counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from ..instances import Instances
 from ..ops.boxes import iou
 from ..ops.heatmaps import decode_subpixel
 from ..ops.paste_masks import paste_masks
+from .close_calls import CloseCall, Kept, Rules, close_calls
 
+AT_SCORE = "score at the threshold"
+FROM_PROPOSALS = "follows from a proposal at a threshold"
 MATCH_IOU = 0.5
 """Objects of one category that overlap less are not compared with each other."""
 
@@ -69,6 +72,10 @@ class ImageComparison:
     """Largest distance of the keypoints of matched objects along an axis, in pixels."""
     unmatched: Counter[str] = field(default_factory=Counter)
     """Allowed reason -> number of objects, of either side, without a counterpart."""
+    close_calls: list[CloseCall] = field(default_factory=list)
+    """What decided about each of these objects."""
+    proposals: list[CloseCall] = field(default_factory=list)
+    """What decided about each proposal of one side, where objects follow from such."""
     equal_peaks: int = 0
     """Keypoints that are elsewhere, at a peak that is as high."""
     undecided_pixels: int = 0
@@ -86,6 +93,8 @@ class ImageComparison:
         self.mask_iou = min(self.mask_iou, other.mask_iou)
         self.keypoints = max(self.keypoints, other.keypoints)
         self.unmatched += other.unmatched
+        self.close_calls += other.close_calls
+        self.proposals += other.proposals
         self.equal_peaks += other.equal_peaks
         self.undecided_pixels += other.undecided_pixels
         self.problems += other.problems
@@ -174,74 +183,49 @@ def _explain(
     bounds: Bounds,
 ) -> None:
     """Counts the objects that may be without counterpart, and reports the others."""
-    sides = (("model", model, file, alone[0]), ("file", file, model, alone[1]))
-    tie = max(bounds.rounding, 2 * result.scores)
-    reasons: dict[tuple[str, int], str] = {}
-    for name, own, other, objects in sides:
-        for i in objects:
-            if reason := _reason(own, i, other, config, bounds, tie):
-                reasons[name, i] = reason
-
-    # An object that may be there or not decides about those that it suppresses.
-    changed = True
-    while changed:
-        changed = False
-        for (name, own, other, objects), rival in zip(sides, ("file", "model"), strict=True):
-            allowed = [j for side, j in reasons if side == rival]
-            for i in objects:
-                if (name, i) not in reasons and allowed:
-                    overlap = _rivals(own, i, other, config)[allowed]
-                    better = other.scores[allowed] >= own.scores[i] - tie
-                    if (better & (overlap > _suppressing(config) - bounds.margin)).any():
-                        reasons[name, i] = "suppressed by one of these"
-                        changed = True
-
-    result.unmatched = Counter(reasons.values())
-    for name, own, _, objects in sides:
-        for i in objects:
-            if (name, i) not in reasons:
-                category = own.categories[int(own.labels[i])].name
-                result.problems.append(
-                    f"object {i} of the {name} ({category}, score {own.scores[i]:.4f}, box "
-                    f"{[round(v, 2) for v in own.boxes[i].tolist()]}) has no counterpart"
-                )
-
-
-def _reason(
-    own: Instances, i: int, other: Instances, config: ModelConfig, bounds: Bounds, tie: float
-) -> str | None:
-    """Why an object may be missing on the other side; None if it may not."""
     box = config.box
-    score = own.scores[i]
-    if score <= box.score_threshold + bounds.margin:
-        return "score at the threshold"
-    is_full = len(other) >= box.max_detections
-    if is_full and score <= other.scores.min() + bounds.margin:
-        return "score at the limit of detections"
 
-    overlap = _rivals(own, i, other, config)
-    if box.nms != "soft" and ((overlap - box.nms_iou).abs() <= bounds.margin).any():
-        return "overlap at the NMS threshold"
-    suppressing = overlap > _suppressing(config) - bounds.margin
-    if (suppressing & ((other.scores - score).abs() <= tie)).any():
-        return "equal score of an overlapping object"
-    return None
+    def at_threshold(kept: Kept, i: int) -> CloseCall | None:
+        score = float(kept.scores[i])
+        if score <= box.score_threshold + bounds.margin:
+            return CloseCall(AT_SCORE, kept.name(i), score, box.score_threshold)
+        return None
+
+    sides = (_kept("model", model, alone[0], config), _kept("file", file, alone[1], config))
+    rules = Rules(
+        own=at_threshold,
+        limit=box.max_detections,
+        at_limit="score at the limit of detections",
+        equal="equal score of an overlapping object",
+        margin=bounds.margin,
+        tie=min(bounds.margin, max(bounds.rounding, 2 * result.scores)),
+        nms_iou=box.nms_iou,
+        sigma=box.soft_sigma if box.nms == "soft" else None,
+        score_threshold=box.score_threshold,
+    )
+    calls = close_calls(sides, rules)
+
+    result.close_calls = list(calls.values())
+    result.unmatched = Counter(call.reason for call in result.close_calls)
+    for side, kept in enumerate(sides):
+        for i in kept.alone:
+            if (side, i) not in calls:
+                result.problems.append(f"{kept.name(i)} has no counterpart")
 
 
-def _rivals(own: Instances, i: int, other: Instances, config: ModelConfig) -> Float[Tensor, "M"]:
-    """The IoU of an object with those of the other side that can suppress it; else 0."""
-    if not len(other):
-        return torch.zeros(0)
-    overlap = iou(own.boxes[i : i + 1], other.boxes)[0].nan_to_num()
-    rival = other.labels == own.labels[i]
+def _kept(whose: str, instances: Instances, alone: list[int], config: ModelConfig) -> Kept:
+    """The objects of the model or of the file, as NMS kept them."""
+
+    def name(i: int) -> str:
+        category = instances.categories[int(instances.labels[i])].name
+        box = [round(v, 2) for v in instances.boxes[i].tolist()]
+        score = instances.scores[i]
+        return f"object {i} of the {whose} ({category}, score {score:.4f}, box {box})"
+
+    groups = instances.labels
     if config.box.nms == "all":
-        rival = torch.ones_like(rival)
-    return torch.where(rival, overlap, 0.0)
-
-
-def _suppressing(config: ModelConfig) -> float:
-    """The IoU from which one object changes another."""
-    return 0.01 if config.box.nms == "soft" else config.box.nms_iou
+        groups = torch.zeros_like(groups)
+    return Kept(instances.boxes, instances.scores, groups, alone, name)
 
 
 def _compare_masks(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..graph_files.contract import output_names, stage_names
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.optimize import optimize_for_inference
+from ..runtime.error_text import one_line
 from ..structures import Batch
 
 # Sides of the example that is traced. No side, and no count, of the graph depends on them.
@@ -114,8 +115,9 @@ def traced(network: ExportedNetwork) -> torch.export.ExportedProgram:
                 network, (pixels, scale), dynamic_shapes=shapes, strict=False
             )
     except RuntimeError as error:  # that of each of its stages
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"the model cannot be exported: torch.export reports: {first}") from error
+        raise ValueError(
+            f"the model cannot be exported: torch.export reports: {one_line(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,13 @@ import onnx.compose
 import torch
 
 from ..graph_files.contract import METADATA_KEY, InputKind, metadata_of, output_names
+from ..runtime.error_text import one_line
 from .network import Tracing
 from .onnx_input import IR_VERSION, OPSET, input_graph
 from .onnx_operators import translations
+
+NAMESPACE = "namespace"
+"""Key under which the exporter notes the modules that a node belongs to, outermost first."""
 
 
 def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
@@ -47,9 +51,8 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            first = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"the model has no ONNX form; the exporter reports: {first}"
+                f"the model has no ONNX form; the exporter reports: {one_line(error)}"
             ) from error
     assert program is not None
     model = program.model_proto
@@ -64,6 +67,7 @@ def onnx_model(tracing: Tracing, input_kind: InputKind) -> onnx.ModelProto:
         both = [("pixels", "pixels"), ("scale", "scale")]
         model = onnx.compose.merge_models(resize, model, io_map=both, name="maskrcnn")
         del model.opset_import[1:]  # both parts name the same
+    _forget_machine(model.graph)
     metadata = metadata_of(tracing.model.config, input_kind, outputs)
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata)})
     model.producer_name = "maskrcnn"
@@ -81,6 +85,23 @@ def _name_dimensions(model: onnx.ModelProto, name: str, names: tuple[str, ...]) 
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
                 dimension.dim_param = renamed.get(dimension.dim_param, dimension.dim_param)
+
+
+def _forget_machine(graph: onnx.GraphProto) -> None:
+    """Removes what the exporter notes of each node, such as the paths of the source code.
+
+    The module that a node belongs to stays (`NAMESPACE`).
+    """
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del value.metadata_props[:]
+    for node in graph.node:
+        kept = [entry for entry in node.metadata_props if entry.key == NAMESPACE]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+        node.doc_string = ""
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                _forget_machine(body)
 
 
 @contextlib.contextmanager

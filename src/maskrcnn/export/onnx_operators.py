@@ -44,28 +44,27 @@ def best_first(scores: Any, count: int) -> Any:
     return index
 
 
-def greedy_nms(
-    boxes: Any, scores: Any, exists: Any, groups: Any, num_groups: int, threshold: float
-) -> Any:
-    """NonMaxSuppression with groups as ONNX's classes, so that no box has to be shifted."""
-    group = op.Constant(
-        value=numpy_helper.from_array(np.arange(num_groups, dtype=np.int64)[None, :, None])
-    )
-    own = op.And(op.Equal(op.Unsqueeze(groups, _integers(1)), group), _rows(exists))
-    grouped = op.Where(own, _rows(scores), op.Constant(value_float=NO_SCORE))
+def greedy_nms(boxes: Any, scores: Any, exists: Any, threshold: float) -> Any:
+    """NonMaxSuppression with each group as an image of its own, so that no box has to be shifted.
+
+    ONNX's classes would do, but share their boxes: each would search the boxes of all.
+    """
+    scored = op.Where(exists, scores, op.Constant(value_float=NO_SCORE))
+    count = op.Shape(scores, start=2, end=3)
     selected = op.NonMaxSuppression(
-        boxes,
-        grouped,
+        op.Reshape(boxes, op.Concat(_integers(-1), count, _integers(4), axis=0)),
+        op.Reshape(scored, op.Concat(_integers(-1, 1), count, axis=0)),
         _integers(np.iinfo(np.int32).max),
         op.Constant(value_floats=[threshold]),
         op.Constant(value_floats=[SCORE_LIMIT]),
     )
 
-    # Rows of (image, group, box): each box has one group.
+    # Rows of (group of an image, 0, box).
     where = op.Gather(selected, _integers(0, 2), axis=1)
     kept = op.Expand(_truth(True), op.Shape(selected, start=0, end=1))
-    nothing = op.ConstantOfShape(op.Shape(exists), value=_bool_tensor(False))
-    return op.ScatterND(nothing, where, kept)
+    grouped = op.Reshape(exists, op.Concat(_integers(-1), count, axis=0))
+    nothing = op.ConstantOfShape(op.Shape(grouped), value=_bool_tensor(False))
+    return op.Reshape(op.ScatterND(nothing, where, kept), op.Shape(exists))
 
 
 def pyramid_roi_align(
@@ -231,11 +230,6 @@ def _bicubic_peaks(heatmaps: FloatTensor, boxes: FloatTensor) -> FloatTensor:
     last = op.Constant(value_ints=[2])
     score = op.Unsqueeze(op.Exp(logits - total), last)
     return op.Concat(position, score, op.Unsqueeze(logits, last), axis=2)
-
-
-def _rows(values: Any) -> Any:
-    """[B, N] as [B, 1, N]."""
-    return op.Unsqueeze(values, _integers(1))
 
 
 def _integers(*values: int) -> Any:

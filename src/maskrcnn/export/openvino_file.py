@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..graph_files.contract import METADATA_KEY, InputKind, stage_names
 from ..graph_files.runner import openvino_core
 from ..model.maskrcnn import MaskRCNN
+from ..runtime.error_text import one_line
 from .export_format import ExportFormat
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def write_ir(content: onnx.ModelProto, path: Path) -> None:
     try:
         model = openvino_core().read_model(content.SerializeToString(), b"")
     except RuntimeError as error:
-        last = str(error).strip().splitlines()[-1]
+        last = one_line(error, -1)
         raise ValueError(f"the model has no OpenVINO form; OpenVINO reports: {last}") from error
     model.set_rt_info(metadata, [METADATA_KEY])
     openvino.save_model(model, path, compress_to_fp16=False)

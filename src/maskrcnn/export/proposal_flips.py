@@ -1,7 +1,7 @@
 """Proposals that only a model, or only its exported file, has, and why each of them may be.
 
 Of thousands of candidates some are within a rounding error of a threshold, and each that comes or
-goes lets others come or go. So every proposal that differs is checked by itself.
+goes lets others come or go. So every proposal that differs is checked by itself (`close_calls`).
 
 In:  the model, the features from which both chose, and the proposals of the file.
 Out: `ProposalFlips`.
@@ -9,16 +9,18 @@ Out: `ProposalFlips`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ..config import RPNConfig
 from ..model.maskrcnn import MaskRCNN
-from ..ops.boxes import iou
 from ..ops.pyramid import Pyramid
 from ..structures import Batch
+from .close_calls import CloseCall, Kept, Rules, close_calls
 from .comparison import BOUNDS
 
 BEYOND = 200
@@ -35,6 +37,8 @@ class ProposalFlips:
     unexplained: int = 0
     detail: str = ""
     """An unexplained one, in words."""
+    close_calls: list[CloseCall] = field(default_factory=list)
+    """The others: what decided about each."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ def find_flips(
     """Finds the proposals that differ, and checks that rounding may decide about each.
 
     A proposal may come or go if its objectness is at the limit of its level or of the image, if its
-    side is at the smallest allowed one, if its overlap with a better candidate is within 0.001 of
-    the NMS threshold, if it overlaps a candidate of equal objectness, or if a better one that came
-    or went for such a reason suppresses it.
+    side is at the smallest allowed one, if its overlap with a better one is at the NMS threshold,
+    if it overlaps one of equal objectness, or if a better one that came or went for such a reason
+    suppresses or displaces it.
 
     Args:
         network: the model.
@@ -66,24 +70,30 @@ def find_flips(
     own = network.propose(pyramid, batch)
     flips = ProposalFlips()
     every = None
+    where: list[float] = []
     for image in range(len(batch.sizes)):
         sides = (own.boxes[image, own.valid[image]], theirs[image][has_area(theirs[image])])
         near = torch.cdist(*sides, p=torch.inf) <= BOUNDS.boxes
-        alone = (sides[0][~near.any(dim=1)], sides[1][~near.any(dim=0)])
-        count = len(alone[0]) + len(alone[1])
+        alone = (~near.any(dim=1), ~near.any(dim=0))
+        count = int(alone[0].sum() + alone[1].sum())
         if not count:
             continue
 
         flips.count += count
         every = every or _candidates(network, pyramid, batch)
-        check = _Check(network, every[image], sides, alone)
-        if left := check.unexplained():
-            flips.unexplained += len(left)
-            where = [round(value, 1) for value in left[0].tolist()]
-            flips.detail = (
-                f"{flips.unexplained} of {flips.count} proposals that differ are not at a "
-                f"threshold, such as the box {where}"
-            )
+        calls = _explain(network.config.rpn, every[image], image, sides, alone)
+        flips.close_calls += calls.values()
+        for side, boxes in enumerate(sides):
+            for i in alone[side].nonzero()[:, 0].tolist():
+                if (side, i) not in calls:
+                    flips.unexplained += 1
+                    where = [round(value, 1) for value in boxes[i].tolist()]
+
+    if flips.unexplained:
+        flips.detail = (
+            f"{flips.unexplained} of {flips.count} proposals that differ are not at a threshold, "
+            f"such as the box {where}"
+        )
     return flips
 
 
@@ -108,93 +118,62 @@ def _candidates(network: MaskRCNN, pyramid: Pyramid, batch: Batch) -> list[list[
     return images
 
 
-class _Check:
-    """Looks for the reason of each proposal of an image that only one of both has."""
+def _explain(
+    config: RPNConfig,
+    levels: list[_Level],
+    image: int,
+    sides: tuple[Tensor, Tensor],
+    alone: tuple[Tensor, Tensor],
+) -> dict[tuple[int, int], CloseCall]:
+    """The close calls among the proposals of an image, by side and index."""
+    both = []
+    indices = []
+    for name, boxes, only in zip(("model", "file"), sides, alone, strict=True):
+        score, level, found = _origin(levels, boxes)
+        # A proposal that comes from no candidate has no reason.
+        index = found.nonzero()[:, 0]
+        named = partial(_named, name, image, boxes[index])
+        lone = only[index].nonzero()[:, 0].tolist()
+        both.append(Kept(boxes[index], score[index], level[index], lone, named))
+        indices.append(index.tolist())
 
-    def __init__(
-        self,
-        network: MaskRCNN,
-        levels: list[_Level],
-        sides: tuple[Tensor, Tensor],
-        alone: tuple[Tensor, Tensor],
-    ) -> None:
-        self.config = network.config.rpn
-        self.levels = levels
-        largest = max(float(level.scores.abs().max()) for level in levels)
-        self.tie = ROUNDING * max(largest, 1.0)
-        self.alone = torch.cat(alone)
-        self.of_file = torch.arange(len(self.alone)) >= len(alone[0])
+    largest = max(float(level.scores.abs().max()) for level in levels)
+    rules = Rules(
+        own=partial(_at_threshold, config, levels),
+        limit=config.post_nms_test,
+        at_limit="objectness at the limit of proposals",
+        equal="equal objectness of an overlapping proposal",
+        margin=BOUNDS.margin,
+        tie=min(BOUNDS.margin, ROUNDING * max(largest, 1.0)),
+        nms_iou=config.nms_iou,
+    )
+    calls = close_calls((both[0], both[1]), rules)
+    return {(side, indices[side][i]): call for (side, i), call in calls.items()}
 
-        # The candidate from which each came; those that came from none have no reason.
-        self.places = [self._place(box) for box in self.alone]
-        self.last = [self._lowest(boxes) for boxes in sides]
-        self.is_full = max(map(len, sides)) >= self.config.post_nms_test
 
-    def unexplained(self) -> list[Tensor]:
-        """The boxes that have no reason to be on one side alone."""
-        explained = torch.tensor(
-            [place is not None and self._decided_by_rounding(*place) for place in self.places]
-        )
-        # What came or went suppresses others, or frees them, or takes their place in a full list.
-        changed = True
-        while changed:
-            changed = False
-            for n, place in enumerate(self.places):
-                if place is not None and not explained[n] and self._follows(n, place, explained):
-                    explained[n] = True
-                    changed = True
-        return list(self.alone[~explained])
+def _origin(
+    levels: list[_Level], boxes: Float[Tensor, "N 4"]
+) -> tuple[Float[Tensor, "N"], Int64[Tensor, "N"], Bool[Tensor, "N"]]:
+    """The objectness and the level of the candidate from which each box came, if there is one."""
+    nearest = [torch.cdist(boxes, level.boxes, p=torch.inf).min(dim=1) for level in levels]
+    apart, level = torch.stack([near.values for near in nearest]).min(dim=0)
+    scores = [own.scores[near.indices] for own, near in zip(levels, nearest, strict=True)]
+    score = torch.stack(scores).gather(0, level[None])[0]
+    return score, level, apart <= BOUNDS.boxes
 
-    def _place(self, box: Tensor) -> tuple[_Level, int] | None:
-        for level in self.levels:
-            apart = (level.boxes - box).abs().amax(dim=1)
-            if apart.min() <= BOUNDS.boxes:
-                return level, int(apart.argmin())
-        return None
 
-    def _decided_by_rounding(self, level: _Level, index: int) -> bool:
-        margin = BOUNDS.margin
-        box = level.boxes[index]
-        score = level.scores[index]
-        if abs(float(score) - level.limit) <= margin:
-            return True
-        if ((box[2:] - box[:2]) - self.config.min_size).abs().min() <= margin:
-            return True
+def _named(whose: str, image: int, boxes: Float[Tensor, "N 4"], i: int) -> str:
+    where = [round(value, 2) for value in boxes[i].tolist()]
+    return f"a proposal of the {whose} in image {image} of the batch (box {where})"
 
-        overlap = iou(box[None], level.boxes)[0]
-        overlap[index] = 0
-        better = level.scores >= score - self.tie
-        at_threshold = (overlap - self.config.nms_iou).abs() <= margin
-        equal = (level.scores - score).abs() <= self.tie
-        rival = overlap > self.config.nms_iou - margin
-        return bool((better & at_threshold).any() or (equal & rival).any())
 
-    def _follows(self, n: int, place: tuple[_Level, int], explained: Tensor) -> bool:
-        """Whether a proposal follows from explained ones of the other side."""
-        level, index = place
-        score = level.scores[index]
-        for other, rival in enumerate(self.places):
-            if not explained[other] or rival is None or rival[0] is not level:
-                continue
-            overlap = float(iou(self.alone[n : n + 1], self.alone[other : other + 1]))
-            if (
-                overlap > self.config.nms_iou - BOUNDS.margin
-                and level.scores[rival[1]] >= score - self.tie
-            ):
-                return True
-
-        # In a full list, each that came displaces the last.
-        if not self.is_full:
-            return False
-        side = int(self.of_file[n])
-        displaced = int((explained & (self.of_file != self.of_file[n])).sum())
-        last = self.last[side]
-        return displaced > 0 and float(score) <= last[min(displaced, len(last)) - 1] + self.tie
-
-    def _lowest(self, boxes: Tensor) -> list[float]:
-        """The scores of the proposals of one side, lowest first."""
-        scores = []
-        for box in boxes:
-            if (place := self._place(box)) is not None:
-                scores.append(float(place[0].scores[place[1]]))
-        return sorted(scores)
+def _at_threshold(config: RPNConfig, levels: list[_Level], kept: Kept, i: int) -> CloseCall | None:
+    """The close call of a proposal with the limits of its level and of its size."""
+    score = float(kept.scores[i])
+    limit = levels[int(kept.groups[i])].limit
+    if abs(score - limit) <= BOUNDS.margin:
+        return CloseCall("objectness at the limit of a level", kept.name(i), score, limit)
+    for side in (kept.boxes[i, 2:] - kept.boxes[i, :2]).tolist():
+        if abs(side - config.min_size) <= BOUNDS.margin:
+            return CloseCall("side at the smallest size", kept.name(i), side, config.min_size)
+    return None

@@ -50,16 +50,14 @@ def best_first(scores: Tensor, count: int) -> Tensor:
     return index[:, :count].clone()
 
 
-def greedy_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    exists: Tensor,
-    groups: Tensor,
-    num_groups: int,
-    threshold: float,
-) -> Tensor:
+def greedy_nms(boxes: Tensor, scores: Tensor, exists: Tensor, threshold: float) -> Tensor:
     """Keeps the best remaining box of every group at once, round by round, until none remains."""
-    rank = torch.where(exists, scores, -torch.inf)
+    shape = exists.shape
+    num_groups = shape[1]
+    groups = torch.arange(num_groups, device=boxes.device)[:, None].expand(shape).flatten(1)
+    boxes = boxes.flatten(1, 2)
+    exists = exists.flatten(1)
+    rank = torch.where(exists, scores.flatten(1), -torch.inf)
     _, order = rank.sort(dim=1, descending=True, stable=True)
     count = exists.sum(dim=1).max().clamp(min=1)  # the others come last
     most = count.item()
@@ -94,7 +92,7 @@ def greedy_nms(
     nothing = torch.zeros_like(remaining)
     given = (group, position, last, area, *sides)
     _, kept = loop(any_remains, keep_the_best, (remaining, nothing), given)
-    return torch.zeros_like(exists).scatter(1, order, kept)
+    return torch.zeros_like(exists).scatter(1, order, kept).view(shape)
 
 
 def _area(sides: Sequence[Tensor]) -> Tensor:

@@ -5,8 +5,8 @@ named for its own fault alone.
 
 In:  a run of the model on a batch, and the outputs of a file for it, with its intermediate results
      (`ExportFormat.write_stages`).
-Out: the stage, with what differs there; None if rounding decided otherwise about some proposals,
-     and all else agrees.
+Out: the stage, with what differs there; or the thresholds at which rounding decided otherwise about
+     some proposals, if all else agrees.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
 from ..prediction.predictor import to_instances
 from ..structures import Batch, Detections, Proposals
+from .close_calls import CloseCall
 from .comparison import ImageComparison, compare_objects
 from .proposal_flips import find_flips, has_area
 
@@ -160,12 +161,15 @@ def contract_problems(outputs: Outputs) -> list[str]:
     return problems
 
 
-def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | None:
+def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | list[CloseCall]:
     """Finds the first stage at which the model and a file part.
 
     Args:
         run: of the model on the batch.
         outputs: of the file for the batch, with its intermediate results.
+
+    Returns:
+        The stage; or what decided about each proposal that differs, if all else agrees.
     """
     network = run.network
     with torch.inference_mode():
@@ -187,10 +191,10 @@ def first_difference(run: ModelRun, outputs: Outputs) -> StageDifference | None:
             return difference
         # From the model's own features, which differ by rounding, others may be chosen.
         others = find_flips(network, run.pyramid, run.batch, theirs)
-        if others.unexplained or not flips.count + others.count:
+        if others.unexplained or not others.count:
             detail = others.detail or "small differences add up to those of the objects"
             return StageDifference("features", detail)
-    return None
+    return others.close_calls
 
 
 def _head_difference(

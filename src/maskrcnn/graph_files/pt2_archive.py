@@ -18,11 +18,12 @@ import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..runtime.error_text import one_line
 from .contract import METADATA_KEY, MOST_TEXT
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ def open_program(path: str | Path) -> tuple[ExportedProgram, dict[str, str]]:
         with _quietly():
             return torch.export.load(str(path), extra_files=extra), extra
     except Exception as error:  # of any kind, if the program contradicts itself
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: PyTorch cannot load the file: {first:.200}") from error
+        raise ValueError(f"{path}: PyTorch cannot load the file: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -138,11 +138,11 @@ def check_archive(path: str | Path) -> None:
             entries = archive.infolist()
         reader = torch._C.PyTorchFileReader(str(path))  # what PyTorch will read
     except (zipfile.BadZipFile, RuntimeError, ValueError, OSError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{path}: expected a .pt2 file, got a damaged one: {first:.200}") from None
+        first = one_line(error)
+        raise ValueError(f"{path}: expected a .pt2 file, got a damaged one: {first}") from None
 
     records = _records(path, entries)
-    if records != set(reader.get_all_records()):
+    if {*records} != {*reader.get_all_records()}:
         raise ValueError(f"{path}: two tables of contents that differ; export the model again")
     texts = {}
     for name, most in ((_MODEL, MOST_GRAPH), *((c, MOST_GRAPH) for c in _CONFIGS)):
@@ -156,14 +156,14 @@ def check_archive(path: str | Path) -> None:
     try:
         graph = json.loads(texts[_MODEL])
         for name, file_name in _CONFIGS.items():
-            _check_payload(path, json.loads(texts[name]), file_name)
+            _check_payload(path, json.loads(texts[name]), name, file_name, records)
         _check_value(path, graph, "")
     except (RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its graph cannot be read ({error})") from None
 
 
-def _records(path: str | Path, entries: list[zipfile.ZipInfo]) -> set[str]:
-    """The names in the archive, without its folder."""
+def _records(path: str | Path, entries: list[zipfile.ZipInfo]) -> dict[str, int]:
+    """The names in the archive, without its folder, and the number of bytes of each."""
     names = [entry.filename.partition("/")[2] for entry in entries]
     if len({entry.filename.partition("/")[0] for entry in entries}) != 1:
         raise _refusal(path, "more than one folder")
@@ -176,22 +176,31 @@ def _records(path: str | Path, entries: list[zipfile.ZipInfo]) -> set[str]:
             raise _refusal(path, f'a compressed part "{name}"')
     if missing := {_MODEL, _SAMPLES, *_CONFIGS} - set(names):
         raise ValueError(f"{path}: the file lacks {', '.join(sorted(missing))}")
-    return set(names)
+    return {name: entry.file_size for entry, name in zip(entries, names, strict=True)}
 
 
 def _read(path: str | Path, reader: Any, name: str, most: int) -> bytes:
     try:
         content = reader.get_record(name)
     except RuntimeError as error:
-        first = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: {name} is damaged: {first:.200}") from None
+        raise ValueError(f"{path}: {name} is damaged: {one_line(error)}") from None
     if len(content) > most:
         raise ValueError(f"{path}: {name} has {len(content):,} bytes, at most {most:,} are read")
     return content
 
 
-def _check_payload(path: str | Path, config: Any, file_name: re.Pattern[str]) -> None:
-    """Checks where the tensors of a file are: raw numbers in parts of the archive, no pickles."""
+def _check_payload(
+    path: str | Path,
+    config: Any,
+    part: str,
+    file_name: re.Pattern[str],
+    records: Mapping[str, int],
+) -> None:
+    """Checks where the tensors of a file are: raw numbers in parts of the archive, no pickles.
+
+    Each has its numbers in the file: PyTorch makes a tensor of zeros where the part is empty, and
+    one number repeated without end where its stride is 0, of whatever size the table says.
+    """
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise ValueError(f"{path}: expected a table of tensors, got none")
     for entry in config["config"].values():
@@ -199,7 +208,27 @@ def _check_payload(path: str | Path, config: Any, file_name: re.Pattern[str]) ->
             raise _refusal(path, "pickled tensors")
         if not file_name.fullmatch(str(entry.get("path_name"))):
             raise _refusal(path, "objects that are no tensors")
+        stored = records.get(f"{part.rpartition('/')[0]}/{entry['path_name']}", 0)
+        if (count := _num_values(entry.get("tensor_meta"))) is None or count > stored:
+            raise ValueError(
+                f"{path}: {part}: expected at most {stored:,} values in {entry['path_name']}, "
+                f"which has {stored:,} bytes, got {'no size' if count is None else f'{count:,}'}"
+            )
     _check_value(path, config, "")
+
+
+def _num_values(meta: Any) -> int | None:
+    """The number of values that a table declares for a tensor; None if it declares none."""
+    sizes = meta.get("sizes") if isinstance(meta, dict) else None
+    if not isinstance(sizes, list):
+        return None
+    count = 1
+    for size in sizes:
+        side = size.get("as_int") if isinstance(size, dict) else None
+        if type(side) is not int or side < 0:
+            return None
+        count *= side
+    return count
 
 
 def _check_value(path: str | Path, value: Any, key: str) -> None:

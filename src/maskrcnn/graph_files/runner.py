@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..runtime.error_text import one_line
 from .contract import METADATA_KEY, read_metadata
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class GraphRunner:
         try:
             outputs = self._run(inputs)
         except Exception as error:  # the runtimes' exceptions have no common class of their own
-            raise ValueError(f"{self.path}: the runtime reports: {_first_line(error)}") from error
+            raise ValueError(f"{self.path}: the runtime reports: {one_line(error)}") from error
         if missing := [name for name in self.metadata["outputs"] if name not in outputs]:
             raise ValueError(f"{self.path}: the graph has no output {', '.join(missing)}")
         return outputs
@@ -106,9 +107,7 @@ def _onnx(
     try:
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its exceptions have no common class of their own
-        raise ValueError(
-            f"{path}: onnxruntime cannot load the file: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"{path}: onnxruntime cannot load the file: {one_line(error)}") from error
 
     names = [output.name for output in session.get_outputs()]
 
@@ -168,8 +167,8 @@ def _openvino(
     try:
         model = core.read_model(path)
     except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path}: OpenVINO cannot load the file: {first}") from error
+        last = one_line(error, -1)
+        raise ValueError(f"{path}: OpenVINO cannot load the file: {last}") from error
 
     metadata = None
     if model.has_rt_info([METADATA_KEY]):
@@ -208,11 +207,11 @@ def _pt2(path: Path, device: str | None, threads: int | None, dtype: str) -> tup
         try:
             program = move_to_device_pass(program, where)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device: cannot use {where}: {_first_line(error)}") from None
+            raise ValueError(f"device: cannot use {where}: {one_line(error)}") from None
     try:
         module = program.module(check_guards=False)
     except Exception as error:  # of any kind, if the program contradicts itself
-        raise ValueError(f"{path}: PyTorch cannot run the file: {_first_line(error)}") from error
+        raise ValueError(f"{path}: PyTorch cannot run the file: {one_line(error)}") from error
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = [torch.from_numpy(inputs[name]).to(where) for name in ("pixels", "scale")]
@@ -235,10 +234,6 @@ _RUNTIMES: dict[str, Callable[[Path, str | None, int | None, str], tuple[str | N
 }
 SUFFIXES = tuple(_RUNTIMES)
 """Endings of files that a `GraphRunner` runs: ONNX, OpenVINO's IR, torch.export's programs."""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _missing(path: Path, package: str, extra: str) -> str:

@@ -202,8 +202,10 @@ class BoxHead(nn.Module):
         valid = (sides >= config.min_size).all(dim=-1) & (scores > config.score_threshold)
         valid &= proposals.valid.repeat_interleave(classes, dim=1)
 
-        groups = torch.zeros_like(labels) if config.nms == "all" else labels
-        candidates = nms.Candidates(boxes, scores, groups, valid, classes)
+        if config.nms == "all":
+            candidates = nms.Candidates(boxes, scores, torch.zeros_like(labels), valid)
+        else:
+            candidates = nms.Candidates(boxes, scores, labels, valid, classes, in_turns=True)
         if config.nms == "soft":
             selection, kept_scores = nms.select_soft(
                 candidates, config.soft_sigma, config.score_threshold, config.max_detections

@@ -58,7 +58,7 @@ class MaskHead(nn.Module):
         assert self.logits.bias is not None
         weight = self.logits.weight[own, :, 0, 0].to(x.dtype)
         bias = self.logits.bias[own, None, None].float()
-        logits = torch.einsum("kc...,kc->k...", x, weight).float()
+        logits = _dot(x, weight).float()
         return (logits if logits.dim() == 3 else _interleave(logits)) + bias
 
     def loss(
@@ -103,6 +103,21 @@ def _upsample_fourfold(
     x = onednn.plain_convolution(x, weight, up.bias.repeat(4), onednn.DENSE)
     x = F.relu(x, inplace=True)
     return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
+
+
+def _dot(x: Float[Tensor, "K C *s"], weight: Float[Tensor, "K C"]) -> Float[Tensor, "K *s"]:
+    """The product of the features at each position with the weights of their RoI."""
+    if not torch.compiler.is_exporting():
+        return torch.einsum("kc...,kc->k...", x, weight)
+
+    # A graph has them as the convolution wrote them, [K, 2, 2, C, H, W]. There it is a product of a
+    # row and a matrix: the runtimes would copy the features for an einsum.
+    fourfold = x.dim() == 6
+    x = x.permute(0, 4, 5, 1, 2, 3) if fourfold else x
+    sides = x.shape[-2:]
+    row = weight.view(-1, *(1,) * (x.dim() - 3), weight.shape[1])
+    product = (row @ x.flatten(-2)).squeeze(-2).unflatten(-1, sides)
+    return product.permute(0, 3, 4, 1, 2) if fourfold else product
 
 
 def _interleave(x: Float[Tensor, "*n H W 2 2"]) -> Float[Tensor, "*n H2 W2"]:

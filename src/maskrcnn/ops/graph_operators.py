@@ -43,38 +43,31 @@ def _(scores: Tensor, count: int) -> Tensor:
 
 @operator(
     "greedy_nms",
-    "(Tensor boxes, Tensor scores, Tensor exists, Tensor groups, int num_groups, "
-    "float threshold) -> Tensor",
+    "(Tensor boxes, Tensor scores, Tensor exists, float threshold) -> Tensor",
 )
-def greedy_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    exists: Tensor,
-    groups: Tensor,
-    num_groups: int,
-    threshold: float,
-) -> Tensor:
-    """Returns which boxes [B, N] survive greedy NMS within each group of their image.
+def greedy_nms(boxes: Tensor, scores: Tensor, exists: Tensor, threshold: float) -> Tensor:
+    """Returns which boxes [B, G, N] survive greedy NMS within their group.
+
+    Boxes of different groups never suppress one another.
 
     Args:
-        boxes: [B, N, 4], xyxy.
-        scores: [B, N].
-        exists: [B, N]; other boxes neither suppress any nor survive.
-        groups: [B, N], 0 .. num_groups - 1; boxes of different groups never suppress one another.
-        num_groups: number of groups.
+        boxes: [B, G, N, 4], xyxy; G groups in each image.
+        scores: [B, G, N].
+        exists: [B, G, N]; other boxes neither suppress any nor survive.
         threshold: IoU above which the lower-scoring box of a pair is suppressed.
     """
-    kept = torch.zeros_like(exists)
+    kept = torch.zeros(exists.shape, dtype=torch.bool)
     for image in range(scores.shape[0]):
-        for group in range(num_groups):
-            own = ((groups[image] == group) & exists[image]).nonzero()[:, 0]
-            kept[image, own[nms(boxes[image, own], scores[image, own], threshold)]] = True
+        for group in range(scores.shape[1]):
+            own = exists[image, group].nonzero()[:, 0]
+            best = nms(boxes[image, group, own], scores[image, group, own], threshold)
+            kept[image, group, own[best]] = True
     return kept
 
 
 @greedy_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, exists: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(exists)
+    return exists.new_empty(exists.shape)
 
 
 @operator(

@@ -40,7 +40,9 @@ class Candidates(NamedTuple):
     valid: Bool[Tensor, "B N"]
     """Invalid boxes neither suppress others nor are kept."""
     num_groups: int = 1
-    """An exported graph looks for groups 0 .. num_groups - 1; eager code does not need it."""
+    """In an exported graph the groups are equally long and follow from the order of the boxes."""
+    in_turns: bool = False
+    """There, whether the groups take turns (0, 1, 2, 0, 1, 2, ...) or follow one another."""
 
 
 class Selection(NamedTuple):
@@ -124,9 +126,17 @@ def select_by_level(
 
 def _select_in_graph(candidates: Candidates, threshold: float, keep: int) -> Selection:
     """Greedy NMS as nodes of an exported graph; every slot counts as a row."""
-    boxes, scores, groups, valid, num_groups = candidates
-    survivors = graph_operators.greedy_nms(boxes, scores, valid, groups, num_groups, threshold)
+    boxes, scores, _, valid, num_groups, in_turns = candidates
 
+    def grouped(values: Tensor) -> Tensor:
+        if in_turns:
+            return values.unflatten(1, (-1, num_groups)).transpose(1, 2)
+        return values.unflatten(1, (num_groups, -1))
+
+    survivors = graph_operators.greedy_nms(
+        grouped(boxes), grouped(scores), grouped(valid), threshold
+    )
+    survivors = (survivors.transpose(1, 2) if in_turns else survivors).flatten(1)
     rank = torch.where(survivors, scores, -torch.inf)
     rank = F.pad(rank, (0, max(0, keep - rank.shape[1])), value=-torch.inf)
     index = graph_operators.best_first(rank, keep)
@@ -139,7 +149,7 @@ def select_one_by_one(
     candidates: Candidates, threshold: float, keep: int
 ) -> tuple[Int64[Tensor, "B K"], Bool[Tensor, "B K"]]:
     """Greedy NMS, image by image; arguments and result as in `select`."""
-    boxes, scores, groups, valid, _ = candidates
+    boxes, scores, groups, valid, *_ = candidates
     index = torch.zeros(len(boxes), keep, dtype=torch.int64, device=boxes.device)
     kept = torch.zeros_like(index, dtype=torch.bool)
     for b in range(len(boxes)):
@@ -166,7 +176,7 @@ def select_at_once(
         `select_one_by_one`: every box was decided, and no box beyond the compared ones could have
         been kept.
     """
-    boxes, scores, groups, valid, _ = candidates
+    boxes, scores, groups, valid, *_ = candidates
     most = min(max(CANDIDATES, 4 * keep), boxes.shape[1])
     order = torch.where(valid, scores, -torch.inf).argsort(dim=1, descending=True, stable=True)
     order = order[:, :most]
@@ -242,7 +252,7 @@ def select_soft(
 
     Source: Bodla et al. 2017, section 3.
     """
-    boxes, scores, groups, valid, _ = candidates
+    boxes, scores, groups, valid, *_ = candidates
     if torch.compiler.is_exporting():
         rank = torch.where(valid, scores, -1.0)
         padding = max(0, keep - rank.shape[1])

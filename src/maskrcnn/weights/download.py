@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.cache import cache_folder, writable_cache_folder
+from ..runtime.error_text import one_line
 from ..runtime.progress import progress
 from .catalog import Weights
 
@@ -99,8 +100,9 @@ def fetch_timm(name: str) -> Path:
             f"{name}: {where} does not exist or is not public; timm.list_pretrained() names all"
         ) from error
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DownloadError(f"{name}: the download from {where} failed ({first})") from error
+        raise DownloadError(
+            f"{name}: the download from {where} failed ({one_line(error)})"
+        ) from error
 
 
 def _installed(weights: Weights) -> Path:

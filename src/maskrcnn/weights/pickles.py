@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ..images.file_kind import BYTES, kind_of
+from ..runtime.error_text import one_line
 
 _NUMBER = re.compile(r"[<>=|]?(?:f[248]|[iu][1248]|b1)")
 _OF_TORCH = (b"PK", b"\x80")
@@ -72,9 +73,8 @@ def read_torch(path: Path) -> Any:
         if named:
             name = next(g for g in named.groups() if g)
             raise WeightsError(f"{path}: refused, it refers to {name}. {_TRUST}") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{path}: not a file of tensors written by torch.save, or damaged ({reason})."
+            f"{path}: not a file of tensors written by torch.save, or damaged ({one_line(error)})."
         ) from error
 
 
