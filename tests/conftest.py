@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import torch.fx.experimental.symbolic_shapes
 import torchvision  # noqa: F401
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from processor_time import ProcessorTime
 
 if TYPE_CHECKING:
     from exported_model import Exported
@@ -32,12 +34,26 @@ install_import_hook(
 torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
-# They also keep their bytecode, as an installed package does: otherwise each would compile the package again.
+# All keep their bytecode, as an installed package does, and pytest that of the tests: otherwise each process would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
 settings.register_profile("same examples", derandomize=True)
 settings.load_profile("same examples")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--processor-time",
+        action="store_true",
+        help="print the processor time of each capability beside its allowance",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--processor-time"):
+        config.pluginmanager.register(ProcessorTime(config))
 
 
 def pytest_collection_finish() -> None:
