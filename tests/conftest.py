@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed.tensor
 import torch.fx.experimental.symbolic_shapes
 import torchvision  # noqa: F401
+from fresh_process import FreshProcess
 from hypothesis import settings
 from jaxtyping import install_import_hook
 from processor_time import ProcessorTime
@@ -84,6 +86,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     from exported_model import export_once
 
     return export_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def fresh_process() -> Iterator[FreshProcess]:
+    """Runs functions in new processes, each forked from one that has imported everything once."""
+    process = FreshProcess()
+    yield process
+    process.close()
 
 
 @pytest.fixture

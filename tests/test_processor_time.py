@@ -18,7 +18,9 @@ def test_a_file_in_no_capability_is_named() -> None:
 
 
 def test_the_table_has_the_time_of_each_capability_and_marks_what_is_above_its_allowance() -> None:
-    seconds = Counter({"test_rle.py": 1.5, START: 20.0, "test_export.py": 10.0, "test_travel.py": 61.0})
+    seconds = Counter(
+        {"test_rle.py": 1.5, START: 20.0, "test_export.py": 10.0, "test_travel.py": 61.0}
+    )
     lines = table(seconds, Counter({"tests/test_rle.py::test_a": 0.5}))
     assert "    21.5      173  model, training, evaluation, formats, commands, documents" in lines
     assert "    10.0      300  exported files" in lines

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import training_run
+from fresh_process import FreshProcess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_run import tiny_config, tiny_model
@@ -348,10 +345,8 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
 
 
 def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch(
-    data: CocoDataset, images: Path, tmp_path: Path
+    data: CocoDataset, images: Path, tmp_path: Path, fresh_process: FreshProcess
 ) -> None:
-    source = Path(training_run.__file__)
-    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
     train: dict[str, Any] = {
         "steps": 2,
         "learning_rate": 0.002,
@@ -359,9 +354,8 @@ def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch
     }
     same: dict[str, Any] = {"norm": "group", "unlabeled_config": EAGER | {"burn_in": 0.0}}
     two = settings_for(data, images, tmp_path / "two", train=train, **same)
-    command = [sys.executable, source, "two", json.dumps(two)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+    done = fresh_process.call("training_run:by_two_nodes", [two])
+    assert done.status == 0, done.err
     training_run.main(
         settings_for(data, images, tmp_path / "one", train=train | {"batch_size": 4}, **same)
     )
