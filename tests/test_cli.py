@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import tiny_config
 from PIL import Image
 from rich.console import Console
 
@@ -59,14 +60,14 @@ def help_text(*words: str) -> str:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 4, seed=1)
+    write_scenes(folder, 4, seed=1, size=96)
     return folder
 
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(CATEGORIES)), path)
+    mr.save(mr.MaskRCNN.from_config(tiny_config(CATEGORIES)), path)
     return path
 
 

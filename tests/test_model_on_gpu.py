@@ -29,11 +29,18 @@ from maskrcnn.ops import device
 from maskrcnn.structures import Batch, Truth
 
 COUNT = 3
+
+
+def _shallow(config: ModelConfig) -> ModelConfig:
+    """With fewer blocks of the same kinds: each costs as much on a simulated GPU, whatever its size."""
+    return replace(config, trunk=replace(config.trunk, depth=18))
+
+
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "small": lambda: mr.maskrcnn_r18_small(3),
-    "keypoint": mr.joint_r50_fpn,
-    "keypoints alone": mr.keypointrcnn_r50_fpn,
-    "one level": lambda: mr.maskrcnn_r50_c4(5),
+    "keypoint": lambda: _shallow(mr.joint_r50_fpn()),
+    "keypoints alone": lambda: _shallow(mr.keypointrcnn_r50_fpn()),
+    "one level": lambda: _shallow(mr.maskrcnn_r50_c4(5)),
     "torchvision's": lambda: mr.maskrcnn_r50_fpn_v2_torchvision(5, 3),
     "adaptive RoIAlign": lambda: _changed(
         mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)

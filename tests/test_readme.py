@@ -23,7 +23,8 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.models.detection.mask_rcnn import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
 
 import maskrcnn
 from maskrcnn.cli import run
@@ -93,7 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "categories": content["categories"],
         }
         (path / f"{name}.json").write_text(json.dumps(part))
-    Image.open(path / "photos" / "00001.png").save(path / "street.jpg")
+    # The published model enlarges an image until a side has 1,333 px: a strip is the least work.
+    Image.open(path / "photos" / "00001.png").resize((96, 8)).save(path / "street.jpg")
     Image.fromarray(draw_micrograph(0)[0]).save(path / "image.png")
     return path
 
@@ -103,8 +105,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model in torchvision's format: a ResNet-18, recognizable by its names and shapes."""
     torch.manual_seed(0)
     trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    heads = {
+        "box_head": TwoMLPHead(256 * 7 * 7, 16),
+        "box_predictor": FastRCNNPredictor(16, 91),
+        "mask_head": MaskRCNNHeads(256, (16,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(16, 16, 91),
+    }
     path = tmp_path_factory.mktemp("server") / catalog.find("maskrcnn_r50_fpn_v2_coco").file
-    torch.save(MaskRCNN(trunk, num_classes=91).state_dict(), path)
+    torch.save(MaskRCNN(trunk, **heads).state_dict(), path)
     return path
 
 
