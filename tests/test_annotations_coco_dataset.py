@@ -109,9 +109,8 @@ def test_real_data_opens_and_its_truth_equals_the_file(shared, name, part):
     path = shared / "data" / name / "annotations" / f"{part}.json"
     data = CocoDataset(path, shared / "data" / name / "images")
     raw = {a["id"]: a for a in json.loads(path.read_text())["annotations"]}
-    truth = data.truth()["annotations"]
-    assert len(truth) == len(raw)
-    for annotation in truth:
+    assert sum(len(record.annotations) for record in data) == len(raw)
+    for annotation in data.subset(range(0, len(data), 5)).truth()["annotations"]:
         for key, value in annotation.items():
             if key in raw[annotation["id"]]:
                 assert value == raw[annotation["id"]][key], (annotation["id"], key)

@@ -352,7 +352,7 @@ def test_the_budget_ignores_stalls_and_pays_for_evaluations() -> None:
 
 
 def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
-    data: CocoDataset, tmp_path: Path, fresh_process: FreshProcess
+    data: CocoDataset, validation: CocoDataset, tmp_path: Path, fresh_process: FreshProcess
 ) -> None:
     norms = ("frozen", "group")
     augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
@@ -368,7 +368,7 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
     def run_of(norm: str, name: str, **changes: int) -> dict[str, Any]:
         paths = {
             "data": str(data.annotations_path),
-            "validation": str(data.annotations_path),
+            "validation": str(validation.annotations_path),
             "out": str(tmp_path / f"{norm}-{name}"),
         }
         return paths | {"norm": norm, "train": settings | changes}
