@@ -50,7 +50,7 @@ PAGES = (
 
 TINY = {
     "steps": "1",
-    "batch_size": "1",
+    "batch_size": "2",
     "workers": "0",
     "augment.crop": "64",
     "model.input.scale": "0.5",

@@ -408,7 +408,14 @@ def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 
 def _group_norm(
-    x: Tensor, weight: Any, bias: Any, num_images: int, channels: int, area: int, groups: int, *_: Any
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    num_images: int,
+    channels: int,
+    area: int,
+    groups: int,
+    *_: Any,
 ) -> tuple[Tensor, ...]:
     size = (num_images, groups)
     return torch.empty_like(x), x.new_empty(size), x.new_empty(size)
