@@ -476,9 +476,9 @@ def test_an_interrupted_training_prints_how_to_resume(
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
+        *PRESET,
         "--out",
         "my run",
-        *PRESET,
     ]
     assert run(words) == 130
     told = capsys.readouterr().err
