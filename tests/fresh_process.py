@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 PATH = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests")]
 
+MOST_SECONDS = 400
 IMPORTED = (
     "hotcoco",
     "torch.distributed.launcher.api",
@@ -49,21 +51,24 @@ class FreshProcess:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(PATH)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # else `has_ended` would not see what has been read ahead
         )
         self._folder = tempfile.TemporaryDirectory()
 
     def start(self, function: str, *arguments: Any) -> int:
         """Starts `function`, such as "training_run:main", in a new process; its id."""
-        return int(self._ask([function, arguments, self._folder.name]))
+        self._child = int(self._ask([function, arguments, self._folder.name]))
+        return self._child
 
     def has_ended(self, seconds: float) -> bool:
         """Whether the call ends within some seconds."""
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def wait(self) -> Ended:
-        """Waits for the end of the call."""
+        """Waits for the end of the call; one that hangs is killed."""
         assert self._process.stdout
+        if not self.has_ended(MOST_SECONDS):
+            os.kill(self._child, signal.SIGKILL)
         status = int(self._process.stdout.readline())
         out, err = ((Path(self._folder.name) / name).read_text() for name in ("out", "err"))
         return Ended(os.waitstatus_to_exitcode(status), out, err)
@@ -77,10 +82,10 @@ class FreshProcess:
         self._process.communicate()
         self._folder.cleanup()
 
-    def _ask(self, request: Any) -> str:
+    def _ask(self, request: Any) -> bytes:
         assert self._process.stdin
         assert self._process.stdout
-        print(json.dumps(request), file=self._process.stdin, flush=True)
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
         return self._process.stdout.readline()
 
 
