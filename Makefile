@@ -11,7 +11,7 @@ demo: $(READY)
 
 # One process per core, at most 16, each with one thread (tests/conftest.py). PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
 test: $(READY)
-	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal
+	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal --processor-time
 
 # Writes benchmarks/results/ and the tables of docs/performance.md. Run it on a quiet machine.
 bench: $(READY)

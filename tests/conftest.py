@@ -2,42 +2,67 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# The hook below has a bytecode cache of its own, also for what a checked module imports. Libraries that are
-# imported before it come from their usual cache. Compiling them takes four seconds per process.
-import beartype  # noqa: F401
-import numpy as np
 import pytest
-import timm  # noqa: F401
-import torch
-import torch.distributed.tensor
-import torch.fx.experimental.symbolic_shapes
-import torchvision  # noqa: F401
-from hypothesis import settings
-from jaxtyping import install_import_hook
+from fresh_process import FreshProcess
+from processor_time import ProcessorTime
 
 if TYPE_CHECKING:
+    import numpy as np
     from exported_model import Exported
-
-# The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
-install_import_hook(
-    ["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"],
-    "shape_checks.check",
-)
 
 # `make test` runs one process per core. Two threads that wait for each other on one core take four times the processor time.
 # xdist's processes and the programs that tests start inherit the variables. A test that needs several threads sets them.
-torch.set_num_threads(1)
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
-# They also keep their bytecode, as an installed package does: otherwise each would compile the package again.
+# All keep their bytecode, as an installed package does, and pytest that of the tests: otherwise each process would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
-# The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
-settings.register_profile("same examples", derandomize=True)
-settings.load_profile("same examples")
+
+def prepare() -> None:
+    """Imports the libraries, and makes the package check its signatures."""
+    # The hook has a bytecode cache of its own, also for what a checked module imports. Libraries that are
+    # imported before it come from their usual cache. Compiling them takes four seconds per process.
+    import beartype  # noqa: F401
+    import timm  # noqa: F401
+    import torch
+    import torch.distributed.tensor
+    import torch.fx.experimental.symbolic_shapes
+    import torchvision  # noqa: F401
+    from hypothesis import settings
+    from jaxtyping import install_import_hook
+
+    # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
+    install_import_hook(
+        ["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"],
+        "shape_checks.check",
+    )
+    torch.set_num_threads(1)
+
+    # The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
+    settings.register_profile("same examples", derandomize=True)
+    settings.load_profile("same examples")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--processor-time",
+        action="store_true",
+        help="print the processor time of each capability beside its allowance",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--processor-time"):
+        config.pluginmanager.register(ProcessorTime(config))
+    only_distributes = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if not only_distributes:  # else this is xdist's first process, which runs no test
+        prepare()
 
 
 def pytest_collection_finish() -> None:
@@ -70,7 +95,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export_once(tmp_path_factory)
 
 
+@pytest.fixture(scope="session")
+def fresh_process() -> Iterator[FreshProcess]:
+    """Runs functions in new processes, each forked from one that has imported everything once."""
+    process = FreshProcess()
+    yield process
+    process.close()
+
+
 @pytest.fixture
 def twelve_bits() -> np.ndarray:
     """Random 12-bit color [13, 17, 3] as uint16."""
+    import numpy as np
+
     return np.random.default_rng(0).integers(0, 4096, (13, 17, 3), dtype=np.uint16)

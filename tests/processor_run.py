@@ -1,4 +1,4 @@
-"""What depends on the processor: `python tests/processor_run.py CASE...`, a process for each case.
+"""What depends on the processor, for `fresh_process`: a process for each case.
 
 PyTorch and oneDNN read which instructions they may use at the first operation, not at import. So
 everything is imported once, and each case is a fork that sets its variables first. The operations
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -230,7 +229,3 @@ def main(cases: list[str]) -> None:
             print(json.dumps(result), flush=True)
             os._exit(0)
         os.waitpid(child, 0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

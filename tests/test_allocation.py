@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 
 import pytest
+from fresh_process import FreshProcess
 
 # Runs in a new process, because it changes the whole process. Prints how many new pages each of ten tensors of 64 MB took, by default and with memory kept.
 SCRIPT = """
@@ -33,11 +33,10 @@ print(kept - resident())
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="the memory of tensors is kept with glibc only"
 )
-def test_kept_memory_is_reused_and_returned_on_request() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
-    )
-    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+def test_kept_memory_is_reused_and_returned_on_request(fresh_process: FreshProcess) -> None:
+    done = fresh_process.call("fresh_process:run_source", SCRIPT)
+    assert done.status == 0, done.err
+    lines = [[int(word) for word in line.split()] for line in done.out.splitlines()]
     default, kept, (returned,) = lines
     assert min(default) > 1000, "or there would be nothing to keep"
     assert max(kept[-3:]) < 100

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from maskrcnn.augmentation.loader import TrainingLoader
 from maskrcnn.augmentation.training_set import TrainingSet
 from maskrcnn.config import AugmentConfig
 from maskrcnn.presets import maskrcnn_r18_small
+from maskrcnn.runtime.atomic_files import replace_text
 
 WILD = AugmentConfig(scale=(0.5, 1.5), rotation=20, crop=48, brightness=0.2)
 
@@ -62,34 +62,28 @@ def test_an_unreadable_image_names_its_file(training_set, tmp_path):
         list(TrainingLoader(training_set, [[(1, 0)]], workers=1))
 
 
-SCRIPT = """
-import multiprocessing, sys
-from maskrcnn.config import AugmentConfig
-from maskrcnn.annotations.coco_dataset import CocoDataset
-from maskrcnn.augmentation.training_set import TrainingSet
-from maskrcnn.augmentation.loader import TrainingLoader
-from maskrcnn.presets import maskrcnn_r18_small
-data = CocoDataset(sys.argv[1])
-plan = ([(i % 3, i)] for i in range(10**9))
-for batch in TrainingLoader(TrainingSet(data, maskrcnn_r18_small(data.categories), AugmentConfig()), plan, workers=2):
-    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
-"""
+def load_for_ever(annotations: str, ids: str) -> None:
+    """Writes the ids of two workers to a file when they have loaded something."""
+    data = CocoDataset(annotations)
+    plan = ([(i % 3, i)] for i in range(10**9))
+    training_set = TrainingSet(data, maskrcnn_r18_small(data.categories), AugmentConfig())
+    for _ in TrainingLoader(training_set, plan, workers=2):
+        replace_text(Path(ids), " ".join(str(p.pid) for p in multiprocessing.active_children()))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(write(tmp_path))],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
+def test_workers_end_when_their_parent_is_killed(tmp_path, fresh_process):
+    ids = tmp_path / "ids"
+    parent = fresh_process.start(
+        "test_augmentation_loader:load_for_ever", str(write(tmp_path)), str(ids)
     )
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    deadline = time.monotonic() + 30
+    while not ids.exists() and time.monotonic() < deadline:
+        assert not fresh_process.has_ended(0.05), fresh_process.wait().err
+    workers = [int(word) for word in ids.read_text().split()]
     assert len(workers) == 2
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
+    os.kill(parent, signal.SIGKILL)
+    assert fresh_process.wait().status == -signal.SIGKILL
     deadline = time.monotonic() + 30
     while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.2)

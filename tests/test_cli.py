@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from models import tiny_config
 from PIL import Image
 from rich.console import Console
 
@@ -39,6 +40,11 @@ COMMANDS = (
     "weights",
 )
 FROZEN = Path(__file__).with_name("help")
+PRESET = (
+    "--no-recipe",
+    "--model",
+    "maskrcnn_r18_small",
+)  # for tests of what a recipe does not change
 
 
 def help_text(*words: str) -> str:
@@ -59,14 +65,14 @@ def help_text(*words: str) -> str:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, 4, seed=1)
+    write_scenes(folder, 4, seed=1, size=96)
     return folder
 
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(CATEGORIES)), path)
+    mr.save(mr.MaskRCNN.from_config(tiny_config(CATEGORIES)), path)
     return path
 
 
@@ -274,6 +280,7 @@ def test_without_validation_data_a_part_is_split_off_and_reported(
         str(scenes / "images"),
         "--out",
         "x",
+        *PRESET,
     ]
     assert run(words) == run([*words, "--no-val"]) == 0
     parted, whole = fit
@@ -300,7 +307,7 @@ def test_training_validates_on_the_split_val_of_the_data(
         (tmp_path / f"instances_{name}.json").write_text(
             json.dumps(content | {"images": images, "annotations": annotations})
         )
-    words = ["--images", str(scenes / "images"), "--out", "x"]
+    words = ["--images", str(scenes / "images"), "--out", "x", *PRESET]
     for data in (str(tmp_path), f"{tmp_path}:instances_train"):
         assert run(["train", "--data", data, *words]) == 0
         assert (len(fit[-1]["data"]), {r.image_id for r in fit[-1]["validation"]}) == (
@@ -353,6 +360,7 @@ def test_masks_in_another_folder_than_their_images_can_be_trained_on(
         str(scenes / "images"),
         "--out",
         "x",
+        *PRESET,
     ]
     assert run(["train", *words]) == 0
     assert (len(fit[-1]["data"]), len(fit[-1]["validation"])) == (3, 1)
@@ -468,6 +476,7 @@ def test_an_interrupted_training_prints_how_to_resume(
         str(scenes / "annotations.json"),
         "--images",
         str(scenes / "images"),
+        *PRESET,
         "--out",
         "my run",
     ]

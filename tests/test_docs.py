@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import FreshProcess
 
 import maskrcnn
 
@@ -70,17 +68,14 @@ def test_the_map_shows_the_rows_of_the_layer_test():
     importlib.util.find_spec("pdoc") is None,
     reason="pdoc is not installed: pip install -e '.[docs]'",
 )
-def test_the_api_reference_builds_without_warnings_and_has_every_public_name(tmp_path: Path):
+def test_the_api_reference_builds_without_warnings_and_has_every_public_name(
+    tmp_path: Path, fresh_process: FreshProcess
+):
     # In a new process: conftest replaces annotations by checks of shapes.
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "build_api.py"), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
+    builder = str(ROOT / "docs" / "build_api.py")
+    done = fresh_process.call("fresh_process:run_file", builder, str(tmp_path))
+    assert done.status == 0, done.err
+    assert not done.err
     page = (tmp_path / "maskrcnn.html").read_text()
     missing = [name for name in maskrcnn.__all__ if f'id="{name}"' not in page]
     assert missing in ([], ["__version__"])

@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 from coco_samples import content, write
+from models import tiny_config
 
 import maskrcnn as mr
 from maskrcnn.annotations.problems import DataError
@@ -174,8 +175,8 @@ def test_the_command_converts_and_reports_what_is_lost(
 def test_predictions_are_written_as_annotations_to_correct(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    write_scenes(tmp_path / "scenes", 1, seed=1)
-    mr.save(mr.MaskRCNN.from_config(mr.maskrcnn_r18_small(CATEGORIES)), tmp_path / "m.safetensors")
+    write_scenes(tmp_path / "scenes", 1, seed=1, size=96)
+    mr.save(mr.MaskRCNN.from_config(tiny_config(CATEGORIES)), tmp_path / "m.safetensors")
     words = [
         "predict",
         str(tmp_path / "m.safetensors"),

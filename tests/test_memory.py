@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from fresh_process import FreshProcess
 
 # Runs in a new process, because memory that another test has freed would be reused unnoticed.
 SCRIPT = """
@@ -29,13 +28,9 @@ print(peak.bytes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is exact on Linux only")
-def test_300_masks_on_24_megapixels_need_less_than_a_gigabyte() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 1e9
+def test_300_masks_on_24_megapixels_need_less_than_a_gigabyte(
+    fresh_process: FreshProcess,
+) -> None:
+    done = fresh_process.call("fresh_process:run_source", SCRIPT)
+    assert done.status == 0, done.err
+    assert int(done.out) < 1e9

@@ -29,17 +29,25 @@ from maskrcnn.ops import device
 from maskrcnn.structures import Batch, Truth
 
 COUNT = 3
+
+
+def _shallow(config: ModelConfig) -> ModelConfig:
+    """With fewer blocks of the same kinds: each costs as much on a simulated GPU, whatever its size."""
+    return replace(config, trunk=replace(config.trunk, depth=18))
+
+
 MODELS: dict[str, Callable[[], ModelConfig]] = {
     "small": lambda: mr.maskrcnn_r18_small(3),
-    "keypoint": mr.joint_r50_fpn,
-    "keypoints alone": mr.keypointrcnn_r50_fpn,
-    "one level": lambda: mr.maskrcnn_r50_c4(5),
+    "keypoint": lambda: _shallow(mr.joint_r50_fpn()),
+    "keypoints alone": lambda: _shallow(mr.keypointrcnn_r50_fpn()),
+    "one level": lambda: _shallow(mr.maskrcnn_r50_c4(5)),
     "torchvision's": lambda: mr.maskrcnn_r50_fpn_v2_torchvision(5, 3),
     "adaptive RoIAlign": lambda: _changed(
         mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)
     ),
     "soft NMS": lambda: _changed(mr.maskrcnn_r18_small(3), nms="soft"),
 }
+WITH_OWN_LOSSES = [name for name in MODELS if name != "soft NMS"]
 
 
 def _changed(config: ModelConfig, **box: Any) -> ModelConfig:
@@ -97,7 +105,7 @@ def devices(tensors: Any) -> set[str]:
     return {value.device.type for value in tensors if isinstance(value, Tensor)}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WITH_OWN_LOSSES)
 def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
     model, batch, truth = build(MODELS[name]())
     losses = model.train().losses(batch, truth)
@@ -105,7 +113,7 @@ def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
     assert devices(gpu) == {"cuda"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WITH_OWN_LOSSES)
 def test_every_trained_weight_has_a_gradient_on_its_device(name: str, read: list[Tensor]) -> None:
     model, batch, truth = build(MODELS[name](), "meta")
     total(model.train().losses(batch, truth)).backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -404,6 +405,25 @@ def test_nms_per_class_over_classes_and_soft(nms: str) -> None:
     assert detections.valid.sum() > 10
 
 
+def narrow(config: ModelConfig) -> ModelConfig:
+    """The same layers with few channels and RoIs."""
+    rpn = replace(config.rpn, convs=(16,) * len(config.rpn.convs))
+    box = replace(config.box, convs=(16,) * len(config.box.convs), fcs=(16,) * len(config.box.fcs))
+    changes: dict[str, Any] = {
+        "trunk": replace(config.trunk, stem_channels=8, res2_channels=16, width_per_group=4),
+        "rpn": replace(rpn, post_nms_train=50, post_nms_test=50),
+        "box": replace(box, samples=32, max_detections=20),
+    }
+    if config.neck:
+        changes["neck"] = replace(config.neck, channels=16)
+    if mask := config.mask:
+        convs = (16,) * len(mask.convs)
+        changes["mask"] = replace(mask, convs=convs, upsample=(16,) * len(mask.upsample))
+    if keypoint := config.keypoint:
+        changes["keypoint"] = replace(keypoint, convs=(16,) * len(keypoint.convs))
+    return replace(config, **changes)
+
+
 @pytest.mark.parametrize(
     "preset",
     [
@@ -418,15 +438,8 @@ def test_nms_per_class_over_classes_and_soft(nms: str) -> None:
 )
 def test_presets_build_predict_and_compute_losses(preset: str) -> None:
     config: ModelConfig = getattr(presets, preset)()
-    narrow = replace(config.trunk, stem_channels=8, res2_channels=16, width_per_group=4)
-    few = {
-        "rpn": replace(config.rpn, post_nms_train=50, post_nms_test=50),
-        "box": replace(config.box, samples=32, max_detections=20),
-    }
-    model, batch = (
-        MaskRCNN.from_config(replace(config, trunk=narrow, **few)),
-        make_batch(((64, 64),)),
-    )
+    batch = make_batch(((64, 64),))
+    model = MaskRCNN.from_config(narrow(config))
     with torch.no_grad():
         assert model.eval()(batch).boxes.shape[-1] == 4
         losses = model.losses(batch, make_truth(config, batch, objects=2))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import FreshProcess
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,18 +38,11 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, dict[str, Any]]:
+def results(fresh_process: FreshProcess) -> dict[str, dict[str, Any]]:
     """What tests/processor_run.py saw in each case."""
-    path = os.pathsep.join([str(TESTS.parent / "src"), *filter(None, [os.getenv("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "processor_run.py"), *CASES.values()],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    every = [json.loads(line) for line in done.stdout.splitlines()]
+    done = fresh_process.call("processor_run:main", [*CASES.values()])
+    assert done.status == 0, done.err
+    every = [json.loads(line) for line in done.out.splitlines()]
     return dict(zip(CASES, every, strict=True))
 
 

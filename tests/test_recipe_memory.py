@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import training_run
+from torch.utils.flop_counter import FlopCounterMode
 from training_run import tiny_config, tiny_model
 
 import maskrcnn as mr
@@ -17,11 +18,13 @@ from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.config import TrunkConfig
 from maskrcnn.model.maskrcnn import MaskRCNN
 from maskrcnn.model.resnet import ResNet
+from maskrcnn.recipe import memory_estimate
 from maskrcnn.recipe.memory_estimate import (
     available_memory,
     peak_bytes,
     prediction_peak,
     step_peak,
+    step_work,
     training_bytes,
     validation_bytes,
 )
@@ -121,6 +124,22 @@ def test_shapes_alone_give_the_peak_of_a_real_network(
     assert prediction_peak(shapes, (64, 90)) == pytest.approx(
         prediction_peak(real.eval(), (64, 90)), rel=0.02
     )
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_normalizations_without_arithmetic_count_like_pytorchs(
+    data: CocoDataset, norm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_model(data, norm)
+    network = MaskRCNN.from_config(config).to("meta").train()
+    peak = step_peak(network, 2, (64, 96), False)
+    work = step_work(config, 2, (64, 96))
+
+    monkeypatch.setattr(memory_estimate, "_NORMALIZATIONS", {})
+    assert peak == step_peak(network, 2, (64, 96), False)
+    with FlopCounterMode(display=False) as counter:
+        memory_estimate._losses(network, 2, (64, 96), False)
+    assert work == counter.get_total_flops() > 0
 
 
 def test_the_peak_counts_what_is_alive_at_the_same_time() -> None:

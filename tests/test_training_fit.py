@@ -6,9 +6,6 @@ import collections
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import training_run
+from fresh_process import FreshProcess
 from training_run import tiny_config, tiny_model
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
@@ -354,10 +352,9 @@ def test_the_budget_ignores_stalls_and_pays_for_evaluations() -> None:
 
 
 def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
-    data: CocoDataset, tmp_path: Path
+    data: CocoDataset, validation: CocoDataset, tmp_path: Path, fresh_process: FreshProcess
 ) -> None:
-    source, norms = Path(training_run.__file__), ("frozen", "group")
-    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
+    norms = ("frozen", "group")
     augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
     settings = {
         "steps": 3,
@@ -371,20 +368,14 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
     def run_of(norm: str, name: str, **changes: int) -> dict[str, Any]:
         paths = {
             "data": str(data.annotations_path),
-            "validation": str(data.annotations_path),
+            "validation": str(validation.annotations_path),
             "out": str(tmp_path / f"{norm}-{name}"),
         }
         return paths | {"norm": norm, "train": settings | changes}
 
-    done = subprocess.run(
-        [sys.executable, source, "two", *(json.dumps(run_of(n, "two")) for n in norms)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    done = fresh_process.call("training_run:by_two_nodes", [run_of(n, "two") for n in norms])
+    assert done.status == 0, done.err
+    assert "Warning" not in done.err
     for norm in norms:
         training_run.main(run_of(norm, "one", batch_size=4))
         for one, two in zip(

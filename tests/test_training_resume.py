@@ -7,15 +7,14 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import training_run
+from fresh_process import FreshProcess
 from training_run import tiny_config, tiny_model
 
 from maskrcnn.annotations.coco_dataset import CocoDataset
@@ -25,54 +24,41 @@ from maskrcnn.training.log import read_rows
 from maskrcnn.training.optim import rate_factor, scaled_rate
 from maskrcnn.training.plan import plan_training
 
-KILLS = 5
 FILES = ("checkpoint.safetensors", "last.safetensors", "best.safetensors")
 
 
-class Server:
-    """A process that forks trainings on demand (see `training_run.serve`)."""
-
-    def __init__(self) -> None:
-        source = Path(training_run.__file__)
-        environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
-        self.process = subprocess.Popen(
-            [sys.executable, source, "serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-
-    def run(self, settings: dict[str, Any]) -> int:
-        """The status of the process that trained."""
-        assert self.process.stdin
-        assert self.process.stdout
-        print(json.dumps(settings), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+def train_and_kill(
+    fresh_process: FreshProcess, settings: dict[str, Any], step: int, seconds: float
+) -> int:
+    """Kills a training so many seconds after metrics.csv has the row of a step; how it ended."""
+    child = fresh_process.start("training_run:main", settings)
+    rows = Path(settings["out"]) / "metrics.csv"
+    while not rows.exists() or rows.read_bytes().count(b"\n") <= step:
+        if fresh_process.has_ended(0.004):
+            return fresh_process.wait().status
+    if not fresh_process.has_ended(seconds):
+        os.kill(child, signal.SIGKILL)
+    return fresh_process.wait().status
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def whole(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def whole(
+    fresh_process: FreshProcess, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
     """An uninterrupted run: its settings and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     settings = {
         "data": str(training_run.draw(folder / "data", 7)),
         "validation": str(training_run.draw(folder / "val", 3, seed=1)),
     }
-    assert server.run(settings | {"out": str(folder / "run")}) == 0
+    ended = fresh_process.call("training_run:main", settings | {"out": str(folder / "run")})
+    assert ended.status == 0, ended.err
     return settings, folder / "run"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "kills"), [(0, 5), (2, 3)])
 def test_a_killed_and_resumed_run_ends_with_the_same_weights(
-    server: Server, whole: Any, tmp_path: Path, workers: int
+    fresh_process: FreshProcess, whole: Any, tmp_path: Path, workers: int, kills: int
 ) -> None:
     settings, expected = whole
     settings = settings | {
@@ -81,14 +67,15 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
         "train": {"workers": workers},
     }
     moments, resumed_at = random.Random(workers), []
-    for step in sorted(moments.sample(range(15), KILLS)):
-        status = server.run(settings | {"kill_at": step, "kill_after": moments.uniform(0, 0.1)})
-        assert os.WIFSIGNALED(status)
+    for step in sorted(moments.sample(range(15), kills)):
+        status = train_and_kill(fresh_process, settings, step, moments.uniform(0, 0.1))
+        assert status == -signal.SIGKILL
         checkpoint = tmp_path / "run/checkpoint.safetensors"
         resumed_at.append(
             read_checkpoint(checkpoint)[1]["state"]["step"] if checkpoint.exists() else 0
         )
-    assert server.run(settings) == 0
+    ended = fresh_process.call("training_run:main", settings)
+    assert ended.status == 0, ended.err
     assert len({step for step in resumed_at if 0 < step < 16}) >= 2, (
         f"the run was not resumed in the middle: {resumed_at}"
     )

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import training_run
+from fresh_process import FreshProcess
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_run import tiny_config, tiny_model
@@ -298,12 +295,19 @@ def settings_for(data: CocoDataset, images: Path, out: Path, **changes: Any) -> 
     return paths | {"train": train, "unlabeled_config": EAGER} | changes
 
 
+@pytest.fixture(scope="module")
+def whole(data: CocoDataset, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run with unlabeled images."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    training_run.main(settings_for(data, images, out))
+    return out
+
+
 def test_a_run_logs_its_pseudo_labels_and_burn_in_equals_a_run_without_them(
-    data: CocoDataset, images: Path, tmp_path: Path
+    data: CocoDataset, images: Path, whole: Path, tmp_path: Path
 ) -> None:
-    training_run.main(settings_for(data, images, tmp_path / "with"))
     training_run.main(settings_for(data, images, tmp_path / "without", unlabeled=None))
-    rows, alone = (read_rows(tmp_path / name / "metrics.csv") for name in ("with", "without"))
+    rows, alone = (read_rows(out / "metrics.csv") for out in (whole, tmp_path / "without"))
     assert [row["loss"] for row in rows[:3]] == [row["loss"] for row in alone[:3]]
     assert rows[3]["loss"] != alone[3]["loss"]
     assert ["unlabeled/loss" in row for row in rows] == [False] * 2 + [True] * 4
@@ -316,11 +320,10 @@ def test_a_run_logs_its_pseudo_labels_and_burn_in_equals_a_run_without_them(
 
 
 def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
-    data: CocoDataset, images: Path, tmp_path: Path, monkeypatch: Any
+    data: CocoDataset, images: Path, whole: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     from maskrcnn.training import fit
 
-    training_run.main(settings_for(data, images, tmp_path / "whole"))
     step = fit.Trainer.step
 
     def interrupted(trainer: fit.Trainer) -> dict[str, float]:
@@ -338,7 +341,7 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
     )
     training_run.main(settings_for(data, images, tmp_path / "broken", resume=True))
     for name in ("checkpoint.safetensors", "last.safetensors"):
-        assert training_run.weights_of(tmp_path / "whole" / name) == training_run.weights_of(
+        assert training_run.weights_of(whole / name) == training_run.weights_of(
             tmp_path / "broken" / name
         ), name
     with pytest.raises(ValueError, match=r"unlabeled.*was"):
@@ -348,10 +351,8 @@ def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
 
 
 def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch(
-    data: CocoDataset, images: Path, tmp_path: Path
+    data: CocoDataset, images: Path, tmp_path: Path, fresh_process: FreshProcess
 ) -> None:
-    source = Path(training_run.__file__)
-    environment = os.environ | {"PYTHONPATH": str(source.parents[1] / "src")}
     train: dict[str, Any] = {
         "steps": 2,
         "learning_rate": 0.002,
@@ -359,9 +360,8 @@ def test_two_processes_learn_from_unlabeled_images_like_one_with_twice_the_batch
     }
     same: dict[str, Any] = {"norm": "group", "unlabeled_config": EAGER | {"burn_in": 0.0}}
     two = settings_for(data, images, tmp_path / "two", train=train, **same)
-    command = [sys.executable, source, "two", json.dumps(two)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+    done = fresh_process.call("training_run:by_two_nodes", [two])
+    assert done.status == 0, done.err
     training_run.main(
         settings_for(data, images, tmp_path / "one", train=train | {"batch_size": 4}, **same)
     )

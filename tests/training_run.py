@@ -1,19 +1,14 @@
 """A training small enough to be killed many times: synthetic 64-px scenes, a network with few channels.
 
-`python training_run.py serve` runs one for each line that it reads; `python training_run.py two '{"data": ..}' ..` runs one for each
-argument, each by two processes on two nodes.
+`main` runs one in this process, `by_two_nodes` each by two processes on two nodes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-import signal
 import socket
-import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,48 +140,13 @@ def main(settings: dict[str, Any]) -> None:
     train(model, data, val=validation, config=config, out=settings["out"], **options)
 
 
-def import_all() -> None:
-    """Imports what a training needs: once, before the forks."""
-    for name in (
-        "model.maskrcnn",
-        "augmentation.loader",
-        "training.fit",
-        "evaluation.coco_results",
-        "evaluation.evaluate",
-        "weights.load",
-    ):
-        importlib.import_module(f"maskrcnn.{name}")
-    importlib.import_module("hotcoco")
-
-
-def serve() -> None:
-    """For each line of settings forks a process that trains, and prints its status.
-
-    With `kill_at` and `kill_after` the process is killed so many seconds after metrics.csv has so many rows.
-    """
-    import_all()
-    for line in sys.stdin:
-        settings = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                main(settings)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            os._exit(status)
-        print(_wait(child, settings), flush=True)
-
-
 def by_two_nodes(trainings: list[dict[str, Any]]) -> None:
     """Trains by two processes on two nodes, as `torchrun --nnodes=2 --rdzv-endpoint=127.0.0.1:PORT` on each of them does.
 
-    The agents are forked instead of importing everything four times.
+    The agents are forked instead of importing everything four times. For `fresh_process`.
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    import_all()
     config = LaunchConfig(
         min_nodes=2,
         max_nodes=2,
@@ -247,25 +207,3 @@ def start_ranks(count: int, work: Callable[[int], int]) -> list[int]:
 def statuses(children: list[int]) -> list[int]:
     """The exit statuses of forked processes, once they have ended."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def _wait(child: int, settings: dict[str, Any]) -> int:
-    if "kill_at" not in settings:
-        return os.waitpid(child, 0)[1]
-    rows = Path(settings["out"]) / "metrics.csv"
-    while not rows.exists() or rows.read_bytes().count(b"\n") <= settings["kill_at"]:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status
-        time.sleep(0.004)
-    time.sleep(settings["kill_after"])
-    os.kill(child, signal.SIGKILL)  # safe: the id stays ours until we wait for it
-    return os.waitpid(child, 0)[1]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[1] == "serve":
-        serve()
-    else:
-        by_two_nodes([json.loads(argument) for argument in sys.argv[2:]])
