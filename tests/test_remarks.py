@@ -98,7 +98,7 @@ def test_an_image_that_breaks_off_is_skipped_by_an_evaluation_and_left_out_of_ap
     assert broken.name in error
     assert "--on-error drop" in error
     text = printed(capsys, "evaluate", model, "--data", odd, "--on-error", "drop")
-    assert "1 of 2 images cannot be read, AP leaves them out" in text
+    assert "1 of 2 images cannot be read and are left out of AP" in text
     assert broken.name in text
     evaluation = mr.evaluate(model, odd, on_error="drop")
     assert evaluation == whole

@@ -3,8 +3,8 @@
 In:  the names that an annotation file lists, the folder of the images, and the annotation file.
 Out: one note, or none.
 
-An image of another split is none of them: every annotation file beside this one is searched for the
-names that are left. These files are not parsed, because they can be large.
+Images of other splits do not count: every annotation file beside this one is searched for the names
+that are left. These files are not parsed, because they can be large.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def unlisted_images(names: Iterable[str], folder: Path, annotations: Path) -> tu
     """Returns a note on the images that lie beside the listed ones and are not listed.
 
     The folders of the listed images are searched, up to the one that all have in common, and one
-    level below. Where the annotation file lies in that one, other things may lie there too, so that
-    only folders with listed images are searched. Names that lead out of `folder` are ignored.
+    level below. If the annotation file lies in the common folder or below it, other things may lie
+    there too, so that only folders with listed images are searched. Names that lead out of `folder`
+    are ignored.
 
     Args:
         names: of the listed images, as the file has them.
@@ -109,7 +110,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _remove(unlisted: set[str], names: Iterable[str], finder: ImageFinder) -> None:
-    """Removes the images that names mean, however they are written."""
+    """Removes the images that the names refer to, however they are written."""
     endings = {name.rpartition(".")[2].lower() for name in unlisted}
     for name in names:
         if name in unlisted:

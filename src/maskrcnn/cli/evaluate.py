@@ -34,7 +34,7 @@ def evaluate(
             model's own limit, at least COCO's 100.
         batch_size: Number of images of equal padded shape per forward pass.
         on_error: What to do with unusable annotations, and with images that cannot be read: stop
-            and list them, or leave them out and name them.
+            with an error, or leave them out and name them.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         tta: Average several augmented views of each image (more accurate, slower): flip, turns
             (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.

@@ -289,7 +289,7 @@ class OutputFolder:
             folders: where to look, relative to this one, without their subfolders.
 
         Returns:
-            The names of such files that are kept, because they may be being written.
+            The names of such files that are kept, because a process may still be writing them.
         """
         kept = []
         now = datetime.now(UTC)

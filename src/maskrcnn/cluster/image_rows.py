@@ -39,7 +39,7 @@ class ImageRow:
     offset: int = 0
     """For bytes in a table: the row in that group."""
     state: FileState | None = None
-    """Of the object at `location`, where listing the source has told it."""
+    """Of the object at `location`, where listing the source gave it."""
 
 
 @dataclass(frozen=True)

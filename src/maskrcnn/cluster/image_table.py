@@ -26,8 +26,8 @@ _IDS = ("id", "key", "image_id")
 _ROWS = 1024  # of a column without bytes, read at a time
 _ROWS_OF_BYTES = 8
 _UNPACKED = 256 << 20  # bytes of values that are decoded at a time, if a table repeats one
-_LARGEST_CHUNK = 1 << 30  # unpacked bytes of a column in a row group; more only if it packs less
-_MOST_TIMES = 100  # as many times its size a column of images or names unpacks to at the most
+_LARGEST_CHUNK = 1 << 30  # unpacked bytes of a column in a row group; more up to `_MOST_TIMES`
+_MOST_TIMES = 100  # times its size that a column above `_LARGEST_CHUNK` may unpack to
 
 
 @dataclass(frozen=True)

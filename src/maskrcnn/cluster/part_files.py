@@ -56,7 +56,7 @@ class StoredImage(TypedDict):
     file_size: int | None
     """Bytes of the file at `location` when it was read; None: unknown."""
     modified: datetime | None
-    """When that file had been changed; None: unknown."""
+    """When that file was last changed; None: unknown."""
     height: int | None
     width: int | None
     several_frames: bool | None

@@ -98,7 +98,7 @@ class _Progress:
     written: int = 0
     errors: list[str] = field(default_factory=list)
     faults: list[Exception] = field(default_factory=list)
-    """Failures that are no image's fault, here and in the parts before without any success."""
+    """Failures that are no image's fault since the last success, also in the parts before."""
     frames: set[int] = field(default_factory=set)
     has_success: bool = False
     states: dict[str, FileState | None] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class PartWorker:
         self._computer = f"{socket.gethostname()} {os.getpid()}"
         self._faults: list[Exception] = []
         self._in_vain: list[str] = []
-        """Files of the last parts, if nothing but these faults is in them."""
+        """Files of the parts with these faults that hold nothing else."""
 
     def __call__(self, part: Part) -> PartDone:
         """Makes the file of a part, unless it is there.

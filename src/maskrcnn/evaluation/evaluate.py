@@ -262,7 +262,8 @@ def _left_out(unreadable: Mapping[int, str], count: int) -> str:
     """Which images AP leaves out, as a remark."""
     shown = "; ".join([*unreadable.values()][:_SHOWN])
     more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    return f"{len(unreadable)} of {count} images cannot be read, AP leaves them out: {shown}{more}"
+    numbers = f"{len(unreadable)} of {count} images"
+    return f"{numbers} cannot be read and are left out of AP: {shown}{more}"
 
 
 def _evaluate_given(

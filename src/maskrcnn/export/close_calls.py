@@ -84,7 +84,10 @@ class Rules:
 
 
 def close_calls(sides: tuple[Kept, Kept], rules: Rules) -> dict[tuple[int, int], CloseCall]:
-    """Returns the close calls among the boxes alone, by side and index; others have no reason."""
+    """Returns the close calls among the boxes alone, by side and index.
+
+    Boxes alone that are not in the result have no reason.
+    """
     calls = {}
     for side, own, other in _both(sides):
         for i in own.alone:
@@ -144,7 +147,7 @@ def _own_call(own: Kept, i: int, other: Kept, rules: Rules) -> CloseCall | None:
 def _consequence(
     own: Kept, i: int, other: Kept, causes: dict[int, CloseCall], rules: Rules
 ) -> CloseCall | None:
-    """The close call that a box follows from, of the better boxes that the other side alone has."""
+    """The close call that a box follows from: that of a better box that only the other side has."""
     name = own.name(i)
     score = float(own.scores[i])
     some = torch.tensor([*causes], dtype=torch.int64)

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 BYTES = 1 << 16
 """First bytes of a file that `kind_of` looks at."""
 
-_EVALUATE = "pass the images or their folder, or measure AP with maskrcnn evaluate MODEL --data"
-_LISTED = "pass the images or their folder; maskrcnn predict reads such a file with --shard 1/1"
+_IMAGES = "pass the images or their folder"
+_EVALUATE = f"{_IMAGES}, or measure AP with maskrcnn evaluate MODEL --data FILE"
+_DETECTED = f"{_IMAGES}, or measure AP with maskrcnn evaluate FILE --data ANNOTATIONS"
+_LISTED = f"{_IMAGES}; maskrcnn predict reads such a file with --shard 1/1"
 _MODEL_FIRST = "the model comes first: maskrcnn predict MODEL IMAGES"
 
 # (offset, bytes there, what the file is)
 _SIGNATURES = (
-    (0, b"version https://git-lfs", "a Git LFS pointer; run git lfs pull"),
+    (0, b"version https://git-lfs", "a Git LFS pointer (run git lfs pull)"),
     (0, b"%PDF", "a PDF document"),
     (0, b"%!PS", "a PostScript program"),
     (0, b"\xc5\xd0\xd3\xc6", "a PostScript program"),
@@ -43,11 +45,11 @@ _SIGNATURES = (
 _ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _WEIGHTS = (b"data.pkl", b"/byteorder", b"models/model.json")  # members of PyTorch's archives
-# (what all of one of these tuples occur in a text, what it is)
+# (marks that all occur in the text, what the file is)
 _JSON = (
     (
         ('"score"', '"image_id"'),
-        f"a file of detections, as predict writes them; {_EVALUATE} of them",
+        f"a file of detections, as predict writes them; {_DETECTED}",
     ),
     (('"imagepath"',), f"an annotation file of LabelMe; {_EVALUATE}"),
     (('"file_name"',), f"an annotation file in COCO's format; {_EVALUATE}"),
@@ -63,7 +65,10 @@ _RAW = "camera raw data; develop it to a TIFF or JPEG"
 
 
 def kind_of(start: bytes) -> str | None:
-    """Returns what a file is, such as "HTML"; None if its first bytes do not tell."""
+    """Returns what a file is, such as "XML"; None if its first bytes do not tell.
+
+    After a semicolon follows what to do where an image is expected.
+    """
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             is_archive = signature.startswith(b"PK")

@@ -1,4 +1,4 @@
-"""What another library's exception says, as one plain line for a message of our own."""
+"""The text of another library's exception as one plain line, for a message of our own."""
 
 from __future__ import annotations
 

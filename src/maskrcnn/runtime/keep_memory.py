@@ -4,8 +4,8 @@ The C library of Linux returns the memory of a large tensor to the OS when the t
 next tensor then gets new pages, which the OS fills with zeros. That takes a few percent of the time
 of a prediction or a training step.
 
-Kept memory falls into pieces: tensors of ever different sizes leave gaps that fit few others, and
-the process grows for as long as it trains. `return_unused_memory` gives the gaps back now and then.
+Kept memory becomes fragmented: tensors of ever different sizes leave gaps that fit few others, and
+the process grows for as long as it trains. `return_unused_memory` returns the gaps to the OS.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def keep_memory(*, one_heap: bool = False) -> bool:
 def return_unused_memory() -> None:
     """Returns to the OS what `keep_memory` has kept and no tensor uses; takes about 30 ms.
 
-    Without `keep_memory` nothing is done.
+    Does nothing without `keep_memory`.
     """
     if _is_kept:
         ctypes.CDLL(None).malloc_trim(0)

@@ -180,7 +180,7 @@ async def _parts(
 
 
 def _add_state(api: FastAPI, service: PredictionService, name: str) -> None:
-    """Adds the paths that tell about the service itself."""
+    """Adds the paths that report on the service itself."""
     settings = service.settings
 
     @api.get("/info", responses={200: described("The model and the limits.", InfoJson)})

@@ -1,7 +1,7 @@
 """Bounds the bytes that requests hold at once: `MemoryBudget`, and the share of one request.
 
-Unlike pixels, which wait for each other, bytes that are one too many end their request: those in
-front may be held by a slow client.
+A request that would hold too many bytes ends with an error, where one with too many pixels waits: a
+slow client may hold the others for long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class MemoryBudget:
     limit: LimitJson
     """The setting that the total follows from."""
     busy: Callable[[str, str, LimitJson], ServiceError]
-    """Makes the error of a service that has too much to do, from code, reason and limit."""
+    """Makes the error of a busy service, from code, reason and limit."""
     held: int = 0
     """Bytes that are held now."""
 
@@ -69,7 +69,7 @@ class MemoryShare:
         budget.held += count
 
     def set(self, count: int) -> None:
-        """Holds so many bytes from now on, at most as many as before."""
+        """Holds `count` bytes from now on, no more than before."""
         assert count <= self._count
         self._budget.held += count - self._count
         self._count = count

@@ -145,7 +145,7 @@ class ImageResponse:
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in memory, about; twice as much where it is written as JSON."""
+        """Approximate memory that it takes; about three times as much while it becomes JSON."""
         return sum(map(len, (*self.objects, self.overlay or b"", self.preview or b"")))
 
 

@@ -39,7 +39,7 @@ class Forecast:
     """Seconds that were spent before the training."""
     step_bytes: float = 0.0
     """By how much steps of the candidate made this process grow, where that was measured: more than
-    their tensors, because kept memory falls into pieces."""
+    their tensors, because kept memory becomes fragmented."""
 
     @property
     def is_hopeless(self) -> bool:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from .forecast import Forecast
 
 VAL_SHARE = 0.15  # of the images is split off for validation where there is no validation data
-# The memory of a run as a factor on that of its first steps: other objects, checkpoints, and kept
-# memory in pieces. Measured: 1.5 to 1.7 in runs of 15 and 60 minutes (benchmarks/first_evening.py).
+# The memory of a run as a factor on that of its first steps: other objects, checkpoints, and
+# fragmented memory. Measured: 1.5 to 1.7 in runs of 15 and 60 minutes
+# (benchmarks/first_evening.py).
 LATER_STEPS = 1.6
 _SHOWN_CATEGORIES = 8
 

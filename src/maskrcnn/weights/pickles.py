@@ -49,7 +49,8 @@ def read_torch(path: Path) -> Any:
         start = file.read(BYTES)
     kind = kind_of(start)
     if kind is not None and not start.startswith(_OF_TORCH):
-        raise WeightsError(f"{path}: expected weights written by torch.save, got {kind}.")
+        what = kind.partition(";")[0]  # without what to do where an image is expected
+        raise WeightsError(f"{path}: expected weights written by torch.save, got {what}.")
 
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
