@@ -77,7 +77,7 @@ KINDS = {
     "an annotation file of VIA": b'{"a.jpg9": {"filename": "a.jpg", "regions": []}}',
     "VIA; ": b"filename,file_size,region_shape_attributes\na.jpg,9,{}\n",
     "an annotation file of LabelMe": b'{"shapes": [], "imagePath": "a.jpg"}',
-    "a file of detections, as predict writes": b'[{"image_id": 1, "score": 0.5}]',
+    "a file of detections, .* maskrcnn evaluate FILE --data ANNOTATIONS": b'[{"image_id": 1, "score": 0.5}]',
     "a data.yaml": b"train: images\nnames: [a, b]\n",
     "a list of images; .*--shard 1/1": b"a.jpg\nfolder/B.PNG\n",
     "a Parquet table": b"PAR1" + bytes(40),

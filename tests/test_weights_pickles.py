@@ -203,7 +203,12 @@ def test_damaged_torch_files_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "kind"),
-    [("[]", "JSON or other text"), ("<html>", "an HTML page"), ("epoch,loss", "text")],
+    [
+        ("[]", "JSON or other text"),
+        ("<html>", "an HTML page"),
+        ("epoch,loss", "text"),
+        ('{"annotations": []}', r"an annotation file\.$"),
+    ],
 )
 def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
     content: str, kind: str, tmp_path: Path
