@@ -60,6 +60,7 @@ CAPABILITIES = (
             *("formats_exif", "formats_memory", "formats_other_tools", "formats_siblings"),
             *("formats_yolo", "identity", "identity_elsewhere", "image_depth"),
             *("image_endings", "image_limits", "predict_inputs", "remarks", "travel"),
+            "unlisted_images",
         ),
     ),
     Capability(
@@ -68,6 +69,7 @@ CAPABILITIES = (
         (
             *("benchmarks_first_evening", "extending", "faults", "instances_json", "progress"),
             *("training_callbacks", "training_interruption", "training_trial"),
+            "validation_batch",
         ),
     ),
     Capability("less training data", 60, ("labeled_points", "masks_from_boxes", "weights_trunk")),
@@ -75,8 +77,8 @@ CAPABILITIES = (
         "exported files",
         300,
         (
-            *("certificate", "export", "export_formats", "export_input", "export_kinds"),
-            *("export_pt2", "export_web", "proposal_flips"),
+            *("certificate", "close_calls", "error_text", "export", "export_formats"),
+            *("export_input", "export_kinds", "export_pt2", "export_web", "proposal_flips"),
         ),
     ),
     Capability(
