@@ -28,7 +28,7 @@ from maskrcnn.cli import run
 pa = pytest.importorskip("pyarrow", reason="pip install 'maskrcnn[cluster]'")
 import pyarrow.parquet as pq  # noqa: E402
 
-from maskrcnn.cluster import file_stores, image_table, part_worker  # noqa: E402
+from maskrcnn.cluster import file_states, file_stores, image_table, part_worker  # noqa: E402
 from maskrcnn.cluster.collect_parts import overlay_name  # noqa: E402
 from maskrcnn.cluster.external_sort import sorted_texts  # noqa: E402
 from maskrcnn.cluster.file_stores import OutputFolder  # noqa: E402
@@ -241,6 +241,33 @@ def test_faults_before_a_success_do_not_count(
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{photos}/{name}\n" for name in ("b/00.tif", "a/01.png") * 3))
     assert predict(model, listed, tmp_path / "out", part_size=1).errors == 3
+
+
+def test_faults_of_parts_that_keep_images_do_not_add_up(
+    model: mr.MaskRCNN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(part_worker, "Predictor", _Fragile)
+    monkeypatch.setattr(part_worker, "_FAULTS", 2)
+    monkeypatch.setattr(_Fragile, "fails", staticmethod(lambda size: size[0] < size[1]))
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{photos}/{name}\n" for name in ("b/00.tif", "a/01.png") * 3))
+    assert predict(model, listed, tmp_path / "out", part_size=2).errors == 3
+    again = predict(model, listed, tmp_path / "out", part_size=2, retry_errors=True)
+    assert again.errors == 3
+
+
+def test_a_folder_around_others_is_listed_once(monkeypatch: pytest.MonkeyPatch):
+    listed: list[str] = []
+
+    def states_in(folder: str) -> dict[str, Any]:
+        listed.append(folder)
+        return {}
+
+    monkeypatch.setattr(file_states, "_states_in", states_in)
+    states = file_states.CurrentStates()
+    for name in ("a/1.png", "a/b/1.png", "a/c.png", "a/d/1.png", "a/e.png", "f/1.png"):
+        assert states.of(f"s3://bucket/{name}") is None
+    assert listed == [f"s3://bucket/{name}" for name in ("a", "a/b", "a/d", "f")]
 
 
 def test_a_source_without_images_leaves_nothing(model: mr.MaskRCNN, tmp_path: Path):
@@ -630,7 +657,8 @@ def test_a_store_that_shows_unfinished_files_gets_them_whole(monkeypatch: pytest
 
     store.fails = False
     store.pipe_file("/unfinished/out/parts/.partial-host-1-abc-x", b"x")
-    assert folder.remove_abandoned(["parts"]) == ["parts/.partial-host-1-abc-x"]
+    kept = folder.remove_abandoned(["parts", "never made"])
+    assert kept == ["parts/.partial-host-1-abc-x"]
     monkeypatch.setattr(file_stores, "_ABANDONED", timedelta(0))
     assert folder.remove_abandoned(["parts"]) == []
     assert folder.read("parts/.partial-host-1-abc-x") is None

@@ -119,6 +119,8 @@ def test_a_plan_announces_the_memory_that_trial_steps_took(
     assert plan.memory is not None
     assert plan.forecast.step_bytes == pytest.approx(2**30, rel=0.1)
     assert plan.memory > 1.1 * 2**30
+    assert "there are" not in str(plan)
+    assert "more than the 1.0 GiB that there are" in str(replace(plan, memory_limit=2**30))
 
 
 def test_a_hopeless_budget_is_refused_unless_asked_for(

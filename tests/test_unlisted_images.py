@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import maskrcnn as mr
+from maskrcnn.annotations.problems import DataWarning
 
 
 def _draw(folder: Path, *names: str) -> None:
@@ -127,6 +128,18 @@ def test_splits_in_folders_of_their_own_and_subsets_of_one_file_list_each_others
     )
     (tmp_path / "annotations.xml").write_text(both)
     assert _unlisted(mr.load_dataset(f"{tmp_path / 'annotations.xml'}:train")) == (0, ())
+
+
+def test_links_in_circles_and_names_too_long_do_not_end_the_loading(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    _draw(folder, "a.png", "b.png")
+    for link in (folder / "loop.jpg", tmp_path / "loop"):
+        link.symlink_to(link.name)
+    long = f"{'x' * 400}/c.png"
+    (folder / "train.json").write_text(_coco("a.png", long))
+    with pytest.warns(DataWarning, match="File name too long"):
+        data = mr.load_dataset(folder / "train.json", folder, on_error="drop")
+    assert _unlisted(data) == (1, ("b.png",))
 
 
 def test_a_data_set_without_its_images_has_no_such_note(tmp_path: Path) -> None:

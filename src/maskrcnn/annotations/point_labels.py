@@ -58,6 +58,8 @@ def _pointed(annotation: CocoAnnotation, size: tuple[int, int], count: int) -> C
     segmentation = annotation.get("segmentation")
     if not segmentation or annotation.get("iscrowd"):
         return annotation
+    if isinstance(segmentation, list) and not any(segmentation):
+        return annotation
 
     # The box in whole pixels, inside the image.
     box = annotation.get("bbox") or _box_around(segmentation)

@@ -24,6 +24,9 @@ from .notes import Note, Notes
 
 _SUFFIXES = (".json", ".xml", ".csv")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # Label Studio's prefix of uploaded files
+# Searched from its end: a file of polygons has far more quotation marks than names of images.
+_QUOTED_END = re.compile(rb'(\.[A-Za-z0-9]{2,9})"')
+_LONGEST = 1000  # bytes of a name
 # One of these is in every annotation file, and in no file of predictions.
 _MARKS = (b'"annotations"', b'"regions"', b'"shapes"', b"<annotation", b"region_attributes")
 
@@ -52,7 +55,7 @@ def unlisted_images(names: Iterable[str], folder: Path, annotations: Path) -> tu
         _remove(unlisted, missing, finder)
     for file in _annotation_files(annotations):
         if unlisted:
-            _remove(unlisted, _named_in(file), finder)
+            _remove(unlisted, (name for name in _named_in(file) if name not in listed), finder)
 
     notes = Notes()
     for name in sorted(unlisted):
@@ -68,7 +71,7 @@ def _located(names: Iterable[str], finder: ImageFinder) -> set[str]:
     for name in names:
         parent = os.path.dirname(name)
         if parent not in exists:
-            exists[parent] = (finder.folder / parent).is_dir()
+            exists[parent] = os.path.isdir(finder.folder / parent)  # False for a name too long
         found = [] if exists[parent] else finder.find(name)
         located.update(map(os.path.normpath, found or [name]))
     return located
@@ -78,7 +81,7 @@ def _searched(listed: set[str], folder: Path, annotations: Path) -> list[tuple[P
     """The folders to search, relative to `folder`, each with the levels below it."""
     parents = {Path(name).parent for name in listed}
     parents = {p for p in parents if not p.is_absolute() and ".." not in p.parts}
-    parents = {p for p in parents if (folder / p).is_dir()}
+    parents = {p for p in parents if os.path.isdir(folder / p)}
     if not parents:
         return []
     common = Path(os.path.commonpath(parents))
@@ -93,9 +96,9 @@ def _images(folder: Path, levels: int) -> Iterator[str]:
     """The images in a folder and `levels` levels below it, relative to it."""
     suffixes = image_suffixes()
     for entry in _entries(folder):
-        if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+        if os.path.splitext(entry.name)[1].lower() in suffixes and os.path.isfile(entry):
             yield entry.name
-        elif levels and entry.is_dir():
+        elif levels and os.path.isdir(entry):
             below = _images(folder / entry.name, levels - 1)
             yield from (os.path.join(entry.name, name) for name in below)
 
@@ -128,19 +131,24 @@ def _annotation_files(annotations: Path) -> Iterator[Path]:
         paths = (Path(entry.path) for entry in _entries(folder))
         yield from sorted(path for path in paths if path.suffix.lower() in _SUFFIXES)
     if annotations.is_file():  # train/via.json and val/via.json
-        beside = (entry for entry in _entries(home.resolve().parent) if entry.is_dir())
+        beside = (entry for entry in _entries(home.resolve().parent) if os.path.isdir(entry))
         yield from sorted(Path(entry.path, annotations.name) for entry in beside)
 
 
 def _named_in(file: Path) -> Iterator[str]:
     """The names of images in an annotation file: what is quoted, and the first cells of a table."""
-    endings = "|".join(re.escape(suffix) for suffix in sorted(image_suffixes()))
-    quoted = re.compile(rb'"([^"\r\n]{1,1000}(?:%s))"' % endings.encode(), re.IGNORECASE)
+    suffixes = image_suffixes()
+    endings = "|".join(re.escape(suffix) for suffix in sorted(suffixes))
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m:
             if not any(m.find(mark) >= 0 for mark in _MARKS):
                 return
-            yield from (_plain(match[1]) for match in quoted.finditer(m))
+            for match in _QUOTED_END.finditer(m):
+                if match[1].decode().lower() in suffixes:
+                    start = m.rfind(b'"', max(0, match.start() - _LONGEST), match.start()) + 1
+                    written = m[start : match.end() - 1]
+                    if start and not re.search(rb"[\r\n]", written):
+                        yield _plain(written)
             if file.suffix.lower() == ".csv":
                 cells = re.compile(rb'^([^",\r\n]{1,1000}(?:%s)),' % endings.encode(), re.M | re.I)
                 yield from (match[1].decode(errors="replace") for match in cells.finditer(m))

@@ -77,12 +77,12 @@ class FileState:
 class CurrentStates:
     """The present states of many files; those of one folder of a store are listed together.
 
-    A store then gets one request for a thousand objects. The last folder is in memory.
+    A store then gets one request for a thousand objects. The last folder and those around it are in
+    memory, because sorted names return to a folder after each of its subfolders.
     """
 
     def __init__(self) -> None:
-        self._folder: str | None = None
-        self._entries: dict[str, FileState | None] = {}
+        self._listed: dict[str, dict[str, FileState | None]] = {}
 
     def of(self, location: str) -> FileState | None:
         """The state of a file or object; None if it is not there.
@@ -93,10 +93,10 @@ class CurrentStates:
         if not is_store(location):
             return FileState.of(location)
         folder, _, name = location.rpartition("/")
-        if folder != self._folder:
-            self._folder = folder
-            self._entries = _states_in(folder)
-        return self._entries.get(name)
+        if folder not in self._listed:
+            around = {f: states for f, states in self._listed.items() if folder.startswith(f"{f}/")}
+            self._listed = around | {folder: _states_in(folder)}
+        return self._listed[folder].get(name)
 
 
 def _states_in(folder: str) -> dict[str, FileState | None]:

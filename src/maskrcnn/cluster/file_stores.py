@@ -304,7 +304,11 @@ class OutputFolder:
     def _partial_files(self, folder: str) -> Iterator[tuple[str, datetime | None]]:
         """The partial files of a folder, each with the time of its last change."""
         if self._shows_unfinished:
-            for entry in self._store.ls(posixpath.join(self._root, folder), detail=True):
+            try:
+                entries = self._store.ls(posixpath.join(self._root, folder), detail=True)
+            except FileNotFoundError:
+                return
+            for entry in entries:
                 name = posixpath.basename(entry["name"])
                 if name.startswith(_PARTIAL):
                     yield posixpath.normpath(posixpath.join(folder, name)), modified_of(entry)

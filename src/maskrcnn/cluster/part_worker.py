@@ -195,10 +195,9 @@ class PartWorker:
         if progress.has_success:
             self._faults = []
             self._in_vain = []
-        elif len(progress.faults) > len(self._faults):
+        elif len(progress.faults) > len(self._faults) and not progress.writer.info.images:
             self._faults = progress.faults
-            if not progress.writer.info.images:
-                self._in_vain.append(name)
+            self._in_vain.append(name)
 
     def _keep_rows(self, progress: _Progress, name: str) -> None:
         """Takes over the rows of images that are in the old file of the part."""

@@ -178,8 +178,8 @@ def evaluate(
             note_unreadable=unreadable.__setitem__ if on_error == "drop" else None,
         )
     except ImageError as error:
-        suggestion = 'restore the file, or leave such images out: on_error="drop" (--on-error drop)'
-        raise ImageError(f"{error}; {suggestion}") from None
+        suggestion = 'or leave such images out: on_error="drop" (--on-error drop)'
+        raise type(error)(f"{error}; {suggestion}") from None
     if unreadable:
         truth, categories, remarks = _truth(without_images(dataset, unreadable))
         remarks = (*remarks, _left_out(unreadable, len(dataset)))

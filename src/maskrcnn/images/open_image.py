@@ -30,6 +30,7 @@ Decoding takes up to 12 bytes per pixel with 8 bits per color, and up to 32 with
 MAX_PIXELS_VARIABLE = "MASKRCNN_MAX_PIXELS"
 RAISE_THE_LIMIT = f"if you trust the file, set {MAX_PIXELS_VARIABLE} to its number of pixels"
 """What to do about a `TooManyPixelsError`."""
+_HEADER = 512  # first bytes, by which Pillow's plug-ins know their formats
 MAX_BYTES = 256 << 20
 """Largest number of bytes read from a URL, a pipe, or a file object that cannot seek."""
 
@@ -136,7 +137,7 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
         ImageError: the format is unknown, or the image has more pixels than the limit.
     """
     file.seek(0)
-    start = file.read(BYTES)
+    start = file.read(_HEADER)
     if not start:
         raise ImageError("cannot be read as an image: the file is empty")
 
@@ -156,7 +157,8 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
             check_size(image.size, limit)
             return image
 
-    kind = kind_of(start)
+    file.seek(0)
+    kind = kind_of(file.read(BYTES))
     reason = f"it is {kind}" if kind else "unknown format; convert it to PNG, JPEG or TIFF"
     raise ImageError(f"cannot be read as an image: {reason}")
 

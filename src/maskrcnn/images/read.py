@@ -374,8 +374,9 @@ def _warn_of_fewer_bits(high: int) -> None:
     most = 2 ** high.bit_length() - 1
     if 0 < most <= _CAMERA:
         warnings.warn(
-            f"16-bit values of at most {most:,} are almost black in the full range of 65,535; "
-            f"pass intensity_range=(0, {most}) (--intensity-range 0 {most})",
+            f"16-bit values of at most {most:,} in an image are almost black in the full range of "
+            "65,535; pass the range of all images, such as "
+            f"intensity_range=(0, {most}) (--intensity-range 0 {most})",
             ImageWarning,
             stacklevel=2,
         )

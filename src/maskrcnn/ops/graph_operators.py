@@ -56,7 +56,7 @@ def greedy_nms(boxes: Tensor, scores: Tensor, exists: Tensor, threshold: float) 
         exists: [B, G, N]; other boxes neither suppress any nor survive.
         threshold: IoU above which the lower-scoring box of a pair is suppressed.
     """
-    kept = torch.zeros(exists.shape, dtype=torch.bool)
+    kept = exists.new_zeros(exists.shape)
     for image in range(scores.shape[0]):
         for group in range(scores.shape[1]):
             own = exists[image, group].nonzero()[:, 0]

@@ -79,6 +79,14 @@ def free_bytes(device: torch.device, limit: float | None) -> float:
     return max(0.0, limit * GIB - program_bytes() - _LIBRARIES)
 
 
+def most_bytes(device: torch.device, limit: float | None) -> float:
+    """Bytes that the whole process may have, or training on the GPU. Arguments: free_bytes."""
+    if limit is not None:
+        return limit * GIB
+    free = available_memory(device)
+    return free if device.type == "cuda" else program_bytes() + free
+
+
 def program_bytes() -> float:
     """Resident bytes of this process: the program itself and the opened data."""
     for line in _read(Path("/proc/self/status")).splitlines():

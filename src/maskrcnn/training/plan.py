@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ class TrainingPlan:
     """What fits into the time budget, if there is one."""
     memory: float | None = None
     """Expected bytes of this process at its peak, or of the GPU; None = not estimated."""
+    memory_limit: float = math.inf
+    """Bytes that it may have: those given, or all that are free."""
 
     def run(self) -> Run:
         """Trains. See `maskrcnn.train` for the result and the errors."""
@@ -120,7 +123,13 @@ class TrainingPlan:
         if self.forecast is not None:
             lines.append(f"time        {self.forecast}")
         if self.memory is not None:
-            lines.append(f"memory      about {self.memory / 2**30:.1f} GiB at the peak")
+            text = f"memory      about {self.memory / 2**30:.1f} GiB at the peak"
+            if self.memory > self.memory_limit:
+                text += (
+                    f", more than the {self.memory_limit / 2**30:.1f} GiB that there are; "
+                    "use a smaller batch_size or model"
+                )
+            lines.append(text)
         lines += [f"run folder  {self.out}", "", str(self.recipe), ""]
         return "\n".join(lines)
 
@@ -250,6 +259,8 @@ def plan_training(
             if expected is not None and expected.is_hopeless and not anyway:
                 raise ValueError(expected.refusal)
 
+    from ..recipe.memory_estimate import most_bytes
+
     return TrainingPlan(
         recipe=chosen,
         data=dataset,
@@ -266,6 +277,7 @@ def plan_training(
         clock=clock,
         forecast=expected,
         memory=needed,
+        memory_limit=most_bytes(processes.device, memory),
     )
 
 
