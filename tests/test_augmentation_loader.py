@@ -28,6 +28,7 @@ def training_set(tmp_path) -> TrainingSet:
     return TrainingSet(data, maskrcnn_r18_small(data.categories), WILD)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_workers_do_not_change_batches_nor_the_global_generator(training_set):
     plan = [[(0, 5), (1, 2**62 - 1)], [(2, 7), (0, 8)], [(1, 9)]]
     state = torch.random.get_rng_state()

@@ -28,9 +28,10 @@ MACHINE = {
 }
 
 
-def test_the_page_shows_the_stored_results():
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_a_page_shows_the_stored_results(path: Path):
     """If this fails: python -c "from benchmarks import page; page.refresh()"."""
-    assert page.PAGE.read_text() == page.filled(page.PAGE.read_text())
+    assert path.read_text() == page.filled(path.read_text())
 
 
 def test_a_result_becomes_tables_and_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -114,7 +114,7 @@ def test_nms_of_all_images_at_once_keeps_what_the_loop_keeps(
 
 def test_nms_by_level_keeps_what_the_loop_keeps(reads: list[int]) -> None:
     for seed, sizes in enumerate([(50, 50, 50), (7, 1, 90), (200,)]):
-        boxes, scores, _, valid, _ = candidates(2, sum(sizes), seed)
+        boxes, scores, _, valid, *_ = candidates(2, sum(sizes), seed)
         scores = torch.cat(
             [part.sort(dim=1, descending=True).values for part in scores.split(sizes, dim=1)], dim=1
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import training_run
 from training_run import tiny_config, tiny_model
 
@@ -99,15 +98,19 @@ def test_a_forecast_says_what_a_budget_reaches(
 def test_a_plan_announces_the_memory_that_trial_steps_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[torch.Tensor] = []
+    resident = [2**29]
 
     def step_seconds(*_: Any, **__: Any) -> float:
-        kept.append(torch.ones(2**28))  # 1 GiB, far more than the estimate
+        resident[0] += 2**30  # far more than the estimate
         return 0.01
+
+    def return_unused_memory() -> None:
+        resident[0] = 2**29
 
     data = CocoDataset(training_run.draw(tmp_path, 2))
     monkeypatch.setattr("maskrcnn.training.forecast.step_seconds", step_seconds)
-    monkeypatch.setattr("maskrcnn.training.forecast.return_unused_memory", kept.clear)
+    monkeypatch.setattr("maskrcnn.training.forecast.return_unused_memory", return_unused_memory)
+    monkeypatch.setattr("maskrcnn.recipe.memory_estimate.program_bytes", lambda: resident[0])
     plan = plan_training(
         data,
         val=False,
@@ -117,8 +120,8 @@ def test_a_plan_announces_the_memory_that_trial_steps_took(
     )
     assert plan.forecast is not None
     assert plan.memory is not None
-    assert plan.forecast.step_bytes == pytest.approx(2**30, rel=0.1)
-    assert plan.memory > 1.1 * 2**30
+    assert plan.forecast.step_bytes == 2**30
+    assert plan.memory > 2**29 + 1.5 * 2**30
     assert "there are" not in str(plan)
     assert "more than the 1.0 GiB that there are" in str(replace(plan, memory_limit=2**30))
 

@@ -316,7 +316,7 @@ class Trainer:
 
         self.budget = TimeBudget(config.max_time or math.inf)
         self.saved_at = self.clock()
-        self.tidied_at = self.saved_at
+        self.tidied_at = time.monotonic()
         self.next_row: dict[str, float] = {}
         self.unreadable = {
             name: UnreadableImages(part, config.unreadable, self.state.unreadable, name)
@@ -444,9 +444,9 @@ class Trainer:
 
     def _tidy_memory(self) -> None:
         """Returns unused memory if that was long ago."""
-        if self.clock() - self.tidied_at > TIDY_EVERY:
+        if time.monotonic() - self.tidied_at > TIDY_EVERY:
             return_unused_memory()
-            self.tidied_at = self.clock()
+            self.tidied_at = time.monotonic()
 
     def _send(self, event: str, *arguments: Any) -> None:
         """Sends an event to the callbacks of the main process."""
