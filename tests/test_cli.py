@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import tiny_config
 from PIL import Image
 from rich.console import Console
@@ -441,7 +442,9 @@ def test_only_one_of_several_processes_prints_the_plan(
 
     monkeypatch.setattr(Processes, "from_main", from_main)
     for rank, times in ((0, 1), (1, 0)):
-        monkeypatch.setattr(Processes, "start", lambda _=None, rank=rank: Processes(rank, 2, "cpu"))
+        monkeypatch.setattr(
+            Processes, "start", lambda _=None, rank=rank: Processes(rank, 2, torch.device("cpu"))
+        )
         assert run([*words, "--no-recipe", "--model", "maskrcnn_r18_small"]) == 0
         assert capsys.readouterr().out.count("run folder") == times
     assert len(fit) == 2
