@@ -44,3 +44,18 @@ def test_a_proposal_may_differ_only_at_a_threshold(file: dict[str, float], allow
     assert (flips.unexplained == 0) == allowed, flips.detail
     if not allowed:
         assert "are not at a threshold, such as the box [" in flips.detail
+
+
+def test_where_all_anchors_are_equal_any_of_them_may_be_chosen() -> None:
+    model = network(pre_nms_test=50)
+    batch = make_batch(((128, 160),))
+    with torch.inference_mode():
+        torch.nn.init.zeros_(model.rpn.objectness.weight)
+        pyramid = model.pyramid(batch)
+        logits, deltas = model.rpn(pyramid.levels)
+        anchors = model.rpn.anchors(pyramid.levels, batch)
+        boxes, *_ = model.rpn.candidates(logits, deltas, anchors, batch, 1000)
+        theirs = boxes[:, 600:620]  # of the first level, far beyond its limit
+        flips = find_flips(model, pyramid, batch, theirs)
+    assert flips.count >= 20
+    assert flips.unexplained == 0, flips.detail

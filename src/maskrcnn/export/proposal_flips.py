@@ -9,6 +9,7 @@ Out: `ProposalFlips`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,8 +24,12 @@ from ..structures import Batch
 from .close_calls import CloseCall, Kept, Rules, close_calls
 from .comparison import BOUNDS
 
-BEYOND = 200
-"""Anchors beyond the limit of each level that the file may have chosen instead."""
+LEAST_BEYOND = 200
+"""Anchors beyond the limit of each level that the file may have chosen instead, at least."""
+MOST_BEYOND = 50_000
+"""At most; where an image is constant, all anchors of a level have equal scores."""
+EQUAL = 1e-3
+"""Logits that differ less than this are nearly equal."""
 ROUNDING = 1e-5
 """Rounding error of an objectness, as a share of the largest in the image."""
 
@@ -108,7 +113,8 @@ def _candidates(network: MaskRCNN, pyramid: Pyramid, batch: Batch) -> list[list[
     logits, deltas = network.rpn(pyramid.levels)
     anchors = network.rpn.anchors(pyramid.levels, batch)
     most = config.pre_nms_test
-    boxes, scores, _, sizes = network.rpn.candidates(logits, deltas, anchors, batch, most + BEYOND)
+    count = most + _beyond(logits, most)
+    boxes, scores, _, sizes = network.rpn.candidates(logits, deltas, anchors, batch, count)
     if config.nms_score == "probability":
         scores = scores.sigmoid()
     images = []
@@ -116,6 +122,17 @@ def _candidates(network: MaskRCNN, pyramid: Pyramid, batch: Batch) -> list[list[
         parts = zip(box.split(sizes), score.split(sizes), strict=True)
         images.append([_Level(b, s, float(s[min(most, len(s)) - 1])) for b, s in parts])
     return images
+
+
+def _beyond(logits: Sequence[Tensor], most: int) -> int:
+    """How many anchors beyond the limit of a level have nearly the score of the last within it."""
+    counts = [LEAST_BEYOND]
+    for level in logits:
+        scores = level.flatten(1)
+        if scores.shape[1] > most:
+            limit = scores.topk(most, dim=1).values[:, -1:]
+            counts.append(int((scores > limit - EQUAL).sum(dim=1).max()) - most)
+    return min(max(counts), MOST_BEYOND)
 
 
 def _explain(
