@@ -163,7 +163,8 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     text, form, config = MODELS[name]
     path = folder / name
     weights = path.with_suffix(".safetensors")
-    if path.exists() and weights.exists():
+    is_old = path.exists() and weights.exists()
+    if is_old:
         model = mr.load(weights)
         exported = time.perf_counter()
     else:
@@ -180,7 +181,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
     megabytes = sum(part.stat().st_size for part in parts) / 1e6
     row = {"model": text, "format": form, "file, MB": megabytes, **row_of(found)}
-    return row | {"s": seconds, "export s": start - exported}
+    return row | {"s": seconds, "export s": "" if is_old else start - exported}
 
 
 def row_of(certificate: Certificate) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def main() -> None:
         rows = {n: row if n == name else before[n] for n in MODELS if n == name or n in before}
         result = {
             "command": "python -m benchmarks.certificates",
-            "taken s": round(sum(row["s"] + row["export s"] for row in rows.values())),
+            "taken s": round(sum(row["s"] + (row["export s"] or 0) for row in rows.values())),
             "machine": machine(),
             "rows": list(rows.values()),
             "measured": rows,
