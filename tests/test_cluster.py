@@ -212,23 +212,18 @@ def test_an_image_that_breaks_its_batch_costs_no_other_image(
     ]
 
 
+@pytest.mark.parametrize("part_size", [16, 3])
 def test_a_fault_of_all_images_ends_the_job_and_leaves_no_part(
-    model: mr.MaskRCNN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: mr.MaskRCNN,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part_size: int,
 ):
     monkeypatch.setattr(part_worker, "Predictor", _Fragile)
     monkeypatch.setattr(_Fragile, "fails", staticmethod(lambda size: True))
     with pytest.raises(RuntimeError, match="out of memory"):
-        predict(model, photos, tmp_path, part_size=16)
-    assert not list(tmp_path.glob("parts/*"))
-
-
-def test_faults_of_small_parts_end_the_job_and_leave_no_part(
-    model: mr.MaskRCNN, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(part_worker, "Predictor", _Fragile)
-    monkeypatch.setattr(_Fragile, "fails", staticmethod(lambda size: True))
-    with pytest.raises(RuntimeError, match="out of memory"):
-        predict(model, photos, tmp_path, part_size=3)
+        predict(model, photos, tmp_path, part_size=part_size)
     assert not list(tmp_path.glob("parts/*"))
 
 

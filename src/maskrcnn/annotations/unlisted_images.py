@@ -137,23 +137,29 @@ def _annotation_files(annotations: Path) -> Iterator[Path]:
 
 def _named_in(file: Path) -> Iterator[str]:
     """The names of images in an annotation file: what is quoted, and the first cells of a table."""
-    suffixes = image_suffixes()
-    endings = "|".join(re.escape(suffix) for suffix in sorted(suffixes))
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as m:
             if not any(m.find(mark) >= 0 for mark in _MARKS):
                 return
-            for match in _QUOTED_END.finditer(m):
-                if match[1].decode().lower() in suffixes:
-                    start = m.rfind(b'"', max(0, match.start() - _LONGEST), match.start()) + 1
-                    written = m[start : match.end() - 1]
-                    if start and not re.search(rb"[\r\n]", written):
-                        yield _plain(written)
+            yield from _quoted(m)
+
             if file.suffix.lower() == ".csv":
+                endings = "|".join(re.escape(suffix) for suffix in sorted(image_suffixes()))
                 cells = re.compile(rb'^([^",\r\n]{1,1000}(?:%s)),' % endings.encode(), re.M | re.I)
                 yield from (match[1].decode(errors="replace") for match in cells.finditer(m))
     except (OSError, ValueError):  # not a file, no permission, or empty
         return
+
+
+def _quoted(content: mmap.mmap) -> Iterator[str]:
+    """The names of images between quotation marks."""
+    suffixes = image_suffixes()
+    for match in _QUOTED_END.finditer(content):
+        if match[1].decode().lower() in suffixes:
+            start = content.rfind(b'"', max(0, match.start() - _LONGEST), match.start()) + 1
+            written = content[start : match.end() - 1]
+            if start and not re.search(rb"[\r\n]", written):
+                yield _plain(written)
 
 
 def _plain(written: bytes) -> str:

@@ -308,6 +308,7 @@ def _in_time(
             processes=processes,
         )
         recipe = expected.recipe
+
     peak = None
     if recipe.memory is not None:
         device = str(processes.device)
