@@ -9,9 +9,10 @@ READY := .venv/.ready
 demo: $(READY)
 	.venv/bin/maskrcnn demo
 
-# One process per core, at most 16, each with one thread (tests/conftest.py). PYTEST_XDIST_AUTO_NUM_WORKERS=4 make test runs four.
+# One process per core, at most 16, each with one thread (tests/conftest.py). make test PROCESSES=4 runs four.
+PROCESSES := auto
 test: $(READY)
-	.venv/bin/python -m pytest -n auto --maxprocesses 16 --dist worksteal --processor-time
+	.venv/bin/python -m pytest --processes $(PROCESSES) --processor-time
 
 # Writes benchmarks/results/ and the tables of docs/performance.md. Run it on a quiet machine.
 bench: $(READY)

@@ -4,7 +4,7 @@
 #   benchmarks/gpu_check.sh --collect [PYTHON]   here: fetch the wheels that such a machine lacks into .wheels/ (PYTHON: 3.12)
 #   benchmarks/gpu_check.sh [OUT]                there: run everything, write at most 8 files into OUT (default: gpu_check)
 #
-# The machine needs Python, torch >= 2.11, torchvision >= 0.26, timm, pytest and pytest-xdist. What else is missing
+# The machine needs Python, torch >= 2.11, torchvision >= 0.26, timm and pytest. What else is missing
 # is installed from .wheels/ into a temporary folder. Without a GPU the same steps run small, as a rehearsal.
 set -u
 cd "$(dirname "$0")/.."
@@ -81,6 +81,6 @@ workers=$(nproc)
 step tests_gpu 90 "$PYTHON" -m pytest -q -rs tests/test_gpu.py
 step benchmark 240 "$PYTHON" -m benchmarks gpu --out "$OUT/benchmark.json"
 step training 150 "$PYTHON" -m benchmarks.gpu_training "$OUT/training.json"
-step tests_all 240 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:benchmark -n "$workers" --dist worksteal
+step tests_all 240 env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q --processes "$workers"
 echo "total: $(($(date +%s) - START)) s" | tee -a "$OUT/summary.txt"
 exit $failed

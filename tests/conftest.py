@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from forked_tests import ForkedTests, number_of_processes
 from fresh_process import FreshProcess
 from processor_time import ProcessorTime
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from exported_model import Exported
 
 # `make test` runs one process per core. Two threads that wait for each other on one core take four times the processor time.
-# xdist's processes and the programs that tests start inherit the variables. A test that needs several threads sets them.
+# The programs that tests start inherit the variables. A test that needs several threads sets them.
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 # All keep their bytecode, as an installed package does, and pytest that of the tests: otherwise each process would compile everything again.
@@ -51,6 +52,12 @@ def prepare() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--processes",
+        type=number_of_processes,
+        default=1,
+        help="run the tests in this many processes; auto: one per core, at most 16",
+    )
+    parser.addoption(
         "--processor-time",
         action="store_true",
         help="print the processor time of each capability beside its allowance",
@@ -59,10 +66,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--processor-time"):
-        config.pluginmanager.register(ProcessorTime(config))
-    only_distributes = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if not only_distributes:  # else this is xdist's first process, which runs no test
-        prepare()
+        config.pluginmanager.register(ProcessorTime())
+    if config.getoption("--processes") > 1:
+        config.pluginmanager.register(ForkedTests(config.getoption("--processes")))
+    prepare()
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,10 +54,8 @@ def shapes_unchecked() -> Generator[None]:
 
 
 def export_once(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Exports the joint model, once for all of xdist's processes."""
+    """Exports the joint model, once for all processes that run tests."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
     model = nuclei_with_keypoints()
     path = folder / "nuclei_with_keypoints.onnx"
     with FileLock(folder / "export.lock"), shapes_unchecked():

@@ -37,7 +37,7 @@ CAPABILITIES = (
             *("cli_precision", "contours", "crossings", "dataset_checks_check"),
             *("dataset_checks_fix", "dataset_checks_left_right", "dataset_checks_messy"),
             *("dataset_checks_page", "demo", "docs", "draw", "evaluation", "examples"),
-            *("formats_convert", "formats_golden", "formats_messy_folders"),
+            *("forked_tests", "formats_convert", "formats_golden", "formats_messy_folders"),
             *("formats_messy_tools", "formats_round_trip", "gpu", "images"),
             *("images_similarity", "instances", "keypoint_parity", "layers", "layers_training"),
             *("memory", "model_async", "model_on_gpu", "model_partial", "model_parts"),
@@ -137,12 +137,12 @@ def _seconds_of(process: int) -> float:
 
 
 class ProcessorTime:
-    """Measures the tests of one process; xdist's first process adds up those of the others."""
+    """Measures the tests; the report of a test carries its time to the process that prints."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self) -> None:
         self.seconds = Counter[str]()  # by file; by START
         self.tests = Counter[str]()  # by the id of a test
-        self.config = config
+        self._begun = 0.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_make_collect_report(
@@ -155,26 +155,26 @@ class ProcessorTime:
             self.seconds[collector.path.name] += used() - before
         return report
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, bool, bool]:
-        before = used()
-        done = yield
-        seconds = used() - before
-        self.seconds[item.path.name] += seconds
-        self.tests[item.nodeid] += seconds
-        return done
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self) -> None:
+        self._begun = used()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.when == "teardown":
+            report.processor_seconds = used() - self._begun
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        seconds = getattr(report, "processor_seconds", 0.0)
+        self.seconds[Path(report.location[0]).name] += seconds
+        self.tests[report.nodeid] += seconds
 
     def pytest_sessionfinish(self) -> None:
         self.seconds[START] += used() - self.seconds.total()
-        if output := getattr(self.config, "workeroutput", None):
-            output["processor_time"] = (dict(self.seconds), dict(self.tests))
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: object) -> None:
-        """Adds the times of one of xdist's processes; a process that crashed has none."""
-        seconds, tests = getattr(node, "workeroutput", {}).get("processor_time", ({}, {}))
-        self.seconds.update(seconds)
-        self.tests.update(tests)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("processor time")
