@@ -16,6 +16,7 @@ from maskrcnn.annotations import rle
 from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.demo import run_demo
 from maskrcnn.demo.demo_plan import DemoPlan, plan_demo
+from maskrcnn.demo.demonstration import MARK, OWN_FILES
 from maskrcnn.demo.line_charts import line_chart, smoothed
 from maskrcnn.recipe.recipe import Candidate, Recipe
 from maskrcnn.synthetic.scenes import write_scenes
@@ -44,7 +45,13 @@ def short_demo(out: Path, scenes: int) -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "demo"
+    """The folder of a demo, in which an earlier demo had left files, and its user one."""
+    out = tmp_path_factory.mktemp("demo")
+    (out / MARK).touch()
+    (out / "notes.txt").write_text("mine")
+    for folder in ("overlays", "run", "scenes/val"):
+        (out / folder).mkdir(parents=True)
+        (out / folder / "old.jpg").write_text("from before")
     short_demo(out, scenes=3)
     return out
 
@@ -69,11 +76,9 @@ def test_the_demo_writes_every_file_its_page_links(demo: Path):
 
 
 def test_a_second_run_replaces_only_the_demos_own_files(demo: Path):
-    (demo / "notes.txt").write_text("mine")
-    (demo / "overlays" / "old.jpg").write_text("from before")
-    short_demo(demo, scenes=2)
     assert (demo / "notes.txt").read_text() == "mine"
-    assert len(list((demo / "overlays").iterdir())) == 2
+    assert not list(demo.rglob("old.jpg"))
+    assert {path.name for path in demo.iterdir()} == {*OWN_FILES, MARK, "notes.txt"}
 
 
 def test_a_folder_with_other_files_is_left_unchanged(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,16 +31,23 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a file, at its top or inside a function."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported_parts(path: Path) -> set[str]:
     """Parts of the package that a file imports, at its top or inside a function."""
     package = ("maskrcnn", *path.relative_to(PACKAGE).parts[:-1])
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
             names |= {f"{module}.{a.name}" for a in node.names}
-        elif isinstance(node, ast.Import):
+        else:
             names |= {a.name for a in node.names}
     parts = {
         name.split(".")[1] if "." in name else "__init__"
@@ -62,12 +70,17 @@ def test_every_part_has_a_layer():
     assert {part_of(path) for path in PACKAGE.rglob("*.py")} <= LAYER.keys()
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_imports_point_down(path: Path):
-    wrong = [used for used in imported_parts(path) if not allowed(part_of(path), used)]
-    assert not wrong, f"{path.name} imports {wrong}, which stand above or beside it"
+@pytest.mark.parametrize("part", LAYER)
+def test_imports_point_down(part: str):
+    """For each file of a part; what stands above or beside it is named."""
+    wrong = {
+        str(path.relative_to(PACKAGE)): used
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if part_of(path) == part
+        for used in imported_parts(path)
+        if not allowed(part, used)
+    }
+    assert not wrong
 
 
 def test_no_part_may_import_another_of_its_own_row():
@@ -79,7 +92,7 @@ def imports_of(path: Path) -> set[str]:
     """The modules of the package that a file imports, at its top or inside a function."""
     package = ("maskrcnn", *path.relative_to(PACKAGE).parts[:-1])
     modules: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in import_statements(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             names = [
