@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,15 +30,15 @@ class Shares:
     pairs: list[str] = field(default_factory=list)
 
 
-def shares_of(folder: Path) -> Shares:
-    """Counts over all Python files under a folder."""
+def shares_of(trees: Mapping[Path, ast.Module]) -> Shares:
+    """Counts over parsed Python files."""
     shares = Shares()
-    for path in sorted(folder.rglob("*.py")):
+    for path, tree in trees.items():
         rows = path.read_text(encoding="utf-8").splitlines()
         shares.lines += len(rows)
         shares.wide += [f"{path}:{n}" for n, row in enumerate(rows, 1) if len(row) > COLUMNS]
 
-        for node in ast.walk(ast.parse("\n".join(rows))):
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 _count_function(node, rows, path, shares)
             elif isinstance(node, ast.Assign):
@@ -66,7 +67,8 @@ def _count_function(
 
 
 if __name__ == "__main__":
-    counted = shares_of(Path(sys.argv[1]))
+    paths = sorted(Path(sys.argv[1]).rglob("*.py"))
+    counted = shares_of({path: ast.parse(path.read_text(encoding="utf-8")) for path in paths})
     print(
         f"{counted.lines} lines, {len(counted.wide)} over {COLUMNS} columns; "
         f"{len(counted.bare)} of {counted.long} longer functions without a paragraph "

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fresh_process import FreshProcess
 
 import maskrcnn as mr
 
@@ -162,8 +163,14 @@ def test_the_wheel_holds_the_whole_package_and_its_license(wheel: Path):
 
 
 PREDICT = """
-import socket, sys
-sys.path.insert(0, sys.argv[1])
+import os, socket, sys
+
+# As in a new process that has imported PyTorch, and finds the package in another place.
+for name in [name for name in sys.modules if name.partition(".")[0] == "maskrcnn"]:
+    del sys.modules[name]
+sys.path.insert(0, {site!r})
+os.chdir({folder!r})
+os.environ["MASKRCNN_HOME"] = {cache!r}
 
 def refuse(*_):
     raise OSError("the network is off")
@@ -173,25 +180,23 @@ from PIL import Image
 from maskrcnn import cli
 from maskrcnn.synthetic.micrograph import draw_micrograph
 Image.fromarray(draw_micrograph(0, (96, 128), 6)[0]).save("image.png")
-status = cli.run(["predict", "nuclei", "image.png", "--out", "predictions"])
-print(cli.__file__)
-sys.exit(status)
+assert cli.run(["predict", "nuclei", "image.png", "--out", "predictions"]) == 0
+print({{module.__file__ for name, module in sys.modules.items() if name.startswith("maskrcnn")}})
 """
 
 
-def test_the_wheel_predicts_nuclei_without_a_network(wheel: Path, tmp_path: Path):
+def test_the_wheel_predicts_nuclei_without_a_network(
+    wheel: Path, tmp_path: Path, fresh_process: FreshProcess
+):
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PREDICT, str(site)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env={"MASKRCNN_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.stdout.splitlines()[-1].startswith(str(site))
+    folders = {"site": site, "folder": tmp_path, "cache": tmp_path / "cache"}
+    source = PREDICT.format(**{name: str(path) for name, path in folders.items()})
+    done = fresh_process.call("fresh_process:run_source", source)
+    assert done.status == 0, done.err
+    used = ast.literal_eval(done.out.splitlines()[-1])
+    assert all(file.startswith(str(site)) for file in used)
     assert json.loads((tmp_path / "predictions" / "results.json").read_text())
 
 

@@ -12,8 +12,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "maskrcnn"
 
 
 @pytest.fixture(scope="module")
-def shares() -> Shares:
-    return shares_of(SOURCE)
+def trees() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed once."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def shares(trees: dict[Path, ast.Module]) -> Shares:
+    return shares_of(trees)
 
 
 def test_no_line_is_over_100_columns(shares: Shares) -> None:
@@ -29,11 +36,11 @@ def test_unrelated_values_are_assigned_on_lines_of_their_own(shares: Shares) -> 
     assert len(shares.pairs) < 0.02 * shares.assignments, shares.pairs
 
 
-def test_conditional_expressions_are_not_chained() -> None:
+def test_conditional_expressions_are_not_chained(trees: dict[Path, ast.Module]) -> None:
     chained = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
-        for path in sorted(SOURCE.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.IfExp)
         and (isinstance(node.orelse, ast.IfExp) or isinstance(node.body, ast.IfExp))
     ]
@@ -54,8 +61,9 @@ def test_the_way_of_an_image_is_short() -> None:
 
 def test_the_shares_count_what_they_should(tmp_path: Path) -> None:
     body = "\n".join("    x = 1" for _ in range(15))
-    (tmp_path / "a.py").write_text(f"def f():\n{body}\na, b = 1, 2\n# {'x' * 100}\n")
-    counted = shares_of(tmp_path)
+    path = tmp_path / "a.py"
+    path.write_text(f"def f():\n{body}\na, b = 1, 2\n# {'x' * 100}\n")
+    counted = shares_of({path: ast.parse(path.read_text())})
     assert (len(counted.bare), len(counted.pairs), len(counted.wide)) == (1, 1, 1)
 
 
@@ -68,11 +76,11 @@ def test_file_names_say_which() -> None:
     assert {name: paths for name, paths in names.items() if len(paths) > 1} == {}
 
 
-def test_class_names_say_which() -> None:
+def test_class_names_say_which(trees: dict[Path, ast.Module]) -> None:
     """No two public classes or type aliases of different modules have one name."""
     homes: dict[str, list[str]] = {}
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for path, tree in trees.items():
+        for node in tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
     assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}

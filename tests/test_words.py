@@ -52,8 +52,9 @@ EXEMPT_FOLDERS = ("tests/fixtures/", "docs/decisions/0049", "benchmarks/results/
 TEXTS = {".py", ".md", ".html", ".toml", ".txt", ".sh", ""}
 
 
-def texts() -> list[Path]:
-    """Every text file that belongs to the project."""
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    """Every text file that belongs to the project, by name, with the words of names parted."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -65,14 +66,21 @@ def texts() -> list[Path]:
         pytest.skip("needs a git checkout to know the files of the project")
     names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
     names = [name for name in names if name not in EXEMPT and not name.startswith(EXEMPT_FOLDERS)]
-    return [ROOT / name for name in names if Path(name).suffix in TEXTS]
+    return {
+        name: parted((ROOT / name).read_text(encoding="utf-8", errors="ignore"))
+        for name in names
+        if Path(name).suffix in TEXTS
+    }
+
+
+def parted(text: str) -> str:
+    """A text with spaces where underscores and capitals part the words of a name."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " _ "))
 
 
 def found_in(text: str, pattern: re.Pattern[str]) -> list[str]:
     """The lines of a text that hold an old word."""
-    # Underscores and capitals part the words of a name.
-    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text.replace("_", " _ "))
-    return [line.strip()[:120] for line in parted.splitlines() if pattern.search(line)]
+    return [line.strip()[:120] for line in text.splitlines() if pattern.search(line)]
 
 
 def pattern_of(word: str) -> re.Pattern[str]:
@@ -83,22 +91,14 @@ def pattern_of(word: str) -> re.Pattern[str]:
 
 
 @pytest.mark.parametrize("word", OLD)
-def test_old_words_are_gone(word: str) -> None:
+def test_old_words_are_gone(word: str, texts: dict[str, str]) -> None:
     pattern = pattern_of(word)
-    lines = {
-        str(path.relative_to(ROOT)): hits
-        for path in texts()
-        if (hits := found_in(path.read_text(encoding="utf-8", errors="ignore"), pattern))
-    }
+    lines = {name: hits for name, text in texts.items() if (hits := found_in(text, pattern))}
     assert not lines, f"write {OLD[word][1]}: {lines}"
 
 
-def test_spelling_is_american() -> None:
-    lines = {
-        str(path.relative_to(ROOT)): hits
-        for path in texts()
-        if (hits := found_in(path.read_text(encoding="utf-8", errors="ignore"), BRITISH))
-    }
+def test_spelling_is_american(texts: dict[str, str]) -> None:
+    lines = {name: hits for name, text in texts.items() if (hits := found_in(text, BRITISH))}
     assert not lines
 
 
@@ -114,11 +114,11 @@ def test_spelling_is_american() -> None:
     ],
 )
 def test_an_old_word_would_be_detected(word: str, text: str) -> None:
-    assert found_in(text, pattern_of(word))
+    assert found_in(parted(text), pattern_of(word))
 
 
 @pytest.mark.parametrize(
     "text", ["joint_r50_fpn", "a joint model", "jointly trained", "joint training"]
 )
 def test_joint_as_an_adjective_is_fine(text: str) -> None:
-    assert not found_in(text, pattern_of("joint"))
+    assert not found_in(parted(text), pattern_of("joint"))
