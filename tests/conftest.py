@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # The programs that tests start inherit the variables. A test that needs several threads sets them.
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
+# Whether there is a GPU is asked of the driver's library: CUDA does not work in forks of a process that has called it.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
 # All keep their bytecode, as an installed package does, and pytest that of the tests: otherwise each process would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -67,8 +70,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--processor-time"):
         config.pluginmanager.register(ProcessorTime())
-    if config.getoption("--processes") > 1:
-        config.pluginmanager.register(ForkedTests(config.getoption("--processes")))
+    if (processes := config.getoption("--processes")) > 1:
+        config.pluginmanager.register(ForkedTests(processes, dear="fresh_process"))
     prepare()
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,13 +32,20 @@ def number_of_processes(word: str) -> int:
 
 
 class Plan:
-    """The tests that are left. A process stays with a file, whose tests share what is dear to make."""
+    """The tests that are left, in groups for one process: each file, and the files with a dear fixture.
 
-    def __init__(self, items: Iterable[pytest.Item]) -> None:
-        files: dict[Path, deque[int]] = {}
+    Args:
+        items: the tests.
+        dear: name of a fixture that takes seconds to make in each process that uses it.
+    """
+
+    def __init__(self, items: Sequence[pytest.Item], dear: str) -> None:
+        with_fixture = {item.path for item in items if dear in item.fixturenames}
+        groups: dict[Path | str, deque[int]] = {}
         for index, item in enumerate(items):
-            files.setdefault(item.path, deque()).append(index)
-        self._files = deque(files.values())  # that no process has begun
+            key = dear if item.path in with_fixture else item.path
+            groups.setdefault(key, deque()).append(index)
+        self._groups = deque(groups.values())  # that no process has begun
         self._begun: dict[int, deque[int]] = {}  # by the number of the process
 
     def take(self, process: int) -> int | None:
@@ -49,9 +56,9 @@ class Plan:
         return own.popleft() if own else None
 
     def _more(self) -> Iterable[int]:
-        """The next file, or half of what another process has before it."""
-        if self._files:
-            return self._files.popleft()
+        """The next group, or half of what another process has before it."""
+        if self._groups:
+            return self._groups.popleft()
         longest = max(self._begun.values(), key=len)
         return reversed([longest.pop() for _ in range(len(longest) // 2)])
 
@@ -211,17 +218,23 @@ def _run_and_end(session: pytest.Session, connection: Connection) -> None:
 
 
 class ForkedTests:
-    """The plugin: it takes the place of pytest's own loop over the tests."""
+    """The plugin: it takes the place of pytest's own loop over the tests.
 
-    def __init__(self, processes: int) -> None:
+    Args:
+        processes: how many run the tests.
+        dear: name of a fixture that as few of them as possible should make.
+    """
+
+    def __init__(self, processes: int, dear: str = "") -> None:
         self.processes = processes
+        self.dear = dear
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if session.testsfailed or session.config.option.collectonly:
             return None  # pytest's own loop handles it
 
-        plan = Plan(session.items)
+        plan = Plan(session.items, self.dear)
         workers: list[Worker] = []
         try:
             for number in range(min(self.processes, len(session.items))):

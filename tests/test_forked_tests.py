@@ -92,8 +92,20 @@ def test_a_file_that_cannot_be_imported_is_reported_once(run: Any) -> None:
     done.assert_outcomes(errors=1)
 
 
+def items(files: str, dear: str = "") -> list[Any]:
+    """A test for each letter, which is its file. Those in `dear` use a dear fixture."""
+    return [SimpleNamespace(path=file, fixturenames=["dear"] * (file in dear)) for file in files]
+
+
+def test_files_with_a_dear_fixture_go_to_one_process() -> None:
+    plan = Plan(items("aabcdd", dear="ac"), "dear")
+    assert [plan.take(0) for _ in range(3)] == [0, 1, 3]
+    assert [plan.take(1) for _ in range(3)] == [2, 4, 5]
+    assert plan.take(0) is None
+
+
 def test_a_process_takes_files_and_then_half_of_what_another_has_left() -> None:
-    plan = Plan([SimpleNamespace(path=path) for path in "aabbbbbbb"])
+    plan = Plan(items("aabbbbbbb"), "dear")
     assert [plan.take(0), plan.take(1)] == [0, 2]
     assert [plan.take(0) for _ in range(4)] == [1, 6, 7, 8]
     assert [plan.take(1) for _ in range(4)] == [3, 4, 5, None]
