@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Iterable, Sequence
 from multiprocessing import Pipe
@@ -158,7 +159,10 @@ class Worker:
         """Forks, and sends the index of the first test and of the one after it, or None."""
         self.given = [first, self.plan.take(self.number)]
         self.connection, theirs = Pipe()
-        self.process = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of threads: those of libraries, which wait for work.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process = os.fork()
         if self.process == 0:
             # They tell of the parent's end, which is when nobody else holds its side of them.
             for worker in {self, *self.beside}:

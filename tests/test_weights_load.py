@@ -13,6 +13,7 @@ from models import tiny_config
 from safetensors.torch import save_file
 
 import maskrcnn as mr
+from maskrcnn.model.shapes_only import shapes_only
 from maskrcnn.weights import load as loading
 from maskrcnn.weights.catalog import weights
 from maskrcnn.weights.load import read_info
@@ -236,6 +237,18 @@ def test_weights_of_a_data_parallel_wrapper_are_read():
         {"state_dict": {"module.a": torch.zeros(1), "module.b": torch.zeros(1)}}, Path("x.pth")
     )
     assert set(state) == {"a", "b"}
+
+
+def test_a_network_of_shapes_only_has_those_of_the_network_and_draws_no_values() -> None:
+    config = tiny_config(["cat", "dog"], keypoints=3)
+    state = torch.get_rng_state()
+    shapes = shapes_only(config).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(value.is_meta for value in shapes.values())
+    values = mr.MaskRCNN.from_config(config).state_dict()
+    assert {name: value.shape for name, value in shapes.items()} == {
+        name: value.shape for name, value in values.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["fpn", "c4"])

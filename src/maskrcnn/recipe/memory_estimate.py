@@ -28,6 +28,7 @@ from ..augmentation.training_set import CACHE_BYTES
 from ..config import ModelConfig, RoIConfig
 from ..model.maskrcnn import MASKS_AT_ONCE, MaskRCNN
 from ..model.resnet import ResNet
+from ..model.shapes_only import shapes_only
 from ..ops.pyramid import Pyramid
 
 GIB = 2**30
@@ -218,8 +219,7 @@ def _work_of_two(model: ModelConfig, size: tuple[int, int]) -> int:
 @functools.lru_cache(maxsize=16)
 def _without_data(model: ModelConfig) -> MaskRCNN:
     """A network on the meta device."""
-    with torch.device("meta"):
-        return MaskRCNN.from_config(model).train()
+    return shapes_only(model).train()
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,6 +17,11 @@ from typing import Any
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times faster
+except ImportError:  # built without libyaml
+    from yaml import SafeLoader
+
 from ..runtime.plain_data import PlainData, PlainDict
 from .pickles import WeightsError
 
@@ -80,7 +85,7 @@ _WATCHED = (
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML without code; reads tuples, which old Detectron2 versions wrote with a tag, as lists."""
 
 
@@ -99,7 +104,7 @@ def read_config(path: Path) -> PlainDict:
         WeightsError: not such a configuration, or a value of the wrong type.
     """
     unknown: list[str] = []
-    settings = _merge(yaml.safe_load(DEFAULTS), _with_base(path, ()), path, "", unknown)
+    settings = _merge(yaml.load(DEFAULTS, _Loader), _with_base(path, ()), path, "", unknown)
     if unknown:
         warnings.warn(
             f"{path}: settings that Detectron2 does not have: {', '.join(unknown)}. "

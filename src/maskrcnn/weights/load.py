@@ -84,6 +84,7 @@ def load(
         ['nucleus']
     """
     from ..model.maskrcnn import MaskRCNN
+    from ..model.shapes_only import shapes_only
 
     device = usable_device(device)
     path = _locate(source)
@@ -94,14 +95,12 @@ def load(
         message = str(error) if str(path) in str(error) else f"{path}: {error}"
         raise WeightsError(message) from error.__cause__
 
-    # On "meta" no random weights are drawn, which the file's would replace. A timm trunk may hold
-    # tensors that are not among its weights, so it is built in full.
+    # No random weights are drawn, which the file's would replace. A timm trunk may hold tensors
+    # that are not among its weights, so it is built in full.
     if config.trunk.timm:
         model = MaskRCNN.from_config(config)
     else:
-        with torch.device("meta"):
-            model = MaskRCNN.from_config(config)
-        model.to_empty(device="cpu")
+        model = shapes_only(config).to_empty(device="cpu")
 
     for name, head in (heads or {}).items():
         model.extra_heads.add(name, head)
