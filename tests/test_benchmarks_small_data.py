@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import multiprocessing
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh_process import FreshProcess
 
 from benchmarks.small_data import annotation_kinds, arms, queue, recipe_parts, report, sources
 from benchmarks.small_data.measure import with_ellipse
@@ -112,32 +110,28 @@ def test_the_tables_show_means_and_changes_for_the_same_seeds(
 # The queue
 
 
-HOLD = """
-import time
-from pathlib import Path
-from benchmarks.small_data import queue
-
-folder = Path({folder!r})
-with queue.locked(folder / "a.lock"):
-    (folder / "ready").touch()
-    time.sleep(60)
-"""
-
-
-def test_two_processes_do_not_run_the_same_training(
-    tmp_path: Path, fresh_process: FreshProcess
+def hold(
+    path: Path, ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event
 ) -> None:
-    other = fresh_process.start("fresh_process:run_source", HOLD.format(folder=str(tmp_path)))
+    with queue.locked(path):
+        ready.set()
+        done.wait(60)
+
+
+def test_two_processes_do_not_run_the_same_training(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "a.lock", ready, done))
+    other.start()
     try:
-        while not (tmp_path / "ready").exists():
-            assert not fresh_process.has_ended(0.01)
+        assert ready.wait(60)
         with queue.locked(tmp_path / "a.lock") as mine:
             assert not mine
         with queue.locked(tmp_path / "b.lock") as mine:
             assert mine
     finally:
-        os.kill(other, signal.SIGKILL)
-        fresh_process.wait()
+        done.set()
+        other.join(60)
     with queue.locked(tmp_path / "a.lock") as mine:
         assert mine, "the lock of a process that ended is open"
 

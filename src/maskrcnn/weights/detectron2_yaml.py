@@ -17,11 +17,6 @@ from typing import Any
 
 import yaml
 
-try:
-    from yaml import CSafeLoader as SafeLoader  # ten times faster
-except ImportError:  # built without libyaml
-    from yaml import SafeLoader
-
 from ..runtime.plain_data import PlainData, PlainDict
 from .pickles import WeightsError
 
@@ -85,7 +80,11 @@ _WATCHED = (
 )
 
 
-class _Loader(SafeLoader):
+# libyaml's reader is ten times faster; some builds of pyyaml lack it.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """YAML without code; reads tuples, which old Detectron2 versions wrote with a tag, as lists."""
 
 
