@@ -24,7 +24,9 @@ MOST_PROCESSES = 16
 
 
 def number_of_processes(word: str) -> int:
-    """What `--processes` asks for."""
+    """What `--processes` asks for; one where the system cannot fork."""
+    if not hasattr(os, "fork"):
+        return 1
     if word != "auto":
         return int(word)
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -199,20 +201,23 @@ class Worker:
         self._start(following)
         return True
 
-    def kill(self) -> None:
-        """Ends the process, whatever it runs."""
-        os.kill(self.process, signal.SIGTERM)
-        os.waitpid(self.process, 0)
+    def interrupt(self) -> None:
+        """Ends the process as Ctrl-C does, whatever it runs."""
         self.connection.close()
+        os.kill(self.process, signal.SIGINT)
+        os.waitpid(self.process, 0)
 
 
 def _run_and_end(session: pytest.Session, connection: Connection) -> None:
     """Runs the tests in the forked process, which then ends without what Python does at its end."""
     status = 1
     try:
-        run_tests(session, connection)
+        try:
+            run_tests(session, connection)
+        finally:
+            session._setupstate.teardown_exact(None)  # what fixtures of the session have started
         status = 0
-    except (KeyboardInterrupt, EOFError):
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass  # the parent reports it, or is gone
     except BaseException:
         traceback.print_exc()
@@ -247,7 +252,7 @@ class ForkedTests:
                 self._read(session, workers)
         finally:
             for worker in workers:
-                worker.kill()
+                worker.interrupt()
         return True
 
     def _read(self, session: pytest.Session, workers: list[Worker]) -> None:

@@ -80,10 +80,35 @@ def test_a_process_that_dies_fails_its_test_only(run: Any) -> None:
     done.stdout.fnmatch_lines(["*the process ended with signal 9 while it ran this test*"])
 
 
-def test_the_first_failure_ends_all_if_asked_for(run: Any) -> None:
-    waits = "import time\n\ndef test_waits():\n    time.sleep(100)\n"
-    done = run("-x", test_a=SHARED, test_b=waits)
-    done.assert_outcomes(passed=1, failed=1)
+def test_the_first_failure_ends_all_if_asked_for(run: Any, pytester: pytest.Pytester) -> None:
+    waits = """
+        import time, pytest
+        from pathlib import Path
+
+        @pytest.fixture(scope="session")
+        def started():
+            Path("started").touch()
+            yield
+            Path("started").rename("ended")
+
+        def test_waits(started):
+            time.sleep(100)
+    """
+    fails = """
+        import time
+        from pathlib import Path
+
+        def test_fails():
+            while not Path("started").exists():
+                time.sleep(0.01)
+            assert False
+
+        def test_after():
+            pass
+    """
+    done = run("-x", test_a=fails, test_b=waits)
+    done.assert_outcomes(failed=1)
+    assert (pytester.path / "ended").exists()
     done.stdout.fnmatch_lines(["*stopping after 1 failures*"])
 
 
