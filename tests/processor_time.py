@@ -129,10 +129,11 @@ def used() -> float:
 
 def _children(process: int) -> list[int]:
     """Processes that a process has started and not waited for; none where the system does not tell."""
-    lists = Path(f"/proc/{process}/task").glob("*/children")
-    with suppress(OSError):
-        return [int(word) for path in lists for word in path.read_text().split()]
-    return []
+    found: list[int] = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # a thread has ended meanwhile; the others have told theirs
+            found += map(int, path.read_text().split())
+    return found
 
 
 def _seconds_of(process: int) -> float:
