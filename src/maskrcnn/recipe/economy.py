@@ -4,7 +4,9 @@
 measures a step and takes the first candidate of which enough steps fit into the time.
 
 The rule is that steps come first: below about a thousand steps from random weights, a smaller input
-and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md).
+and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md). A
+pretrained trunk gives up images per step first: two of them suffice while its statistics are frozen
+(docs/small_data.md).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Optimizer steps that give a good result. Pretrained weights need fewer.
-ENOUGH = {"none": 1000, "trunk": 700, "detector": 300, "given": 300}
+ENOUGH = {"none": 1000, "trunk": 300, "detector": 300, "given": 300}
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,14 @@ LADDER = (
     Economy(detail=0.5, images=0.75),
     Economy(detail=0.5, images=0.75, channels=0.5),
 )
+TRUNK_LADDER = (
+    FULL,
+    Economy(images=0.5),
+    Economy(detail=0.7, images=0.5),
+    Economy(detail=0.5, images=0.5),
+)
+
+
+def ladder(kind: str) -> tuple[Economy, ...]:
+    """The economies to try with initial weights of a kind (`ENOUGH`), the best result first."""
+    return TRUNK_LADDER if kind == "trunk" else LADDER
