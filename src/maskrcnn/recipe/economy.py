@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Optimizer steps that give a good result. Pretrained weights need fewer.
-ENOUGH = {"none": 1000, "trunk": 300, "detector": 300, "given": 300}
+ENOUGH = {"none": 1000, "trunk": 700, "detector": 300, "given": 300}
 
 
 @dataclass(frozen=True)
