@@ -5,8 +5,8 @@ measures a step and takes the first candidate of which enough steps fit into the
 
 The rule is that steps come first: below about a thousand steps from random weights, a smaller input
 and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md). A
-pretrained trunk gives up images per step first: two of them suffice while its statistics are frozen
-(docs/small_data.md).
+pretrained trunk gives up images per step first, and from fewer steps on its detail is worth more
+than further steps (docs/small_data.md).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Economy:
     """Factor on the images per step."""
     channels: float = 1.0
     """Factor on the channels of the small network's trunk, if it starts from random weights."""
+    enough: float = 1.0
+    """Factor on the steps that are enough (`ENOUGH`)."""
 
     def __str__(self) -> str:
         parts: list[str] = []
@@ -50,9 +52,9 @@ LADDER = (
 )
 TRUNK_LADDER = (
     FULL,
-    Economy(images=0.5),
-    Economy(detail=0.7, images=0.5),
-    Economy(detail=0.5, images=0.5),
+    Economy(images=0.5, enough=0.5),
+    Economy(detail=0.7, images=0.5, enough=0.5),
+    Economy(detail=0.5, images=0.5, enough=0.5),
 )
 
 

@@ -216,7 +216,7 @@ def _candidate(choices: Choices, pretrained: str | Path | None) -> Candidate:
     return Candidate(
         f"{start}, {choices.economy}",
         recipe,
-        ENOUGH[choices.kind],
+        round(ENOUGH[choices.kind] * choices.economy.enough),
         choose.work(choices),
         choices.kind,
     )
