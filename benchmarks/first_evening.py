@@ -1,8 +1,8 @@
 """The first evening: what `maskrcnn train --max-time` makes of two data sets in 5, 15 and 60 minutes.
 
-Each run is one process on one core in float32, without pretrained weights: plants (all 58 images,
-validated on 26 others) and a tenth of nuclei (56 images, validated on 99 others). The model that
-comes with the package has seen the nuclei, so random weights are asked for.
+Each run is one process on one core in float32: plants (all 58 images, validated on 26 others) and a
+tenth of nuclei (56 images, validated on 99 others). The model that comes with the package has seen
+the nuclei, so random weights are asked for, or with `--pretrained` those of a trunk.
 
 Records what the plan announced, and what came: AP, the time of the whole command, and the memory at
 the peak. A run that was interrupted is done again from the start; finished ones are kept.
@@ -36,6 +36,8 @@ RESULTS = HERE / "results" / "first_evening.jsonl"
 PAGE = HERE.parent / "docs" / "results.md"
 SETS = ("plants", "nuclei")
 MINUTES = (5, 15, 60)
+RANDOM = "none"
+STARTS = {RANDOM: "random", "efficientnet_lite0_imagenet": "EfficientNet-Lite0"}
 GIB = 2**30
 FINISHED = "finished.json"
 # A time may differ from the announced one by this share or by so many seconds.
@@ -49,10 +51,16 @@ class Task:
 
     name: str
     minutes: float
+    pretrained: str = RANDOM
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"data": self.name, "minutes": self.minutes}
+        return {"data": self.name, "minutes": self.minutes, "pretrained": self.pretrained}
+
+    @property
+    def folder(self) -> str:
+        start = "" if self.pretrained == RANDOM else f"-{self.pretrained}"
+        return f"{self.name}-{self.minutes:g}min{start}"
 
 
 def main() -> None:
@@ -63,6 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="data set, such as plants")
     parser.add_argument("--minutes", type=float, nargs="+", default=MINUTES)
+    parser.add_argument(
+        "--pretrained", default=RANDOM, help="initial weights, such as efficientnet_lite0_imagenet"
+    )
     parser.add_argument("--runs", type=int, help="stop after this many trainings")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with plants/ and nuclei/")
     parser.add_argument("--out", type=Path, default=Path("runs/first_evening"))
@@ -81,11 +92,16 @@ def main() -> None:
         train(given)
         return
     # The short runs first.
-    tasks = [Task(s, m) for m in given.minutes for s in SETS if given.only in s]
+    tasks = [
+        Task(name, minutes, given.pretrained)
+        for minutes in given.minutes
+        for name in SETS
+        if given.only in name
+    ]
     if given.list:
         for task in tasks:
             state = "done   " if finished(task, given) else "missing"
-            print(f"{state}  {task.name} {task.minutes:g} min")
+            print(f"{state}  {task.folder}")
     elif given.report:
         report(lines(given.results), write=given.results == RESULTS)
     else:
@@ -103,10 +119,11 @@ def run(task: Task, given: argparse.Namespace) -> None:
     import maskrcnn as mr
 
     kind = "cpu" if given.cpu_time else "wall"
-    out = given.out / f"{task.name}-{task.minutes:g}min-{kind}"
+    out = given.out / f"{task.folder}-{kind}"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "benchmarks.first_evening", "--child", str(time.monotonic())]
     command += ["--only", task.name, "--minutes", str(task.minutes), "--out", str(out)]
+    command += ["--pretrained", task.pretrained]
     command += ["--data", str(given.data), *(["--cpu-time"] if given.cpu_time else [])]
 
     print(f"{task.name}, {task.minutes:g} min ({kind} time)", flush=True)
@@ -149,7 +166,7 @@ def train(given: argparse.Namespace) -> None:
     plan = mr.plan_training(
         data,
         val=validation,
-        pretrained="none",
+        pretrained=given.pretrained,
         settings={"max_time": given.minutes[0] * 60, "dtype": "float32", "tensorboard": False},
         out=given.out / "run",
         device="cpu",
@@ -201,7 +218,7 @@ def opened(name: str, folder: Path) -> tuple[Any, Any]:
 def lines(path: Path) -> list[dict[str, Any]]:
     """The finished runs."""
     texts = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(text) for text in texts if text]
+    return [{"pretrained": RANDOM, **json.loads(text)} for text in texts if text]
 
 
 def finished(task: Task, given: argparse.Namespace) -> bool:
@@ -214,14 +231,18 @@ def report(runs: Sequence[Mapping[str, Any]], write: bool) -> None:
     if not runs:
         raise SystemExit("no finished runs")
     rows = [
-        "| data | minutes | steps (announced) | box AP | mask AP | took | peak GiB (announced) |",
-        "|---|---|---|---|---|---|---|",
+        "| data | start | minutes | steps (announced) | box AP | mask AP | took "
+        "| peak GiB (announced) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    ordered = sorted(runs, key=lambda r: (SETS.index(r["data"]), r["minutes"]))
+    ordered = sorted(
+        runs, key=lambda r: (SETS.index(r["data"]), r["pretrained"] != RANDOM, r["minutes"])
+    )
     for r in ordered:
         note = " CPU" if r["time"] == "cpu" else ""
         rows.append(
-            f"| {r['data']} ({r['images']}) | {r['minutes']:g}{note} "
+            f"| {r['data']} ({r['images']}) | {STARTS.get(r['pretrained'], r['pretrained'])} "
+            f"| {r['minutes']:g}{note} "
             f"| {r['steps']} ({r['announced steps']}) | {r['box AP']:.3f} | {r['mask AP']:.3f} "
             f"| {r['seconds'] / 60:.1f} | {r['peak GiB']:.2f} ({r['announced GiB']:.2f}) |"
         )
@@ -251,7 +272,8 @@ def broken_promises(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         if r["mask AP"] <= 0:
             problems.append(f"{name}: expected a mask AP above 0, got {r['mask AP']}")
     for before, after in itertools.pairwise(runs):
-        is_longer = before["data"] == after["data"] and before["minutes"] < after["minutes"]
+        is_same = all(before[key] == after[key] for key in ("data", "pretrained"))
+        is_longer = is_same and before["minutes"] < after["minutes"]
         if is_longer and after["mask AP"] <= before["mask AP"]:
             problems.append(
                 f"{after['data']}: expected a mask AP that rises with the time, "

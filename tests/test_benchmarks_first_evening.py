@@ -18,6 +18,7 @@ def line(minutes: float, ap: float, **changes: Any) -> dict[str, Any]:
         "minutes": minutes,
         "time": "wall",
         "images": 58,
+        "pretrained": study.RANDOM,
         "steps": 500,
         "announced steps": 520,
         "announced GiB": 1.0,
@@ -34,6 +35,7 @@ def test_a_run_is_finished_only_with_the_same_kind_of_time(tmp_path: Path) -> No
     given = argparse.Namespace(results=results, cpu_time=False)
     assert study.finished(study.Task("plants", 5), given)
     assert not study.finished(study.Task("plants", 15), given)
+    assert not study.finished(study.Task("plants", 5, "efficientnet_lite0_imagenet"), given)
     given.cpu_time = True
     assert not study.finished(study.Task("plants", 5), given)
 
@@ -43,6 +45,7 @@ def test_a_run_is_finished_only_with_the_same_kind_of_time(tmp_path: Path) -> No
     [
         ([line(5, 0.1), line(15, 0.2)], []),
         ([line(5, 0.1), line(15, 0.1)], ["rises with the time"]),
+        ([line(5, 0.1), line(15, 0.1, pretrained="efficientnet_lite0_imagenet")], []),
         ([line(5, 0.0)], ["mask AP above 0"]),
         ([line(60, 0.3, seconds=3600 + 181)], ["expected 3600 s, got 3781 s"]),
         ([line(5, 0.1, **{"peak GiB": 1.25})], ["expected 1.0 GiB at the peak, got 1.25"]),
@@ -61,7 +64,7 @@ def test_the_report_replaces_the_table_between_the_marks(
     page.write_text("before\n<!-- first evening -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(study, "PAGE", page)
     study.report([line(5, 0.1)], write=True)
-    assert "| plants (58) | 5 | 500 (520) | 0.100 | 0.100 | 5.1 | 1.10 (1.00) |" in page.read_text()
+    assert "| plants (58) | random | 5 | 500 (520) | 0.100 | 0.100 | 5.1 | 1.10 (1.00) |" in page.read_text()
     assert page.read_text().startswith("before")
     assert page.read_text().endswith("after\n")
     assert "old" not in page.read_text()

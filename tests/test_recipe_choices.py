@@ -20,7 +20,7 @@ from maskrcnn.config import Category, ModelConfig
 from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_fpn
 from maskrcnn.recipe import choices as choose
 from maskrcnn.recipe.choices import Choices, MemoryLimitError, largest_that
-from maskrcnn.recipe.economy import FULL, LADDER, Economy
+from maskrcnn.recipe.economy import FULL, LADDER, Economy, ladder
 from maskrcnn.recipe.memory_estimate import GIB
 from maskrcnn.recipe.recipe import Recipe, choose_recipe, recipe_candidates
 from maskrcnn.recipe.statistics import Statistics, statistics_of
@@ -41,7 +41,6 @@ def measured(**changes: Any) -> Statistics:
         boxes_alone=0.0,
         keypoints=False,
         colored=False,
-        photographs=False,
         varied=False,
         upright={"shape": 0.5, "position": 0.5, "perspective": 0.0, "light": 0.0},
     )
@@ -346,6 +345,12 @@ def test_each_economy_makes_a_step_cheaper_and_never_changes_what_was_given() ->
     assert [c.model.input.max_size for c in made] == [1024, 704, 512, 512, 512]
     assert [c.training.batch_size for c in made] == [4, 4, 4, 3, 3]
     assert {c.model.trunk.norm for c in made} == {"batch"}
+
+    trunk = [chosen(large, kind="trunk", economy=economy) for economy in ladder("trunk")]
+    works = [choose.work(choices) for choices in trunk]
+    assert all(after < 0.85 * before for before, after in itertools.pairwise(works))
+    assert [c.training.augment.crop for c in trunk] == [256, 256, 192, 128]
+    assert [c.training.batch_size for c in trunk] == [4, 2, 2, 2]
 
     given = {"model__input__scale": 0.9, "augment__crop": 320, "batch_size": 4}
     kept = chosen(large, economy=LADDER[-1], model__trunk__stem_channels=48, **given)

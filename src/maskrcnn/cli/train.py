@@ -59,8 +59,8 @@ def train(
         attribute: Attribute that holds the category, for VIA files whose regions have several.
         pretrained: Initial weights: an ImageNet trunk (resnet50_imagenet), or a detector, as the
             name of published weights, a run folder or a file. All weights that fit are kept. none:
-            random weights. auto: for photographs an ImageNet trunk that is on this machine; with
-            --max-time, first a detector that is on this machine.
+            random weights. auto: an ImageNet trunk that is on this machine; with --max-time, first
+            a detector that is on this machine.
         model: Architecture. auto uses that of a pretrained detector, or else one that suits the
             data and the machine.
         no_recipe: Use --model and the default settings. Choose nothing from the data.

@@ -4,7 +4,9 @@
 measures a step and takes the first candidate of which enough steps fit into the time.
 
 The rule is that steps come first: below about a thousand steps from random weights, a smaller input
-and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md).
+and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md). A
+pretrained trunk gives up images per step first, and from fewer steps on its detail is worth more
+than further steps (docs/small_data.md).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ class Economy:
     """Factor on the images per step."""
     channels: float = 1.0
     """Factor on the channels of the small network's trunk, if it starts from random weights."""
+    enough: float = 1.0
+    """Factor on the steps that are enough (`ENOUGH`)."""
 
     def __str__(self) -> str:
         parts: list[str] = []
@@ -46,3 +50,14 @@ LADDER = (
     Economy(detail=0.5, images=0.75),
     Economy(detail=0.5, images=0.75, channels=0.5),
 )
+TRUNK_LADDER = (
+    FULL,
+    Economy(images=0.5, enough=0.5),
+    Economy(detail=0.7, images=0.5, enough=0.5),
+    Economy(detail=0.5, images=0.5, enough=0.5),
+)
+
+
+def ladder(kind: str) -> tuple[Economy, ...]:
+    """The economies to try with initial weights of a kind (`ENOUGH`), the best result first."""
+    return TRUNK_LADDER if kind == "trunk" else LADDER

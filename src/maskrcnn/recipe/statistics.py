@@ -59,8 +59,6 @@ class Statistics:
     """Whether any object has keypoints."""
     colored: bool
     """Whether some images are colored."""
-    photographs: bool
-    """Whether most images are colored, as photographs are and most microscopes' images are not."""
     varied: bool
     """Whether the images are of several kinds, dark and bright ones."""
     upright: dict[str, float]
@@ -119,7 +117,6 @@ def statistics_of(data: CocoDataset) -> Statistics:
         boxes_alone=float(np.mean([has_box_alone(a) for _, a, _ in objects])),
         keypoints=any(a.keypoints is not None for r in records for a in r.annotations),
         colored=colored > 0.05,
-        photographs=colored > 0.5,
         varied=varied,
         upright=_uprightness(boxes, sizes[image]) | {"light": light},
     )

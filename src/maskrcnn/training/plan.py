@@ -169,8 +169,8 @@ def plan_training(
         val_images: folder of the validation images; None = `images`.
         attribute: the attribute that holds the category, as for `load_dataset`.
         pretrained: initial weights: the name or file of an ImageNet trunk, or the name, file or run
-            folder of a detector. "auto" = an ImageNet trunk that is on this machine if the data are
-            photographs, or else random. None or "none" = random weights.
+            folder of a detector. "auto" = an ImageNet trunk that is on this machine, or else
+            random. None or "none" = random weights.
         model: name of a preset. "auto" uses the architecture of a pretrained detector, or else one
             that suits the data and the machine.
         recipe: choose settings from the data and the machine (`choose_recipe`). False uses the
