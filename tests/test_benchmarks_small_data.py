@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,28 +111,27 @@ def test_the_tables_show_means_and_changes_for_the_same_seeds(
 # The queue
 
 
-def hold(
-    path: Path, ready: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event
-) -> None:
-    with queue.locked(path):
-        ready.set()
-        done.wait(60)
+HOLD = """
+import sys
+from pathlib import Path
+from benchmarks.small_data import queue
+with queue.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_two_processes_do_not_run_the_same_training(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "a.lock", ready, done))
-    other.start()
-    try:
-        assert ready.wait(60)
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "a.lock")]
+    root = Path(queue.__file__).parents[2]
+    with subprocess.Popen(words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"locked\n"
         with queue.locked(tmp_path / "a.lock") as mine:
             assert not mine
         with queue.locked(tmp_path / "b.lock") as mine:
             assert mine
-    finally:
-        done.set()
-        other.join(60)
+        other.communicate(timeout=60)
     with queue.locked(tmp_path / "a.lock") as mine:
         assert mine, "the lock of a process that ended is open"
 

@@ -19,7 +19,8 @@ model = mr.optimize_for_inference(mr.MaskRCNN.from_config(config))
 image = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8).repeat(10, axis=0).repeat(10, axis=1)
 with PeakMemory() as peak:
     detections = mr.predict(model, image)
-    corners = (torch.rand(len(detections), 2, 2) * torch.tensor([6000.0, 4000.0])).sort(dim=1).values  # larger than the untrained network's
+    corners = (torch.rand(len(detections), 2, 2) * torch.tensor([3000.0, 2000.0])).sort(dim=1).values  # larger than the untrained network's
+    corners[:5] = torch.tensor([[0.0, 0.0], [6000.0, 4000.0]])  # as large as the image
     detections = replace(detections, boxes=corners.flatten(1), mask_grids=torch.rand(len(detections), 28, 28))
     drawn = detections.masks.rle()
 assert len(drawn) == 300, len(drawn)

@@ -7,6 +7,7 @@ tests/test_model_async.py compares the values of these code paths on the CPU.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -41,12 +42,13 @@ MODELS: dict[str, Callable[[], ModelConfig]] = {
     "keypoint": lambda: _shallow(mr.joint_r50_fpn()),
     "keypoints alone": lambda: _shallow(mr.keypointrcnn_r50_fpn()),
     "one level": lambda: _shallow(mr.maskrcnn_r50_c4(5)),
-    "torchvision's": lambda: mr.maskrcnn_r50_fpn_v2_torchvision(5, 3),
+    "torchvision's": lambda: _shallow(mr.maskrcnn_r50_fpn_v2_torchvision(5, 3)),
     "adaptive RoIAlign": lambda: _changed(
         mr.maskrcnn_r18_small(3), roi=replace(mr.maskrcnn_r18_small(3).box.roi, sampling_ratio=0)
     ),
     "soft NMS": lambda: _changed(mr.maskrcnn_r18_small(3), nms="soft"),
 }
+FAKE = FakeTensorMode()
 WITH_OWN_LOSSES = [name for name in MODELS if name != "soft NMS"]
 
 
@@ -76,7 +78,7 @@ def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Te
     """Fake tensors without values on a simulated GPU."""
     values = anchors._cell_values
     monkeypatch.setattr(anchors, "_cell_values", lambda *given: _outside(values, *given))
-    with FakeTensorMode():
+    with FAKE:
         yield read
 
 
@@ -86,8 +88,10 @@ def _outside(function: Callable[..., Any], *given: Any) -> Any:
         return function(*given)
 
 
-def build(config: ModelConfig, device: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
+@functools.cache
+def build(name: str, device: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
     """A model, two images and their truth on a device."""
+    config = MODELS[name]()
     batch, truth = _outside(_inputs, config)
     move = lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)  # noqa: E731
     with torch.device(device):
@@ -107,7 +111,7 @@ def devices(tensors: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", WITH_OWN_LOSSES)
 def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
-    model, batch, truth = build(MODELS[name]())
+    model, batch, truth = build(name)
     losses = model.train().losses(batch, truth)
     assert devices(losses.values()) == {"cuda"}
     assert devices(gpu) == {"cuda"}
@@ -115,7 +119,7 @@ def test_losses_stay_on_the_gpu(name: str, gpu: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("name", WITH_OWN_LOSSES)
 def test_every_trained_weight_has_a_gradient_on_its_device(name: str, read: list[Tensor]) -> None:
-    model, batch, truth = build(MODELS[name](), "meta")
+    model, batch, truth = build(name, "meta")
     total(model.train().losses(batch, truth)).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     assert {p.grad.device.type for p in trained if p.grad is not None} == {"meta"}
@@ -126,7 +130,7 @@ def test_every_trained_weight_has_a_gradient_on_its_device(name: str, read: list
     ("name", "dtype"), [*((name, "float32") for name in MODELS), ("keypoint", "bfloat16")]
 )
 def test_detections_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) -> None:
-    model, batch, _ = build(MODELS[name]())
+    model, batch, _ = build(name)
     fast = mr.optimize_for_inference(model.eval(), dtype)
     with torch.inference_mode():
         detections = fast(batch)
@@ -138,7 +142,7 @@ def test_detections_stay_on_the_gpu(name: str, dtype: Any, gpu: list[Tensor]) ->
 
 
 def test_the_reference_model_stays_on_the_gpu(gpu: list[Tensor]) -> None:
-    model, batch, _ = build(mr.maskrcnn_r18_small(3))
+    model, batch, _ = build("small")
     with torch.inference_mode():
         detections = mr.prediction.optimize.reference(model)(batch)
     assert devices(vars(detections).values()) == {"cuda"}

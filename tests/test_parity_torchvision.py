@@ -1,7 +1,8 @@
 """Ours equals torchvision's: the same weights, read from its file, give the same predictions and the same losses.
 
-The oracle is torchvision's own model with random weights, calibrated in one pass: each layer's weights are scaled so that activations, scores and
-offsets spread as in a trained model, and BatchNorm's statistics are near the data's but random.
+The oracle is torchvision's own model with a quarter of its channels and random weights, calibrated in one pass: each layer's weights are scaled so
+that activations, scores and offsets spread as in a trained model, and BatchNorm's statistics are near the data's but random.
+tests/test_weights_torchvision.py reads the names and shapes of the models as they are published.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from keypoint_parity import assert_keypoints_close, recorded_heatmaps
 from PIL import Image
 from torch import nn
 from torchvision.models import detection
-from torchvision.models.detection import faster_rcnn, keypoint_rcnn
 from torchvision.models.detection import roi_heads as tv_roi_heads
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -118,16 +118,39 @@ def calibrate(model: nn.Module, image: np.ndarray, seed: int, spreads: Mapping[s
         handle.remove()
 
 
-def narrow(heads: nn.Module) -> None:
-    """Replaces the keypoint model's heads by torchvision's own of the same layers with few channels.
+# Layers whose outputs are not channels, by the last part of their names.
+OUTPUTS = ("cls_logits", "bbox_pred", "cls_score", "mask_fcn_logits", "kps_score_lowres")
 
-    Its eight convolutions of 512 channels would be half of the work of this file.
+
+def narrow(model: nn.Module) -> None:
+    """Gives random weights to a model that was built without memory: all its layers, with a quarter of their channels.
+
+    With all of them, most of the work of this file would be in the heads.
     """
-    width = 32
-    heads.box_head = faster_rcnn.TwoMLPHead(256 * 7 * 7, width)
-    heads.box_predictor = faster_rcnn.FastRCNNPredictor(width, 2)
-    heads.keypoint_head = keypoint_rcnn.KeypointRCNNHeads(256, (width,) * 8)
-    heads.keypoint_predictor = keypoint_rcnn.KeypointRCNNPredictor(width, 17)
+    generator = torch.Generator().manual_seed(3)
+    for layer, module in model.named_modules():
+        for tensors, kind in ((module._parameters, nn.Parameter), (module._buffers, torch.Tensor)):
+            for name, value in tensors.items():
+                if value is None:
+                    continue
+                shape = narrow_shape(layer.rpartition(".")[2], value)
+                if value.ndim > 1:
+                    new = torch.randn(shape, generator=generator) / value[0].numel() ** 0.5
+                else:
+                    new = torch.full(shape, float(name in ("weight", "running_var")))
+                tensors[name] = kind(new)
+    anchors = model.rpn.anchor_generator
+    anchors.cell_anchors = list(map(anchors.generate_anchors, anchors.sizes, anchors.aspect_ratios))
+
+
+def narrow_shape(layer: str, value: torch.Tensor) -> list[int]:
+    """The shape of a weight with a quarter of its channels; the colors and a model's outputs are none."""
+    shape = list(value.shape)
+    outputs = 1 if layer == "kps_score_lowres" and value.ndim > 1 else 0  # a transposed convolution
+    for axis in range(min(2, value.ndim)):
+        if shape[axis] != 3 and not (layer in OUTPUTS and axis == outputs):
+            shape[axis] //= 4
+    return shape
 
 
 # The builder, its arguments, and the spread of class logits that gives scores far from 0 and 1.
@@ -141,15 +164,10 @@ BUILDERS = {
 @pytest.fixture(scope="module", params=BUILDERS)
 def pair(request, tmp_path_factory) -> Pair:
     builder, arguments, spread = BUILDERS[request.param]
-    torch.manual_seed(3)
-    theirs = builder(
-        weights=None,
-        weights_backbone=None,
-        **arguments,
-        **{name: value for name, (_, value) in LESS.items()},
-    )
-    if request.param == "keypoint":
-        narrow(theirs.roi_heads)
+    less = {name: value for name, (_, value) in LESS.items()}
+    with torch.device("meta"):
+        theirs = builder(weights=None, weights_backbone=None, **arguments, **less)
+    narrow(theirs)
     calibrate(theirs, texture(120, 180, 5), 4, SPREAD | {"cls_score": spread})
     path = tmp_path_factory.mktemp(request.param) / "model.pth"
     torch.save(
@@ -399,28 +417,30 @@ def inject(monkeypatch, samples: dict, masks: list[torch.Tensor]) -> None:
     monkeypatch.setattr(our_model, "mask_targets", mask_targets)
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
-def test_frozen_batch_norm_uses_the_eps_that_is_given(tmp_path, eps):
-    torch.manual_seed(0)
-    theirs = detection.backbone_utils.resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d
-    )
-    theirs = detection.FasterRCNN(theirs, num_classes=3)
-    detection._utils.overwrite_eps(theirs, eps)
+def test_frozen_batch_norm_uses_the_eps_that_is_given(tmp_path):
+    with torch.device("meta"):
+        backbone = detection.backbone_utils.resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, norm_layer=FrozenBatchNorm2d
+        )
+        theirs = detection.FasterRCNN(backbone, num_classes=3)
+    narrow(theirs)
     for part in theirs.modules():
         if isinstance(part, FrozenBatchNorm2d):
             part.running_var.uniform_(5e-6, 2e-5)  # as small as eps, so that eps has an effect
             part.weight.mul_(2e-3)
     path = Path(tmp_path / "model.pth")
     torch.save(theirs.state_dict(), path)
+
     image = torch.rand(1, 3, 64, 64)
+    several = (0.0, 1e-5)
     with torch.no_grad():
-        wanted = theirs.backbone(image)
-        model = mr.load(path, bn_eps=eps)
-        levels = model.neck(model.trunk(image))
-        other = mr.load(path, bn_eps=1e-5 - eps)
-        for ours, level, wrong in zip(
-            levels, wanted.values(), other.neck(other.trunk(image)), strict=True
-        ):
-            torch.testing.assert_close(ours, level, rtol=1e-4, atol=1e-4 * level.abs().max().item())
-            assert not torch.allclose(wrong, level, rtol=1e-2, atol=1e-2 * level.abs().max().item())
+        models = [mr.load(path, bn_eps=eps) for eps in several]
+        ours = [model.neck(model.trunk(image)) for model in models]
+        for eps, right, other in zip(several, ours, reversed(ours), strict=True):
+            detection._utils.overwrite_eps(theirs, eps)
+            for level, same, wrong in zip(
+                theirs.backbone(image).values(), right, other, strict=True
+            ):
+                most = level.abs().max().item()
+                torch.testing.assert_close(same, level, rtol=1e-4, atol=1e-4 * most)
+                assert not torch.allclose(wrong, level, rtol=1e-2, atol=1e-2 * most)

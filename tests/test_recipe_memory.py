@@ -126,8 +126,8 @@ def test_shapes_alone_give_the_peak_of_a_real_network(
     )
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-def test_normalizations_without_arithmetic_count_like_pytorchs(
+@pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
+def test_operators_without_arithmetic_count_like_pytorchs(
     data: CocoDataset, norm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_model(data, norm)
@@ -136,6 +136,7 @@ def test_normalizations_without_arithmetic_count_like_pytorchs(
     work = step_work(config, 2, (64, 96))
 
     monkeypatch.setattr(memory_estimate, "_NORMALIZATIONS", {})
+    monkeypatch.setattr(memory_estimate, "_ELEMENTWISE", frozenset())
     assert peak == step_peak(network, 2, (64, 96), False)
     with FlopCounterMode(display=False) as counter:
         memory_estimate._losses(network, 2, (64, 96), False)

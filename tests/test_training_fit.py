@@ -64,7 +64,9 @@ def run(
 def test_a_run_writes_its_model_its_metrics_and_its_chart(
     data: CocoDataset, validation: CocoDataset, tmp_path: Path
 ) -> None:
-    result = run(data, tmp_path / "run", validation, steps=8, evaluate_every=1.0, tensorboard=True)
+    result = run(
+        data, tmp_path / "run", validation, batch_size=4, evaluate_every=1.0, tensorboard=True
+    )
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json",
@@ -77,8 +79,8 @@ def test_a_run_writes_its_model_its_metrics_and_its_chart(
         "checkpoint.safetensors",
     }
     rows = read_rows(tmp_path / "run/metrics.csv")
-    assert [row["step"] for row in rows] == list(range(1, 9))
-    assert [row["step"] for row in result.history] == [4, 8]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in result.history] == [2, 4]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert result.best is not None
     assert result.best["val/AP"] == max(row["val/AP"] for row in result.history)
@@ -94,7 +96,7 @@ def test_a_run_writes_its_model_its_metrics_and_its_chart(
 def test_the_averaged_weights_are_the_saved_ones(data: CocoDataset, tmp_path: Path) -> None:
     start = MaskRCNN.from_config(tiny_model(data))
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    result = run(data, tmp_path / "run", model=start)
+    result = run(data, tmp_path / "run", model=start, steps=2)
     tensors, _ = read_checkpoint(tmp_path / "run/checkpoint.safetensors")
     saved = load(tmp_path / "run/last.safetensors").state_dict()
     assert all(torch.equal(saved[name], value) for name, value in tensors["ema"].items())
@@ -105,37 +107,41 @@ def test_the_averaged_weights_are_the_saved_ones(data: CocoDataset, tmp_path: Pa
     )
 
 
-def test_a_folder_with_a_run_is_not_overwritten(data: CocoDataset, tmp_path: Path) -> None:
-    run(data, tmp_path / "run", steps=2)
+@pytest.fixture(scope="module")
+def finished(data: CocoDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one step."""
+    return run(data, tmp_path_factory.mktemp("finished") / "run", steps=1).out
+
+
+def test_a_folder_with_a_run_is_not_overwritten(data: CocoDataset, finished: Path) -> None:
     with pytest.raises(ValueError, match=r"already holds a run .*resume=True"):
-        run(data, tmp_path / "run", steps=2)
+        run(data, finished, steps=1)
 
 
 def test_resuming_with_other_settings_or_data_is_refused_by_name(
-    data: CocoDataset, validation: CocoDataset, tmp_path: Path
+    data: CocoDataset, validation: CocoDataset, finished: Path
 ) -> None:
-    run(data, tmp_path / "run", steps=2)
-    run(data, tmp_path / "run", steps=2, resume=True, workers=2, checkpoint_every=1.0)
+    run(data, finished, steps=1, resume=True, workers=2, checkpoint_every=1.0)
     with pytest.raises(
         ValueError, match=r"train\.batch_size: was 2, now 4; train\.seed: was 0, now 1"
     ):
-        run(data, tmp_path / "run", steps=2, resume=True, batch_size=4, seed=1)
+        run(data, finished, steps=1, resume=True, batch_size=4, seed=1)
     with pytest.raises(
         ValueError, match=r"data\.annotations: was 16, now 6; data\.images: was 8, now 3"
     ):
-        run(validation, tmp_path / "run", steps=2, resume=True)
+        run(validation, finished, steps=1, resume=True)
 
 
 def test_resuming_without_a_checkpoint_starts_anew_and_reports_it(
     data: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny_config(steps=2)
+    config = tiny_config(steps=1)
     train(tiny_model(data), data, config=config, out=tmp_path / "run", resume=True, device="cpu")
     printed = capsys.readouterr().out
     assert "no checkpoint in" in printed
     for part in (
         "8 images, 2 categories (card, stick)",
-        "2 steps",
+        "1 step",
         "learning rate 0.000354 (0.0005 at 4 images)",
         "cpu",
         " thread",
@@ -205,9 +211,9 @@ def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path
 def test_each_precision_and_optimizer_trains(
     data: CocoDataset, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    run(data, tmp_path / "run", **changes)
+    run(data, tmp_path / "run", steps=2, **changes)
     rows = read_rows(tmp_path / "run/metrics.csv")
-    assert len(rows) == 4
+    assert len(rows) == 2
     assert all(math.isfinite(row["loss"]) for row in rows)
 
 
@@ -357,7 +363,7 @@ def test_two_processes_have_the_losses_of_one_with_twice_the_batch(
     norms = ("frozen", "group")
     augment = {"flip_horizontal": 0.5, "scale": [1.0, 1.0]}
     settings = {
-        "steps": 3,
+        "steps": 2,
         "batch_size": 2,
         "accumulate": 2,
         "learning_rate": 0.002,

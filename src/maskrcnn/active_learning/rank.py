@@ -177,7 +177,7 @@ def rank_images(
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> from PIL import Image
         >>> for seed in (0, 1):
-        ...     Image.fromarray(draw_micrograph(seed)[0]).save(f"{seed}.png")
+        ...     Image.fromarray(draw_micrograph(seed, (96, 128))[0]).save(f"{seed}.png")
         >>> ranking = mr.rank_images(mr.load("nuclei"), ["0.png", "1.png"])
         >>> [image.rank for image in ranking]
         [1, 2]

@@ -98,7 +98,7 @@ def collect_parts(
     Example:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.scenes import write_scenes
-        >>> scenes = write_scenes("scenes", count=2)
+        >>> scenes = write_scenes("scenes", count=2, size=64)
         >>> try:
         ...     for shard in ("1/2", "2/2"):
         ...         summary = mr.predict_dataset(

@@ -127,7 +127,7 @@ def predict_dataset(
     Example:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.scenes import write_scenes
-        >>> scenes = write_scenes("scenes", count=2)
+        >>> scenes = write_scenes("scenes", count=2, size=64)
         >>> try:
         ...     summary = mr.predict_dataset("nuclei", "scenes/images", "out", progress=False)
         ...     images = summary.images

@@ -142,11 +142,11 @@ def draw_instances(
     Example:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
-        >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(seed=0)[0])
+        >>> instances = mr.predict(mr.load("nuclei"), draw_micrograph(0, (96, 128))[0])
         >>> mr.draw_instances(instances, names=False).size
-        (320, 256)
+        (128, 96)
         >>> mr.draw_instances(instances, colors={"nucleus": "yellow"}, enlarge=True).size
-        (640, 512)
+        (640, 480)
     """
     pixels = _checked(instances.image if image is None else image, instances.size)
     if not 0 <= opacity <= 1:

@@ -136,7 +136,7 @@ def predict_files(
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> from PIL import Image
-        >>> Image.fromarray(draw_micrograph(seed=0)[0]).save("micrograph.png")
+        >>> Image.fromarray(draw_micrograph(0, (96, 128))[0]).save("micrograph.png")
         >>> predictor = mr.Predictor(mr.load("nuclei"), min_score=0.7)
         >>> summary = mr.predict_files(predictor, ["micrograph.png"], "out", progress=False)
         >>> summary.images, list(summary.objects)

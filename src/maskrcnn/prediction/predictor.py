@@ -117,7 +117,7 @@ class Predictor:
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> predictor = mr.Predictor(mr.load("nuclei"), min_score=0.5)
-        >>> image, _ = draw_micrograph(seed=0)
+        >>> image, _ = draw_micrograph(0, (96, 128))
         >>> result = predictor(image)
         >>> result.size == image.shape[:2]
         True
@@ -436,10 +436,10 @@ def predict(
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.micrograph import draw_micrograph
         >>> model = mr.load("nuclei")
-        >>> result = mr.predict(model, draw_micrograph(seed=0)[0], min_score=0.5)
-        >>> len(result) > 10
+        >>> result = mr.predict(model, draw_micrograph(0, (96, 128))[0], min_score=0.5)
+        >>> len(result) > 5
         True
-        >>> images = [draw_micrograph(seed)[0] for seed in (0, 1)]
+        >>> images = [draw_micrograph(seed, (96, 128))[0] for seed in (0, 1)]
         >>> [instances.image_id for instances in mr.predict(model, images, batch_size=2)]
         [1, 2]
     """

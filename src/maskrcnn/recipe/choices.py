@@ -231,9 +231,9 @@ def _validation_bytes(choices: Choices, model: ModelConfig) -> float:
 
 def _input_sizes(model: ModelConfig, facts: Statistics) -> np.ndarray:
     """[n, 2] (height, width) of the images in the model's input."""
-    return np.array(
-        [input_size(int(height), int(width), model.input) for height, width in facts.sizes]
-    )
+    different, rows = np.unique(facts.sizes, axis=0, return_inverse=True)
+    inputs = [input_size(int(height), int(width), model.input) for height, width in different]
+    return np.array(inputs)[rows.ravel()]
 
 
 def _objects(model: ModelConfig, facts: Statistics) -> np.ndarray:

@@ -404,13 +404,25 @@ class _Operations(TorchDispatchMode):
 def _result(func: Any, args: Any, kwargs: Any) -> Any:
     """What an operator returns.
 
-    On the meta device PyTorch runs a normalization as some 30 operators in Python, which takes four
-    fifths of an estimate. Only its shapes matter here.
+    On the meta device PyTorch runs a normalization as some 30 operators in Python, and an
+    elementwise operator as a dozen, which takes most of an estimate. Only shapes matter here.
     """
-    shapes = _NORMALIZATIONS.get(func)
-    if shapes is None or args[0].device.type != "meta":
-        return func(*args, **kwargs)
-    return shapes(*args)
+    if args and isinstance(args[0], Tensor) and args[0].device.type == "meta":
+        if shapes := _NORMALIZATIONS.get(func):
+            return shapes(*args)
+        if func in _ELEMENTWISE:
+            return _elementwise(func, *args)
+    return func(*args, **kwargs)
+
+
+def _elementwise(func: Any, first: Tensor, *others: Any) -> Tensor:
+    """The first argument where it is changed in place, else a new tensor for all arguments."""
+    if func._schema.is_mutable:
+        return first
+    shapes = {first.shape, *(other.shape for other in others if isinstance(other, Tensor))}
+    if len(shapes) == 1:
+        return torch.empty_like(first)
+    return first.new_empty(torch.broadcast_shapes(*shapes))
 
 
 def _batch_norm(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -447,6 +459,23 @@ _NORMALIZATIONS = {
     torch.ops.aten.native_group_norm.default: _group_norm,
     torch.ops.aten.native_group_norm_backward.default: _normalization_backward,
 }
+
+# Those of the networks, on floating-point tensors of one type.
+_ELEMENTWISE = frozenset(
+    {
+        torch.ops.aten.add.Tensor,
+        torch.ops.aten.add_.Tensor,
+        torch.ops.aten.hardtanh.default,
+        torch.ops.aten.hardtanh_.default,
+        torch.ops.aten.hardtanh_backward.default,
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.relu.default,
+        torch.ops.aten.relu_.default,
+        torch.ops.aten.rsqrt.default,
+        torch.ops.aten.sub.Tensor,
+        torch.ops.aten.threshold_backward.default,
+    }
+)
 
 
 def peak_bytes(compute: Callable[[], Any]) -> int:

@@ -197,7 +197,7 @@ def train(
         >>> import maskrcnn as mr
         >>> from maskrcnn.synthetic.scenes import write_scenes
         >>> data = mr.load_dataset(write_scenes("scenes", 4, size=64))
-        >>> config = mr.TrainConfig(steps=2, batch_size=2, tensorboard=False)
+        >>> config = mr.TrainConfig(steps=1, batch_size=2, tensorboard=False)
         >>> model = mr.maskrcnn_r18_small(data.categories)
         >>> run = mr.train(model, data, config=config, out="run", progress=False, device="cpu")
         >>> sorted(path.name for path in run.out.glob("*.safetensors"))

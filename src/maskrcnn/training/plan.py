@@ -203,7 +203,7 @@ def plan_training(
         >>> from maskrcnn.synthetic.scenes import write_scenes
         >>> from maskrcnn.training.plan import plan_training
         >>> path = write_scenes("scenes", 4, size=64)
-        >>> settings = {"steps": 2, "batch_size": 2, "augment.crop": 64, "tensorboard": False}
+        >>> settings = {"steps": 1, "batch_size": 2, "augment.crop": 64, "tensorboard": False}
         >>> plan = plan_training(path, settings=settings, out="run", device="cpu", progress=False)
         >>> len(plan.data), len(plan.val)
         (3, 1)
