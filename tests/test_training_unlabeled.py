@@ -250,7 +250,7 @@ def test_annotated_images_of_the_folder_are_skipped_and_unreadable_ones_are_repo
     annotated = CocoDataset(tmp_path / "all/annotations.json").subset([0, 2])
     (tmp_path / "all/deeper").mkdir()
     (tmp_path / "all/deeper/broken.png").write_bytes(b"no image")
-    with pytest.warns(DataWarning, match=r"skipped 1 unreadable images.*\n.*broken\.png"):
+    with pytest.warns(DataWarning, match=r"skipped 1 unreadable image:.*\n.*broken\.png"):
         opened = open_unlabeled(tmp_path / "all", annotated)
     assert [opened[i].file_name for i in range(len(opened))] == ["1.png", "3.png"]
     assert opened.categories == annotated.categories

@@ -26,6 +26,7 @@ from ..prediction.model_engine import Dtype
 from ..prediction.predict_files import MIN_SCORE
 from ..prediction.predictor import Predictor
 from ..runtime.atomic_files import stating_what_is_safe
+from ..runtime.counted import counted
 from ..runtime.progress import progress as progress_bar
 from .collect_parts import collect_parts
 from .dataset_summary import DatasetSummary
@@ -287,7 +288,8 @@ def _described(source: str | Path | Sequence[str | Path], images: str | Path | N
 
 def _what_is_safe(summary: DatasetSummary) -> str:
     return (
-        f"{summary.parts:,} parts with {summary.images:,} images are safe in {summary.out}; "
+        f"Safe in {summary.out}: {counted(summary.parts, 'part')} with "
+        f"{counted(summary.images, 'image')}; "
         "the same command goes on"
     )
 

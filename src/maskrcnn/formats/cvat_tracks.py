@@ -23,6 +23,7 @@ from xml.etree.ElementTree import Element
 
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
+from ..runtime.counted import counted
 from .reading import DatasetBuilder
 
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
@@ -133,7 +134,7 @@ class _TrackReader:
             self.builder.problem(
                 "frames without an image",
                 self.builder.name,
-                f"{len(absent):,}, such as {min(absent)}; {len(images):,} frames have one",
+                f"{len(absent):,}, such as {min(absent)}; frames with one: {len(images):,}",
                 "their shapes are left out; add the images, named by frame",
                 False,
             )
@@ -152,7 +153,9 @@ class _TrackReader:
                 self.builder.notes.add(what, "interpolated", example, len(gap))
                 between += [_interpolated(first, second, frame) for frame in gap]
             else:
-                detail = f"no {first.tag} in {len(gap):,} frames from {gap[0]} to {gap[-1]}"
+                detail = (
+                    f"no {first.tag} in {counted(len(gap), 'frame')} from {gap[0]} to {gap[-1]}"
+                )
                 suggestion = "export the task again; CVAT writes every frame"
                 self.builder.problem("track with a gap", where, detail, suggestion)
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 from ..annotations.categories import mirrored_keypoints
 from ..annotations.problems import DataError
+from ..runtime.counted import counted
 from .annotation_source import AnnotationSource
 from .bounded_files import read_text, read_yaml
 from .reading import COCO_PERSON, DatasetBuilder
@@ -163,7 +164,7 @@ def report_names(settings: YoloSettings, names: Sequence[str], builder: DatasetB
         builder.problem(
             "number of classes differs",
             builder.name,
-            f"nc is {settings['nc']!r:.20}, names has {len(names)} entries",
+            f"nc is {settings['nc']!r:.20}, names has {counted(len(names), 'entry')}",
             "names is used; correct nc or names in data.yaml",
             False,
         )

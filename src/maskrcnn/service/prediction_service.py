@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..images.open_image import ImageError, TooManyPixelsError
+from ..images.open_image import ImageError, TooManyPixelsError, UnusualValuesError
 from ..images.read import read_header
 from ..prediction.predictor import Predictor, PreparedImage
+from ..runtime.counted import counted
 from ..runtime.error_text import one_line
 from .batch_queue import BatchQueue
 from .json_log import log
@@ -216,7 +217,7 @@ class PredictionService:
         if count > 0 and self.images + count > most:
             raise self._busy(
                 "queue_full",
-                f"{self.images} images wait, and at most {most} may (--max-queue)",
+                f"{counted(self.images, 'image')} waiting, at most {most} may wait (--max-queue)",
                 limit_of(self.settings, "max_queue"),
             )
         self.images += count
@@ -340,12 +341,14 @@ def _errors_as_responses(settings: ServiceSettings) -> Generator[None]:
     try:
         yield
     except TooManyPixelsError as error:
-        size = str(error).split(". ")[0]
         raise ServiceError(
             413,
             "too_many_pixels",
-            f"{size} (--max-pixels); send a smaller image",
+            f"{error.reason} (--max-pixels); send a smaller image",
             limit=limit_of(settings, "max_pixels"),
         ) from None
+    except UnusualValuesError as error:
+        server = "start the server with --intensity-range LOW HIGH"
+        raise ServiceError(422, "unreadable", f"{error}, or {server}") from None
     except ImageError as error:
         raise ServiceError(422, "unreadable", str(error)) from None

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..runtime.atomic_files import replace_text, replacing, writing
+from ..runtime.counted import counted
 from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 
@@ -78,9 +79,9 @@ class TrainLength(NamedTuple):
         if self.max_time:
             parts.append(f"{self.max_time:g} s")
         if self.steps:
-            parts.append(f"{'at most ' * bool(self.max_time)}{self.steps} steps")
+            parts.append(f"{'at most ' * bool(self.max_time)}{counted(self.steps, 'step')}")
         if self.epochs:
-            parts.append(f"{self.epochs:g} epochs")
+            parts.append(counted(self.epochs, "epoch"))
         return ", ".join(parts)
 
 
@@ -206,22 +207,19 @@ def for_processes(
     if batches % world:
         fitting = ", ".join(str(n) for n in range(1, batches + 1) if batches % n == 0)
         raise ValueError(
-            f"cannot resume {out} with {_counted(world)}: the run began with {_counted(before)}, "
-            f"and a step has {images} images in {batches} batches of {config.batch_size}, which "
-            f"{world} cannot share evenly. Possible numbers of processes: {fitting}. "
+            f"cannot resume {out} with {counted(world, 'process')}: the run began with {before}, "
+            f"and a step has {counted(images, 'image')} in {counted(batches, 'batch')} of "
+            f"{config.batch_size}, which {world} cannot share evenly. "
+            f"Possible numbers of processes: {fitting}. "
             f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) starts a new run from "
             "its weights with any number"
         )
     changed = replace(config, accumulate=batches // world)
     return changed, (
-        f", with {_counted(world)} instead of {before}: accumulate={changed.accumulate} instead of "
-        f"{config.accumulate} keeps {images} images per step. The order of the images changes from "
-        "here on, so the weights differ from those of an uninterrupted run"
+        f", with {counted(world, 'process')} instead of {before}: accumulate={changed.accumulate} "
+        f"instead of {config.accumulate} keeps {counted(images, 'image')} per step. The order of "
+        "the images changes from here on, so the weights differ from those of an uninterrupted run"
     )
-
-
-def _counted(world: int) -> str:
-    return f"{world} process{'es' * (world != 1)}"
 
 
 def refuse_other_processes(settings: PlainDict, processes: Processes) -> None:

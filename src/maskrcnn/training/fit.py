@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import ModelConfig, TrainConfig
 from ..images.read import ImageError
 from ..runtime.atomic_files import replacing, stating_what_is_safe
+from ..runtime.counted import counted
 from ..runtime.interruption import Interrupted, StopSignals
 from ..runtime.keep_memory import return_unused_memory
 from ..runtime.plain_data import PlainDict
@@ -376,9 +377,9 @@ class Trainer:
         if is_over:
             epochs = state.step * self.images_per_step / len(self.data)
             raise ValueError(
-                f"cannot resume {self.out} for {length}: it has already trained {state.step} steps "
-                f"({epochs:.3g} epochs, {duration(state.seconds)}). Ask for more, or start a new "
-                "run in another folder"
+                f"cannot resume {self.out} for {length}: it has already trained "
+                f"{counted(state.step, 'step')} ({counted(epochs, 'epoch')}, "
+                f"{duration(state.seconds)}). Ask for more, or start a new run in another folder"
             )
 
         state.total = total
@@ -608,7 +609,7 @@ class Trainer:
             if before is None or abs(state.total - before) > REPORTED_CHANGE * before:
                 was = "" if before is None else f" (was {before})"
                 self.log.say(
-                    f"{state.total} steps{was} fit into {duration(budget.max_time)}, "
+                    f"{counted(state.total, 'step')}{was} in {duration(budget.max_time)}, "
                     f"{budget.step_seconds():.3g} s per step"
                 )
 
@@ -646,12 +647,14 @@ class Trainer:
             f"{duration(count * image_seconds)} {'each time' if evaluations > 1 else 'at the end'}"
         )
         if count == images:
-            return f"validates on all {images} images: {each}"
+            return (
+                f"validates on {'the image' if images == 1 else f'all {images:,} images'}: {each}"
+            )
 
         share = evaluations * count * image_seconds / max_time
         text = (
-            f"validates on {count} of {images} images, spread over the set: {each}; all would take "
-            f"{duration(images * image_seconds)} of {duration(max_time)}"
+            f"validates on {count:,} of {counted(images, 'image')}, spread over the set: {each}; "
+            f"all would take {duration(images * image_seconds)} of {duration(max_time)}"
         )
         if share > EVALUATION_SHARE:
             text += f". That is {share:.0%} of the time, but fewer images would say little"
@@ -719,7 +722,9 @@ class Trainer:
             f"({duration(seconds)})"
         )
         if state.stopped:
-            self.log.say(f"stopped early: AP did not improve in {patience} evaluations")
+            self.log.say(
+                f"stopped early: AP did not improve in {counted(patience or 0, 'evaluation')}"
+            )
         return numbers | {"evaluation_seconds": seconds}
 
     def save(self) -> None:
@@ -769,10 +774,14 @@ class Trainer:
         best = ""
         if state.best:
             best = f", best AP {state.best['val/AP']:.3f} after step {state.best['step']}"
-        self.log.say(f"done: {state.step} steps in {duration(state.seconds)}{best}; {self.out}")
+        self.log.say(
+            f"done: {counted(state.step, 'step')} in {duration(state.seconds)}{best}; {self.out}"
+        )
         skipped = [line for images in self.unreadable.values() for line in images.lines()]
         if skipped:
-            self.log.say(f"{len(skipped)} unreadable images were skipped: {'; '.join(skipped)}")
+            self.log.say(
+                f"skipped {counted(len(skipped), 'unreadable image')}: {'; '.join(skipped)}"
+            )
         for line in self.callbacks.failed:
             self.log.say(line)
         return Run(model, self.out, list(evaluation_rows(rows)), state.best, skipped)

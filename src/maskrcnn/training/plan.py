@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..annotations.split import split_dataset
 from ..config import ModelConfig, TrainConfig
+from ..runtime.counted import counted
 from ..settings import from_dict, override_config, with_current_names
 from .checkpoint import files_of_run, refuse_folder
 from .processes import Processes
@@ -100,16 +101,16 @@ class TrainingPlan:
             categories += f" and {len(names) - _SHOWN_CATEGORIES} more"
 
         start = self.recipe.pretrained or "random weights"
-        length = f"{config.epochs:g} epochs"
+        length = counted(config.epochs, "epoch")
         if config.steps:
-            length = f"{config.steps} steps"
+            length = counted(config.steps, "step")
         elif config.max_time:
             length = duration(config.max_time)
         training = (
             length,
-            f"{config.batch_size * config.accumulate} images per step and process",
+            f"{counted(config.batch_size * config.accumulate, 'image')} per step and process",
             f"{config.optimizer} with learning rate {config.learning_rate:g} "
-            f"at {config.reference_batch} images per step",
+            f"at {counted(config.reference_batch, 'image')} per step",
             config.schedule,
             config.dtype,
         )
@@ -359,8 +360,8 @@ def _open(
     if val is None:
         data, validation = _split(data, seed, progress, processes)
         text = (
-            f"{len(validation)} images split off, {VAL_SHARE:.0%} by seed {seed}, similar images "
-            "kept together; --no-val trains on all"
+            f"{counted(len(validation), 'image')} split off, {VAL_SHARE:.0%} by seed {seed}, "
+            "similar images kept together; --no-val trains on all"
         )
         return data, validation, text
     if isinstance(val, str | Path):
