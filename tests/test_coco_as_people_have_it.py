@@ -411,7 +411,7 @@ RESULT = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.9}
             _content() | {"categories": []},
             r'"categories" is empty, but annotations .*_id 1; write',
         ),
-        ([RESULT], r"got a list of 1 results .* maskrcnn evaluate a.json --data"),
+        ([RESULT], r"got a list of 1 result .* maskrcnn evaluate a.json --data"),
         ({"annotations": [OBJECT]}, r"no list images and no list categories; its keys are annotat"),
         ({"images": [IMAGE], "annotations": [OBJECT]}, r'Add "categories": \[{"id": 1, "name"'),
         (

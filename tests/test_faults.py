@@ -212,7 +212,10 @@ def test_results_that_the_system_cuts_off_end_with_a_whole_entry(
     drawn.predict(tmp_path / "whole")
     expected = json.loads((tmp_path / "whole/results.json").read_text())
     size = (tmp_path / "whole/results.json").stat().st_size
-    with limited_files(size - 10), pytest.raises(mr.WriteError, match=r"so far are safe in .*: 2 images"):
+    with (
+        limited_files(size - 10),
+        pytest.raises(mr.WriteError, match=r"so far are safe in .*: 2 images"),
+    ):
         mr.predict_files(
             drawn.predictor, [drawn.folder], tmp_path / "out", overlays=False, progress=False
         )

@@ -82,7 +82,7 @@ def test_categories_by_name_that_are_not_annotated_are_named(pair: Any) -> None:
     with pytest.raises(ValueError, match=r'Did you mean "kind 1" for "kid 1"'):
         mr.evaluate(other, truth)
     some = [*named(results, truth), {**named(results, truth)[0], "category_name": "tree"}]
-    with pytest.warns(UserWarning, match=r"ignored 1 of .* detections of the categories tree"):
+    with pytest.warns(UserWarning, match=r"ignored 1 of .* detections, of the categories tree"):
         assert mr.evaluate(some, truth) == mr.evaluate(results, truth)
 
 

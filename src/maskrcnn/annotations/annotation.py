@@ -452,7 +452,7 @@ def _read_keypoints(
     if len(values) != 3 * count:
         problems.error(
             "wrong number of keypoints",
-            f"{counted(len(values), 'value')} for {counted(count, 'keypoint')} "
+            f"{counted(len(values), 'value')} for the {counted(count, 'keypoint')} "
             f'of category "{category.name}"',
             f"write {3 * count} numbers: x, y, visibility of each keypoint",
         )

@@ -50,7 +50,7 @@ def why_unknown(content: Json) -> str:
         first = content[0] if content else None
         if isinstance(first, dict):
             return _other_tool(first, _OTHER_LISTS) or (
-                f"it holds a list of {counted(len(content), 'entry')}, no Label Studio tasks; "
+                f"it holds a list of {counted(len(content), 'entry')}, not Label Studio tasks; "
                 f"the first has the keys {shown_keys(first)}"
             )
         return (

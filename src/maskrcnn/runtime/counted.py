@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_HISSING = ("s", "x", "ch", "sh")
+_HISSING = ("s", "x", "tch", "sh")
 
 
 def counted(count: float, noun: str) -> str:
