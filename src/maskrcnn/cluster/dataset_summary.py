@@ -93,6 +93,7 @@ class DatasetSummary:
                 f"their files are unknown: {self.uncompared}; to predict them again, "
                 "use another folder for the results"
             )
+
         if len(self.precisions) > 1:
             counts = ", ".join(f"{count:,} in {name}" for name, count in self.precisions.items())
             remarks.append(

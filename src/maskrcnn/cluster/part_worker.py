@@ -212,6 +212,7 @@ class PartWorker:
             for row in read_part(self.folder, name)
             if not (self.setup.retry_errors and row["error"])
         }
+
         for number in range(len(progress.part.rows)):
             new = self._row(progress, number)
             kept = old.get(new["key"])
@@ -223,6 +224,7 @@ class PartWorker:
                     continue
                 if has_changed is None and kept["error"] is None:
                     progress.uncompared.add(new["key"])
+
             same = {name: new[name] for name in ("image_id", "file_name", "row_group", "row")}
             progress.add(number, {**kept, **same})
 
@@ -264,6 +266,7 @@ class PartWorker:
         for number, row in enumerate(progress.part.rows):
             if not progress.is_missing(number):
                 continue
+
             try:
                 image = read_row(row, self.setup.image_column)
                 source = ImageSource(image, number, row.file_name)

@@ -193,11 +193,13 @@ def _numbered_files(folders: Sequence[Path]) -> tuple[Path | None, dict[int, Pat
                     f"{folder}: {other.name} and {path.name} have the same number, which would be "
                     f"that of a frame; {_EXPORT}"
                 )
+
         if len({len(digits) for _, digits in matches}) > 1:
             raise DataError(
                 f"{folder}: the numbers of {matches[0][0].name} and {matches[-1][0].name} have "
                 f"different lengths, so that the order of the frames is not certain; {_EXPORT}"
             )
+
         if files:
             return folder, files
     return None, {}

@@ -56,8 +56,10 @@ def why_unknown(content: Json) -> str:
         return (
             f"it holds a list of {counted(len(content), 'entry')}, the first is {shown(first, 40)}"
         )
+
     if not isinstance(content, dict):
         return f"expected an object, got {shown(content, 40)}"
+
     return (
         _other_tool(content, _OTHER_TOOLS)
         or _incomplete(content)
@@ -80,6 +82,7 @@ def _incomplete(content: JsonObject) -> str:
     for name, expected in _ROOTS.items():
         if not content.keys() & expected.keys():
             continue
+
         for key, kind in expected.items():
             if key not in content:
                 return (

@@ -156,10 +156,12 @@ def report_names(settings: YoloSettings, names: Sequence[str], builder: DatasetB
                 "they are one category; if they differ, correct names in data.yaml",
                 False,
             )
+
     if names == [str(number) for number in range(len(names))] and not settings.get("names"):
         builder.notes.add(
             "classes without names", "their numbers are their names", count=len(names)
         )
+
     if "nc" in settings and "names" in settings and settings["nc"] != len(names):
         builder.problem(
             "number of classes differs",

@@ -153,6 +153,7 @@ def image_file(source: str | Path | bytes | BinaryFile, name: str) -> Generator[
             yield io.BytesIO(source)
         else:
             yield _seekable(source)
+
     except ImageError as error:
         raise error.about(name) from None
     except FileNotFoundError:

@@ -283,6 +283,7 @@ def _orientation(choices: Choices) -> None:
     """Rotation by right angles where the images have no canonical orientation."""
     facts = choices.facts
     measured = ", ".join(f"{name} {value:.2f}" for name, value in facts.upright.items())
+
     if facts.has_up:
         choices.explain(
             "augment.right_angles",

@@ -220,6 +220,7 @@ class _Response:
                     if name.encode() not in present
                 ),
             ]
+
         try:
             for piece in _pieces(message):
                 async with asyncio.timeout(self._timeout):

@@ -107,9 +107,7 @@ class PredictionService:
 
         A second call waits until the first has ended; if that has failed, it tries again.
         """
-        if self._starting is None:
-            self._starting = asyncio.ensure_future(self._start())
-        await asyncio.shield(self._starting)
+        await self._start_once(is_logged=False)
 
     async def start_for_request(self) -> None:
         """Starts like `start`, where no server does so before the first request.
@@ -120,14 +118,20 @@ class PredictionService:
         if self._is_ready or self._is_stopping or self._seconds_to_retry > 0:
             return
         with suppress(Exception):  # it is in the log
-            await self.start()
+            await self._start_once(is_logged=True)
 
-    async def _start(self) -> None:
+    async def _start_once(self, is_logged: bool) -> None:
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start(is_logged))
+        await asyncio.shield(self._starting)
+
+    async def _start(self, is_logged: bool) -> None:
         try:
             self._queue.start()
             await self._try_model()
         except Exception as error:
-            log("start failed", logging.ERROR, error, reason=one_line(error))
+            if is_logged:
+                log("start failed", logging.ERROR, error, reason=one_line(error))
             self._failed_at = time.monotonic()
             self._starting = None
             raise

@@ -73,10 +73,12 @@ class Forecast:
         start = "from random weights" if candidate.kind == "none" else "even from pretrained ones"
         share = self.steps * self.choice.step_seconds / self.max_time
         seconds = candidate.enough * self.choice.step_seconds / max(share, 0.5)
+
         advice = [f"use --max-time {_round_time(seconds)}"]
         if candidate.kind == "none":
             advice.append("start from a detector (--pretrained)")
         fewest = math.ceil(HOPELESS_SHARE * candidate.enough)
+
         return (
             f"max_time {duration(self.max_time)}: "
             f"expected time for at least {counted(fewest, 'step')}, "
