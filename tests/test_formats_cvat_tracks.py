@@ -156,7 +156,7 @@ def test_a_track_that_ends_early_is_noted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("frames", "name", "reason"),
     [
-        ([], "", r"1 tracks with 2 shapes, but no image is named by its frame"),
+        ([], "", r"1 track with 2 shapes, but no image is named by its frame"),
         ([0, 1], "photo{:d}x.png", "no image is named by its frame"),
         ([2, 10], "{:d}.png", "different lengths"),
     ],

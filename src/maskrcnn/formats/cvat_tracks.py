@@ -50,8 +50,8 @@ def frames_of_tracks(
     tasks = {track.get("task_id", "") for track in tracks}
     if len(tasks) > 1:
         raise DataError(
-            f"{builder.name}: {len(tracks)} tracks of {len(tasks)} tasks, whose frames have the "
-            "same numbers; export each task by itself"
+            f"{builder.name}: {counted(len(tracks), 'track')} of {len(tasks)} tasks, whose frames "
+            "have the same numbers; export each task by itself"
         )
 
     reader = _TrackReader(root, tracks, builder)
@@ -63,8 +63,9 @@ def frames_of_tracks(
         if not files:
             searched = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir())) or "none"
             raise DataError(
-                f"{builder.name}: {len(tracks)} tracks with {reader.num_shapes:,} shapes, but no "
-                "image is named by its frame, as in frame_000012.png; searched the folders "
+                f"{builder.name}: {counted(len(tracks), 'track')} with "
+                f"{counted(reader.num_shapes, 'shape')}, but no image is named by its frame, "
+                "as in frame_000012.png; searched the folders "
                 f"{searched}; pass images= (--images), or {_EXPORT}"
             )
         builder.folder = folder

@@ -83,7 +83,7 @@ class YoloLines:
             self.builder.problem(
                 "wrong number of values",
                 where,
-                f"{len(values)} numbers after the class",
+                f"{counted(len(values), 'number')} after the class",
                 f"write {expected}",
             )
             return False

@@ -126,7 +126,7 @@ def class_keypoints(settings: YoloSettings, index: int, path: Path) -> tuple[lis
     flip: list[int] = given_flip if isinstance(given_flip, list) else [given_flip]
     if flip and sorted(map(str, flip)) != sorted(map(str, range(count))):
         raise DataError(
-            f"{path.name}: flip_idx must name each of the {count} keypoints of kpt_shape once, "
+            f"{path.name}: flip_idx must name each keypoint of kpt_shape ({count}) once, "
             f"counted from 0; got {flip}"
         )
 
@@ -139,7 +139,8 @@ def class_keypoints(settings: YoloSettings, index: int, path: Path) -> tuple[lis
         names = COCO_PERSON if is_person else [f"keypoint {j}" for j in range(count)]
     if len(names) != count:
         raise DataError(
-            f"{path.name}: expected {count} names in kpt_names (kpt_shape), got {len(names)}"
+            f"{path.name}: expected {counted(count, 'name')} in kpt_names (kpt_shape), "
+            f"got {len(names)}"
         )
     return [str(name) for name in names], flip
 

@@ -44,7 +44,7 @@ def row_index(index: Any, count: int) -> slice | Tensor:
     if rows.dtype == bool:
         if len(rows) != count:
             raise IndexError(
-                f"expected a mask of {count} booleans, one per object, got {len(rows)}"
+                f"expected a mask of {counted(count, 'boolean')}, one per object, got {len(rows)}"
             )
         return torch.from_numpy(np.flatnonzero(rows))
     _check_range(rows, count)
