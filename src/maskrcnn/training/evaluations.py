@@ -10,13 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..runtime.counted import counted
-from .learner import Learner
-from .run_display import RunDisplay
 from .run_files import RunFiles
-from .run_state import RunState, RunTime
+from .run_parts import RunParts
 from .setup import duration
-from .time_budget import EVALUATION_SHARE, TimeBudget
-from .unreadable import UnreadableImages
+from .time_budget import EVALUATION_SHARE
 from .validate import Metric, validate
 
 if TYPE_CHECKING:
@@ -29,50 +26,24 @@ class Evaluations:
     """Evaluates the averaged weights of a run, and keeps the best model.
 
     Args:
-        images: to validate on.
-        learner: the model.
-        state: the progress of the run.
+        run: the parts of the run, with validation images.
         files: the files of the run.
-        budget: gets the seconds of an evaluation.
-        time: of the run.
-        log: what is shown.
-        unreadable: gets the validation images that cannot be read.
-        metrics: numbers of the user's own, by name.
     """
 
-    def __init__(
-        self,
-        images: CocoDataset,
-        learner: Learner,
-        state: RunState,
-        files: RunFiles,
-        budget: TimeBudget,
-        time: RunTime,
-        log: RunDisplay,
-        unreadable: UnreadableImages,
-        metrics: Mapping[str, Metric],
-    ) -> None:
-        self._images = images
-        self._learner = learner
-        self._config = learner.config
-        self._processes = learner.processes
-        self._state = state
+    def __init__(self, run: RunParts, files: RunFiles) -> None:
+        self._run = run
         self._files = files
-        self._budget = budget
-        self._time = time
-        self._log = log
-        self._unreadable = unreadable
-        self._metrics = metrics
+        self._images = run.sets["validation"]
 
     @property
     def due(self) -> bool:
         """Whether an evaluation follows the step just done."""
-        if self._state.pending:
+        if self._run.state.pending:
             return True
-        per_step = self._learner.images_per_step
-        every = self._config.evaluate_every * len(self._learner.data)
-        images = self._state.step * per_step
-        return self._state.finished or images // every > (images - per_step) // every
+        per_step = self._run.learner.images_per_step
+        every = self._run.config.evaluate_every * len(self._run.data)
+        images = self._run.state.step * per_step
+        return self._run.state.finished or images // every > (images - per_step) // every
 
     def run(self) -> dict[str, float]:
         """Evaluates the averaged weights and keeps them if they are the best so far.
@@ -80,18 +51,18 @@ class Evaluations:
         Returns:
             The numbers by column.
         """
-        self._time.count()
+        self._run.time.count()
         images = self._images
-        if self._state.validated is not None and self._state.validated < len(images):
-            images = _spread(images, self._state.validated)
+        if self._run.state.validated is not None and self._run.state.validated < len(images):
+            images = _spread(images, self._run.state.validated)
         # Every image counts twice: the loss, and the predictions.
-        length = 2 * -(-len(images) // self._processes.world)
-        with self._log.stage("validating", length) as advance:
-            numbers = self._validate(images, advance, self._metrics)
+        length = 2 * -(-len(images) // self._run.processes.world)
+        with self._run.log.stage("validating", length) as advance:
+            numbers = self._validate(images, advance, self._run.metrics)
         self._compare(numbers)
 
-        seconds = self._time.count()
-        self._budget.evaluation = seconds
+        seconds = self._run.time.count()
+        self._run.budget.evaluation = seconds
         self._report(numbers, seconds)
         return numbers | {"evaluation_seconds": seconds}
 
@@ -104,24 +75,24 @@ class Evaluations:
         one = _spread(self._images, 1)  # the first validation is slower: libraries load
         few = _spread(self._images, SAMPLED)
         seconds = 0.0
-        with self._log.stage("timing the validation", 2 * (len(one) + len(few))) as advance:
+        with self._run.log.stage("timing the validation", 2 * (len(one) + len(few))) as advance:
             for part in (one, few):
-                self._time.count()
+                self._run.time.count()
                 self._validate(part, advance, {})
-                seconds = self._processes.from_main(self._time.count() / len(part))
+                seconds = self._run.processes.from_main(self._run.time.count() / len(part))
 
-        state = self._state
+        state = self._run.state
         if state.validated is None:
             images = len(self._images)
-            state.validated = self._budget.images_to_validate(images, seconds, evaluations)
-        self._budget.evaluation = state.validated * seconds
-        self._log.say(self._planned(seconds, evaluations))
+            state.validated = self._run.budget.images_to_validate(images, seconds, evaluations)
+        self._run.budget.evaluation = state.validated * seconds
+        self._run.log.say(self._planned(seconds, evaluations))
 
     def _planned(self, image_seconds: float, evaluations: int) -> str:
         """How many images a run with a time budget validates on, and why."""
         images = len(self._images)
-        count = self._state.validated or images
-        max_time = self._budget.max_time
+        count = self._run.state.validated or images
+        max_time = self._run.budget.max_time
         when = "each time" if evaluations > 1 else "at the end"
         each = f"{duration(count * image_seconds)} {when}"
         if count == images:
@@ -145,26 +116,26 @@ class Evaluations:
     ) -> dict[str, float]:
         """The numbers of the averaged weights on some of the validation images."""
         return validate(
-            self._learner.averaged,
+            self._run.learner.averaged,
             images,
-            self._config,
-            self._processes,
+            self._run.config,
+            self._run.processes,
             advance,
-            note_unreadable=self._unreadable.note,
+            note_unreadable=self._run.unreadable["validation"].note,
             metrics=metrics,
-            training=self._learner.data,
+            training=self._run.data,
         )
 
     def _compare(self, numbers: dict[str, float]) -> None:
         """Keeps the model if it is the best, and ends a run that does not improve any more."""
-        state = self._state
+        state = self._run.state
         if state.best is None or numbers["val/AP"] > state.best["val/AP"]:
             state.best = {"step": state.step, **numbers}
             state.evaluations_since_best = 0
             self._files.keep("best.safetensors")
         else:
             state.evaluations_since_best += 1
-        patience = self._config.patience
+        patience = self._run.config.patience
         state.stopped = patience is not None and state.evaluations_since_best >= patience
 
     def _report(self, numbers: dict[str, float], seconds: float) -> None:
@@ -173,13 +144,13 @@ class Evaluations:
             for name, value in numbers.items()
             if name.startswith("val/")
         )
-        self._log.say(
-            f"step {self._state.step}, validation: loss {numbers['val_loss']:.3f}, {parts} "
+        self._run.log.say(
+            f"step {self._run.state.step}, validation: loss {numbers['val_loss']:.3f}, {parts} "
             f"({duration(seconds)})"
         )
-        if self._state.stopped:
-            in_vain = counted(self._state.evaluations_since_best, "evaluation")
-            self._log.say(f"stopped early: AP did not improve in {in_vain}")
+        if self._run.state.stopped:
+            in_vain = counted(self._run.state.evaluations_since_best, "evaluation")
+            self._run.log.say(f"stopped early: AP did not improve in {in_vain}")
 
 
 def _spread(data: CocoDataset, count: int) -> CocoDataset:

@@ -15,7 +15,6 @@ compute what one process would compute with all their images.
 from __future__ import annotations
 
 import copy
-import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,42 +29,21 @@ from ..runtime.counted import counted
 from ..runtime.interruption import Interrupted, StopSignals
 from ..runtime.keep_memory import return_unused_memory
 from .callback import ActiveRun, Callback, Callbacks, check_callbacks
-from .checkpoint import (
-    EarlierSession,
-    claim_folder,
-    for_processes,
-    read_session,
-    recorded_settings,
-    refuse_other_processes,
-    refuse_other_settings,
-)
 from .curves import draw_curves
 from .evaluations import Evaluations
-from .learner import Learner
 from .log import MetricsFile, TensorBoardLog, read_rows
 from .process_watch import ProcessLostError
 from .processes import Processes
-from .run_display import RunDisplay
 from .run_files import RunFiles
-from .run_length import RunLength, plan_anew
-from .run_state import RunState, RunTime
-from .setup import (
-    check_settings,
-    duration,
-    first_line,
-    make_network,
-    number_of_steps,
-    warn_about_heads,
-)
-from .time_budget import TimeBudget
-from .unreadable import UnreadableImages
-from .validate import Metric, check_metrics, evaluation_rows, validation_columns
+from .run_length import RunLength
+from .run_parts import prepare_run
+from .setup import duration, first_line, warn_about_heads
+from .validate import Metric, evaluation_rows, validation_columns
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
     from ..augmentation.own_augmentation import Augmentation
     from ..model.maskrcnn import MaskRCNN
-    from ..weights.pretrained import Start
 
 TIDY_EVERY = 10.0  # seconds between returns of unused memory, which take 0.3 % of the time
 STOPPING = "Stopping after this step, with a checkpoint. Ctrl-C again ends at once."
@@ -110,125 +88,69 @@ class Trainer:
         augmentation: Augmentation | None = None,
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
-        check_settings(config, data, unlabeled)
-        for part in (data, val):
-            if part is not None and len(part):
-                part.require_images()
         check_callbacks(callbacks)
-        earlier = read_session(out, resume, processes)
-        given = config
-        changes = ""  # since the earlier session
-        if earlier:
-            config, changes = for_processes(given, earlier, out, processes)
         clock = clock or time.monotonic
-        started = clock() if started is None else started
-        self.data = data
-        self.config = config
-        self.out = out
+        run = prepare_run(
+            model,
+            data,
+            val,
+            config,
+            out,
+            processes,
+            resume=resume,
+            progress=progress,
+            unlabeled=unlabeled,
+            pretrained=pretrained,
+            clock=clock,
+            started=clock() if started is None else started,
+            augmentation=augmentation,
+            metrics=dict(metrics or {}),
+        )
+        if processes.main:
+            warn_about_heads(run.learner.model.config, data, run.config)
+        self.parts = run
+        self.learner = run.learner
+        self.state = run.state
+        self.log = run.log
         self.processes = processes
 
-        start = make_network(model, data, val, config, pretrained)
-        if processes.main:
-            warn_about_heads(start.network.config, data, config)
-        self.learner = Learner(start.network, data, config, processes, unlabeled, clock)
-        self.learner.augmentation = augmentation
-        own_metrics = dict(metrics or {})
-        check_metrics(start.network, own_metrics)
-        self.images_per_step = self.learner.images_per_step
-        self.state = RunState(total=number_of_steps(config, len(data), self.images_per_step))
-
-        # A resumed run must have the same settings and data.
-        sets = {"data": data, "validation": val, "unlabeled": unlabeled}
-        parts = {name: part for name, part in sets.items() if part is not None}
-        self.settings = recorded_settings(
-            start, given, parts, earlier, processes, augmentation, own_metrics
-        )
-        refuse_other_processes(self.settings, processes)
-        if earlier:
-            changes += self._continue(earlier)
-        claim_folder(out, self.settings, processes)
-
-        self.budget = TimeBudget(config.max_time or math.inf)
-        self.time = RunTime(self.state, clock, started)
+        self.metrics = MetricsFile(self.state.log_bytes if run.is_resumed else None)
+        self.files = RunFiles(run, self.metrics)
+        self.evaluations = Evaluations(run, self.files) if val is not None else None
+        self.length = RunLength(run, self.evaluations)
+        self.signals = StopSignals(STOPPING if processes.main else "")
         self.tidied_at = time.monotonic()
         self.next_row: dict[str, float] = {}
-        self.unreadable = {
-            name: UnreadableImages(part, config.unreadable, self.state.unreadable, name)
-            for name, part in parts.items()
-        }
-        self.learner.note_unreadable = self.unreadable["data"].note
-        if self.learner.teacher:
-            self.learner.teacher.note_unreadable = self.unreadable["unlabeled"].note
-        self.signals = StopSignals(STOPPING if processes.main else "")
-        self.log = RunDisplay(progress and processes.main)
-        self.metrics = MetricsFile(self.state.log_bytes if earlier else None)
-
-        self.files = RunFiles(
-            out,
-            self.settings,
-            self.state,
-            self.learner,
-            self.metrics,
-            self.unreadable,
-            self.budget,
-            self.time,
-            saved_step=self.state.step if earlier else None,
-        )
-        self.evaluations: Evaluations | None = None
-        if val is not None:
-            self.evaluations = Evaluations(
-                val,
-                self.learner,
-                self.state,
-                self.files,
-                self.budget,
-                self.time,
-                self.log,
-                self.unreadable["validation"],
-                own_metrics,
-            )
-        self.length = RunLength(
-            self.state, self.learner, self.evaluations, self.budget, self.time, self.log
-        )
         self.active = ActiveRun(
             out=out,
             model=self.learner.averaged,
-            config=config,
-            settings=self.settings,
-            columns=self._columns(val, own_metrics),
+            config=run.config,
+            settings=run.settings,
+            columns=self._columns(),
             step=self.state.step,
             total=self.state.total,
-            resumed=earlier is not None,
+            resumed=run.is_resumed,
             best=self.state.best,
         )
         self.callbacks = self._callbacks(callbacks)
-        self._announce(start, parts)
-        if earlier:
-            self.log.say(f"resumed after step {self.state.step}{changes}")
+        self._announce()
+        if run.is_resumed:
+            self.log.say(f"resumed after step {self.state.step}{run.changes}")
         elif resume:
             self.log.say(f"no checkpoint in {out}: starting from the beginning")
 
-    def _continue(self, earlier: EarlierSession) -> str:
-        """Takes over the state of an earlier session; returns what changed of its length."""
-        refuse_other_settings(self.out, earlier, self.settings)
-        self.state = RunState(**earlier.state)
-        self.learner.restore(earlier.tensors, self.state.scaler)
-        images = len(self.data)
-        return plan_anew(
-            self.state, self.config, earlier.length, images, self.images_per_step, self.out
-        )
-
-    def _announce(self, start: Start, parts: Mapping[str, CocoDataset]) -> None:
+    def _announce(self) -> None:
         """Says what is trained, on what, and from where."""
         from ..weights.heads import masks_from_boxes, parts_of
 
+        run = self.parts
         total = self.state.total
-        self.log.say(first_line(total, self.data, self.config, self.processes, self.out))
-        self.log.say(f"starts from {start}")
-        if text := masks_from_boxes(start.network.config, parts_of(self.data)):
+        self.log.say(first_line(total, run.data, run.config, run.processes, run.out))
+        self.log.say(f"starts from {run.start}")
+        if text := masks_from_boxes(self.learner.model.config, parts_of(run.data)):
             self.log.say(text)
-        # Parts of one file share its remarks; each is shown once.
-        for line in dict.fromkeys(line for part in parts.values() for line in part.remarks()):
+        # Sets of one file share its remarks; each is shown once.
+        for line in dict.fromkeys(line for part in run.sets.values() for line in part.remarks()):
             self.log.say(line)
         if self.learner.teacher:
             self.log.say(self.learner.teacher.plan(total))
@@ -316,11 +238,11 @@ class Trainer:
             Why to stop: a signal, or unreadable images. Whether to write a checkpoint, also because
             a callback has ended the run.
         """
-        own = {name: images.messages for name, images in self.unreadable.items()}
+        own = {name: images.messages for name, images in self.parts.unreadable.items()}
         request = (self.signals.received, self.active.stop_reason, own, self.files.due)
         received, reasons, unreadable, saving = zip(*self.processes.gather(request), strict=True)
 
-        for name, images in self.unreadable.items():
+        for name, images in self.parts.unreadable.items():
             for of_process in unreadable:
                 images.messages.update(of_process[name])
         if (reason := next(filter(None, reasons), "")) and not self.state.stopped:
@@ -330,7 +252,9 @@ class Trainer:
         stop: Exception | KeyboardInterrupt | None = None
         if (number := next(filter(None, received), None)) is not None:
             stop = Interrupted(signal_number=number)
-        elif too_many := next((i.too_many() for i in self.unreadable.values() if i.too_many()), ""):
+        elif too_many := next(
+            (i.too_many() for i in self.parts.unreadable.values() if i.too_many()), ""
+        ):
             stop = ImageError(too_many)
         return stop, saving[0] or self.state.finished  # the main process writes it
 
@@ -345,24 +269,26 @@ class Trainer:
 
             augmentation = self.learner.augmentation
             model = self.learner.model.config
-            sheet = draw_examples(self.data, model, self.config, augmentation=augmentation)
-            with replacing(self.out / "examples.png") as partial:
+            sheet = draw_examples(
+                self.parts.data, model, self.parts.config, augmentation=augmentation
+            )
+            with replacing(self.parts.out / "examples.png") as partial:
                 sheet.save(partial, "PNG")
 
     def step(self) -> dict[str, float]:
         """Runs one optimizer step; returns its numbers by column."""
         state = self.state
-        if not self.budget.steps:
-            self.time.count()
+        if not self.parts.budget.steps:
+            self.parts.time.count()
         row = self.learner.step(state.step, state.total)
-        seconds = self.time.count()
+        seconds = self.parts.time.count()
 
-        self.budget.steps.append(seconds)
+        self.parts.budget.steps.append(seconds)
         state.step += 1
         row["step"] = state.step
-        row["epoch"] = state.step * self.images_per_step / len(self.data)
+        row["epoch"] = state.step * self.learner.images_per_step / len(self.parts.data)
         row["time"] = state.seconds
-        row["images_per_second"] = self.images_per_step / seconds
+        row["images_per_second"] = self.learner.images_per_step / seconds
         row |= self.next_row
         self.next_row = {}
         return row
@@ -392,42 +318,42 @@ class Trainer:
         model = self.learner.averaged.eval()
         rows: list[dict[str, float]] = []
         if self.processes.main:
-            rows = read_rows(self.out / "metrics.csv")
-            draw_curves(rows, self.out / "curves.png")
+            rows = read_rows(self.parts.out / "metrics.csv")
+            draw_curves(rows, self.parts.out / "curves.png")
             if state.best and self.evaluations is not None:
                 heads = copy.deepcopy(model.extra_heads).by_name()
                 device = str(self.processes.device)
-                model = load(self.out / "best.safetensors", device=device, heads=heads)
+                model = load(self.parts.out / "best.safetensors", device=device, heads=heads)
 
         best = ""
         if state.best:
             best = f", best AP {state.best['val/AP']:.3f} after step {state.best['step']}"
         steps = counted(state.step, "step")
-        self.log.say(f"done: {steps} in {duration(state.seconds)}{best}; {self.out}")
-        skipped = [line for images in self.unreadable.values() for line in images.lines()]
+        self.log.say(f"done: {steps} in {duration(state.seconds)}{best}; {self.parts.out}")
+        skipped = [line for images in self.parts.unreadable.values() for line in images.lines()]
         if skipped:
             number = counted(len(skipped), "unreadable image")
             self.log.say(f"skipped {number}: {'; '.join(skipped)}")
         for line in self.callbacks.failed:
             self.log.say(line)
-        return Run(model, self.out, list(evaluation_rows(rows)), state.best, skipped)
+        return Run(model, self.parts.out, list(evaluation_rows(rows)), state.best, skipped)
 
     def close(self) -> None:
         """Stops the loader's processes."""
         self.learner.close()
 
-    def _columns(self, val: CocoDataset | None, metrics: Mapping[str, Metric]) -> list[str]:
+    def _columns(self) -> list[str]:
         columns = ["step", "epoch", "time", *self.learner.columns]
         columns += ["images_per_second", "checkpoint_seconds"]
-        if val:
-            columns += validation_columns(self.learner.model, metrics)
+        if self.parts.sets.get("validation"):
+            columns += validation_columns(self.learner.model, self.parts.metrics)
             columns.append("evaluation_seconds")
         return columns
 
     def _callbacks(self, of_user: Sequence[Callback]) -> Callbacks:
         """The run's own callbacks, then the user's; none outside the main process."""
         own: list[Callback] = [self.metrics]
-        if self.config.tensorboard:
+        if self.parts.config.tensorboard:
             own.append(TensorBoardLog())
         own.append(self.log)
         return Callbacks([*own, *of_user], self.active, silent=not self.processes.main)
