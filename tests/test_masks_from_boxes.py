@@ -488,7 +488,7 @@ def test_training_uses_the_teacher_once_the_ramp_is_over(boxed, tmp_path, monkey
 
 def test_training_and_check_report_the_boxes(scenes, boxed, masks, capsys) -> None:
     parts = parts_of(boxed)
-    text = f"{parts.objects} of {parts.objects} objects (100 %) with a box and no mask"
+    text = f"{parts.objects} of {parts.objects} objects (100 %) have a box and no mask"
     recipe = choose_recipe(boxed, device="cpu", memory=4)
     assert recipe.model.mask is not None
     assert recipe.model.mask.context == 1.3

@@ -47,9 +47,10 @@ class AnnotatedParts:
     def box_masks(self) -> str:
         """How many objects have a box alone, as text."""
         share = 100 * self.box_alone / max(self.objects, 1)
+        have = "has" if self.box_alone == 1 else "have"
         return (
             f"{self.box_alone:,} of {counted(self.objects, 'object')} ({share:.3g} %) "
-            "with a box and no mask"
+            f"{have} a box and no mask"
         )
 
 
