@@ -117,7 +117,7 @@ def test_frames_without_an_image_are_counted_and_frames_without_objects_are_kept
         "frame_000002.PNG": [],
         "frame_000003.PNG": [],
     }
-    assert "1, such as 0; 3 frames have one" in told(path)
+    assert "1, such as 0; frames with one: 3" in told(path)
 
 
 @pytest.mark.parametrize("name", ["{:05d}.png", "images/clip-{:04d}.jpg"])
