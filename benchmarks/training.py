@@ -40,9 +40,9 @@ from maskrcnn.config import AugmentConfig, ModelConfig, TrainConfig
 from maskrcnn.runtime.keep_memory import keep_memory
 from maskrcnn.synthetic.scenes import draw_scene
 from maskrcnn.synthetic.shapes import CATEGORIES
-from maskrcnn.training.fit import Trainer
 from maskrcnn.training.optim import make_optimizer
 from maskrcnn.training.processes import Processes
+from maskrcnn.training.trainer import Trainer
 from maskrcnn.weights.from_torchvision import convert
 
 from .limits import dtypes, left_out, rates

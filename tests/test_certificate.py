@@ -176,7 +176,7 @@ def test_annotated_samples_give_the_precision_of_both(exported: Exported, tmp_pa
 def test_few_objects_and_no_empty_image_are_stated(exported: Exported):
     certificate, _ = certified(exported, groups=[ImageGroup("small", [drawn(16, 16, seed=2)])])
     few, nowhere_empty = certificate.warnings
-    assert few.startswith(f"only {certificate.total.matched} objects were compared")
+    assert few.startswith(f"compared only {certificate.total.matched} object")
     assert "in every image" in nowhere_empty
 
 

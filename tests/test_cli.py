@@ -290,7 +290,7 @@ def test_without_validation_data_a_part_is_split_off_and_reported(
         {r.image_id for r in parted["validation"]}
     )
     assert (len(whole["data"]), whole["validation"]) == (4, None)
-    assert "1 images split off, 15% by seed 0" in capsys.readouterr().out
+    assert "1 image split off, 15% by seed 0" in capsys.readouterr().out
 
 
 def test_training_validates_on_the_split_val_of_the_data(

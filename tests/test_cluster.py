@@ -617,6 +617,10 @@ def test_a_folder_of_a_store_tells_size_and_time_of_its_images(
     predict(model, tmp_path / "list.txt", tmp_path / "out")
     (note,) = collect(tmp_path / "out").notes
     assert note == f"images whose size and time were not known: 1 ({url}/01.png)"
+    summary = predict(model, tmp_path / "list.txt", tmp_path / "out", retry_changed=True)
+    (remark,) = summary.remarks()
+    assert remark.startswith("images that were kept although they may have changed")
+    assert f"unknown: 1 ({url}/01.png)" in remark
     store.rm("/changes", recursive=True)
 
 

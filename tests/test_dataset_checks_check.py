@@ -20,9 +20,9 @@ from maskrcnn.cli import run
 from maskrcnn.dataset_checks import decode_images
 from maskrcnn.dataset_checks.check_dataset import check_dataset
 from maskrcnn.dataset_checks.check_report import CheckReport
-from maskrcnn.training.fit import Trainer
 from maskrcnn.training.processes import Processes
 from maskrcnn.training.setup import check_settings
+from maskrcnn.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

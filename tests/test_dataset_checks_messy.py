@@ -158,7 +158,7 @@ def test_a_listed_but_missing_validation_split_is_an_error_and_the_rest_is_check
     path.write_text("train: images/train\nval: ../valid/images\nnames: [cell]\n")
     assert run(["check", str(path)]) == 1
     printed = capsys.readouterr().out
-    assert "1 images, 1 annotations" in printed
+    assert "1 image, 1 annotation, " in printed
     assert "no validation images (1)" in printed
     assert run(["check", str(path), "--no-val"]) == 0
 

@@ -339,7 +339,7 @@ def test_evaluation_prints_a_table_and_becomes_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 99}, r"entry 0: image_id 99 is not among the 6 annotated"),
+        ({"image_id": 99}, r"entry 0: image_id 99 is not among the annotated images \(6\)"),
         ({"image_id": [1]}, r"entry 0: expected an object with image_id.*, got \{"),
         ({"score": None}, r"entry 0: score missing"),
         (
@@ -392,7 +392,7 @@ def test_results_with_file_names_belong_to_the_images_of_these_names() -> None:
         ],
     }
     assert evaluate(counted, inside) == wanted
-    with pytest.raises(ValueError, match=r"1 of 1 detections are of 1 images .*\(other.png\)"):
+    with pytest.raises(ValueError, match=r"1 of 1 detection, of 1 image without .*\(other.png\)"):
         evaluate([{**counted[0], "file_name": "other.png"}], truth)
 
 

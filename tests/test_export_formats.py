@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_samples import content, write
 from exported_model import Exported
 from models import tiny_config
 from test_certificate import BROKEN, GROUPS, certified
@@ -19,6 +20,7 @@ import maskrcnn as mr
 from maskrcnn.cli import run
 from maskrcnn.export.certify import ExportMismatchError
 from maskrcnn.export.openvino_file import OPENVINO, write_ir
+from maskrcnn.export.sample_images import Samples
 from maskrcnn.export.triton import write_repository
 from maskrcnn.graph_files.contract import METADATA_KEY, metadata_of, output_names
 from maskrcnn.graph_files.runner import GraphRunner
@@ -200,6 +202,14 @@ def test_wrong_formats_are_refused_before_the_work(tmp_path: Path, capsys: pytes
     with pytest.raises(ValueError, match="expected an ONNX file for Triton"):
         write_repository(tmp_path / "m.xml", tmp_path / "models")
     assert not list(tmp_path.iterdir())
+
+
+def test_unusable_annotations_of_samples_name_what_export_can_do(tmp_path: Path):
+    data = content()
+    data["annotations"][0]["category_id"] = 77
+    with pytest.raises(mr.DataError, match=r"their folder as samples= \(--samples\)") as error:
+        Samples.of(write(tmp_path, data), None, 5)
+    assert "on_error" not in str(error.value)
 
 
 def test_a_file_has_no_trace_of_the_machine(exported: Exported):

@@ -181,9 +181,7 @@ def test_results_before_a_full_disk_or_an_interruption_are_kept(
     (out / "results.json").write_text("earlier")
     with monkeypatch.context() as patch:
         fill_disk(patch, "2.png", after=0)
-        message = (
-            r"2.png: no space left .*\. The results of the first 2 images are safe in .*incompl"
-        )
+        message = r"2.png: no space left .*\. The results so far are safe in .*incompl"
         with pytest.raises(mr.WriteError, match=message):
             drawn.predict(out)
     first_two = [entry for entry in expected if entry["file_name"] != "2.png"]
@@ -198,7 +196,7 @@ def test_results_before_a_full_disk_or_an_interruption_are_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr("maskrcnn.prediction.predict_files._save_overlay", interrupted)
-        with pytest.raises(mr.Interrupted, match=r"The results of the first 1 images are safe in"):
+        with pytest.raises(mr.Interrupted, match=r"The results so far are safe in .*: 1 image$"):
             drawn.predict(out)
     kept = json.loads((out / "results.incomplete.json").read_text())
     assert {entry["file_name"] for entry in kept} == {"0.png"}
@@ -214,7 +212,10 @@ def test_results_that_the_system_cuts_off_end_with_a_whole_entry(
     drawn.predict(tmp_path / "whole")
     expected = json.loads((tmp_path / "whole/results.json").read_text())
     size = (tmp_path / "whole/results.json").stat().st_size
-    with limited_files(size - 10), pytest.raises(mr.WriteError, match=r"first 2 images are safe"):
+    with (
+        limited_files(size - 10),
+        pytest.raises(mr.WriteError, match=r"so far are safe in .*: 2 images"),
+    ):
         mr.predict_files(
             drawn.predictor, [drawn.folder], tmp_path / "out", overlays=False, progress=False
         )
@@ -259,7 +260,7 @@ def test_an_image_that_breaks_during_a_run_is_skipped_and_counted(
     assert len(run.skipped) == 1
     assert "3.png" in run.skipped[0]
     assert len(read_rows(run.out / "metrics.csv")) == 12
-    assert "1 unreadable images were skipped: " in capsys.readouterr().out
+    assert "skipped 1 unreadable image: " in capsys.readouterr().out
 
 
 def test_too_many_broken_images_stop_a_run_that_continues_after_the_repair(

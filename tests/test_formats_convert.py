@@ -97,6 +97,21 @@ def test_two_sources_become_the_splits_of_one_folder(format_name: str, coco: Pat
         mr.convert_annotations(tmp_path / "out", tmp_path / "x", format_name, val=coco)
 
 
+def test_losses_of_a_category_count_once_for_all_splits(tmp_path: Path):
+    hand: dict = content()
+    names = ["arrow", "hook", "nose"]
+    hand["categories"][0] |= {"keypoints": names, "flip": [1, 0, 2], "sigmas": [0.1, 0.1, 0.2]}
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in", hand)
+    report = mr.convert_annotations(path, tmp_path / "out", "labelme", val=path)
+    of_category = {
+        kind: where for kind, where in report.lost.locations.items() if "keypoints" in kind
+    }
+    assert len(of_category) == 2
+    assert set(map(tuple, of_category.values())) == {("figure",)}
+    assert report.lost.locations["limbs of skeletons"] == ["figure"]
+
+
 def test_images_are_referenced_linked_or_copied(coco: Path, tmp_path: Path):
     mr.convert_annotations(coco, tmp_path / "a", "labelme")
     assert json.loads((tmp_path / "a" / "0.json").read_text())["imagePath"] == "../in/0.png"

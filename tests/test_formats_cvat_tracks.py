@@ -117,7 +117,7 @@ def test_frames_without_an_image_are_counted_and_frames_without_objects_are_kept
         "frame_000002.PNG": [],
         "frame_000003.PNG": [],
     }
-    assert "1, such as 0; 3 frames have one" in told(path)
+    assert "1, such as 0; frames with one: 3" in told(path)
 
 
 @pytest.mark.parametrize("name", ["{:05d}.png", "images/clip-{:04d}.jpg"])
@@ -156,7 +156,7 @@ def test_a_track_that_ends_early_is_noted(tmp_path: Path):
 @pytest.mark.parametrize(
     ("frames", "name", "reason"),
     [
-        ([], "", r"1 tracks with 2 shapes, but no image is named by its frame"),
+        ([], "", r"1 track with 2 shapes, but no image is named by its frame"),
         ([0, 1], "photo{:d}x.png", "no image is named by its frame"),
         ([2, 10], "{:d}.png", "different lengths"),
     ],

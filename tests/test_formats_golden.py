@@ -185,7 +185,7 @@ def test_labelme_images_without_a_file_are_not_background(folder: Path):
         labelme(folder, [{"shape_type": "rectangle", "points": [[2, 3], [12, 9]]}])
     )
     assert len(data) == 1
-    assert "1 images have no JSON" in data.warnings[0].detail
+    assert "1 image without a JSON" in data.warnings[0].detail
 
 
 # VIA

@@ -700,7 +700,7 @@ def test_files_that_are_broken_or_hostile_are_refused(
         ({"config": 1, "layers": []}, "its keys are config, layers, which no known format has"),
         ({}, "its keys are none"),
         ([], "a list of 0 entries, the first is None"),
-        ([[1, 2]], "a list of 1 entries, the first is [1, 2]"),
+        ([[1, 2]], "a list of 1 entry, the first is [1, 2]"),
         ([{"name": "a", "box": []}], "not Label Studio tasks; the first has the keys name, box"),
         ({"image": {}, "annotations": []}, "it looks like SA-1B"),
         ({"objects": [], "size": {"height": 1}}, "it looks like Supervisely, which is not read"),

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "yolo: commas": (yolo("0,0.5,0.5,0.2,0.2\n"), "a.txt, line 1: 0,0.5,0.5,0.2,0.2"),
     "yolo: decimal commas": (yolo("0 0,5 0,5 0,2 0,2\n"), "a.txt, line 1"),
     "yolo: pixels": (yolo("0 50 40 20 20\n"), "expected values in 0..1, got 20 to 50"),
-    "yolo: class -1": (yolo("-1 .5 .5 .2 .2\n"), "class -1, but names in data.yaml has 1 entries"),
+    "yolo: class -1": (yolo("-1 .5 .5 .2 .2\n"), "class -1, but names in data.yaml has 1 entry"),
     "yolo: class by name": (yolo("cell .5 .5 .2 .2\n"), "the class is a whole number"),
     "yolo: box without area": (yolo("0 .5 .5 0 .2\n"), "bbox width is 0"),
     "yolo: UTF-16": (yolo(LINE.encode("utf-16")), "a.txt: not UTF-8"),
@@ -208,7 +208,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
 TOLD: dict[str, tuple[Files, str]] = {
     "labelme: polygon of 2 points": (
         labelme(SHAPE | {"points": [[1, 1], [5, 5]]}),
-        "1 annotations, of which 0 are usable\n",
+        "1 annotation, usable: 0\n",
     ),
     "labelme: two files of one image": (
         labelme(SHAPE) | {"b.json": labelme(SHAPE)["a.json"]},
@@ -216,7 +216,7 @@ TOLD: dict[str, tuple[Files, str]] = {
     ),
     "voc: image without XML": (
         voc("<name>cell</name>" + BNDBOX) | {"b.png": A},
-        "1 images have no XML file, such as b.png",
+        "1 image without XML file, such as b.png",
     ),
     "voc: list with an image without XML": (
         {
@@ -271,7 +271,7 @@ TOLD: dict[str, tuple[Files, str]] = {
     ),
     "qupath: image without GeoJSON": (
         qupath(square()) | {"b.png": A},
-        "1 images have no GeoJSON file, such as b.png",
+        "1 image without GeoJSON file, such as b.png",
     ),
     "label studio: relation": (
         label_studio(rectangle(), {"type": "relation", "from_id": "a"}),

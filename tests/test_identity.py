@@ -82,14 +82,14 @@ def test_categories_by_name_that_are_not_annotated_are_named(pair: Any) -> None:
     with pytest.raises(ValueError, match=r'Did you mean "kind 1" for "kid 1"'):
         mr.evaluate(other, truth)
     some = [*named(results, truth), {**named(results, truth)[0], "category_name": "tree"}]
-    with pytest.warns(UserWarning, match=r"ignored 1 of .* detections of the categories tree"):
+    with pytest.warns(UserWarning, match=r"ignored 1 of .* detections, of the categories tree"):
         assert mr.evaluate(some, truth) == mr.evaluate(results, truth)
 
 
 def test_results_of_other_images_are_counted_and_named(pair: Any) -> None:
     truth, results = pair
     some = [*named(results, truth), {**named(results, truth)[0], "file_name": "other.png"}]
-    with pytest.warns(UserWarning, match=r"1 of .* are of 1 images .*\(other\.png\)"):
+    with pytest.warns(UserWarning, match=r"1 of .*, of 1 image .*\(other\.png\)"):
         assert mr.evaluate(some, truth) == mr.evaluate(results, truth)
 
 
@@ -203,14 +203,14 @@ TRUTH = {**content(), "images": [{**i, "width": 80} for i in content()["images"]
         ({"bbox": None}, r"entry 1: expected a bbox, segmentation or keypoints, got none"),
         ({"keypoints": [1, 2, 1] * 4}, r"entry 1: expected 9 keypoint numbers .* got 12"),
         ({"keypoints": [1, 2, float("nan")] * 3}, r"entry 1: expected 9 keypoint numbers"),
-        ({"image_id": 99}, r"entry 1: image_id 99 is not among the 3 annotated images"),
+        ({"image_id": 99}, r"entry 1: image_id 99 is not among the annotated images \(3\)"),
         ({"image_id": "nowhere"}, None),
     ],
 )
 def test_a_malformed_result_is_named(change: Entry, message: str | None) -> None:
     good = {"image_id": 70, "category_id": 9, "score": 0.5, "bbox": [10, 10, 30, 35]}
     if message is None:
-        with pytest.warns(UserWarning, match=r"1 of 2 detections are of 1 images .*nowhere"):
+        with pytest.warns(UserWarning, match=r"1 of 2 detections, of 1 image .*nowhere"):
             mr.evaluate([good, {**good, **change}], TRUTH)
         return
     with pytest.raises(ValueError, match=message):
@@ -220,9 +220,9 @@ def test_a_malformed_result_is_named(change: Entry, message: str | None) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": "0.25"}, r"1 scores are text; they were read as numbers"),
-        ({"score": 95}, r"1 scores are not from 0 to 1, such as 95"),
-        ({}, r"1 detections repeat another one exactly"),
+        ({"score": "0.25"}, r"scores that are text were read as numbers: 1"),
+        ({"score": 95}, r"1 score outside 0 to 1, such as 95"),
+        ({}, r"exact repetitions of another detection: 1"),
     ],
 )
 def test_an_odd_result_is_counted(change: Entry, message: str) -> None:
@@ -284,5 +284,5 @@ def test_what_a_model_cannot_predict_is_reported_by_evaluate(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="model") as caught:
         mr.evaluate(mr.MaskRCNN.from_config(other), data)
     texts = [str(w.message) for w in caught]
-    assert any("does not detect card (1 objects)" in text for text in texts)
+    assert any("does not detect card (1 object)" in text for text in texts)
     assert any("detections of tree are not evaluated" in text for text in texts)

@@ -148,7 +148,7 @@ def test_unlabeled_images_are_the_same_however_they_are_given(drawn: Path, tmp_p
     pool = training_run.draw(tmp_path / "pool", 3, seed=5)
     data = CocoDataset(drawn)
     folder = open_unlabeled(pool.parent, data)
-    with pytest.warns(DataWarning, match="6 annotations are not used, because the images are"):
+    with pytest.warns(DataWarning, match="6 annotations not used, because the images are"):
         given = open_unlabeled(CocoDataset(renumbered(pool)), data)
     names = [[part[i].file_name for i in range(len(part))] for part in (folder, given)]
     assert names[0] == names[1] == ["0.png", "1.png", "2.png"]

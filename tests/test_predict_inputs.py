@@ -247,8 +247,8 @@ def test_the_range_and_the_limit_are_settings_of_a_predictor(model, tmp_path, tw
     (tmp_path / "a.tif").write_bytes(tiff([twelve_bits]))
     ranged = Predictor(model, intensity_range=(0, 4095))
     assert (ranged.prepare(tmp_path / "a.tif").image == scaled(twelve_bits)).all()
-    with pytest.raises(ImageError, match="more than the limit of 100"):
-        Predictor(model, max_pixels=100).prepare(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"more than the limit of 100; .* --max-pixels"):
+        Predictor(model, max_pixels=100)(tmp_path / "a.tif")
     for wrong in ({"intensity_range": (9, 1)}, {"max_pixels": 0}):
         with pytest.raises(ValueError, match="expected"):
             Predictor(model, **wrong)

@@ -489,7 +489,7 @@ def test_light_and_shape_reveal_the_orientation(
 def test_data_without_objects_have_no_recipe(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     images = [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}]
-    with pytest.raises(DataError, match="no object with a box or a mask in 1 images"):
+    with pytest.raises(DataError, match="no object with a box or a mask in 1 image"):
         choose_recipe(
             CocoDataset(
                 {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]},

@@ -14,7 +14,7 @@ import maskrcnn as mr
 from maskrcnn.cli.train import parse_settings
 from maskrcnn.config import ModelConfig, TrainConfig
 from maskrcnn.settings import from_dict, with_current_names
-from maskrcnn.training.plan import check_setting_names
+from maskrcnn.training.plan_recipe import check_setting_names
 
 SAVED = Path(__file__).parent / "fixtures" / "saved_before_renaming"
 SOURCES = {"model": "model.safetensors", "run": "run", "last": "run/last.safetensors"}

@@ -417,3 +417,45 @@ def test_a_service_within_another_application_starts_with_its_first_request():
         return [response.status_code for response in responses]
 
     assert asyncio.run(work()) == [200, 200, 200]
+
+
+def test_a_failed_start_within_another_application_is_tried_again(monkeypatch, caplog):
+    fastapi = pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    from maskrcnn.service import prediction_service
+    from maskrcnn.service.app import create_app
+
+    predictor = RecordingPredictor()
+    model = predictor.predict_prepared
+    tries: list[int] = []
+
+    def fails(images: Sequence[PreparedImage]) -> list[mr.Instances]:
+        tries.append(len(images))
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(predictor, "predict_prepared", fails)
+    monkeypatch.setattr(prediction_service, "START_AGAIN", 60.0)
+    outer = fastapi.FastAPI()
+    app = create_app(predictor, name="tiny")
+    outer.mount("/cells", app)
+
+    async def work() -> None:
+        transport = httpx.ASGITransport(outer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            refused = await client.post("/cells/predict", **form(png()))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "failed")
+            assert refused.headers["Retry-After"] == "60"
+            health = await client.get("/cells/health")
+            assert (health.status_code, health.json()) == (503, {"status": "failed"})
+            assert tries == [1]
+
+            monkeypatch.setattr(predictor, "predict_prepared", model)
+            monkeypatch.setattr(prediction_service, "START_AGAIN", 0.0)
+            answered = await client.post("/cells/predict", **form(png()))
+            assert answered.status_code == 200
+            assert (await client.get("/cells/health")).json() == {"status": "ready"}
+        await app.service.stop()
+
+    asyncio.run(work())
+    (failed,) = [record for record in caplog.records if record.getMessage() == "start failed"]
+    assert failed.fields["reason"] == "out of memory"  # ty: ignore[unresolved-attribute]

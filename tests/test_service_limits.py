@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_samples import png16
 from service_client import RecordingPredictor, ServiceClient, form, png
 
 from maskrcnn.service.batch_queue import BatchQueue
@@ -100,10 +101,15 @@ def test_too_many_files_are_refused(client: ServiceClient):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "0.png: cannot be read as an image"),
         (b"http://127.0.0.1/secret.png", "0.png: cannot be read as an image"),
         (b"/etc/passwd", "0.png: cannot be read as an image"),
+        (b'{"annotations": []}', "an annotation file"),
+        (b"a.png", "a list of images"),
+        (png16(np.array([[0, 200]], np.uint16)), "start the server with --intensity-range"),
     ],
 )
 def test_what_is_no_image_is_unreadable(client: ServiceClient, data: bytes, reason: str):
-    assert reason in error_of(client.post(**form(data)), 422)["message"]
+    message = error_of(client.post(**form(data)), 422)["message"]
+    assert reason in message
+    assert "maskrcnn" not in message
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(client: ServiceClient):

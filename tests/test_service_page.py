@@ -215,7 +215,7 @@ def test_several_images_with_their_counts_and_errors(open_page: OpenPage) -> Non
     page.select_option("#scope", "all")
     download(page, "csv")
     expect(page.locator("#messages")).to_contain_text(
-        "1 of 3 images have no prediction and are left out."
+        "Images without a prediction are left out: 1 of 3."
     )
 
     page.locator(".remove").first.click()
@@ -576,7 +576,7 @@ def test_a_dropped_folder_gives_its_images(open_page: OpenPage) -> None:
     }""")
     expect(page.locator("#thumbnails .name")).to_have_text(["a.png", "b.tif"])
     expect(page.locator("#messages")).to_contain_text(
-        "1 of 3 files are not images and were skipped."
+        "Files that are not images were skipped: 1 of 3."
     )
 
 

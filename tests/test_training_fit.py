@@ -252,9 +252,9 @@ def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
         return validate(model, images, *arguments, **named)
 
     monkeypatch.setattr(
-        "maskrcnn.training.fit.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)
+        "maskrcnn.training.trainer.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)
     )
-    monkeypatch.setattr("maskrcnn.training.fit.validate", slow_validate)
+    monkeypatch.setattr("maskrcnn.training.evaluations.validate", slow_validate)
     result = run(
         data,
         tmp_path / "run",

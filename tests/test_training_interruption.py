@@ -16,7 +16,7 @@ from training_run import tiny_config, tiny_model
 
 import maskrcnn as mr
 from maskrcnn.runtime.interruption import StopSignals
-from maskrcnn.training import fit
+from maskrcnn.training import run_files, trainer
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
@@ -53,15 +53,15 @@ def signal_in(
     monkeypatch: pytest.MonkeyPatch, method: str, at_step: int, *numbers: signal.Signals
 ) -> None:
     """Sends signals to this process within a method of the trainer, at a step."""
-    plain = getattr(fit.Trainer, method)
+    plain = getattr(trainer.Trainer, method)
 
-    def signaled(trainer: fit.Trainer, *arguments: Any) -> Any:
-        if trainer.state.step == at_step:
+    def signaled(running: trainer.Trainer, *arguments: Any) -> Any:
+        if running.state.step == at_step:
             for number in numbers:
                 os.kill(os.getpid(), number)
-        return plain(trainer, *arguments)
+        return plain(running, *arguments)
 
-    monkeypatch.setattr(fit.Trainer, method, signaled)
+    monkeypatch.setattr(trainer.Trainer, method, signaled)
 
 
 def state_of(out: Path) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(
 def test_a_second_signal_within_a_save_leaves_the_old_checkpoint_whole(
     data: mr.CocoDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = fit.write_checkpoint
+    write = run_files.write_checkpoint
 
     def interrupted(*arguments: Any) -> None:
         if arguments[2]["state"]["step"] == 6:
@@ -152,7 +152,7 @@ def test_a_second_signal_within_a_save_leaves_the_old_checkpoint_whole(
             os.kill(os.getpid(), signal.SIGINT)
         write(*arguments)
 
-    monkeypatch.setattr(fit, "write_checkpoint", interrupted)
+    monkeypatch.setattr(run_files, "write_checkpoint", interrupted)
     with pytest.raises(mr.Interrupted, match=r"holds step 3"):
         go(data, tmp_path / "run")
     assert state_of(tmp_path / "run")["step"] == 3

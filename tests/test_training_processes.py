@@ -21,8 +21,9 @@ from training_run import start_ranks, statuses, tiny_config, tiny_model
 import maskrcnn as mr
 from maskrcnn.images.read import ImageError
 from maskrcnn.ops import distributed
-from maskrcnn.training import fit, processes
+from maskrcnn.training import processes, run_files, trainer
 from maskrcnn.training.checkpoint import EarlierSession, for_processes
+from maskrcnn.training.log import read_rows
 from maskrcnn.training.process_watch import ProcessWatch
 from maskrcnn.training.trial import step_seconds
 
@@ -51,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> mr.CocoDataset:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lost process is noticed after seconds, not minutes; every step is saved."""
-    monkeypatch.setattr(fit, "MOST_TIME_SAVING", 1e9)
+    monkeypatch.setattr(run_files, "MOST_TIME_SAVING", 1e9)
     monkeypatch.setattr(
         processes, "ProcessWatch", functools.partial(ProcessWatch, beat=0.05, lost_after=1.0)
     )
@@ -66,16 +67,16 @@ def go(data: mr.CocoDataset, out: Path, resume: bool = False, **changes: Any) ->
 
 def end_in_step(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """What happens to this process in its third step."""
-    plain = fit.Trainer.step
+    plain = trainer.Trainer.step
 
-    def step(trainer: fit.Trainer) -> dict[str, float]:
-        if trainer.state.step < 2:
-            return plain(trainer)
+    def step(running: trainer.Trainer) -> dict[str, float]:
+        if running.state.step < 2:
+            return plain(running)
         if how in ("killed", "frozen"):
             os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
         raise ImageError("scan.png: truncated")
 
-    monkeypatch.setattr(fit.Trainer, "step", step)
+    monkeypatch.setattr(trainer.Trainer, "step", step)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_process_that_fails_or_is_lost_ends_the_other_with_its_name(
             "resumed after step 2, with 1 process instead of 2: accumulate=2 instead of 1" in said
         )
         assert "keeps 4 images per step" in said
-        rows = fit.read_rows(run.out / "metrics.csv")
+        rows = read_rows(run.out / "metrics.csv")
         assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
 
 

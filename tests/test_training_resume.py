@@ -168,7 +168,7 @@ def test_a_run_is_resumed_with_a_longer_time_budget(data: CocoDataset, half: Pat
     ("length", "message"),
     [
         ({"steps": 3}, r"for 3 steps: it has already trained 4 steps \(2 epochs"),
-        ({"epochs": 1.0}, r"for 1 epochs: it has already trained 4 steps"),
+        ({"epochs": 1.0}, r"for 1 epoch: it has already trained 4 steps"),
         ({"max_time": 1e-6}, r"for 1e-06 s: it has already trained 4 steps .*Ask for more"),
     ],
 )

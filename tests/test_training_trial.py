@@ -62,7 +62,7 @@ def test_without_time_for_any_the_one_nearest_to_enough_steps_is_chosen() -> Non
     ("seconds_of_a_step", "steps", "text"),
     [
         (0.1, 470, "expect a rough one"),
-        (0.04, 1175, "about 1,175 steps of 0.04 s fit into 1.0 min"),
+        (0.04, 1175, "about 1,175 steps of 0.04 s in 1.0 min"),
         (1.0, 47, "hopeless"),
     ],
 )

@@ -250,7 +250,7 @@ def test_annotated_images_of_the_folder_are_skipped_and_unreadable_ones_are_repo
     annotated = CocoDataset(tmp_path / "all/annotations.json").subset([0, 2])
     (tmp_path / "all/deeper").mkdir()
     (tmp_path / "all/deeper/broken.png").write_bytes(b"no image")
-    with pytest.warns(DataWarning, match=r"skipped 1 unreadable images.*\n.*broken\.png"):
+    with pytest.warns(DataWarning, match=r"skipped 1 unreadable image:.*\n.*broken\.png"):
         opened = open_unlabeled(tmp_path / "all", annotated)
     assert [opened[i].file_name for i in range(len(opened))] == ["1.png", "3.png"]
     assert opened.categories == annotated.categories
@@ -322,18 +322,18 @@ def test_a_run_logs_its_pseudo_labels_and_burn_in_equals_a_run_without_them(
 def test_an_interrupted_run_with_unlabeled_images_resumes_bit_for_bit(
     data: CocoDataset, images: Path, whole: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from maskrcnn.training import fit
+    from maskrcnn.training import run_files, trainer
 
-    step = fit.Trainer.step
+    step = trainer.Trainer.step
 
-    def interrupted(trainer: fit.Trainer) -> dict[str, float]:
-        if trainer.state.step == 4:
+    def interrupted(running: trainer.Trainer) -> dict[str, float]:
+        if running.state.step == 4:
             raise KeyboardInterrupt
-        return step(trainer)
+        return step(running)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit.Trainer, "step", interrupted)
-        patch.setattr(fit, "MOST_TIME_SAVING", 1e9)  # after every step
+        patch.setattr(trainer.Trainer, "step", interrupted)
+        patch.setattr(run_files, "MOST_TIME_SAVING", 1e9)  # after every step
         with pytest.raises(KeyboardInterrupt):
             training_run.main(settings_for(data, images, tmp_path / "broken"))
     assert read_checkpoint(tmp_path / "broken/checkpoint.safetensors")[1]["state"]["step"] == 4, (

@@ -512,7 +512,7 @@ def test_settings_arrive(tmp_path, name, value, ours, expected):
         ),
         (
             {"MODEL__ANCHOR_GENERATOR__SIZES": [[1], [2]]},
-            "SIZES: expected 1 list, or one for each of the 5 levels, got 2",
+            r"SIZES: expected 1 list, or one for each level \(5\), got 2",
         ),
         (
             {"MODEL__BACKBONE__NAME": "build_resnet_backbone"},

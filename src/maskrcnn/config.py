@@ -81,13 +81,13 @@ class Category:
 
         if self.flip and sorted(self.flip) != list(range(count)):
             raise ValueError(
-                f'category "{self.name}": flip must name each of the {count} keypoints once, '
+                f'category "{self.name}": flip must name each keypoint (0..{count - 1}) once, '
                 f"got {self.flip}"
             )
 
         if self.sigmas and len(self.sigmas) != count:
             raise ValueError(
-                f'category "{self.name}": expected {count} sigmas, one per keypoint, '
+                f'category "{self.name}": sigmas: expected one per keypoint ({count}), '
                 f"got {len(self.sigmas)}"
             )
 
@@ -472,7 +472,7 @@ class ModelConfig:
         levels = len(self.neck.levels) + 1 if self.neck.kind == "fpn" else 1
         if len(self.rpn.sizes) != levels:
             raise ValueError(
-                f"rpn.sizes: expected {levels} tuples, one per level of the {self.neck.kind} neck, "
+                f"rpn.sizes: expected a tuple per level of the {self.neck.kind} neck ({levels}), "
                 f"got {len(self.rpn.sizes)}"
             )
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .runtime.counted import counted
 from .runtime.plain_data import PlainData, PlainDict
 
 T = TypeVar("T")
@@ -199,7 +200,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected a list, got {value!r}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
-            raise ValueError(f"{where}: expected {len(inner)} values, got {len(value)}")
+            raise ValueError(f"{where}: expected {counted(len(inner), 'value')}, got {len(value)}")
         return tuple(
             _convert(h, v, f"{where}[{i}]")
             for i, (h, v) in enumerate(zip(inner, value, strict=True))

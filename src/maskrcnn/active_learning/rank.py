@@ -136,6 +136,7 @@ class Ranking(Sequence[RankedImage]):
             "nearest",
             "reason",
         )
+
         with (
             replacing(Path(path)) as partial,
             partial.open("w", newline="", encoding="utf-8") as file,
@@ -262,6 +263,7 @@ def _measured(
         except ImageError as error:
             failed.append((str(source.image), str(error)))
             continue
+
         kept.append(
             _Measured(
                 source=source,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import Category
+from ..runtime.counted import counted
 from . import rle as coco_rle
 from .coco_types import RLE, Json, JsonObject
 from .mask_parts import has_rle_parts, unite_parts
@@ -148,7 +149,7 @@ def read_annotation(
             )
     if points is not None and box is None and not has_mask:
         suggestion = "write the object's bbox; its points are not used"
-        problems.warning("labeled points without a box", f"{len(points)} points", suggestion)
+        problems.warning("labeled points without a box", counted(len(points), "point"), suggestion)
         points = None
     _compare_parts(box, mask.bounds, keypoints, problems)
 
@@ -289,7 +290,7 @@ def _read_mask(segmentation: Json, size: tuple[int, int], problems: _ProblemLog)
     if len(segmentation) >= 3 and all(len(p) == 2 for p in segmentation):
         problems.error(
             "segmentation format not recognized",
-            f"the mask is {len(segmentation)} points, not a list of polygons",
+            f"the mask is {counted(len(segmentation), 'point')}, not a list of polygons",
             "write a list of polygons [[x, y, x, y, ...], ...] or an RLE object",
         )
         return _AnnotatedMask()
@@ -349,7 +350,7 @@ def _read_polygon(values: list[Json], problems: _ProblemLog) -> tuple[np.ndarray
     except (ValueError, TypeError, OverflowError):
         problems.error(
             "broken polygon",
-            f"a polygon of {len(values)} values: {shown(values, 60)}",
+            f"a polygon of {counted(len(values), 'value')}: {shown(values, 60)}",
             "write each polygon as [x, y, x, y, ...] with finite numbers",
         )
         return None
@@ -362,7 +363,7 @@ def _read_polygon(values: list[Json], problems: _ProblemLog) -> tuple[np.ndarray
 
     problems.warning(
         "polygon without area",
-        f"{len(points)} points: {shown(values, 60)}",
+        f"{counted(len(points), 'point')}: {shown(values, 60)}",
         "this part of the mask is left out",
     )
     return None
@@ -451,14 +452,15 @@ def _read_keypoints(
     if len(values) != 3 * count:
         problems.error(
             "wrong number of keypoints",
-            f'{len(values)} values for the {count} keypoints of category "{category.name}"',
+            f"{counted(len(values), 'value')} for the {counted(count, 'keypoint')} "
+            f'of category "{category.name}"',
             f"write {3 * count} numbers: x, y, visibility of each keypoint",
         )
         return None
     if broken := [v for v in values if not is_number(v)]:
         problems.error(
             "keypoint is not a number",
-            f"{len(broken)} of {len(values)} values, such as {shown(broken[0], 40)}",
+            f"{len(broken)} of {counted(len(values), 'value')}, such as {shown(broken[0], 40)}",
             "write finite numbers, or 0, 0, 0 for a keypoint that is not labeled",
         )
         return None
@@ -526,7 +528,8 @@ def _read_points(
     points[:, :2] += KEYPOINT_OFFSET
     outside = ((points[:, :2] < 0) | (points[:, :2] > (size[1], size[0]))).any(axis=1)
     if outside.any():
-        detail = f"{outside.sum()} of {len(points)} points; the image is {size[1]} x {size[0]}"
+        number = f"{outside.sum():,} of {counted(len(points), 'point')}"
+        detail = f"{number}; the image is {size[1]} x {size[0]}"
         problems.warning("labeled point outside the image", detail, "it is not used")
         points = points[~outside]
     return points if len(points) else None

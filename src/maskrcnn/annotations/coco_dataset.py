@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 
 from ..config import Category
 from ..images.read import read_image, read_values
+from ..runtime.counted import counted
 from .annotation import KEYPOINT_OFFSET, Annotation, BoxXYXY, mask_bounds, read_annotation
 from .categories import (
     are_numbered,
@@ -57,7 +58,7 @@ __all__ = ["Annotation", "CocoDataset", "DataError", "DataWarning", "Record"]
 _HOW_TO_GO_ON = (
     'Repair what has one right answer with check_dataset(..., fix="fixed.json") '
     "(maskrcnn check --fix fixed.json), or leave these out: "
-    'open the data with on_error="drop" (--on-error drop).'
+    'open the data with on_error="drop".'
 )
 # Percentiles that the intensity range is fitted to. A hot or dead pixel does not set the range.
 _FITTED_IMAGES = 64
@@ -86,12 +87,14 @@ class UnusableEntries(DataError):
     """Annotations or images that cannot be used.
 
     Args:
-        message: every problem.
+        problems: every problem.
         usable: the data set without these entries, whose `dropped` lists them.
+        advice: what the caller can do.
     """
 
-    def __init__(self, message: str, usable: CocoDataset | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, problems: str, usable: CocoDataset | None = None, advice: str = "") -> None:
+        super().__init__(f"{problems}\n{advice}" if advice else problems)
+        self.problems = problems
         self.usable = usable
 
 
@@ -189,9 +192,10 @@ class CocoDataset:
 
     def __repr__(self) -> str:
         objects = sum(len(self._annotations[i]) for i in self._indices)
-        categories = f"{len(self.categories)} of {len(self._in_file)} categories"
+        categories = f"{len(self.categories)} of {counted(len(self._in_file), 'category')}"
         return (
-            f"CocoDataset({self.name}: {len(self):,} images, {objects:,} annotations, {categories})"
+            f"CocoDataset({self.name}: {counted(len(self), 'image')}, "
+            f"{counted(objects, 'annotation')}, {categories})"
         )
 
     def __getitem__(self, index: int) -> Record:
@@ -278,7 +282,8 @@ class CocoDataset:
         count = len(self)
         if outside := [i for i in indices if not -count <= i < count]:
             raise IndexError(
-                f"{self.name}: image index {outside[0]} is out of range for {count} images"
+                f"{self.name}: image index {outside[0]} is out of range "
+                f"for {counted(count, 'image')}"
             )
 
         part = copy.copy(self)
@@ -418,7 +423,7 @@ class CocoDataset:
             names = (e.get("file_name") for e in self._content["images"] if isinstance(e, Mapping))
             such_as = f", such as {shown(name)}" if (name := next(names, None)) else ""
             raise DataError(
-                f"{self.name}: none of its {len(self._content['images']):,} images is found"
+                f"{self.name}: none of its images ({len(self._content['images']):,}) is found"
                 f"{such_as}; pass their folder as images= (--images)"
             )
         return self.image_folder
@@ -461,7 +466,7 @@ class CocoDataset:
         problems += without_objects(self.name, len(annotations), used)
         self.warnings = tuple(p for p in problems if not p.is_error)
         if errors and on_error == "raise":
-            raise UnusableEntries(f"{text}\n{_HOW_TO_GO_ON}", self)
+            raise UnusableEntries(text, self, _HOW_TO_GO_ON)
 
     def _read(self, raw: JsonObject, size: tuple[int, int]) -> Annotation:
         category_id = raw["category_id"]

@@ -393,6 +393,7 @@ def _with_numbers(value: Json) -> Json:
             return value
         new = [number_of(p) if isinstance(p, str) else _with_numbers(p) for p in value]
         return value if all(a is b for a, b in zip(new, value, strict=True)) else new
+
     if isinstance(value, Mapping):  # an RLE, whose counts may be compressed text
         new_parts = {
             key: _with_numbers(part)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import Category
+from ..runtime.counted import counted
 from .categories import category_to_coco, unspaced
 from .coco_dataset import CocoDataset
 from .coco_types import Json, JsonObject
@@ -130,7 +131,7 @@ def _similar_names(names: Iterable[str]) -> tuple[Note, ...]:
 
 def _describe_keypoints(category: Category) -> str:
     names = ", ".join(category.keypoints) or "none"
-    return f"{len(category.keypoints)} keypoints ({names})"
+    return f"{counted(len(category.keypoints), 'keypoint')} ({names})"
 
 
 def _merged_file_names(datasets: Sequence[CocoDataset]) -> tuple[Path | None, list[list[str]]]:

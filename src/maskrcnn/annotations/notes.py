@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..runtime.counted import counted
+
 _EXAMPLES = 3
 _LONGEST = 200  # characters of a kind and of an example
 _MOST_KINDS = 60  # a file can name thousands of attributes; further kinds are counted together
@@ -92,5 +94,4 @@ class Notes:
 
 def describe_notes(name: str, notes: Sequence[Note]) -> str:
     """Returns the notes as text, one a line, below a line with the name of the data set."""
-    plural = "s" if len(notes) != 1 else ""
-    return "\n".join([f"{name}: {len(notes)} note{plural}", *(f"  {note}" for note in notes)])
+    return "\n".join([f"{name}: {counted(len(notes), 'note')}", *(f"  {note}" for note in notes)])

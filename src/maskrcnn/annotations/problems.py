@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Category
-from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, read_header
+from ..runtime.counted import counted
 from ..runtime.progress import track
 from .annotation import ProblemReporter, read_annotation
 from .coco_types import Json, JsonObject
@@ -81,8 +81,7 @@ def describe(
         noun: what to call one in the first line.
         most: number of locations shown for each kind; None shows all.
     """
-    plural = "s" if len(problems) != 1 else ""
-    return "\n".join([f"{name}: {len(problems):,} {noun}{plural}", *listed(problems, most)])
+    return "\n".join([f"{name}: {counted(len(problems), noun)}", *listed(problems, most)])
 
 
 def listed(problems: Sequence[Problem], most: int | None = _SHOWN) -> list[str]:
@@ -104,8 +103,7 @@ def summary(name: str, problems: Sequence[Problem]) -> str:
     """Returns one line with the number of warnings of each kind."""
     kinds = Counter(p.kind for p in problems)
     counts = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
-    plural = "s" if len(problems) != 1 else ""
-    return f"{name}: {len(problems)} warning{plural}: {counts}"
+    return f"{name}: {counted(len(problems), 'warning')}: {counts}"
 
 
 def find_problems(
@@ -198,7 +196,7 @@ def without_objects(name: str, num_annotated: int, used: Sequence[JsonObject]) -
         Problem(
             kind=NO_OBJECT,
             where=name,
-            detail=f"{num_annotated:,} annotations, of which {len(used):,} are usable"
+            detail=f"{counted(num_annotated, 'annotation')}, usable: {len(used):,}"
             + (", all as regions to ignore" if used else ""),
             suggestion="check iscrowd and ignore: 0 is an object, 1 is a region to ignore"
             if used
@@ -251,11 +249,9 @@ def _check_image_files(
         try:
             header = read_header(folder / image["file_name"])
         except ImageError as error:
-            suggestion = "is images= the right folder? If so, restore the file"
-            if isinstance(error, TooManyPixelsError):
-                suggestion = RAISE_THE_LIMIT
+            suggestion = error.advice or "is images= the right folder? If so, restore the file"
             problems.append(
-                Problem("unreadable image", where, str(error), suggestion, True, image=index)
+                Problem("unreadable image", where, error.reason, suggestion, True, image=index)
             )
             continue
         if header.deep:
@@ -443,7 +439,7 @@ class _AnnotationSearch:
             if not searched:
                 self._reporter(index)(
                     "polygon not searched for crossings",
-                    f"{len(points):,} points",
+                    counted(len(points), "point"),
                     "it is used as it is; simplify it to have it checked",
                     False,
                 )
@@ -453,10 +449,9 @@ class _AnnotationSearch:
         self._polygons = []
 
         for index, count in counts.items():
-            plural = "s" if count != 1 else ""
             self._reporter(index)(
                 "polygon crosses itself",
-                f"{count} polygon{plural} of the mask",
+                f"{counted(count, 'polygon')} of the mask",
                 "everything it winds around counts as inside; redraw it",
                 False,
             )

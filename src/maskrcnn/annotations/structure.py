@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..runtime.counted import counted
 from .coco_types import Json, JsonObject
 from .problems import DataError
 from .shown_values import shown
@@ -44,7 +45,7 @@ def check_structure(content: Json, name: str) -> None:
     """
     if _are_results(content):
         raise DataError(
-            f"{name}: expected annotations, got a list of {len(content):,} results "
+            f"{name}: expected annotations, got a list of {counted(len(content), 'result')} "
             '(image_id, category_id, score). To measure them, use evaluate("'
             f'{name}", ANNOTATIONS) or maskrcnn evaluate {name} --data ANNOTATIONS'
         )
@@ -74,7 +75,7 @@ def check_structure(content: Json, name: str) -> None:
         ids = {shown(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
         used = ", ".join(sorted(ids)[:10])
         raise DataError(
-            f'{name}: "categories" is empty, but {len(content["annotations"]):,} annotations '
+            f'{name}: "categories" is empty, but annotations '
             f"have the category_id {used or 'none'}; write {_EXAMPLES['categories']}"
         )
 

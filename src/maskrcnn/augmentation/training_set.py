@@ -43,6 +43,7 @@ from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
 from ..images.read import ImageError
 from ..preprocess import prepare
+from ..runtime.counted import counted
 from ..structures import Batch, Truth
 from . import geometry
 from .augment import AugmentedView, draw_view, warp
@@ -482,7 +483,7 @@ def _check_categories(dataset: CocoDataset, model: ModelConfig) -> None:
     """Raises DataError where labels or keypoints of the data are not the model's."""
     if len(dataset.categories) != len(model.categories):
         raise DataError(
-            f"{dataset.name}: the data has {len(dataset.categories)} categories, "
+            f"{dataset.name}: the data has {counted(len(dataset.categories), 'category')}, "
             f"the model has {len(model.categories)}. Open the data with "
             "categories=model.categories, or make the model with categories=data.categories"
         )
@@ -495,7 +496,8 @@ def _check_categories(dataset: CocoDataset, model: ModelConfig) -> None:
         if len(of_data.keypoints) != len(of_model.keypoints):
             raise DataError(
                 f'{dataset.name}: category "{of_data.name}" (label {label}) has '
-                f"{len(of_data.keypoints)} keypoints, the model has {len(of_model.keypoints)}. "
+                f"{counted(len(of_data.keypoints), 'keypoint')}, "
+                f"the model has {len(of_model.keypoints)}. "
                 "Make the model with categories=data.categories"
             )
 

@@ -24,7 +24,6 @@ def with_fix_advice(function: Callable[..., T], data: str, /, *others: Any, **op
             command.
     """
     from ..annotations.coco_dataset import UnusableEntries
-    from ..annotations.problems import describe
     from ..dataset_checks.fix_dataset import fix_dataset, fixed_errors
 
     try:
@@ -41,10 +40,8 @@ def with_fix_advice(function: Callable[..., T], data: str, /, *others: Any, **op
             advice = (
                 f"{repaired:,} of {total:,} can be repaired; write a repaired file:\n  {command}"
             )
-        problems = describe(usable.name, usable.dropped)
-        raise UnusableEntries(
-            f"{problems}\n{advice}\nTo leave these out, add --on-error drop", usable
-        ) from None
+        advice += "\nTo leave these out, add --on-error drop"
+        raise UnusableEntries(error.problems, usable, advice) from None
 
 
 def _command(data: str, options: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ..formats.format_name import FormatName, yolo_format
+from ..runtime.counted import counted
 
 if TYPE_CHECKING:
     from ..cluster.dataset_summary import DatasetSummary
@@ -200,9 +201,9 @@ def _report(summary: Summary, format: FormatName | None) -> int:
     report_skipped(summary.failed)
     _report_unused(summary)
     if not summary.images:
-        plural = "s" if len(summary.failed) != 1 else ""
         print(
-            f"No image could be read ({len(summary.failed)} file{plural}); nothing was written.",
+            f"No image could be read ({counted(len(summary.failed), 'file')}); "
+            "nothing was written.",
             file=sys.stderr,
         )
         return 2
@@ -280,7 +281,7 @@ def _report_unused(summary: Summary) -> None:
     if frames := summary.several_frames:
         names = ", ".join(frames[:_SHOWN]) + (", ..." if len(frames) > _SHOWN else "")
         print(
-            f"{len(frames)} with several frames, of which the first was used: {names}",
+            f"{counted(len(frames), 'image')} with several frames, the first was used: {names}",
             file=sys.stderr,
         )
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime.counted import counted
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -80,7 +82,7 @@ def table(ranking: Ranking, top: int) -> Table:
     from rich.table import Table
 
     shown = Table(
-        title=f"What to annotate next, of {len(ranking)} images",
+        title=f"What to annotate next, of {counted(len(ranking), 'image')}",
         caption="expected errors: objects that the model may get wrong",
     )
     for name in ("rank", "image", "expected errors", "novelty", "reason"):

@@ -4,15 +4,85 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from ..service.service_settings import ServiceSettings
 
 API_KEY = "MASKRCNN_API_KEY"
 """Environment variable with the API key."""
 _GPU_BATCH = 16
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServiceFlags:
+    """Flags for requests, batches and access: the service's settings."""
+
+    min_score: float = 0.5
+    """Leave out objects with a lower score, unless a request sets its own."""
+
+    max_batch: int | None = None
+    """Most images per forward pass; by default 16 on a GPU, else 4. Images of equal padded shape
+    share one."""
+
+    max_wait: float = 0.01
+    """Most seconds that an image waits for others while the model is idle."""
+
+    max_bytes: int = 64 << 20
+    """Largest body of a request. Larger ones get status 413."""
+
+    max_pixels: int = 50_000_000
+    """Largest width x height of an image. Larger ones get status 413. Decoding takes up to 12 bytes
+    per pixel, 32 for 16-bit color. Up to two such images are held at once."""
+
+    max_files: int = 16
+    """Most images of a request. More get status 413."""
+
+    max_queue: int = 64
+    """Most images that are received and not yet answered. More get status 503."""
+
+    timeout: float = 60.0
+    """Most seconds from a received request to its response; then status 504."""
+
+    receive_timeout: float = 30.0
+    """Most seconds in which a request must arrive; then status 408."""
+
+    grace: float = 20.0
+    """Most seconds for which the server still answers requests after a signal to stop."""
+
+    api_key_file: Path | None = None
+    """File with a key that requests must carry (X-API-Key, or Authorization: Bearer). The
+    environment variable MASKRCNN_API_KEY does the same."""
+
+    allowed_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    """Host names of the server, beside localhost, HOST and IP addresses. An asterisk stands for any
+    part of a name; alone it allows all."""
+
+    allow_origins: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    """Origins whose web pages may send requests, such as https://example.org."""
+
+    root_path: str = ""
+    """Path prefix under which a reverse proxy publishes the server, such as /cells."""
+
+    def settings(self, host: str) -> ServiceSettings:
+        """The settings of a service that listens at a host.
+
+        Raises:
+            ValueError: a value is out of its range, or the file has no key.
+        """
+        from ..service.service_settings import ServiceSettings
+
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.max_batch is None:
+            given["max_batch"] = ServiceSettings.max_batch
+        given["api_key"] = _api_key(given.pop("api_key_file"))
+        given["allowed_hosts"] = (host, *self.allowed_hosts)
+        return ServiceSettings(**given)
 
 
 def serve(
@@ -21,20 +91,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    min_score: float = 0.5,
-    max_batch: int | None = None,
-    max_wait: float = 0.01,
-    max_bytes: int = 64 << 20,
-    max_pixels: int = 50_000_000,
-    max_files: int = 16,
-    max_queue: int = 64,
-    timeout: float = 60.0,
-    receive_timeout: float = 30.0,
-    grace: float = 20.0,
-    api_key_file: Path | None = None,
-    allowed_hosts: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    allow_origins: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    root_path: str = "",
+    flags: ServiceFlags | None = None,
     device: str | None = None,
     tta: str | None = None,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
@@ -54,24 +111,7 @@ def serve(
             Detectron2's .pth or .pkl), or exported file (.onnx, .xml, .pt2).
         host: Address to listen on. 0.0.0.0: reachable from other machines.
         port: Port to listen on; 0 = any free one.
-        min_score: Leave out objects with a lower score, unless a request sets its own.
-        max_batch: Most images per forward pass; by default 16 on a GPU, else 4. Images of equal
-            padded shape share one.
-        max_wait: Most seconds that an image waits for others while the model is idle.
-        max_bytes: Largest body of a request. Larger ones get status 413.
-        max_pixels: Largest width x height of an image. Larger ones get status 413. Decoding takes
-            up to 12 bytes per pixel, 32 for 16-bit color. Up to two such images are held at once.
-        max_files: Most images of a request. More get status 413.
-        max_queue: Most images that are received and not yet answered. More get status 503.
-        timeout: Most seconds from a received request to its response; then status 504.
-        receive_timeout: Most seconds in which a request must arrive; then status 408.
-        grace: Most seconds for which the server still answers requests after a signal to stop.
-        api_key_file: File with a key that requests must carry (X-API-Key, or Authorization:
-            Bearer). The environment variable MASKRCNN_API_KEY does the same.
-        allowed_hosts: Host names of the server, beside localhost, HOST and IP addresses. An
-            asterisk stands for any part of a name; alone it allows all.
-        allow_origins: Origins whose web pages may send requests, such as https://example.org.
-        root_path: Path prefix under which a reverse proxy publishes the server, such as /cells.
+        flags: Settings of the service.
         device: cpu, cuda, cuda:1, ...; by default a GPU if there is one.
         tta: Average several augmented views of each image (more accurate, slower): flip, turns
             (right-angle rotations), scales (0.8, 1.25), or a comma-separated list of these.
@@ -82,25 +122,10 @@ def serve(
     """
     from ..runtime.optional_packages import check_packages
     from ..service.needed_packages import PACKAGES
-    from ..service.service_settings import ServiceSettings
 
     check_packages("maskrcnn serve", PACKAGES, "serve")
-    settings = ServiceSettings(
-        min_score=min_score,
-        max_batch=ServiceSettings.max_batch if max_batch is None else max_batch,
-        max_wait=max_wait,
-        max_bytes=max_bytes,
-        max_pixels=max_pixels,
-        max_files=max_files,
-        max_queue=max_queue,
-        timeout=timeout,
-        receive_timeout=receive_timeout,
-        grace=grace,
-        api_key=_api_key(api_key_file),
-        allowed_hosts=(host, *allowed_hosts),
-        allow_origins=allow_origins,
-        root_path=root_path,
-    )
+    flags = flags or ServiceFlags()
+    settings = flags.settings(host)
 
     from ..prediction.predictor import Predictor
     from ..runtime.keep_memory import keep_memory
@@ -111,7 +136,7 @@ def serve(
     with bind(host, port) as listener, json_lines(sys.stderr):
         keep_memory(one_heap=True)
         where = chosen(device, model)
-        if max_batch is None and str(where).startswith("cuda"):
+        if flags.max_batch is None and str(where).startswith("cuda"):
             settings = replace(settings, max_batch=_GPU_BATCH)
         predictor = Predictor(
             model,
@@ -119,7 +144,7 @@ def serve(
             dtype=dtype,
             tta=tta,
             intensity_range=intensity_range,
-            max_pixels=max_pixels,
+            max_pixels=flags.max_pixels,
         )
         name = Path(model).name
 

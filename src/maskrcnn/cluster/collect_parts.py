@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,9 @@ from ..images.open_image import ImageError
 from ..prediction.annotation_drafts import AnnotationDrafts
 from ..prediction.image_input import read_input
 from ..prediction.predict_files import RESULTS
+from ..runtime.counted import counted
 from ..runtime.progress import track
+from .counted_images import CountedImages, first_of
 from .dataset_summary import DatasetSummary
 from .external_sort import sorted_texts
 from .file_states import CurrentStates
@@ -137,7 +139,7 @@ def collect_parts(
     if unfinished := source.remove_abandoned(_folders_of(job)):
         summary.notes.append(
             f"left files that a process may still be writing: {len(unfinished):,} "
-            f"({_some(unfinished)})"
+            f"({first_of(unfinished)})"
         )
     return summary
 
@@ -165,7 +167,7 @@ def _checked_job(folder: OutputFolder) -> _Job:
             if extra:
                 notes.append(
                     f"left out parts that the source no longer has: {len(extra):,} "
-                    f"({_some(extra)}); delete them"
+                    f"({first_of(extra)}); delete them"
                 )
             order = range(listing.parts)
             return _Job(
@@ -221,11 +223,13 @@ def _found_parts(
 
     problems = []
     if damaged:
-        problems.append(f"damaged parts: {_some(damaged)}; delete them and run their shards again")
+        problems.append(
+            f"damaged parts: {first_of(damaged)}; delete them and run their shards again"
+        )
     if foreign:
-        problems.append(f"parts of a job with other settings: {_some(foreign)}; move them away")
+        problems.append(f"parts of a job with other settings: {first_of(foreign)}; move them away")
     if twice:
-        problems.append(f"parts that are there twice: {_some(twice)}; delete one of each")
+        problems.append(f"parts that are there twice: {first_of(twice)}; delete one of each")
     if problems:
         raise DataError(f"{folder}: {'. '.join(problems)}")
     return dict(sorted(names.items())), infos
@@ -248,7 +252,7 @@ def _complete_listings(
             by_count.setdefault(record.shard.count, {})[record.shard.number] = record
     if not by_count:
         raise DataError(
-            f"{folder}: no shard has ended ({len(names):,} parts are there); "
+            f"{folder}: no shard has ended ({counted(len(names), 'part')} there); "
             "run the same maskrcnn predict command again, which goes on"
         )
 
@@ -258,23 +262,28 @@ def _complete_listings(
         if missing := [number for number in range(1, count + 1) if number not in found]:
             shards = [str(Shard(number, count)) for number in missing[:_SHOWN]]
             more = ", ..." if len(missing) > _SHOWN else ""
-            plural = "s" if len(missing) > 1 else ""
             problems.append(
-                f"missing {len(missing):,} of {count:,} shards; "
-                f"run shard{plural} {', '.join(shards)}{more}"
+                f"missing {len(missing):,} of {counted(count, 'shard')}; "
+                f"run {_shards(missing)} {', '.join(shards)}{more}"
             )
             continue
         listings = [found[number].listing for number in sorted(found)]
         if all(listing.is_of(listings[0]) for listing in listings):
             complete.append((count, listings[0]))
             continue
-        counts = ", ".join(f"{r.shard}: {r.listing.images:,} images" for r in found.values())
+        counts = ", ".join(
+            f"{r.shard}: {counted(r.listing.images, 'image')}" for r in found.values()
+        )
         problems.append(
             f"the source has changed between the shards ({counts}); run all shards again"
         )
     if not complete:
         raise DataError(f"{folder}: {'; or '.join(problems)}")
     return complete
+
+
+def _shards(numbers: Sequence[int]) -> str:
+    return "shard" if len(numbers) == 1 else "shards"
 
 
 def _problem_of_parts(names: dict[int, str], listing: Listing, count: int) -> str:
@@ -290,8 +299,8 @@ def _problem_of_parts(names: dict[int, str], listing: Listing, count: int) -> st
     again = ", ".join(str(Shard(number, count)) for number in shards[:_SHOWN])
     more = ", ..." if len(shards) > _SHOWN else ""
     return (
-        f"missing {len(missing):,} of {listing.parts:,} parts: {_some(files)}; "
-        f"run shard{'s' if len(shards) > 1 else ''} {again}{more} again"
+        f"missing {len(missing):,} of {counted(listing.parts, 'part')}: {first_of(files)}; "
+        f"run {_shards(shards)} {again}{more} again"
     )
 
 
@@ -307,15 +316,15 @@ def _listed_twice(job: _Job) -> str:
             if len(shown) < _SHOWN and key not in shown:
                 shown.append(key)
         before = key
-    return f"images that the source lists twice: {count:,} ({_some(shown)})" if count else ""
+    return f"images that the source lists twice: {count:,} ({first_of(shown)})" if count else ""
 
 
 def _changes(job: _Job, progress: bool) -> list[str]:
     """Sentences about images whose files are no longer those that were predicted."""
     current = CurrentStates()
-    changed = _Counted()
-    gone = _Counted()
-    unknown = _Counted()
+    changed = CountedImages()
+    gone = CountedImages()
+    unknown = CountedImages()
     for name in track(job.names, "comparing files", show=None if progress else False):
         for row, before in read_states(job.folder, name):
             if before is None:
@@ -339,22 +348,6 @@ def _changes(job: _Job, progress: bool) -> list[str]:
     if unknown.count:
         notes.append(f"images whose size and time were not known: {unknown}")
     return notes
-
-
-@dataclass
-class _Counted:
-    """How many images there are of a kind, with the first of them."""
-
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, key: str) -> None:
-        self.count += 1
-        if len(self.shown) <= _SHOWN:
-            self.shown.append(key)
-
-    def __str__(self) -> str:
-        return f"{self.count:,} ({_some(self.shown)})"
 
 
 def _folders_of(job: _Job) -> list[str]:
@@ -454,7 +447,3 @@ def overlay_name(file_name: str) -> str:
     parts = [part for part in plain.split("/") if part not in ("", ".", "..")] or ["image"]
     name = "/".join(part.replace("\0", "_")[-200:] for part in parts)
     return name if name.lower().endswith((*_JPEG, ".png")) else f"{name}.png"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..runtime.counted import counted
+from .counted_images import CountedImages
 from .part_files import PartInfo
 from .part_worker import PartDone
 
@@ -41,12 +43,15 @@ class DatasetSummary:
     """What is in the source and not used, and what is unusual, as sentences."""
     precisions: Counter[str] = field(default_factory=Counter)
     """How many parts were computed in each precision."""
+    uncompared: CountedImages = field(default_factory=CountedImages)
+    """With `retry_changed`: images that were kept without knowing whether they have changed."""
 
     def add(self, done: PartDone) -> None:
         """Adds a part."""
         self.add_info(done.info)
         self.old_parts += done.is_old
         self.first_errors += done.errors[: _SHOWN - len(self.first_errors)]
+        self.uncompared.add_all(done.uncompared)
 
     def add_info(self, info: PartInfo) -> None:
         """Adds the counts of a part."""
@@ -64,9 +69,8 @@ class DatasetSummary:
 
         time = f" in {self.seconds:.1f} s" if self.seconds else ""
         before = f" ({self.old_parts:,} finished before)" if self.old_parts else ""
-        plural = "s" if self.images != 1 else ""
-        files = "files" if self.parts != 1 else "file"
-        table = Table(title=f"{self.images:,} image{plural}, {self.parts:,} {files}{before}{time}")
+        counts = f"{counted(self.images, 'image')}, {counted(self.parts, 'file')}"
+        table = Table(title=f"{counts}{before}{time}")
         for name in ("category", "objects", "in images"):
             table.add_column(name, justify="left" if name == "category" else "right")
 
@@ -83,6 +87,13 @@ class DatasetSummary:
             remarks.append(
                 f"images with several frames, of which the first was used: {self.several_frames:,}"
             )
+        if self.uncompared.count:
+            remarks.append(
+                "images that were kept although they may have changed, because size and time of "
+                f"their files are unknown: {self.uncompared}; to predict them again, "
+                "use another folder for the results"
+            )
+
         if len(self.precisions) > 1:
             counts = ", ".join(f"{count:,} in {name}" for name, count in self.precisions.items())
             remarks.append(

@@ -148,6 +148,7 @@ def schema() -> Any:
             ("keypoints", pyarrow.list_(pyarrow.float64())),
         ]
     )
+
     return pyarrow.schema(
         [
             ("key", pyarrow.string()),

@@ -22,6 +22,7 @@ from ..model.maskrcnn import MaskRCNN
 from ..prediction.image_sources import ImageSource
 from ..prediction.model_engine import Dtype, ModelEngine
 from ..prediction.predictor import Predictor
+from .counted_images import CountedImages
 from .file_states import FileState
 from .file_stores import OutputFolder, StoreError, is_store
 from .image_reader import Fetched, read_row, read_rows
@@ -86,6 +87,8 @@ class PartDone:
     """Whether its file was there."""
     errors: list[str] = field(default_factory=list)
     """The first errors of images in it; none if it is old."""
+    uncompared: CountedImages = field(default_factory=CountedImages)
+    """Images that are kept without knowing whether their files have changed."""
 
 
 @dataclass
@@ -103,6 +106,8 @@ class _Progress:
     has_success: bool = False
     states: dict[str, FileState | None] = field(default_factory=dict)
     """Of the files, by location, before they were read."""
+    uncompared: CountedImages = field(default_factory=CountedImages)
+    """Images that are kept without knowing whether their files have changed."""
 
     def add(self, number: int, row: StoredImage) -> None:
         """Adds a finished row, and writes those whose turn it is."""
@@ -184,11 +189,12 @@ class PartWorker:
         if old is not None:
             self._keep_rows(progress, name)
         if same is not None and progress.is_complete:
-            return PartDone(same, is_old=True)
+            return PartDone(same, is_old=True, uncompared=progress.uncompared)
         self._predict(progress)
         self.folder.write(name, progress.writer.content())
         self._count_faults(progress, name)
-        return PartDone(info, is_old=False, errors=progress.errors[:_SHOWN])
+        errors = progress.errors[:_SHOWN]
+        return PartDone(info, is_old=False, errors=errors, uncompared=progress.uncompared)
 
     def _count_faults(self, progress: _Progress, name: str) -> None:
         """Remembers faults until an image succeeds, so that small parts cannot hide them."""
@@ -206,13 +212,19 @@ class PartWorker:
             for row in read_part(self.folder, name)
             if not (self.setup.retry_errors and row["error"])
         }
+
         for number in range(len(progress.part.rows)):
             new = self._row(progress, number)
             kept = old.get(new["key"])
             if kept is None or kept["location"] != new["location"]:
                 continue
-            if self.setup.retry_changed and _has_changed(kept, progress.state(number)):
-                continue
+            if self.setup.retry_changed:
+                has_changed = _has_changed(kept, progress.state(number))
+                if has_changed:
+                    continue
+                if has_changed is None and kept["error"] is None:
+                    progress.uncompared.add(new["key"])
+
             same = {name: new[name] for name in ("image_id", "file_name", "row_group", "row")}
             progress.add(number, {**kept, **same})
 
@@ -254,6 +266,7 @@ class PartWorker:
         for number, row in enumerate(progress.part.rows):
             if not progress.is_missing(number):
                 continue
+
             try:
                 image = read_row(row, self.setup.image_column)
                 source = ImageSource(image, number, row.file_name)
@@ -327,10 +340,12 @@ class PartWorker:
         }
 
 
-def _has_changed(kept: StoredImage, now: FileState | None) -> bool:
-    """Whether the file of an image is another one than when the image was predicted."""
+def _has_changed(kept: StoredImage, now: FileState | None) -> bool | None:
+    """Whether the file of an image is another one than when it was predicted; None: unknown."""
     before = stored_state(kept)
-    return before is not None and now is not None and now.differs_from(before)
+    if before is None or now is None:
+        return None
+    return now.differs_from(before)
 
 
 def storable(text: str) -> str:

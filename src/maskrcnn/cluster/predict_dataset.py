@@ -9,35 +9,21 @@ that a job that was killed goes on by the same call.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from ..formats.format_name import FormatName
 from ..images.open_image import pixel_limit
 from ..model.maskrcnn import MaskRCNN
-from ..ops.device import usable_device
-from ..prediction.graph_engine import is_graph_file
 from ..prediction.model_engine import Dtype
 from ..prediction.predict_files import MIN_SCORE
-from ..prediction.predictor import Predictor
-from ..runtime.atomic_files import stating_what_is_safe
-from ..runtime.progress import progress as progress_bar
 from .collect_parts import collect_parts
+from .dataset_job import DatasetJob, loaded, location_of
 from .dataset_summary import DatasetSummary
-from .file_stores import OutputFolder, cluster_package
-from .image_rows import Listing, cut_parts
-from .job_settings import NAME as SETTINGS
-from .job_settings import JobSettings, model_digest
-from .part_worker import PartDone, PartWorker, WorkerSetup
-from .row_sources import RowSource, open_source
-from .shards import Shard, ShardRecord
-
-_SHOWN = 3  # inputs in a message
+from .file_stores import cluster_package
+from .part_worker import WorkerSetup
+from .shards import Shard
 
 
 def predict_dataset(
@@ -144,55 +130,36 @@ def predict_dataset(
             "results, annotations (--format), overlays: expected none with a shard; write them "
             f"when all shards are done: maskrcnn collect {out}"
         )
-    folder = OutputFolder(out)
-    location = str(out) if folder.path is None else os.path.abspath(out)
-    rows = open_source(
-        source, out=location, images=images, image_column=image_column, id_column=id_column
+    job = DatasetJob.begin(
+        WorkerSetup(
+            out=location_of(out),
+            settings="",
+            model=loaded(model),
+            device=device,
+            dtype=dtype,
+            exact=exact,
+            tta=tta,
+            min_score=min_score,
+            intensity_range=intensity_range,
+            max_pixels=pixel_limit(max_pixels),
+            batch_size=batch_size,
+            image_column=image_column,
+            retry_errors=retry_errors,
+            retry_changed=retry_changed,
+        ),
+        source,
+        out,
+        part_size=part_size,
+        images=images,
+        id_column=id_column,
+        is_elsewhere=ray,
     )
-
-    setup = WorkerSetup(
-        out=location,
-        settings="",
-        model=_loaded(model),
-        device=device,
-        dtype=dtype,
-        exact=exact,
-        tta=tta,
-        min_score=min_score,
-        intensity_range=intensity_range,
-        max_pixels=pixel_limit(max_pixels),
-        batch_size=batch_size,
-        image_column=image_column,
-        retry_errors=retry_errors,
-        retry_changed=retry_changed,
-    )
-    if not ray and device is None and isinstance(setup.model, MaskRCNN):
-        setup = replace(setup, device=str(usable_device(None)))
-    predictor = setup.predictor() if not ray else replace(setup, device="cpu").predictor()
-    settings = _settings_of(setup, _described(source, images), predictor, part_size, id_column)
-    setup = replace(setup, settings=settings.digest)
-    is_new = settings.write(folder)
-    folder.remove(part.name)
 
     if ray:
-        from .ray_engine import ray_results
-
-        finished = ray_results(
-            rows, setup, part_size, workers=workers, cpus=worker_cpus, gpus=worker_gpus
-        )
+        finished = job.by_ray(workers, worker_cpus, worker_gpus)
     else:
-        finished = _own_results(rows, setup, part_size, part, PartWorker(setup, predictor))
-    start = time.perf_counter()
-    summary = DatasetSummary(str(out))
-    listing = _followed(finished, summary, progress)
-    if not listing.images:
-        if is_new:
-            folder.remove(SETTINGS)
-        raise ValueError("; ".join([f"{_described(source)}: no images", *listing.notes]))
-
-    ShardRecord(part, settings.digest, listing).write(folder)
-    summary.notes = listing.notes
-    summary.seconds = time.perf_counter() - start
+        finished = job.by_this_process(part)
+    summary = job.followed(finished, part, progress)
     if results or annotations or overlays:
         collect_parts(
             out,
@@ -204,92 +171,6 @@ def predict_dataset(
             progress=progress,
         )
     return summary
-
-
-def _settings_of(
-    setup: WorkerSetup,
-    source: str,
-    predictor: Predictor,
-    part_size: int | None,
-    id_column: str | None,
-) -> JobSettings:
-    """What the results depend on."""
-    keypoint = predictor.config.keypoint
-    return JobSettings(
-        model=model_digest(setup.model),
-        source=source,
-        min_score=setup.min_score,
-        dtype=setup.dtype or "float32",
-        exact=setup.exact,
-        tta=setup.tta,
-        intensity_range=predictor.intensity_range,
-        max_pixels=setup.max_pixels,
-        part_size=part_size,
-        image_column=setup.image_column,
-        id_column=id_column,
-        coco_offset=keypoint.coco_offset if keypoint else 0.5,
-        categories=predictor.config.categories,
-    )
-
-
-def _followed(
-    finished: Iterator[PartDone | Listing], summary: DatasetSummary, progress: bool
-) -> Listing:
-    """Counts the parts as they end; returns the listing."""
-    listing = Listing()
-    with (
-        stating_what_is_safe(lambda: _what_is_safe(summary)),
-        progress_bar("Predicting", None, show=progress) as advance,
-    ):
-        for done in finished:
-            if isinstance(done, Listing):
-                listing = done
-            else:
-                summary.add(done)
-                advance(done.info.images + done.info.errors)
-    return listing
-
-
-def _own_results(
-    rows: RowSource, setup: WorkerSetup, part_size: int | None, shard: Shard, worker: PartWorker
-) -> Iterator[PartDone | Listing]:
-    """Makes the parts of a shard in this process; the listing of the whole source comes last."""
-    listing = Listing()
-    for part in cut_parts(rows.rows(), part_size, listing):
-        if shard.has(part.index):
-            yield worker(part)
-    listing.notes = rows.notes()
-    yield listing
-
-
-def _loaded(model: MaskRCNN | str | Path) -> MaskRCNN | Path:
-    if isinstance(model, MaskRCNN):
-        return model
-    if is_graph_file(model):
-        return Path(os.path.abspath(model))
-    from ..weights.load import load
-
-    return load(model)
-
-
-def _described(source: str | Path | Sequence[str | Path], images: str | Path | None = None) -> str:
-    """The source as it is compared with that of an earlier run: absolute, so that it is one."""
-    given = [source] if isinstance(source, str | Path) else list(source)
-    if images is not None:
-        given.append(images)
-    texts = [str(one) if "://" in str(one) else os.path.abspath(one) for one in given]
-    text = "\n".join(texts).encode("utf-8", "backslashreplace")
-    if len(texts) > _SHOWN:
-        digest = hashlib.blake2b(text, digest_size=8).hexdigest()
-        return f"{texts[0]} and {len(texts) - 1:,} more ({digest})"
-    return text.decode().replace("\n", ", ")
-
-
-def _what_is_safe(summary: DatasetSummary) -> str:
-    return (
-        f"{summary.parts:,} parts with {summary.images:,} images are safe in {summary.out}; "
-        "the same command goes on"
-    )
 
 
 def _check_settings(

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..model.maskrcnn import MaskRCNN
 from ..ops.device import usable_device
+from ..runtime.counted import counted
 from ..runtime.keep_memory import keep_memory
 from .file_stores import cluster_package
 from .image_rows import Listing, Part, cut_parts
@@ -73,7 +74,10 @@ def ray_results(
         fitting = _fitting(resources, cpus, gpus)
         wanted = fitting if workers is None else workers
         if wanted > fitting:
-            print(f"Ray has room for {fitting} of {wanted} workers; more wait", file=sys.stderr)
+            print(
+                f"Ray has room for {fitting} of {counted(wanted, 'worker')}; the others wait",
+                file=sys.stderr,
+            )
         if setup.device is None:
             setup = replace(setup, device=None if gpus else "cpu")
 

@@ -27,6 +27,7 @@ from ..annotations.problems import DataError
 from ..images.image_files import describe_left_out, image_suffixes, is_pattern
 from ..images.remote import is_url
 from ..prediction.predict_inputs import find_inputs
+from ..runtime.counted import counted
 from .external_sort import sorted_texts
 from .file_states import FileState
 from .file_stores import is_store, joined, opened_store, parent_of, read_object
@@ -83,8 +84,7 @@ class LeftOut:
             for ending, count in self.counts.most_common()
         ]
         total = self.counts.total()
-        plural = "s" if total != 1 else ""
-        return [f"left out {total:,} file{plural} not read as images: {', '.join(parts)}"]
+        return [f"left out {counted(total, 'file')} not read as images: {', '.join(parts)}"]
 
 
 class FolderSource(RowSource):

@@ -11,6 +11,8 @@ from html import escape
 
 import numpy as np
 
+from ..runtime.counted import counted
+
 WIDTH = 520
 HEIGHT = 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 22, 40  # margins around the plot
@@ -55,7 +57,7 @@ def histogram(
     def x(power: float) -> float:
         return LEFT + (power - low) / (high - low) * _PLOT_WIDTH
 
-    parts = _axes(top, x_label, aria=f"{len(values)} values, {x_label}")
+    parts = _axes(top, x_label, aria=f"{counted(len(values), 'value')}, {x_label}")
     if band is not None:
         start, end = (x(float(np.clip(np.log2(v), low, high))) for v in band)
         shade = (

@@ -18,6 +18,7 @@ from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import Json
 from ..annotations.problems import Problem
 from ..runtime.atomic_files import replace_text
+from ..runtime.counted import counted
 from .check_charts import bars, heat_map, histogram, image_sizes
 from .samples import close_up, drawn_image, raw_box
 from .whole_dataset import LARGEST, SMALLEST, ObjectTable
@@ -98,7 +99,7 @@ def _headline(report: CheckReport) -> list[dict[str, str]]:
         {
             "number": objects,
             "unit": "objects",
-            "text": f"in {num_categories:,} categor{'y' if num_categories == 1 else 'ies'}",
+            "text": f"in {counted(num_categories, 'category')}",
             "color": "",
         },
         {
@@ -274,7 +275,7 @@ def _samples(data: CocoDataset, objects: ObjectTable) -> list[dict[str, str]]:
     for index in indices.tolist():
         url = drawn_image(data, index)
         if url is not None:
-            text = f"{names[index]}, {counts[index]} object{'s' * (counts[index] != 1)}"
+            text = f"{names[index]}, {counted(counts[index], 'object')}"
             samples.append({"url": url, "text": text})
     return samples
 

@@ -9,6 +9,7 @@ from ..annotations.coco_dataset import CocoDataset
 from ..annotations.notes import Note
 from ..annotations.problems import Problem, describe, listed
 from ..config import ModelConfig
+from ..runtime.counted import counted
 from ..weights.heads import parts_of
 from .fix_dataset import FixedDataset, fixed_errors
 from .whole_dataset import ObjectTable
@@ -55,14 +56,15 @@ class CheckReport:
     @property
     def counts(self) -> str:
         """Numbers of images, annotations, categories and problems, in one line."""
-        num_categories = len(self.data.categories)
+        images = len(self.data.raw["images"])
+        annotations = len(self.data.raw["annotations"])
         errors = sum(p.is_error for p in self.problems)
         warned = len(self.problems) - errors
         return (
-            f"{self.data.name}: {len(self.data.raw['images']):,} images, "
-            f"{len(self.data.raw['annotations']):,} annotations, "
-            f"{num_categories} categor{'y' if num_categories == 1 else 'ies'}; "
-            f"{errors:,} error{'s' * (errors != 1)}, {warned:,} warning{'s' * (warned != 1)}"
+            f"{self.data.name}: {counted(images, 'image')}, "
+            f"{counted(annotations, 'annotation')}, "
+            f"{counted(len(self.data.categories), 'category')}; "
+            f"{counted(errors, 'error')}, {counted(warned, 'warning')}"
         )
 
     def describe(self, most: int | None = 20) -> str:

@@ -49,6 +49,7 @@ def load_cached(paths: Sequence[Path]) -> dict[Path, DecodeResult]:
                 f"WHERE path IN ({marks})",
                 tuple(part),
             )
+
             for name, size, changed, error, digest, packed, small in rows:
                 if (size, changed) == _file_state(part[name]):
                     hashed = np.frombuffer(packed, np.float16).astype(np.float32)

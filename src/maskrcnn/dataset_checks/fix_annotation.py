@@ -35,6 +35,7 @@ from ..annotations.annotation import (
 )
 from ..annotations.coco_types import Json, JsonObject
 from ..config import Category
+from ..runtime.counted import counted
 from .size_evidence import fills
 
 # A box in another format must match its mask within this many pixels to prove that format.
@@ -141,8 +142,8 @@ def _fix_format(new: dict[str, Json], size: tuple[int, int], report: ChangeRepor
     polygons = _as_polygons(given)
     if polygons is not None:
         new["segmentation"] = polygons
-        points = f"{sum(map(len, polygons)) // 2} points"
-        count = f"{len(polygons)} polygons" if len(polygons) > 1 else "one polygon"
+        points = counted(sum(map(len, polygons)) // 2, "point")
+        count = counted(len(polygons), "polygon")
         report(kind, points, f"converted to {count}")
 
 
@@ -195,7 +196,7 @@ def _fix_mask(new: dict[str, Json], size: tuple[int, int], report: ChangeReporte
         kept = [part for part in given if not _flat(part)]
         if len(kept) < len(given):
             new["segmentation"] = kept
-            count = f"{len(given) - len(kept)} of {len(given)} polygons"
+            count = f"{len(given) - len(kept)} of {counted(len(given), 'polygon')}"
             report("polygon without area", count, "removed from the mask")
 
     if (

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import NO_OBJECT, Problem
+from ..runtime.counted import counted
 from .decode_images import DecodedImage, without_copies
 
 
@@ -32,7 +33,7 @@ def find_refusals(data: CocoDataset) -> list[Problem]:
     ignored = [p for p in data.warnings if p.kind == NO_OBJECT]
     if ignored:
         return [replace(p, is_error=True) for p in ignored]
-    detail = f"{len(data):,} images without an object"
+    detail = f"{counted(len(data), 'image')} without an object"
     return [Problem(NO_OBJECT, data.name, detail, "annotate at least one", True)]
 
 
@@ -45,8 +46,8 @@ def find_split_refusal(data: CocoDataset, images: Sequence[DecodedImage]) -> lis
     """
     if not images or not len(data) or len(without_copies(images)) > 1:
         return []
-    detail = f"{len(data):,} images, which are one image and its copies"
-    if len(data) == 1:
-        detail = "1 image"
+    detail = counted(len(data), "image")
+    if len(data) > 1:
+        detail += ", which are one image and its copies"
     suggestion = "training splits images off to validate on; add images, or use --val or --no-val"
     return [Problem("no validation images", data.name, detail, suggestion, True)]

@@ -20,6 +20,7 @@ from ..annotations.coco_types import CocoAnnotation, Json
 from ..annotations.problems import Problem
 from ..config import ModelConfig
 from ..preprocess import input_size
+from ..runtime.counted import counted
 
 FEW = 10
 """A category with fewer objects is reported as rare."""
@@ -157,7 +158,7 @@ def _rare_categories(data: CocoDataset, objects: ObjectTable) -> list[Problem]:
                 Problem(
                     "rare category",
                     where,
-                    f"{count} object{'s' * (count != 1)}",
+                    counted(count, "object"),
                     f"annotate at least {FEW}, or merge it with another category",
                     False,
                 )
@@ -187,7 +188,7 @@ def find_box_format(data: CocoDataset) -> list[Problem]:
             Problem(
                 "boxes are x0, y0, x1, y1",
                 data.name,
-                f"{beyond} of {len(boxes)} boxes reach beyond their image if read as "
+                f"{beyond:,} of {counted(len(boxes), 'box')} beyond the image if read as "
                 "x, y, width, height; none if read as x0, y0, x1, y1",
                 'write x, y, width, height, or run "maskrcnn check --fix"',
                 True,
@@ -277,7 +278,8 @@ def _crowded_images(data: CocoDataset, objects: ObjectTable, model: ModelConfig)
         Problem(
             "more objects than detections",
             names[n],
-            f"{counts[n]} objects; the small model returns at most {most} detections",
+            f"{counted(counts[n], 'object')}; "
+            f"the small model returns at most {counted(most, 'detection')}",
             suggestion,
             False,
         )

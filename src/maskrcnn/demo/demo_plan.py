@@ -22,6 +22,7 @@ from ..config import AugmentConfig, ModelConfig, TrainConfig
 from ..kernels.precision import computes_bfloat16
 from ..presets import maskrcnn_r18_small
 from ..recipe.recipe import Candidate, Recipe
+from ..runtime.counted import counted
 from ..synthetic.scenes import write_scenes
 from ..synthetic.shapes import CATEGORIES
 from ..training.trial import choose_candidate, image_seconds, step_seconds
@@ -70,7 +71,8 @@ class DemoPlan:
         speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{self.step_seconds:.1f} s per step"
         line = (
             f"This machine: {speed} with {self.candidate.name}; "
-            f"training {self.steps} steps, about {self.total_seconds / 60:.1f} min in all"
+            f"training {counted(self.steps, 'step')}, "
+            f"about {self.total_seconds / 60:.1f} min in all"
         )
         if not self.suffices:
             enough = self.candidate.enough

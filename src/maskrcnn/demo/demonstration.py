@@ -21,6 +21,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import predict
+from ..runtime.counted import counted
 from ..runtime.progress import track
 from ..synthetic.scenes import write_scenes
 from ..training.fit import train
@@ -103,7 +104,9 @@ def run_demo(
     val = validation.subset(range(min(NUM_VAL_IN_TRAINING, len(validation))))
     run = train(plan.candidate.recipe.model, data, val=val, config=plan.config, out=out / "run")
 
-    console.print(f"5/5  Evaluating the model on {len(validation)} scenes held out from training")
+    console.print(
+        f"5/5  Evaluating the model on {counted(len(validation), 'scene')} held out from training"
+    )
     predictions = _predict(run.model, validation)
     results = [entry for instances in predictions for entry in instances.to_coco()]
     evaluation = evaluate(results, validation, out=out)

@@ -14,6 +14,7 @@ from ..annotations.coco_types import CocoContent, CocoResult
 from ..config import Category
 from ..images.read import ImageError
 from ..prediction.predictor import ImageSource, Predictor
+from ..runtime.counted import counted
 from ..runtime.progress import track
 
 if TYPE_CHECKING:
@@ -139,8 +140,9 @@ def _keypoint_order(ours: Category, theirs: Category) -> list[int]:
     if unnamed and len(ours.keypoints) == len(theirs.keypoints):
         return list(range(len(ours.keypoints)))
     raise ValueError(
-        f'category "{ours.name}": expected {len(ours.keypoints)} keypoints, as the model '
-        f"predicts ({', '.join(ours.keypoints):.200}), got {len(theirs.keypoints)} in the data "
+        f'category "{ours.name}": expected {counted(len(ours.keypoints), "keypoint")}, '
+        f"as the model predicts ({', '.join(ours.keypoints):.200}), "
+        f"got {len(theirs.keypoints)} in the data "
         f"({', '.join(theirs.keypoints):.200}); use data with the same keypoints, by name"
     )
 

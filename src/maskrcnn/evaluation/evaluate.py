@@ -21,6 +21,7 @@ from ..annotations.structure import resembles_coco
 from ..config import Category
 from ..images.read import ImageError
 from ..runtime.atomic_files import replace_text
+from ..runtime.counted import counted
 from ..runtime.plain_data import PlainData, PlainDict
 from .given_results import match_results, plain_id, read_results
 from .metric import FIELD, Task, tables
@@ -70,8 +71,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_images} images, {self.num_objects} objects, "
-            f"at most {self.max_detections} detections per image and category"
+            f"{counted(self.num_images, 'image')}, {counted(self.num_objects, 'object')}, "
+            f"at most {counted(self.max_detections, 'detection')} per image and category"
         ]
 
         # one table for the tasks that have the same columns
@@ -254,7 +255,9 @@ def without_images(data: CocoDataset, unreadable: Mapping[int, str]) -> CocoData
     readable = [i for i, entry in enumerate(entries) if entry["id"] not in unreadable]
     if not readable and unreadable:
         reason = next(iter(unreadable.values()))
-        raise ImageError(f"{data.name}: none of {len(data)} images can be read: {reason}")
+        raise ImageError(
+            f"{data.name}: none of {counted(len(data), 'image')} can be read: {reason}"
+        )
     return data.subset(readable)
 
 
@@ -262,8 +265,8 @@ def _left_out(unreadable: Mapping[int, str], count: int) -> str:
     """Which images AP leaves out, as a remark."""
     shown = "; ".join([*unreadable.values()][:_SHOWN])
     more = f"; and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
-    numbers = f"{len(unreadable)} of {count} images"
-    return f"{numbers} cannot be read and are left out of AP: {shown}{more}"
+    numbers = f"{len(unreadable):,} of {counted(count, 'image')}"
+    return f"left out of AP, because they cannot be read: {numbers}: {shown}{more}"
 
 
 def _evaluate_given(
@@ -299,8 +302,8 @@ def _warn_about_unevaluated(
     for head, count in (("mask", parts.mask), ("keypoint", parts.keypoint)):
         if count and getattr(config, head) is None:
             warnings.warn(
-                f"the {head}s of {count} of {parts.objects} objects are not evaluated: the model "
-                f"has no {head} head",
+                f"the {head}s of {count:,} of {counted(parts.objects, 'object')} are not "
+                f"evaluated: the model has no {head} head",
                 stacklevel=3,
             )
 
@@ -308,7 +311,7 @@ def _warn_about_unevaluated(
     matched = {match[0] for match in matches if match is not None}
     counts = Counter(a["category_id"] for a in truth["annotations"])
     unknown = [
-        f"{c.name} ({counts[c.id]} objects)"
+        f"{c.name} ({counted(counts[c.id], 'object')})"
         for c in categories
         if c.id not in matched and counts[c.id]
     ]

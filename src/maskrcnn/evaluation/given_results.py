@@ -23,6 +23,7 @@ from ..annotations.categories import similar_names
 from ..annotations.coco_types import CocoContent, CocoResult
 from ..annotations.json_file import read_json
 from ..config import Category
+from ..runtime.counted import counted
 from ..runtime.plain_data import PlainData
 from .metric import FIELD
 
@@ -152,7 +153,7 @@ class _Images:
             if id_ in self.ids:
                 return id_
             raise ValueError(
-                f"{place}: image_id {id_!r} is not among the {self.count} annotated images, "
+                f"{place}: image_id {id_!r} is not among the annotated images ({self.count:,}), "
                 f"such as {_some([*self.original, *map(str, self.ids)])}; "
                 'use the ids of the annotation file, or add "file_name" to the results'
             )
@@ -166,12 +167,12 @@ class _Images:
             return
         count = self.others.total()
         text = (
-            f"{count} of {total} detections are of {len(self.others)} images that are not "
-            f"annotated ({_some([*self.others])})"
+            f"{count:,} of {counted(total, 'detection')}, of "
+            f"{counted(len(self.others), 'image')} without annotations ({_some([*self.others])})"
         )
         if count == total:
             raise ValueError(
-                f"{where}: {text}; the {self.count} annotated images are "
+                f"{where}: {text}; the annotated images ({self.count:,}) are "
                 f"{_some([*self.names.values()])}. Evaluate on the images that were predicted"
             )
         warnings.warn(f"{where}: ignored detections: {text}", stacklevel=5)
@@ -269,7 +270,7 @@ class _Categories:
         count = self.other_names.total()
         text = f"the categories {_some([*self.other_names])}, which are not annotated"
         if count < total:
-            message = f"{where}: ignored {count} of {total} detections of {text}"
+            message = f"{where}: ignored {count:,} of {counted(total, 'detection')}, of {text}"
             warnings.warn(message, stacklevel=5)
             return
         near = [
@@ -279,7 +280,7 @@ class _Categories:
         ]
         meant = f" Did you mean {_some(near)}?" if near else ""
         raise ValueError(
-            f"{where}: all {total} detections are of {text}; the annotations have "
+            f"{where}: all detections ({total:,}) are of {text}; the annotations have "
             f"{_some([*self.by_name])}.{meant} Rename the categories on one side"
         )
 
@@ -385,13 +386,13 @@ def _are_numbers(values: Any, count: int) -> bool:
 def _report_scores(given: Sequence[PlainData], checked: Sequence[PlainData], where: str) -> None:
     texts = sum(isinstance(entry["score"], str) for entry in given)
     if texts:
-        message = f"{where}: {texts} scores are text; they were read as numbers"
+        message = f"{where}: scores that are text were read as numbers: {texts:,}"
         warnings.warn(message, stacklevel=5)
     beyond = [entry["score"] for entry in checked if not 0 <= entry["score"] <= 1]
     if beyond:
         extreme = max(beyond, key=abs)
         warnings.warn(
-            f"{where}: {len(beyond)} scores are not from 0 to 1, such as {extreme:g}; "
+            f"{where}: {counted(len(beyond), 'score')} outside 0 to 1, such as {extreme:g}; "
             "only the order of the scores counts",
             stacklevel=5,
         )
@@ -403,7 +404,7 @@ def _report_repeated(results: Sequence[CocoResult], where: str) -> None:
     repeated = sum(times.values()) - len(times)
     if repeated:
         warnings.warn(
-            f"{where}: {repeated} detections repeat another one exactly; "
+            f"{where}: exact repetitions of another detection: {repeated:,}; "
             "each counts as a false positive",
             stacklevel=5,
         )
@@ -423,8 +424,8 @@ def _report_missing_parts(
         without = sum(not r.get(field) for r in expected)
         if 0 < without < len(expected):
             warnings.warn(
-                f"{where}: {without} of {len(expected)} detections have no {field}; "
-                f"they do not count for {task}",
+                f"{where}: {without:,} of {counted(len(expected), 'detection')} without {field}, "
+                f"not counted for {task}",
                 stacklevel=5,
             )
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..instances import Instances
+from ..runtime.counted import counted
 from .comparison import BOUNDS, Bounds, ImageComparison
 
 FEW_OBJECTS = 10
@@ -109,8 +110,8 @@ class Certificate:
         total = self.total
         if total.matched < FEW_OBJECTS:
             found.append(
-                f"only {total.matched} objects were compared: the drawn images show little that "
-                "this model detects. Compare on images of your own with --samples"
+                f"compared only {counted(total.matched, 'object')}: the drawn images show little "
+                "that this model detects. Compare on images of your own with --samples"
             )
         if not self.without_objects:
             found.append("the model detected something in every image, also in the empty ones")

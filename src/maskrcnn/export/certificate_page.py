@@ -102,7 +102,7 @@ def _rows_of(what: str, calls: Sequence[CloseCall]) -> list[tuple[str, int, str]
 def _drawn(image: ComparedImage) -> dict[str, str]:
     """Both predictions of an image, side by side."""
     pair = [_overlay(image, objects) for objects in (image.model, image.file)]
-    text = f"{image.name}: {len(image.model)} and {len(image.file)} objects"
+    text = f"{image.name}: objects: {len(image.model)} and {len(image.file)}"
     return {"model": pair[0], "file": pair[1], "text": text}
 
 

@@ -33,6 +33,7 @@ from ..graph_files.runner import GraphRunner
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..prediction.predictor import Predictor, PreparedImage
+from ..runtime.counted import counted
 from ..runtime.progress import progress
 from .certificate import Certificate, ComparedImage, GroupResult, PixelComparison
 from .comparison import FROM_PROPOSALS
@@ -268,7 +269,7 @@ class _Check:
             *problems[:3],
         ]
         if len(problems) > 3:
-            lines.append(f"and {len(problems) - 3} more differences")
+            lines.append(f"and {counted(len(problems) - 3, 'more difference')}")
         raise ExportMismatchError("\n  ".join(lines), difference.stage)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import RPNConfig
 from ..model.maskrcnn import MaskRCNN
 from ..ops.pyramid import Pyramid
+from ..runtime.counted import counted
 from ..structures import Batch
 from .close_calls import CloseCall, Kept, Rules, close_calls
 from .comparison import BOUNDS
@@ -96,8 +97,8 @@ def find_flips(
 
     if flips.unexplained:
         flips.detail = (
-            f"{flips.unexplained} of {flips.count} proposals that differ are not at a threshold, "
-            f"such as the box {where}"
+            f"{flips.unexplained:,} of {counted(flips.count, 'proposal')} that differ, not at a "
+            f"threshold, such as the box {where}"
         )
     return flips
 

@@ -12,13 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_dataset import CocoDataset, UnusableEntries
 from ..annotations.coco_types import CocoContent
 from ..config import InputConfig
 from ..formats.load_dataset import load_dataset
 from ..images.image_files import image_files, is_pattern
 from ..images.read import read_image
 from .made_images import ImageGroup
+
+_WITHOUT_ANNOTATIONS = (
+    "Repair or remove these, or compare on the images alone: "
+    "pass their folder as samples= (--samples)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class Samples:
             chosen = [files[i] for i in _spread(len(files), most)]
             return cls(str(source), len(files), chosen)
 
-        data = load_dataset(source, images)
+        try:
+            data = load_dataset(source, images)
+        except UnusableEntries as error:
+            raise UnusableEntries(error.problems, error.usable, _WITHOUT_ANNOTATIONS) from None
         return cls(str(source), len(data), _spread(len(data), most), data)
 
     def groups(self, config: InputConfig) -> Iterator[ImageGroup]:

@@ -19,6 +19,7 @@ from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
 from ..annotations.labeled_categories import labeled_ids
 from ..annotations.point_labels import with_points
 from ..annotations.problems import DataWarning
+from ..runtime.counted import counted
 from .all_formats import format_named
 from .format import Format
 from .load_dataset import locate, read_split, recognized_format
@@ -44,12 +45,8 @@ class ConversionReport:
 
     def __str__(self) -> str:
         lost = f"the format cannot represent:\n{self.lost}" if self.lost else "nothing lost"
-        counts = f"{_counted(self.images, 'image')}, {_counted(self.annotations, 'annotation')}"
+        counts = f"{counted(self.images, 'image')}, {counted(self.annotations, 'annotation')}"
         return f"{self.out}: {counts} written as {self.format}; {lost}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def convert_annotations(
@@ -310,9 +307,9 @@ def _add_losses(annotated: Annotated, known: Format, lost: Unrepresentable) -> N
         sides = mirrored_keypoints(category.keypoints)
         if known.sides_from_names and category.mirrored != sides:
             kind = "left and right keypoints (flip) that their names do not show"
-            lost.add(kind, category.name)
+            lost.add_category(kind, category.name)
         if category.oks_sigmas != replace(category, sigmas=()).oks_sigmas:
-            lost.add("sigmas of keypoints", category.name)
+            lost.add_category("sigmas of keypoints", category.name)
 
 
 def _united(parts: dict[str, Annotated]) -> dict[str, Annotated]:

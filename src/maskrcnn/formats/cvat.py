@@ -24,6 +24,7 @@ import numpy as np
 
 from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.contours import ellipse
+from ..runtime.counted import counted
 from .annotation_source import AnnotationSource, with_slashes
 from .cvat_tracks import frames_of_tracks
 from .cvat_writing import SKELETON, write_cvat
@@ -266,7 +267,8 @@ class _Shapes:
             self.builder.problem(
                 "point without object",
                 where,
-                f'points "{shape.get("label")}" are in a group with {len(candidates)} objects',
+                f'points "{shape.get("label")}" are in a group '
+                f"with {counted(len(candidates), 'object')}",
                 "draw a skeleton instead, or group each with the polygon or box of its object",
             )
             return None

@@ -23,6 +23,7 @@ from xml.etree.ElementTree import Element
 
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
+from ..runtime.counted import counted
 from .reading import DatasetBuilder
 
 _SIDES = ("xtl", "ytl", "xbr", "ybr")
@@ -49,8 +50,8 @@ def frames_of_tracks(
     tasks = {track.get("task_id", "") for track in tracks}
     if len(tasks) > 1:
         raise DataError(
-            f"{builder.name}: {len(tracks)} tracks of {len(tasks)} tasks, whose frames have the "
-            "same numbers; export each task by itself"
+            f"{builder.name}: {counted(len(tracks), 'track')} of {len(tasks)} tasks, whose frames "
+            "have the same numbers; export each task by itself"
         )
 
     reader = _TrackReader(root, tracks, builder)
@@ -62,8 +63,9 @@ def frames_of_tracks(
         if not files:
             searched = ", ".join(dict.fromkeys(str(f) for f in folders if f.is_dir())) or "none"
             raise DataError(
-                f"{builder.name}: {len(tracks)} tracks with {reader.num_shapes:,} shapes, but no "
-                "image is named by its frame, as in frame_000012.png; searched the folders "
+                f"{builder.name}: {counted(len(tracks), 'track')} with "
+                f"{counted(reader.num_shapes, 'shape')}, but no image is named by its frame, "
+                "as in frame_000012.png; searched the folders "
                 f"{searched}; pass images= (--images), or {_EXPORT}"
             )
         builder.folder = folder
@@ -133,7 +135,7 @@ class _TrackReader:
             self.builder.problem(
                 "frames without an image",
                 self.builder.name,
-                f"{len(absent):,}, such as {min(absent)}; {len(images):,} frames have one",
+                f"{len(absent):,}, such as {min(absent)}; frames with one: {len(images):,}",
                 "their shapes are left out; add the images, named by frame",
                 False,
             )
@@ -152,7 +154,9 @@ class _TrackReader:
                 self.builder.notes.add(what, "interpolated", example, len(gap))
                 between += [_interpolated(first, second, frame) for frame in gap]
             else:
-                detail = f"no {first.tag} in {len(gap):,} frames from {gap[0]} to {gap[-1]}"
+                detail = (
+                    f"no {first.tag} in {counted(len(gap), 'frame')} from {gap[0]} to {gap[-1]}"
+                )
                 suggestion = "export the task again; CVAT writes every frame"
                 self.builder.problem("track with a gap", where, detail, suggestion)
 
@@ -190,11 +194,13 @@ def _numbered_files(folders: Sequence[Path]) -> tuple[Path | None, dict[int, Pat
                     f"{folder}: {other.name} and {path.name} have the same number, which would be "
                     f"that of a frame; {_EXPORT}"
                 )
+
         if len({len(digits) for _, digits in matches}) > 1:
             raise DataError(
                 f"{folder}: the numbers of {matches[0][0].name} and {matches[-1][0].name} have "
                 f"different lengths, so that the order of the frames is not certain; {_EXPORT}"
             )
+
         if files:
             return folder, files
     return None, {}

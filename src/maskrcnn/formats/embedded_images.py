@@ -32,10 +32,12 @@ def extract(text: str, path: Path) -> None:
             f"has {len(text):,} characters; at most {MOST_TEXT:,} are read; "
             "save the image as a file beside the annotations"
         )
+
     try:
         data = base64.b64decode(text.partition("base64,")[2] or text)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"is not base64: {error}") from None
+
     try:
         if not path.is_file() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)

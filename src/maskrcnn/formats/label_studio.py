@@ -271,6 +271,7 @@ def _read_shape(
     scale = np.array([size[1], size[0]]) / 100
     if isinstance(score := result.get("score"), int | float):
         instance.score = score
+
     if kind == "polygonlabels":
         points = np.array(value["points"], dtype=float)
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:

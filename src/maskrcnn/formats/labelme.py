@@ -36,6 +36,7 @@ from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..annotations.shown_values import shown
 from ..images.image_files import images_in
+from ..runtime.counted import counted
 from .annotation_source import AnnotationSource
 from .bounded_files import part_of, read_text
 from .embedded_images import extract, folder_of_extracted
@@ -168,7 +169,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         builder.problem(
             "image without annotations",
             source.name,
-            f"{missing} images have no JSON file",
+            f"{counted(missing, 'image')} without a JSON file",
             "they are left out",
             False,
         )
@@ -343,7 +344,7 @@ class _Shapes:
                 candidates = [objects.setdefault((None, group), alone)]
 
         if len(candidates) != 1:
-            detail = f"is in group {group}, which has {len(candidates) or 'no'} objects"
+            detail = f"is in group {group}, which has {counted(len(candidates), 'object')}"
             if group is None:
                 detail = "has no group_id"
             self.builder.problem(
@@ -503,7 +504,7 @@ def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable)
                 lines.append(indent + name.strip())
                 listed.add(name)
         if category.get("skeleton"):
-            lost.add("limbs of skeletons", category["name"])
+            lost.add_category("limbs of skeletons", category["name"])
     target.write(target.folder / _LABELS, "\n".join(lines) + "\n")
 
 

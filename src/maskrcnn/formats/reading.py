@@ -26,8 +26,8 @@ from ..annotations.notes import Note, Notes, describe_notes
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
 from ..images.image_files import describe_left_out, images_in, list_images
-from ..images.open_image import RAISE_THE_LIMIT, TooManyPixelsError
 from ..images.read import ImageError, image_size
+from ..runtime.counted import counted
 from ..runtime.progress import track
 
 BoxXYXY = tuple[float, float, float, float]
@@ -228,10 +228,9 @@ class DatasetBuilder:
             try:
                 size = image_size((self.folder or Path()) / file_name)
             except ImageError as error:
-                suggestion = "check that images= (--images) is the right folder, or restore it"
-                if isinstance(error, TooManyPixelsError):
-                    suggestion = RAISE_THE_LIMIT
-                self.problem("unreadable image", where or file_name, str(error), suggestion)
+                folder = "check that images= (--images) is the right folder, or restore it"
+                suggestion = error.advice or folder
+                self.problem("unreadable image", where or file_name, error.reason, suggestion)
                 return None
 
         image_id = len(self._images) + 1
@@ -312,7 +311,7 @@ class DatasetBuilder:
             self.problem(
                 "images without annotations",
                 self.name,
-                f"{len(missing):,} images have no {companion}, such as {missing[0].name}",
+                f"{counted(len(missing), 'image')} without {companion}, such as {missing[0].name}",
                 "they are left out; an image without objects needs one, too",
                 False,
             )

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from ..annotations.coco_types import Json, JsonObject
 from ..annotations.shown_values import shown
 from ..annotations.structure import shown_keys
+from ..runtime.counted import counted
 
 _ROOTS: dict[str, dict[str, type]] = {
     "LabelMe": {"shapes": list, "imagePath": str},
@@ -49,12 +50,16 @@ def why_unknown(content: Json) -> str:
         first = content[0] if content else None
         if isinstance(first, dict):
             return _other_tool(first, _OTHER_LISTS) or (
-                f"it holds a list of {len(content):,} entries, which are not Label Studio tasks; "
+                f"it holds a list of {counted(len(content), 'entry')}, not Label Studio tasks; "
                 f"the first has the keys {shown_keys(first)}"
             )
-        return f"it holds a list of {len(content):,} entries, the first is {shown(first, 40)}"
+        return (
+            f"it holds a list of {counted(len(content), 'entry')}, the first is {shown(first, 40)}"
+        )
+
     if not isinstance(content, dict):
         return f"expected an object, got {shown(content, 40)}"
+
     return (
         _other_tool(content, _OTHER_TOOLS)
         or _incomplete(content)
@@ -77,6 +82,7 @@ def _incomplete(content: JsonObject) -> str:
     for name, expected in _ROOTS.items():
         if not content.keys() & expected.keys():
             continue
+
         for key, kind in expected.items():
             if key not in content:
                 return (

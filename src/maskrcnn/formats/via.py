@@ -489,7 +489,7 @@ def write(annotated: Annotated, target: ConversionTarget, lost: Unrepresentable)
 
     for category in categories.values():
         if category.get("skeleton"):
-            lost.add("limbs of skeletons", category["name"])
+            lost.add_category("limbs of skeletons", category["name"])
     names = [category["name"] for category in categories.values()]
     target.write(target.file, json.dumps(_project(target.file.stem, metadata, names)))
 

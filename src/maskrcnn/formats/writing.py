@@ -43,6 +43,11 @@ class Unrepresentable:
         """Adds one loss, and where it occurred."""
         self.locations.setdefault(kind, []).append(where)
 
+    def add_category(self, kind: str, name: str) -> None:
+        """Adds one loss of a category, which several splits may have."""
+        if name not in self.locations.get(kind, ()):
+            self.add(kind, name)
+
     def __bool__(self) -> bool:
         return bool(self.locations)
 

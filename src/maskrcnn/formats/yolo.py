@@ -26,6 +26,7 @@ from typing import Any
 
 from ..annotations.problems import DataError
 from ..images.image_files import images_in, list_images, no_images
+from ..runtime.counted import counted
 from .annotation_source import AnnotationSource, with_slashes
 from .bounded_files import read_text
 from .format import Format
@@ -172,7 +173,7 @@ def _report_labels(found: _FoundImages, builder: DatasetBuilder) -> None:
         builder.problem(
             "no labels",
             builder.name,
-            f"none of the {len(found.images)} images has a text file; "
+            f"none of {counted(len(found.images), 'image')} has a text file; "
             f"the first would be {missing[0]}",
             "name the label folder like the image folder, with labels/ instead of images/",
         )

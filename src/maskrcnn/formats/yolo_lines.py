@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime.counted import counted
 from .reading import AnnotatedObject, DatasetBuilder
 
 _BEYOND = 0.01  # fraction of a side that labels may exceed the image by, as Ultralytics allows
@@ -43,7 +44,7 @@ class YoloLines:
             self.builder.problem(
                 "unknown class",
                 where,
-                f"class {label}, but names in data.yaml has {len(self.names)} entries",
+                f"class {label}, but names in data.yaml has {counted(len(self.names), 'entry')}",
                 "add its name, or correct the line",
             )
             return
@@ -82,7 +83,7 @@ class YoloLines:
             self.builder.problem(
                 "wrong number of values",
                 where,
-                f"{len(values)} numbers after the class",
+                f"{counted(len(values), 'number')} after the class",
                 f"write {expected}",
             )
             return False

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 from ..annotations.categories import mirrored_keypoints
 from ..annotations.problems import DataError
+from ..runtime.counted import counted
 from .annotation_source import AnnotationSource
 from .bounded_files import read_text, read_yaml
 from .reading import COCO_PERSON, DatasetBuilder
@@ -125,7 +126,7 @@ def class_keypoints(settings: YoloSettings, index: int, path: Path) -> tuple[lis
     flip: list[int] = given_flip if isinstance(given_flip, list) else [given_flip]
     if flip and sorted(map(str, flip)) != sorted(map(str, range(count))):
         raise DataError(
-            f"{path.name}: flip_idx must name each of the {count} keypoints of kpt_shape once, "
+            f"{path.name}: flip_idx must name each keypoint of kpt_shape ({count}) once, "
             f"counted from 0; got {flip}"
         )
 
@@ -138,7 +139,8 @@ def class_keypoints(settings: YoloSettings, index: int, path: Path) -> tuple[lis
         names = COCO_PERSON if is_person else [f"keypoint {j}" for j in range(count)]
     if len(names) != count:
         raise DataError(
-            f"{path.name}: expected {count} names in kpt_names (kpt_shape), got {len(names)}"
+            f"{path.name}: expected {counted(count, 'name')} in kpt_names (kpt_shape), "
+            f"got {len(names)}"
         )
     return [str(name) for name in names], flip
 
@@ -155,15 +157,17 @@ def report_names(settings: YoloSettings, names: Sequence[str], builder: DatasetB
                 "they are one category; if they differ, correct names in data.yaml",
                 False,
             )
+
     if names == [str(number) for number in range(len(names))] and not settings.get("names"):
         builder.notes.add(
             "classes without names", "their numbers are their names", count=len(names)
         )
+
     if "nc" in settings and "names" in settings and settings["nc"] != len(names):
         builder.problem(
             "number of classes differs",
             builder.name,
-            f"nc is {settings['nc']!r:.20}, names has {len(names)} entries",
+            f"nc is {settings['nc']!r:.20}, names has {counted(len(names), 'entry')}",
             "names is used; correct nc or names in data.yaml",
             False,
         )

@@ -202,8 +202,8 @@ def _write_yaml(
         for category in parsed:
             if category.keypoints and category.mirrored != first.mirrored:
                 kind = f'left and right of keypoints (flip) other than those of "{first.name}"'
-                lost.add(kind, category.name)
+                lost.add_category(kind, category.name)
     for category in categories.values():
         if category.get("skeleton"):
-            lost.add("limbs of skeletons", category["name"])
+            lost.add_category("limbs of skeletons", category["name"])
     target.rewrite(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))

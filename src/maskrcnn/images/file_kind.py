@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 BYTES = 1 << 16
 """First bytes of a file that `kind_of` looks at."""
 
-_IMAGES = "pass the images or their folder"
-_EVALUATE = f"{_IMAGES}, or measure AP with maskrcnn evaluate MODEL --data FILE"
-_DETECTED = f"{_IMAGES}, or measure AP with maskrcnn evaluate FILE --data ANNOTATIONS"
-_LISTED = f"{_IMAGES}; maskrcnn predict reads such a file with --shard 1/1"
-_MODEL_FIRST = "the model comes first: maskrcnn predict MODEL IMAGES"
+Use = Literal["annotations", "detections", "list of images", "model", "array"]
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file is that is not an image."""
+
+    name: str
+    """Such as "a PDF document"."""
+    advice: str = ""
+    """What to do where an image is expected."""
+    use: Use | None = None
+    """What this package reads such a file as, in place of an image."""
+
+
+def _annotations(name: str) -> FileKind:
+    return FileKind(name, use="annotations")
+
 
 # (offset, bytes there, what the file is)
 _SIGNATURES = (
-    (0, b"version https://git-lfs", "a Git LFS pointer (run git lfs pull)"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"%!PS", "a PostScript program"),
-    (0, b"\xc5\xd0\xd3\xc6", "a PostScript program"),
-    (0, b"PAR1", f"a Parquet table; {_LISTED}"),
-    (8, b'{"__metadata__"', f"a file of weights; {_MODEL_FIRST}"),
-    (0, b"PK\x03\x04", "a ZIP archive or an Office document"),
-    (0, b"\x1f\x8b", "gzip-compressed data"),
-    (0, b"Rar!", "a RAR archive"),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive"),
-    (257, b"ustar", "a TAR archive"),
-    (0, b"\x93NUMPY", "a NumPy array; pass numpy.load(file)"),
-    (0, b"\x89HDF", "an HDF5 file"),
-    (0, b"SQLite format 3", "an SQLite database"),
-    (0, b"\x80\x02", "a Python pickle"),
-    (0, b"v/1\x01", "an OpenEXR image; save it as a TIFF"),
-    (0, b"\xff\x0a", "a JPEG XL image; save it as PNG or JPEG"),
-    (0, b"\x00\x00\x00\x0cJXL ", "a JPEG XL image; save it as PNG or JPEG"),
-    (128, b"DICM", "a DICOM file; save it as a PNG or TIFF"),
-    (0, b"\x7fELF", "a program"),
-    (0, b"MZ", "a Windows program"),
-    (0, b"OggS", "a video or a sound"),
-    (0, b"ID3", "a sound"),
-    (0, b"\x1aE\xdf\xa3", "a video"),
-    (0, b"\x00\x00\x01\xba", "a video"),
-    (0, b"\x00\x00\x01\xb3", "a video"),
+    (0, b"version https://git-lfs", FileKind("a Git LFS pointer (run git lfs pull)")),
+    (0, b"%PDF", FileKind("a PDF document")),
+    (0, b"%!PS", FileKind("a PostScript program")),
+    (0, b"\xc5\xd0\xd3\xc6", FileKind("a PostScript program")),
+    (0, b"PAR1", FileKind("a Parquet table", use="list of images")),
+    (8, b'{"__metadata__"', FileKind("a file of weights", use="model")),
+    (0, b"PK\x03\x04", FileKind("a ZIP archive or an Office document")),
+    (0, b"\x1f\x8b", FileKind("gzip-compressed data")),
+    (0, b"Rar!", FileKind("a RAR archive")),
+    (0, b"7z\xbc\xaf", FileKind("a 7-Zip archive")),
+    (257, b"ustar", FileKind("a TAR archive")),
+    (0, b"\x93NUMPY", FileKind("a NumPy array", "save it as a PNG or TIFF", "array")),
+    (0, b"\x89HDF", FileKind("an HDF5 file")),
+    (0, b"SQLite format 3", FileKind("an SQLite database")),
+    (0, b"\x80\x02", FileKind("a Python pickle")),
+    (0, b"v/1\x01", FileKind("an OpenEXR image", "save it as a TIFF")),
+    (0, b"\xff\x0a", FileKind("a JPEG XL image", "save it as PNG or JPEG")),
+    (0, b"\x00\x00\x00\x0cJXL ", FileKind("a JPEG XL image", "save it as PNG or JPEG")),
+    (128, b"DICM", FileKind("a DICOM file", "save it as a PNG or TIFF")),
+    (0, b"\x7fELF", FileKind("a program")),
+    (0, b"MZ", FileKind("a Windows program")),
+    (0, b"OggS", FileKind("a video or a sound")),
+    (0, b"ID3", FileKind("a sound")),
+    (0, b"\x1aE\xdf\xa3", FileKind("a video")),
+    (0, b"\x00\x00\x01\xba", FileKind("a video")),
+    (0, b"\x00\x00\x01\xb3", FileKind("a video")),
 )
 _ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -49,67 +64,65 @@ _WEIGHTS = (b"data.pkl", b"/byteorder", b"models/model.json")  # members of PyTo
 _JSON = (
     (
         ('"score"', '"image_id"'),
-        f"a file of detections, as predict writes them; {_DETECTED}",
+        FileKind("a file of detections, as predict writes them", use="detections"),
     ),
-    (('"imagepath"',), f"an annotation file of LabelMe; {_EVALUATE}"),
-    (('"file_name"',), f"an annotation file in COCO's format; {_EVALUATE}"),
-    (('"annotations"',), f"an annotation file; {_EVALUATE}"),
-    (('"regions"',), f"an annotation file of VIA; {_EVALUATE}"),
-    (('"features"',), f"an annotation file in GeoJSON; {_EVALUATE}"),
+    (('"imagepath"',), _annotations("an annotation file of LabelMe")),
+    (('"file_name"',), _annotations("an annotation file in COCO's format")),
+    (('"annotations"',), _annotations("an annotation file")),
+    (('"regions"',), _annotations("an annotation file of VIA")),
+    (('"features"',), _annotations("an annotation file in GeoJSON")),
 )
 _XML = (
-    (("<annotation",), f"an annotation file in XML; {_EVALUATE}"),
-    (("<net ",), f"a model of OpenVINO; {_MODEL_FIRST}"),
+    (("<annotation",), _annotations("an annotation file in XML")),
+    (("<net ",), FileKind("a model of OpenVINO", use="model")),
 )
-_RAW = "camera raw data; develop it to a TIFF or JPEG"
+_RAW = FileKind("camera raw data", "develop it to a TIFF or JPEG")
 
 
-def kind_of(start: bytes) -> str | None:
-    """Returns what a file is, such as "XML"; None if its first bytes do not tell.
-
-    After a semicolon follows what to do where an image is expected.
-    """
+def kind_of(start: bytes) -> FileKind | None:
+    """Returns what a file is; None if its first bytes do not tell."""
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             is_archive = signature.startswith(b"PK")
             if is_archive and any(member in start for member in _WEIGHTS):
-                return f"a file of PyTorch; {_MODEL_FIRST}"
+                return FileKind("a file of PyTorch", use="model")
             return kind
+
     if start[4:8] == b"ftyp":
         if start[8:12] in _HEIF:
-            return "a HEIC image; save it as JPEG or PNG"
-        return _RAW if start[8:11] == b"crx" else "a video"
+            return FileKind("a HEIC image", "save it as JPEG or PNG")
+        return _RAW if start[8:11] == b"crx" else FileKind("a video")
     if start[:4] == b"RIFF" and start[8:12] in (b"AVI ", b"WAVE"):
-        return "a video or a sound"
+        return FileKind("a video or a sound")
     return _text_kind(start)
 
 
-def _text_kind(start: bytes) -> str | None:
+def _text_kind(start: bytes) -> FileKind | None:
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     text = start.decode(encoding, errors="ignore").lstrip("\ufeff \t\r\n").lower()
     if text.startswith(("<!doctype html", "<html", "<head", "<body")):
-        return "an HTML page, perhaps the error message of a failed download"
+        return FileKind("an HTML page, perhaps the error message of a failed download")
     if "<svg" in text:
-        return "an SVG drawing; save it as PNG"
+        return FileKind("an SVG drawing", "save it as PNG")
     if text.startswith(("<?xml", "<annotation")):
-        return _first_of(_XML, text) or "XML"
+        return _first_of(_XML, text) or FileKind("XML")
     if text.startswith(("{", "[")):
-        return _first_of(_JSON, text) or "JSON or other text"
+        return _first_of(_JSON, text) or FileKind("JSON or other text")
     if text and encoding == "utf-8" and not any(byte < 9 or 13 < byte < 32 for byte in start):
         return _plain_text_kind(text)
     return None
 
 
-def _first_of(kinds: Sequence[tuple[Sequence[str], str]], text: str) -> str | None:
+def _first_of(kinds: Sequence[tuple[Sequence[str], FileKind]], text: str) -> FileKind | None:
     return next((kind for marks, kind in kinds if all(mark in text for mark in marks)), None)
 
 
-def _plain_text_kind(text: str) -> str:
+def _plain_text_kind(text: str) -> FileKind:
     lines = text.splitlines()
     if any(line.startswith("names:") for line in lines):
-        return f"a data.yaml; {_EVALUATE}"
+        return _annotations("a data.yaml")
     if "region_shape_attributes" in lines[0]:
-        return f"an annotation file of VIA; {_EVALUATE}"
+        return _annotations("an annotation file of VIA")
     if all(line.strip().endswith(_ENDINGS) for line in lines[:3]):
-        return f"a list of images; {_LISTED}"
-    return "text"
+        return FileKind("a list of images", use="list of images")
+    return FileKind("text")

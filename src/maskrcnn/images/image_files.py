@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..runtime.counted import counted
+
 NOT_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats in Pillow's registry that are never read as images.
 
@@ -172,9 +174,8 @@ def describe_left_out(paths: Sequence[Path]) -> str:
         more = ", ..." if count > _SHOWN else ""
         parts.append(f"{count} {ending} ({', '.join(names[:_SHOWN])}{more})")
 
-    plural = "s" if len(paths) != 1 else ""
     advice = "; save them as JPEG, PNG or TIFF" if set(counts) & _CONVERTIBLE else ""
-    return f"left out {len(paths)} file{plural} not read as images: {', '.join(parts)}{advice}"
+    return f"left out {counted(len(paths), 'file')} not read as images: {', '.join(parts)}{advice}"
 
 
 _CONVERTIBLE = frozenset({".heic", ".heif", ".jxl", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".svg"})

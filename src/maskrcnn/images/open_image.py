@@ -8,6 +8,7 @@ Pillow's own limit of pixels is one setting for the whole process. Here each cal
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import stat
@@ -15,11 +16,11 @@ import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, Self, runtime_checkable
 
 from PIL import Image, ImageFile
 
-from .file_kind import BYTES, kind_of
+from .file_kind import BYTES, FileKind, Use, kind_of
 from .image_files import NOT_IMAGES
 
 MAX_PIXELS = 500_000_000
@@ -29,18 +30,70 @@ Decoding takes up to 12 bytes per pixel with 8 bits per color, and up to 32 with
 """
 MAX_PIXELS_VARIABLE = "MASKRCNN_MAX_PIXELS"
 RAISE_THE_LIMIT = f"if you trust the file, set {MAX_PIXELS_VARIABLE} to its number of pixels"
-"""What to do about a `TooManyPixelsError`."""
+"""What to do about a size above the limit, in any command."""
 _HEADER = 512  # first bytes, by which Pillow's plug-ins know their formats
 MAX_BYTES = 256 << 20
 """Largest number of bytes read from a URL, a pipe, or a file object that cannot seek."""
 
 
 class ImageError(ValueError):
-    """An image cannot be read; the message names the image and the reason."""
+    """An image cannot be read; the message names the image, the reason, and what to do.
+
+    Args:
+        reason: names the image, and says what is wrong with it.
+        advice: what to do, as far as it holds for every caller. A caller with settings of its own
+            for the case replaces it: see `advised`.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.advice}" if self.advice else self.reason
+
+    def about(self, name: str) -> Self:
+        """The same error with the name of the image, which then begins the reason."""
+        if self.reason.startswith(name):
+            return self
+        named = copy.copy(self)
+        named.reason = f"{name}: {self.reason}"
+        return named
+
+    def advised(self, advice: str) -> Self:
+        """The same error with the advice of a caller."""
+        other = copy.copy(self)
+        other.advice = advice
+        return other
 
 
 class TooManyPixelsError(ImageError):
     """An image has more pixels than the limit."""
+
+    def __init__(self, reason: str, advice: str = "", *, pixels: int = 0) -> None:
+        super().__init__(reason, advice)
+        self.pixels = pixels
+        """How many it has."""
+
+
+class UnusualValuesError(ImageError):
+    """Values of an image are outside the range of their type, and no other range is given."""
+
+
+class OtherFileError(ImageError):
+    """A file is not an image."""
+
+    def __init__(self, reason: str, advice: str = "", *, use: Use | None = None) -> None:
+        super().__init__(reason, advice)
+        self.use: Use | None = use
+        """What this package reads such a file as."""
+
+    @classmethod
+    def of(cls, kind: FileKind) -> Self:
+        """The error of a file of a known kind."""
+        reason = f"cannot be read as an image: it is {kind.name}"
+        return cls(reason, kind.advice, use=kind.use)
 
 
 @runtime_checkable
@@ -80,9 +133,9 @@ def check_size(size: tuple[int, int], limit: int) -> None:
     width, height = size
     if width * height > limit:
         raise TooManyPixelsError(
-            f"{width:,} x {height:,} pixels are more than the limit of {limit:,}. "
-            f"If you trust the file, raise the limit: "
-            f"max_pixels={width * height}, --max-pixels or {MAX_PIXELS_VARIABLE}"
+            f"{width:,} x {height:,} pixels are more than the limit of {limit:,}",
+            f"if you trust the file, set {MAX_PIXELS_VARIABLE}={width * height}",
+            pixels=width * height,
         )
 
 
@@ -100,9 +153,9 @@ def image_file(source: str | Path | bytes | BinaryFile, name: str) -> Generator[
             yield io.BytesIO(source)
         else:
             yield _seekable(source)
+
     except ImageError as error:
-        named = str(error).startswith(name)
-        raise (error if named else type(error)(f"{name}: {error}")) from None
+        raise error.about(name) from None
     except FileNotFoundError:
         reason = f"broken link to {os.readlink(name)}" if os.path.islink(name) else "file not found"
         raise ImageError(f"{name}: {reason}") from None
@@ -159,8 +212,11 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
 
     file.seek(0)
     kind = kind_of(file.read(BYTES))
-    reason = f"it is {kind}" if kind else "unknown format; convert it to PNG, JPEG or TIFF"
-    raise ImageError(f"cannot be read as an image: {reason}")
+    if kind is not None:
+        raise OtherFileError.of(kind)
+    raise OtherFileError(
+        "cannot be read as an image: unknown format", "convert it to PNG, JPEG or TIFF"
+    )
 
 
 def source_name(source: Any) -> str:

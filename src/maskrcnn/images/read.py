@@ -29,6 +29,7 @@ from .image_files import ImageWarning
 from .open_image import (
     BinaryFile,
     ImageError,
+    UnusualValuesError,
     check_size,
     image_file,
     open_pillow,
@@ -375,8 +376,8 @@ def _warn_of_fewer_bits(high: int) -> None:
     if 0 < most <= _CAMERA:
         warnings.warn(
             f"16-bit values of at most {most:,} in an image are almost black in the full range of "
-            "65,535; pass the range of all images, such as "
-            f"intensity_range=(0, {most}) (--intensity-range 0 {most})",
+            "65,535; a Predictor takes the range of all images, such as intensity_range="
+            f"(0, {most}), which is --intensity-range 0 {most} of predict and serve",
             ImageWarning,
             stacklevel=2,
         )
@@ -394,16 +395,16 @@ def _full_range(values: np.ndarray, name: str) -> tuple[float, float]:
         if not 0 < high <= 255:
             _warn_of_fewer_bits(high)
             return 0.0, 65535.0
-        raise ImageError(
-            f"{name}: uint16 values of only {low} to {high} would be almost black. "
-            "For 8-bit values, pass array.astype(numpy.uint8) or save an 8-bit file; "
-            "otherwise pass intensity_range=(low, high)"
+        raise UnusualValuesError(
+            f"{name}: uint16 values of only {low} to {high} would be almost black",
+            "save them with 8 bits (array.astype(numpy.uint8))",
         )
 
     full = (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 255.0)
     if low < full[0] or high > full[1]:
-        raise ImageError(
+        raise UnusualValuesError(
             f"{name}: expected {values.dtype} values in {full[0]:g}..{full[1]:g}, "
-            f"got {low:g} to {high:g}; pass intensity_range=(low, high)"
+            f"got {low:g} to {high:g}",
+            "scale the values to this range",
         )
     return full

@@ -102,6 +102,7 @@ def download(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
     """
     end = time.monotonic() + seconds
     sockets: list[socket.socket] = []
+
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "maskrcnn"})
         with (
@@ -109,6 +110,7 @@ def download(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> 
             _opener(sockets).open(request, timeout=min(_STALL, seconds)) as response,
         ):
             return _read(response, max_bytes, end)
+
     except ImageError as error:
         raise ImageError(f"{url}: {error}") from None
     except urllib.error.HTTPError as error:

@@ -237,7 +237,9 @@ def _blocks(file: IO[bytes], page: TiffPage, first: int, count: int) -> list[byt
     offsets = page.tags.get(_TILES if is_tiled else _STRIPS) or ()
     sizes = page.tags.get(_TILE_BYTES if is_tiled else _STRIP_BYTES) or ()
     if min(len(offsets), len(sizes)) < first + count:
-        raise ImageError(f"broken TIFF: expected {first + count} strips or tiles, got {len(sizes)}")
+        raise ImageError(
+            f"broken TIFF: number of strips or tiles: expected {first + count}, got {len(sizes)}"
+        )
     sizes = sizes[first : first + count]
     length = file.seek(0, 2)
     if sum(sizes) > length:

@@ -30,6 +30,7 @@ from ..annotations.shown_values import shown
 from ..config import Category
 from ..images.open_image import RAISE_THE_LIMIT, pixel_limit
 from ..ops.paste_masks import PasteRule
+from ..runtime.counted import counted
 from ..settings import from_dict
 
 MOST_BYTES = 128 * MIB  # 30,000 objects with masks of 28 x 28 cells; parsing takes up to 22 times
@@ -194,7 +195,9 @@ def _in_unit(values: Tensor, name: str) -> Tensor:
 
 def _labels(values: Json, count: int, num_categories: int) -> Tensor:
     if not isinstance(values, list) or len(values) != count:
-        raise ValueError(f"labels: expected a list of {count} whole numbers, got {shown(values)}")
+        raise ValueError(
+            f"labels: expected a list of {counted(count, 'whole number')}, got {shown(values)}"
+        )
     for value in values:
         if type(value) is not int or not 0 <= value < num_categories:
             raise ValueError(

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..runtime.counted import counted
+
 _WANTED = "expected an integer, a slice, a mask of booleans, or a list of integers"
 
 
@@ -42,7 +44,7 @@ def row_index(index: Any, count: int) -> slice | Tensor:
     if rows.dtype == bool:
         if len(rows) != count:
             raise IndexError(
-                f"expected a mask of {count} booleans, one per object, got {len(rows)}"
+                f"expected a mask of {counted(count, 'boolean')}, one per object, got {len(rows)}"
             )
         return torch.from_numpy(np.flatnonzero(rows))
     _check_range(rows, count)
@@ -88,4 +90,6 @@ def _described(index: Any, rows: np.ndarray | None = None) -> str:
 def _check_range(rows: np.ndarray, count: int) -> None:
     outside = rows[(rows < -count) | (rows >= count)]
     if len(outside):
-        raise IndexError(f"object index {outside[0]} is out of range for {count} objects")
+        raise IndexError(
+            f"object index {outside[0]} is out of range for {counted(count, 'object')}"
+        )

@@ -29,6 +29,7 @@ from ..images.read import ImageError
 from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..runtime.atomic_files import replacing, stating_what_is_safe
+from ..runtime.counted import counted
 from .annotation_drafts import AnnotationDrafts
 from .predict_inputs import NamedImage, find_inputs
 from .predictor import ImageSource, Predictor
@@ -78,8 +79,7 @@ class Summary:
         from rich.table import Table
 
         each = f", {self.seconds / self.images:.2f} s each" if self.images else ""
-        plural = "s" if self.images != 1 else ""
-        table = Table(title=f"{self.images} image{plural} in {self.seconds:.1f} s{each}")
+        table = Table(title=f"{counted(self.images, 'image')} in {self.seconds:.1f} s{each}")
         for name in ("category", "objects", "in images"):
             table.add_column(name, justify="left" if name == "category" else "right")
 
@@ -205,11 +205,7 @@ def _predicted(
     def skip(source: ImageSource, error: ImageError) -> None:
         is_file = isinstance(source.image, Path)
         summary.failed.append((str(source.image if is_file else source.file_name), str(error)))
-        if not bar.disable:
-            # a file name may have bytes that no terminal can show
-            text = f"skipped: {error}".encode("utf-8", "backslashreplace").decode()
-            bar.console.print(text, style="red", markup=False, highlight=False)
-        bar.advance(task)
+        bar.update(task, advance=1, description=f"Predicting ({len(summary.failed):,} skipped)")
 
     def note_frames(source: ImageSource) -> None:
         summary.several_frames.append(source.file_name or "")
@@ -227,7 +223,7 @@ def _what_is_safe(summary: Summary) -> str:
     file = summary.out / INCOMPLETE
     if not summary.images or not file.exists():
         return "Nothing was saved"
-    return f"The results of the first {summary.images} images are safe in {file}"
+    return f"The results so far are safe in {file}: {counted(summary.images, 'image')}"
 
 
 class _NothingRead(Exception):

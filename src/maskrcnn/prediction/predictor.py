@@ -29,6 +29,7 @@ from ..instances import Instances
 from ..model.maskrcnn import MaskRCNN
 from ..structures import Batch, Detections
 from .graph_engine import GraphEngine, is_graph_file
+from .image_advice import advised_for_predict
 from .image_input import ImageInput, check_input, is_image, read_input
 from .image_sources import (
     ImageSource,
@@ -185,7 +186,10 @@ class Predictor:
             TypeError: this is not an image.
         """
         source = one_source(image)
-        prepared = self.prepare(source.image)
+        try:
+            prepared = self.prepare(source.image)
+        except ImageError as error:
+            raise advised_for_predict(error) from None
         if prepared.frames > 1:
             warnings.warn(several_frames([source], 1), ImageWarning, stacklevel=2)
         (instances,) = self.predict_prepared([prepared])
@@ -320,7 +324,8 @@ class Predictor:
                 queue.append(self._read(source, keep_images))
             except ImageError as error:
                 if not isinstance(source.image, str | Path):  # they are named already
-                    error = ImageError(f"images[{index}]: {error}")
+                    error = error.about(f"images[{index}]")
+                error = advised_for_predict(error)
                 if on_error is None:
                     raise error from None
                 on_error(source, error)

@@ -20,6 +20,7 @@ import torch
 from ..config import ModelConfig, TrainConfig
 from ..kernels.precision import computes_bfloat16
 from ..preprocess import input_size
+from ..runtime.counted import counted
 from ..settings import override_config
 from ..weights.heads import BOX_CONTEXT, LEAST_BOX_SHARE
 from ..weights.pretrained import Kind
@@ -245,7 +246,7 @@ def _objects(model: ModelConfig, facts: Statistics) -> np.ndarray:
 def augment(choices: Choices) -> None:
     """Chooses the augmentation: the fewer images, the stronger."""
     little = choices.facts.images < LITTLE
-    count = f"{choices.facts.images:,} images"
+    count = counted(choices.facts.images, "image")
     _crop(choices)
     choices.choose(
         "augment.scale",
@@ -282,6 +283,7 @@ def _orientation(choices: Choices) -> None:
     """Rotation by right angles where the images have no canonical orientation."""
     facts = choices.facts
     measured = ", ".join(f"{name} {value:.2f}" for name, value in facts.upright.items())
+
     if facts.has_up:
         choices.explain(
             "augment.right_angles",
@@ -330,7 +332,7 @@ def crowd(choices: Choices) -> None:
     choices.choose(
         "model.box.max_detections",
         cap,
-        f"up to {most} objects per image, plus a quarter",
+        f"up to {counted(most, 'object')} per image, plus a quarter",
     )
     proposals = max(2 * choices.model.box.max_detections, choices.model.rpn.post_nms_test)
     for name in ("pre_nms_test", "post_nms_test"):
@@ -411,7 +413,7 @@ def fit(choices: Choices) -> None:
     height, width = _training_size(choices)
     choices.choose("batch_size", batch, f"{memory}; padded images of {height} x {width} px")
     if batch < wanted:
-        why = f"batches of {batch}, so {wanted} images per step"
+        why = f"batches of {batch}, so {counted(wanted, 'image')} per step"
         choices.choose("accumulate", -(-wanted // batch), why)
     choices.choose(
         "activation_checkpointing", checkpointing, memory if checkpointing else "memory suffices"
@@ -522,7 +524,7 @@ def norms(choices: Choices) -> None:
         is_enough = batch >= FEWEST_FOR_BATCH_NORM
         norm = "batch" if is_enough or model.trunk.timm else "group"
         enough = "enough" if is_enough else "too few"
-        why = f"random weights; {batch} images per batch are {enough} for BatchNorm"
+        why = f"random weights; {counted(batch, 'image')} per batch: {enough} for BatchNorm"
         choices.choose("model.trunk.norm", norm, why)
         choices.choose("model.trunk.frozen_stages", 0, "random weights: every stage is trained")
 
@@ -538,7 +540,7 @@ def norms(choices: Choices) -> None:
         if kind == "trunk":
             choices.choose("model.trunk.norm", "frozen", "keeps the pretrained statistics")
         images = choices.facts.images
-        why = f"{images:,} images: the first stages keep their pretrained weights"
+        why = f"{counted(images, 'image')}: the first stages keep their pretrained weights"
         choices.choose("model.trunk.frozen_stages", 2 if images < FEW else 1, why)
 
 
@@ -565,7 +567,9 @@ def schedule(choices: Choices) -> None:
     elif training.steps is not None:
         choices.explain("steps", "given")
     else:
-        choices.choose("epochs", epochs, f"{start}: {images * epochs:,.0f} training images in all")
+        choices.choose(
+            "epochs", epochs, f"{start}: {counted(round(images * epochs), 'training image')} in all"
+        )
         choices.choose(
             "evaluate_every",
             max(1.0, float(round(choices.training.epochs / 12))),
@@ -574,7 +578,7 @@ def schedule(choices: Choices) -> None:
     choices.choose(
         "learning_rate",
         RATES[kind],
-        f"{start}, {training.optimizer}, at {training.reference_batch} images per step",
+        f"{start}, {training.optimizer}, at {counted(training.reference_batch, 'image')} per step",
     )
 
     # With `max_time` the number of steps, and so a tenth of it, is known only after a tenth.

@@ -37,7 +37,7 @@ GIB = 2**30
 _HALF = 0.6
 # Gaps between tensors, and workspaces of convolutions (reordered inputs and weights), as a factor
 # on the tensors: the allocator of the C library cannot move what it has given away. Measured after
-# some hundred steps, with unused memory returned every 10 s (training/fit.py).
+# some hundred steps, with unused memory returned every 10 s (training/trainer.py).
 _GAPS = 1.4
 _PROGRAM = 0.8 * GIB  # assumed where the system does not report it
 # Libraries that are imported during a run: the metric, curves. Measured: 22 and 14 MB, and 11 MB

@@ -23,6 +23,7 @@ from .. import presets
 from ..annotations.coco_dataset import CocoDataset
 from ..config import ModelConfig, TrainConfig
 from ..ops.device import usable_device
+from ..runtime.counted import counted
 from ..settings import override_config
 from ..weights.detector_at_hand import detector_at_hand
 from ..weights.heads import Head
@@ -351,8 +352,11 @@ def _architecture(images: int, trunk: TrunkWeights | None, device: torch.device)
     if device.type != "cuda":
         return "maskrcnn_r18_small", "small network, for training on a CPU"
     if images >= choose.LITTLE:
-        return "maskrcnn_r50_fpn", f"GPU and {images:,} images"
-    return "maskrcnn_r18_small", f"small network, for {images:,} images from random weights"
+        return "maskrcnn_r50_fpn", f"GPU and {counted(images, 'image')}"
+    return (
+        "maskrcnn_r18_small",
+        f"small network, for {counted(images, 'image')} from random weights",
+    )
 
 
 def _shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from ..annotations.annotation import has_box_alone, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..images.read import LUMA
+from ..runtime.counted import counted
 
 _READ = 5_000  # images whose annotations are read, spread evenly over the data set
 _DECODED = 48  # images that are decoded, for color and light
@@ -96,7 +97,7 @@ def statistics_of(data: CocoDataset) -> Statistics:
     ]
     if not objects:
         raise DataError(
-            f"{data.name}: no object with a box or a mask in {len(records)} images; "
+            f"{data.name}: no object with a box or a mask in {counted(len(records), 'image')}; "
             "the recipe needs annotated objects"
         )
 

@@ -59,8 +59,9 @@ class BatchQueue:
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
-        """Starts the model thread."""
-        self._thread.start()
+        """Starts the model thread, unless it runs."""
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def stop(self, timeout: float) -> bool:
         """Predicts what waits, then ends the thread.

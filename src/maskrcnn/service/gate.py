@@ -91,7 +91,7 @@ class Gate:
                     raise not_http()
                 self._check(path, scope["method"], headers)
                 if not self._has_lifespan:  # as where it is mounted in another application
-                    await self.service.start()
+                    await self.service.start_for_request()
                 await self.app(scope, receive, response.send)
         except ServiceError as error:
             await response.error(error)
@@ -220,6 +220,7 @@ class _Response:
                     if name.encode() not in present
                 ),
             ]
+
         try:
             for piece in _pieces(message):
                 async with asyncio.timeout(self._timeout):

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -21,9 +22,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..images.open_image import ImageError, TooManyPixelsError
+from ..images.open_image import ImageError, TooManyPixelsError, UnusualValuesError
 from ..images.read import read_header
 from ..prediction.predictor import Predictor, PreparedImage
+from ..runtime.counted import counted
+from ..runtime.error_text import one_line
 from .batch_queue import BatchQueue
 from .json_log import log
 from .memory_budget import MemoryBudget, MemoryShare
@@ -49,6 +52,8 @@ _SCAN = b"\xff\xda"  # the marker, which occurs in no compressed data
 _TRIAL = (64, 64)  # pixels of an image that tries the model
 _LONGEST_RETRY = 60  # seconds
 _LAST_BATCH = 1.0  # seconds that an abandoned batch gets when the service stops
+START_AGAIN = 5.0
+"""Seconds after a failed start in which requests do not try it again."""
 
 State = Literal["starting", "ready", "busy too long", "stopping", "failed"]
 
@@ -91,6 +96,7 @@ class PredictionService:
         )
         self._receiving: set[asyncio.Timeout] = set()
         self._starting: asyncio.Future[None] | None = None
+        self._failed_at: float | None = None  # when the last start failed
         self._is_ready = False
         self._is_stopping = False
         self.has_ended = False
@@ -99,16 +105,45 @@ class PredictionService:
     async def start(self) -> None:
         """Starts the threads and predicts one image, so that the first request is fast.
 
-        A second call waits until the first has ended.
+        A second call waits until the first has ended; if that has failed, it tries again.
         """
+        await self._start_once(is_logged=False)
+
+    async def start_for_request(self) -> None:
+        """Starts like `start`, where no server does so before the first request.
+
+        Logs why a start fails. The next request tries again, `START_AGAIN` seconds later at the
+        earliest; until then the state is "failed".
+        """
+        if self._is_ready or self._is_stopping or self._seconds_to_retry > 0:
+            return
+        with suppress(Exception):  # it is in the log
+            await self._start_once(is_logged=True)
+
+    async def _start_once(self, is_logged: bool) -> None:
         if self._starting is None:
-            self._starting = asyncio.ensure_future(self._start())
+            self._starting = asyncio.ensure_future(self._start(is_logged))
         await asyncio.shield(self._starting)
 
-    async def _start(self) -> None:
-        self._queue.start()
-        await self._try_model()
+    async def _start(self, is_logged: bool) -> None:
+        try:
+            self._queue.start()
+            await self._try_model()
+        except Exception as error:
+            if is_logged:
+                log("start failed", logging.ERROR, error, reason=one_line(error))
+            self._failed_at = time.monotonic()
+            self._starting = None
+            raise
+        self._failed_at = None
         self._is_ready = True
+
+    @property
+    def _seconds_to_retry(self) -> float:
+        """How long no request tries to start the service again; 0 or less: the next one does."""
+        if self._failed_at is None:
+            return 0.0
+        return self._failed_at + START_AGAIN - time.monotonic()
 
     def stop_receiving(self) -> None:
         """Refuses requests whose body has not arrived; those that have are answered."""
@@ -144,7 +179,7 @@ class PredictionService:
         if self._is_stopping:
             return "stopping"
         if not self._is_ready:
-            return "starting"
+            return "starting" if self._failed_at is None else "failed"
         if not self._queue.is_running:
             return "failed"
         return "busy too long" if self._queue.busy_seconds > self.settings.timeout else "ready"
@@ -163,16 +198,18 @@ class PredictionService:
         """Checks that new requests are taken.
 
         Raises:
-            ServiceError: the service stops or has not started.
+            ServiceError: the service stops, has not started, or could not start.
         """
-        if self._is_stopping or not self._is_ready:
-            state = "stopping" if self._is_stopping else "starting"
-            raise ServiceError(
-                503,
-                state,
-                f"the server is {state}; send the request again",
-                headers={"Retry-After": "1", "Connection": "close"},
-            )
+        if self._is_ready and not self._is_stopping:
+            return
+        state = self.state
+        text = f"the server is {state}; send the request again"
+        retry = 1
+        if state == "failed":
+            retry = max(math.ceil(self._seconds_to_retry), 1)
+            text = f"the model fails, and the server's log says why; try again in {retry} s"
+        headers = {"Retry-After": str(retry), "Connection": "close"}
+        raise ServiceError(503, state, text, headers=headers)
 
     def admit(self, count: int) -> None:
         """Counts images as received and not yet answered; a negative count takes them out.
@@ -184,7 +221,7 @@ class PredictionService:
         if count > 0 and self.images + count > most:
             raise self._busy(
                 "queue_full",
-                f"{self.images} images wait, and at most {most} may (--max-queue)",
+                f"{counted(self.images, 'image')} waiting, at most {most} may wait (--max-queue)",
                 limit_of(self.settings, "max_queue"),
             )
         self.images += count
@@ -308,12 +345,14 @@ def _errors_as_responses(settings: ServiceSettings) -> Generator[None]:
     try:
         yield
     except TooManyPixelsError as error:
-        size = str(error).split(". ")[0]
         raise ServiceError(
             413,
             "too_many_pixels",
-            f"{size} (--max-pixels); send a smaller image",
+            f"{error.reason} (--max-pixels); send a smaller image",
             limit=limit_of(settings, "max_pixels"),
         ) from None
+    except UnusualValuesError as error:
+        server = "start the server with --intensity-range LOW HIGH"
+        raise ServiceError(422, "unreadable", f"{error}, or {server}") from None
     except ImageError as error:
         raise ServiceError(422, "unreadable", str(error)) from None

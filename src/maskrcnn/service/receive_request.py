@@ -62,6 +62,7 @@ async def in_time(request: Request, work: Coroutine[None, None, T], settings: Se
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
+
     try:
         await asyncio.wait(
             {task, gone}, timeout=settings.timeout, return_when=asyncio.FIRST_COMPLETED

@@ -19,6 +19,7 @@ from ..annotations.coco_types import Json
 from ..annotations.json_file import parse_json
 from ..annotations.problems import DataError
 from ..annotations.shown_values import shown
+from ..runtime.counted import counted
 from .service_error import ServiceError, limit_of
 from .service_settings import ServiceSettings
 
@@ -157,7 +158,7 @@ def check_count(count: int, settings: ServiceSettings) -> None:
         raise ServiceError(
             413,
             "too_many_files",
-            f"the request has more than {settings.max_files} images (--max-files); "
+            f"the request has more than {counted(settings.max_files, 'image')} (--max-files); "
             "send several requests",
             limit=limit_of(settings, "max_files"),
         )

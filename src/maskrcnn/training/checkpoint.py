@@ -12,7 +12,7 @@ import hashlib
 import json
 import shlex
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,11 +22,14 @@ from torch import Tensor
 
 from ..config import ModelConfig, TrainConfig
 from ..runtime.atomic_files import replace_text, replacing, writing
+from ..runtime.counted import counted
 from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
+    from ..augmentation.own_augmentation import Augmentation
+    from ..weights.pretrained import Start
     from .processes import Processes
 
 SCHEMA = 1
@@ -78,9 +81,9 @@ class TrainLength(NamedTuple):
         if self.max_time:
             parts.append(f"{self.max_time:g} s")
         if self.steps:
-            parts.append(f"{'at most ' * bool(self.max_time)}{self.steps} steps")
+            parts.append(f"{'at most ' * bool(self.max_time)}{counted(self.steps, 'step')}")
         if self.epochs:
-            parts.append(f"{self.epochs:g} epochs")
+            parts.append(counted(self.epochs, "epoch"))
         return ", ".join(parts)
 
 
@@ -206,22 +209,55 @@ def for_processes(
     if batches % world:
         fitting = ", ".join(str(n) for n in range(1, batches + 1) if batches % n == 0)
         raise ValueError(
-            f"cannot resume {out} with {_counted(world)}: the run began with {_counted(before)}, "
-            f"and a step has {images} images in {batches} batches of {config.batch_size}, which "
-            f"{world} cannot share evenly. Possible numbers of processes: {fitting}. "
+            f"cannot resume {out} with {counted(world, 'process')}: the run began with {before}, "
+            f"and a step has {counted(images, 'image')} in {counted(batches, 'batch')} of "
+            f"{config.batch_size}, which {world} cannot share evenly. "
+            f"Possible numbers of processes: {fitting}. "
             f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) starts a new run from "
             "its weights with any number"
         )
     changed = replace(config, accumulate=batches // world)
     return changed, (
-        f", with {_counted(world)} instead of {before}: accumulate={changed.accumulate} instead of "
-        f"{config.accumulate} keeps {images} images per step. The order of the images changes from "
-        "here on, so the weights differ from those of an uninterrupted run"
+        f", with {counted(world, 'process')} instead of {before}: accumulate={changed.accumulate} "
+        f"instead of {config.accumulate} keeps {counted(images, 'image')} per step. The order of "
+        "the images changes from here on, so the weights differ from those of an uninterrupted run"
     )
 
 
-def _counted(world: int) -> str:
-    return f"{world} process{'es' * (world != 1)}"
+def recorded_settings(
+    start: Start,
+    config: TrainConfig,
+    parts: Mapping[str, CocoDataset],
+    earlier: EarlierSession | None,
+    processes: Processes,
+    augmentation: Augmentation | None,
+    metrics: Iterable[str],
+) -> PlainDict:
+    """What config.json records of a run, and a resumed run must have as well.
+
+    Args:
+        start: the network and where its weights come from.
+        config: of the training, as the user gave it.
+        parts: the data sets, by name.
+        earlier: the session that the run continues.
+        processes: of this session.
+        augmentation: the user's own.
+        metrics: names of the user's own numbers.
+    """
+    settings: PlainDict = {
+        "model": to_dict(start.network.config),
+        "train": to_dict(config),
+        "processes": earlier.processes if earlier else processes.world,
+        "pretrained": start.record,
+    }
+    settings |= {name: fingerprint(part) for name, part in parts.items()}
+    if augmentation is not None:
+        settings["augmentation"] = type(augmentation).__qualname__
+    if names := list(metrics):
+        settings["metrics"] = names
+    if heads := list(start.network.extra_heads):
+        settings["extra_heads"] = heads
+    return settings
 
 
 def refuse_other_processes(settings: PlainDict, processes: Processes) -> None:

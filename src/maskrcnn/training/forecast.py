@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..recipe.recipe import Candidate, Reason, Recipe
+from ..runtime.counted import counted
 from ..runtime.keep_memory import return_unused_memory
 from .setup import duration
 from .time_budget import EVALUATION_SHARE
@@ -60,7 +61,7 @@ class Forecast:
         text = f"{choice.candidate.name}: {choice.step_seconds:.2g} s per step, measured"
         for candidate, seconds in choice.rejected:
             text += f"; {candidate.name} takes {seconds:.2g} s"
-        goal = f"{choice.candidate.enough:,} steps give a good result"
+        goal = f"{counted(choice.candidate.enough, 'step')} give a good result"
         if choice.suffices:
             return f"{text}; {goal}"
         return f"{text}; {goal}, fewer a rough one"
@@ -72,12 +73,15 @@ class Forecast:
         start = "from random weights" if candidate.kind == "none" else "even from pretrained ones"
         share = self.steps * self.choice.step_seconds / self.max_time
         seconds = candidate.enough * self.choice.step_seconds / max(share, 0.5)
+
         advice = [f"use --max-time {_round_time(seconds)}"]
         if candidate.kind == "none":
             advice.append("start from a detector (--pretrained)")
         fewest = math.ceil(HOPELESS_SHARE * candidate.enough)
+
         return (
-            f"max_time {duration(self.max_time)}: expected time for at least {fewest} steps, "
+            f"max_time {duration(self.max_time)}: "
+            f"expected time for at least {counted(fewest, 'step')}, "
             f"got time for about {self.steps}, too few {start}. "
             f"A step takes {self.choice.step_seconds:.2g} s, and {duration(self.prepared)} are "
             f"spent. Suggestion: {', '.join(advice)}, or train anyway (--anyway)"
@@ -86,7 +90,7 @@ class Forecast:
     def __str__(self) -> str:
         choice = self.choice
         text = (
-            f"about {self.steps:,} steps of {choice.step_seconds:.2g} s fit into "
+            f"about {counted(self.steps, 'step')} of {choice.step_seconds:.2g} s in "
             f"{duration(self.max_time)}; {duration(self.prepared)} are spent"
         )
         if not choice.suffices:

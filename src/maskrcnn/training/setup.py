@@ -18,6 +18,7 @@ import torch
 
 from ..config import ModelConfig, TrainConfig
 from ..model.resnet import ResNet
+from ..runtime.counted import counted
 from .optim import images_per_step, scaled_rate
 from .processes import Processes
 
@@ -221,23 +222,24 @@ def first_line(
     """The run in one line: data, length, batch, learning rate, machine, folder."""
     names = [c.name for c in data.categories]
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    categories = f"{len(names)} categor{'y' if len(names) == 1 else 'ies'} ({shown})"
+    categories = f"{counted(len(names), 'category')} ({shown})"
 
     images = images_per_step(config, processes.world)
     length = duration(config.max_time or 0)
     if total:
-        length = f"{total} steps ({total * images / len(data):.3g} epochs)"
+        length = f"{counted(total, 'step')} ({counted(total * images / len(data), 'epoch')})"
 
     rate = f"{scaled_rate(config, processes.world):.3g}"
-    reference = f"{config.learning_rate:g} at {config.reference_batch} images"
+    reference = f"{config.learning_rate:g} at {counted(config.reference_batch, 'image')}"
 
     threads = torch.get_num_threads()
     machine = [str(processes.device)]
     if processes.world > 1:
-        machine.append(f"{processes.world} processes")
-    machine += [f"{threads} thread{'s' * (threads != 1)}", config.dtype]
+        machine.append(counted(processes.world, "process"))
+    machine += [counted(threads, "thread"), config.dtype]
     return (
-        f"{len(data)} images, {categories}; {length}, {images} images per step; "
+        f"{counted(len(data), 'image')}, {categories}; {length}, "
+        f"{counted(images, 'image')} per step; "
         f"{config.optimizer}, learning rate {rate} ({reference}); {', '.join(machine)}; {out}"
     )
 

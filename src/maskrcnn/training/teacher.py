@@ -42,6 +42,7 @@ from ..augmentation.strong import strong_augmentation
 from ..augmentation.training_set import TrainingSet
 from ..config import AugmentConfig, ModelConfig, TrainConfig, UnlabeledConfig
 from ..model.extra_head import OWN_TERMS
+from ..runtime.counted import counted
 from ..structures import Batch, Detections, Truth
 from .processes import Processes
 from .sampler import BatchPlan
@@ -185,7 +186,7 @@ class Teacher:
         )
         images = self.batch_size * self.config.accumulate * self.processes.world
         return (
-            f"{len(self.images)} unlabeled images, {images} per step from {start} on; "
+            f"{counted(len(self.images), 'unlabeled image')}, {images} per step from {start} on; "
             "these steps take about 2.5 times as long"
         )
 

@@ -16,6 +16,7 @@ from ..annotations.coco_types import CocoContent, CocoImage
 from ..annotations.problems import DataError, DataWarning
 from ..images.image_files import image_files
 from ..images.read import ImageError, image_size
+from ..runtime.counted import counted
 
 _SHOWN = 20  # unreadable images listed in the warning
 
@@ -61,7 +62,7 @@ def open_unlabeled(
         warnings.warn(_warning(folder, unreadable), DataWarning, stacklevel=2)
     if not images:
         raise DataError(
-            f"{folder}: all {len(files)} images are unreadable or already annotated; "
+            f"{folder}: all images ({len(files):,}) are unreadable or already annotated; "
             "unlabeled= (--unlabeled) needs at least one other image"
         )
 
@@ -79,8 +80,8 @@ def _warn_about_annotations(source: CocoDataset) -> None:
     annotated = len(source.content()["annotations"])
     if annotated:
         warnings.warn(
-            f"{source.name}: {annotated:,} annotations are not used, because the images are given "
-            "as unlabeled; to learn from them, merge the data sets",
+            f"{source.name}: {counted(annotated, 'annotation')} not used, because the images are "
+            "given as unlabeled; to learn from annotations, merge the data sets",
             DataWarning,
             stacklevel=3,
         )
@@ -91,7 +92,7 @@ def _paths(data: CocoDataset) -> Iterator[Path]:
 
 
 def _warning(folder: Path, unreadable: list[str]) -> str:
-    lines = [f"{folder}: skipped {len(unreadable)} unreadable images:"]
+    lines = [f"{folder}: skipped {counted(len(unreadable), 'unreadable image')}:"]
     lines += [f"  {line}" for line in unreadable[:_SHOWN]]
     if len(unreadable) > _SHOWN:
         lines.append(f"  ... and {len(unreadable) - _SHOWN} more")

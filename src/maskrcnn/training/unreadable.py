@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..runtime.counted import counted
+
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
 
@@ -61,8 +63,9 @@ class UnreadableImages:
         shown = "; ".join([*self.messages.values()][:_SHOWN])
         more = len(self.messages) - _SHOWN
         return (
-            f"{len(self.messages)} of {self.num_images} {self.noun} images cannot be read any more "
-            f"(unreadable allows {self.limit}): {shown}{f'; and {more} more' if more > 0 else ''}"
+            f"{len(self.messages):,} of {counted(self.num_images, f'{self.noun} image')} cannot be "
+            f"read any more (unreadable allows {self.limit}): {shown}"
+            f"{f'; and {more} more' if more > 0 else ''}"
         )
 
     def lines(self) -> list[str]:

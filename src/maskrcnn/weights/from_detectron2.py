@@ -405,8 +405,7 @@ def _per_level(values: Any, levels: int, key: str, path: Path) -> tuple[tuple[fl
     lists = values if isinstance(values[0], list) else [values]
     if len(lists) not in (1, levels):
         raise WeightsError(
-            f"{path}: {key}: expected 1 list, or one for each of the {levels} levels, "
-            f"got {len(lists)}."
+            f"{path}: {key}: expected 1 list, or one for each level ({levels}), got {len(lists)}."
         )
     if len(lists) == 1:
         lists = lists * levels

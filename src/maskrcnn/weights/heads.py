@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..annotations.coco_types import CocoAnnotation
 from ..config import Category, KeypointHeadConfig, MaskHeadConfig, ModelConfig
+from ..runtime.counted import counted
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
@@ -46,8 +47,10 @@ class AnnotatedParts:
     def box_masks(self) -> str:
         """How many objects have a box alone, as text."""
         share = 100 * self.box_alone / max(self.objects, 1)
+        have = "has" if self.box_alone == 1 else "have"
         return (
-            f"{self.box_alone:,} of {self.objects:,} objects ({share:.3g} %) have a box and no mask"
+            f"{self.box_alone:,} of {counted(self.objects, 'object')} ({share:.3g} %) "
+            f"{have} a box and no mask"
         )
 
 
@@ -171,15 +174,16 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
         exists = getattr(config, head) is not None
         if count and not exists:
             problems.append(
-                f"{name}: {count} of {parts.objects} objects have {head}s, which are not used: "
-                f"the model has no {head} head. {_how_to_add(config, head)}"
+                f"{name}: the {head}s of {count:,} of {counted(parts.objects, 'object')} are not "
+                f"used: the model has no {head} head. {_how_to_add(config, head)}"
             )
         elif head == "mask" and learns_from_boxes(config) and parts.box_alone:
             continue
         elif exists and parts.objects and not count:
             problems.append(
-                f"the {head} head is not trained: none of the {parts.objects} objects of {name} "
-                f"has {head}s. It keeps its initial weights; to leave it out, set model.{head}=none"
+                f"the {head} head is not trained: none of the objects of {name} "
+                f"({parts.objects:,}) has {head}s. It keeps its initial weights; "
+                f"to leave it out, set model.{head}=none"
             )
     return problems
 

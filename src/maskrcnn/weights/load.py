@@ -26,6 +26,7 @@ from ..images.image_files import image_suffixes
 from ..ops.device import usable_device
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
+from ..runtime.counted import counted
 from ..runtime.plain_data import PlainData, PlainDict
 from ..settings import from_dict, to_dict, with_current_names
 from . import detectron2_names, download, from_detectron2, from_torchvision
@@ -403,7 +404,7 @@ def _with_categories(
             given = replace(old, name=given.name, id=given.id)
         if config.keypoint and len(given.keypoints) != len(old.keypoints):
             raise WeightsError(
-                f'category "{given.name}": expected {len(old.keypoints)} keypoints, '
+                f'category "{given.name}": expected {counted(len(old.keypoints), "keypoint")}, '
                 f"as the model predicts, got {len(given.keypoints)}."
             )
         new.append(given)

@@ -49,8 +49,7 @@ def read_torch(path: Path) -> Any:
         start = file.read(BYTES)
     kind = kind_of(start)
     if kind is not None and not start.startswith(_OF_TORCH):
-        what = kind.partition(";")[0]  # without what to do where an image is expected
-        raise WeightsError(f"{path}: expected weights written by torch.save, got {what}.")
+        raise WeightsError(f"{path}: expected weights written by torch.save, got {kind.name}.")
 
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):

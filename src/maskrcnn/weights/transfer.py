@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config import Category, ModelConfig
 from ..model.maskrcnn import MaskRCNN
+from ..runtime.counted import counted
 
 Rows = list[tuple[int, int]]  # (row in the old model, row in the new one)
 
@@ -54,7 +55,7 @@ class Transfer:
         return tuple(h for h in ("mask", "keypoint") if f"{h}_head" in self.reinitialized)
 
     def __str__(self) -> str:
-        sentences = [f"kept {self.kept} of {self.total} tensors"]
+        sentences = [f"kept {self.kept} of {counted(self.total, 'tensor')}"]
         sentences += [f"The {h} head is new: it starts from random weights" for h in self.new_heads]
         whole = tuple(f"{h}_head" for h in self.new_heads)
         others = [part for part in self.reinitialized if not part.startswith(whole)]

@@ -292,7 +292,7 @@ for (const button of findAll("[data-download]")) {
     const images = isAll ? done : [state.current];
     const missing = state.images.length - done.length;
     if (isAll && missing)
-      report(`${missing} of ${state.images.length} images have no prediction and are left out.`);
+      report(`Images without a prediction are left out: ${missing} of ${state.images.length}.`);
     button.disabled = true;
     try {
       await DOWNLOADS[button.dataset.download](images);

@@ -47,7 +47,7 @@ export async function addDropped(data) {
     ({ type, name }) => type.startsWith("image/") || IMAGE_ENDING.test(name),
   );
   const skipped = files.length - images.length;
-  if (skipped) report(`${skipped} of ${files.length} files are not images and were skipped.`);
+  if (skipped) report(`Files that are not images were skipped: ${skipped} of ${files.length}.`);
   if (!files.length) report("The folder is empty.");
   addFiles(images);
 }
