@@ -64,7 +64,10 @@ def test_the_report_replaces_the_table_between_the_marks(
     page.write_text("before\n<!-- first evening -->\nold\n<!-- end -->\nafter\n")
     monkeypatch.setattr(study, "PAGE", page)
     study.report([line(5, 0.1)], write=True)
-    assert "| plants (58) | random | 5 | 500 (520) | 0.100 | 0.100 | 5.1 | 1.10 (1.00) |" in page.read_text()
+    assert (
+        "| plants (58) | random | 5 | 500 (520) | 0.100 | 0.100 | 5.1 | 1.10 (1.00) |"
+        in page.read_text()
+    )
     assert page.read_text().startswith("before")
     assert page.read_text().endswith("after\n")
     assert "old" not in page.read_text()

@@ -35,9 +35,9 @@ from .log import MetricsFile, TensorBoardLog, read_rows
 from .process_watch import ProcessLostError
 from .processes import Processes
 from .run_files import RunFiles
-from .run_length import RunLength
 from .run_parts import prepare_run
 from .setup import duration, first_line, warn_about_heads
+from .training_length import TrainingLength
 from .validate import Metric, evaluation_rows, validation_columns
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Trainer:
         self.metrics = MetricsFile(self.state.log_bytes if run.is_resumed else None)
         self.files = RunFiles(run, self.metrics)
         self.evaluations = Evaluations(run, self.files) if val is not None else None
-        self.length = RunLength(run, self.evaluations)
+        self.length = TrainingLength(run, self.evaluations)
         self.signals = StopSignals(STOPPING if processes.main else "")
         self.tidied_at = time.monotonic()
         self.next_row: dict[str, float] = {}

@@ -17,7 +17,7 @@ from .time_budget import next_review, with_least_left
 REPORTED_CHANGE = 0.02  # of the number of steps, when it is corrected
 
 
-class RunLength:
+class TrainingLength:
     """Decides and corrects the number of steps of a run with `max_time`.
 
     Args:
