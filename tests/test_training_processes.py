@@ -144,7 +144,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused(tmp_path: Path) -
     earlier = EarlierSession({}, {}, {"processes": 2})
     config = tiny_config(accumulate=2)
     group = processes.Processes(0, 3, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"began with 2 processes, and .*: 1, 2, 4\. pretrained="):
+    with pytest.raises(ValueError, match=r"the run began with 2, and .*: 1, 2, 4\. pretrained="):
         for_processes(config, earlier, tmp_path, group)
     changed, text = for_processes(config, earlier, tmp_path, replace(group, world=4))
     assert (changed.accumulate, "with 4 processes instead of 2" in text) == (1, True)
