@@ -422,7 +422,7 @@ def test_missing_keys_are_detectron2s_defaults(tmp_path):
         ("MODEL__ROI_HEADS__SCORE_THRESH_TEST", "1e-4", "box.score_threshold", 1e-4),
         ("MODEL__ROI_HEADS__NMS_THRESH_TEST", 0.3, "box.nms_iou", 0.3),
         ("TEST__DETECTIONS_PER_IMAGE", 300, "box.max_detections", 300),
-        ("TEST__DETECTIONS_PER_IMAGE", -1, "box.max_detections", 3000),
+        ("TEST__DETECTIONS_PER_IMAGE", -1, "box.max_detections", 60),
         ("MODEL__ROI_BOX_HEAD__POOLER_TYPE", "ROIAlign", "box.roi.aligned", False),
         ("MODEL__ROI_BOX_HEAD__POOLER_SAMPLING_RATIO", 2, "box.roi.sampling_ratio", 2),
         (
