@@ -26,6 +26,7 @@ import maskrcnn as mr
 from maskrcnn.config import ModelConfig
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
+from maskrcnn.model.shapes_only import shapes_only
 from maskrcnn.ops import device
 from maskrcnn.structures import Batch, Truth
 
@@ -94,8 +95,8 @@ def build(name: str, device: str = "cuda") -> tuple[MaskRCNN, Batch, Truth]:
     config = MODELS[name]()
     batch, truth = _outside(_inputs, config)
     move = lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)  # noqa: E731
-    with torch.device(device):
-        model = MaskRCNN.from_config(config)
+    model = _outside(shapes_only, config)
+    model._apply(move)
     labeled = torch.ones(2, config.num_classes, dtype=torch.bool, device=device)
     return model, batch._map(move), replace(truth._map(move), labeled=labeled)
 

@@ -22,9 +22,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models import resnet18
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
 
 import maskrcnn
 from maskrcnn.cli import run
@@ -107,13 +109,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model in torchvision's format: a ResNet-18, recognizable by its names and shapes."""
+    """A random model in torchvision's format: a narrow one with ResNet-18, recognizable by its names and shapes."""
     torch.manual_seed(0)
-    trunk = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    levels = {f"layer{k + 1}": str(k) for k in range(4)}
+    network = resnet18(weights=None, norm_layer=FrozenBatchNorm2d)
+    trunk = BackboneWithFPN(network, levels, [64, 128, 256, 512], 16)
     heads = {
-        "box_head": TwoMLPHead(256 * 7 * 7, 16),
+        "box_head": TwoMLPHead(16 * 7 * 7, 16),
         "box_predictor": FastRCNNPredictor(16, 91),
-        "mask_head": MaskRCNNHeads(256, (16,) * 4, 1),
+        "mask_head": MaskRCNNHeads(16, (16,) * 4, 1),
         "mask_predictor": MaskRCNNPredictor(16, 16, 91),
     }
     path = tmp_path_factory.mktemp("server") / catalog.find("maskrcnn_r50_fpn_v2_coco").file

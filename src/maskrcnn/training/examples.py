@@ -53,7 +53,7 @@ def draw_examples(
         augmentation: random changes of your own, as for `train`.
 
     Returns:
-        A sheet of tiles of at most 384 px.
+        A sheet of tiles whose longer side has 384 px.
 
     Example:
         >>> import maskrcnn as mr
@@ -74,36 +74,38 @@ def draw_examples(
     sheet = Image.new("RGB", size, (255, 255, 255))
     for position, (index, seed) in enumerate(chosen):
         tile = draw_example(images.example(index, seed), model)
-        tile.thumbnail((TILE, TILE))
         row, column = divmod(position, columns)
         sheet.paste(tile, (column * (TILE + GAP), row * (TILE + GAP)))
     return sheet
 
 
 def draw_example(example: Example, model: ModelConfig) -> Image.Image:
-    """Draws one image with its truth."""
+    """Draws one image with its truth, both resized to a tile first, so that lines stay thin."""
     from ..model.point_losses import has_points
 
     truth = example.truth
     pixels = example.image.permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
-    pixels = np.ascontiguousarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    factor = TILE / max(image.size)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
 
     keypoints = None
     if model.keypoint is not None:
         keypoints = _own_keypoints(truth.keypoints[0], truth.labels[0], model)
+        keypoints[..., :2] *= factor
     objects = torch.nonzero(~truth.ignore[0]).flatten()
     instances = Instances(
-        size=(pixels.shape[0], pixels.shape[1]),
-        boxes=truth.boxes[0],
+        size=(height, width),
+        boxes=truth.boxes[0] * factor,
         scores=torch.ones(len(truth.boxes[0])),
         labels=truth.labels[0],
         categories=model.categories,
         mask_grids=None if model.mask is None else truth.masks[0].float() / 255,
         keypoints=keypoints,
     )[objects]
-    drawn = draw_instances(instances, pixels, names=False, enlarge=True)
+    drawn = draw_instances(instances, image, names=False)
 
-    factor = drawn.width / pixels.shape[1]
     if truth.points is not None:
         points = truth.points[0][has_points(truth)[0]].flatten(0, 1)
         labeled = points[points[:, 2] > 0].tolist()

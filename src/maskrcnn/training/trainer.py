@@ -273,7 +273,7 @@ class Trainer:
                 self.parts.data, model, self.parts.config, augmentation=augmentation
             )
             with replacing(self.parts.out / "examples.png") as partial:
-                sheet.save(partial, "PNG")
+                sheet.save(partial, "PNG", compress_level=1)
 
     def step(self) -> dict[str, float]:
         """Runs one optimizer step; returns its numbers by column."""
