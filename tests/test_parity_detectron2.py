@@ -36,7 +36,7 @@ def image(golden) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def joint_model(golden) -> Path:
+def model_folder(golden) -> Path:
     return golden / "detectron2" / "r50_fpn_joint"
 
 
@@ -91,15 +91,15 @@ def test_features_and_proposals_equal_detectron2s(image, folder, model):
     np.testing.assert_allclose(proposals.scores[0], expected["objectness_unresized"], atol=1e-3)
 
 
-def test_the_zoos_pickle_holds_the_same_model(joint_model):
+def test_the_zoos_pickle_holds_the_same_model(model_folder):
     pth, pkl = (
-        mr.load(joint_model / f"model_final.{suffix}").state_dict() for suffix in ("pth", "pkl")
+        mr.load(model_folder / f"model_final.{suffix}").state_dict() for suffix in ("pth", "pkl")
     )
     assert all(torch.equal(value, pkl[name]) for name, value in pth.items())
 
 
-def test_an_imported_model_survives_our_own_file(joint_model, image, tmp_path):
-    model = mr.load(joint_model / "model_final.pth", categories=["a", "b", "c", "d"])
+def test_an_imported_model_survives_our_own_file(model_folder, image, tmp_path):
+    model = mr.load(model_folder / "model_final.pth", categories=["a", "b", "c", "d"])
     mr.save(model, tmp_path / "model.safetensors")
     again = mr.load(tmp_path / "model.safetensors")
     assert again.config == model.config
@@ -109,20 +109,20 @@ def test_an_imported_model_survives_our_own_file(joint_model, image, tmp_path):
 
 
 def boxes_with(
-    joint_model: Path, folder: Path, image: np.ndarray, old: str, new: str
+    model_folder: Path, folder: Path, image: np.ndarray, old: str, new: str
 ) -> torch.Tensor:
     """The boxes that the joint model predicts with a changed setting, in an input of 120 x 160 px."""
-    text = (joint_model / "config.yaml").read_text()
+    text = (model_folder / "config.yaml").read_text()
     assert old in text
     text = text.replace(old, new).replace("MIN_SIZE_TEST: 3", "MIN_SIZE_TEST: 1")
     (folder / "config.yaml").write_text(text)
-    (folder / "model_final.pth").symlink_to(joint_model / "model_final.pth")
+    (folder / "model_final.pth").symlink_to(model_folder / "model_final.pth")
     return mr.predict(mr.load(folder / "model_final.pth"), image).boxes
 
 
 @pytest.fixture(scope="module")
-def boxes_before(joint_model, image, tmp_path_factory) -> torch.Tensor:
-    boxes = boxes_with(joint_model, tmp_path_factory.mktemp("before"), image, "VERSION", "VERSION")
+def boxes_before(model_folder, image, tmp_path_factory) -> torch.Tensor:
+    boxes = boxes_with(model_folder, tmp_path_factory.mktemp("before"), image, "VERSION", "VERSION")
     assert len(boxes) > 5
     return boxes
 
@@ -145,7 +145,7 @@ def boxes_before(joint_model, image, tmp_path_factory) -> torch.Tensor:
     ],
 )
 def test_settings_that_change_no_shape_change_the_predictions(
-    joint_model, image, boxes_before, tmp_path, old, new
+    model_folder, image, boxes_before, tmp_path, old, new
 ):
-    boxes = boxes_with(joint_model, tmp_path, image, old, new)
+    boxes = boxes_with(model_folder, tmp_path, image, old, new)
     assert boxes.shape != boxes_before.shape or (boxes - boxes_before).abs().max() > 0.1
