@@ -64,7 +64,13 @@ CAPABILITIES = (
         "other people's files",
         60,
         (
-            *("cases", "coco_as_people_have_it", "fix_properties", "formats_cvat_tracks"),
+            *(
+                "cases",
+                "coco_as_people_have_it",
+                "counted",
+                "fix_properties",
+                "formats_cvat_tracks",
+            ),
             *("formats_exif", "formats_memory", "formats_other_tools", "formats_siblings"),
             *("formats_yolo", "identity", "identity_elsewhere", "image_depth"),
             *("image_endings", "image_limits", "predict_inputs", "remarks", "travel"),
