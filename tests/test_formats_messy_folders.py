@@ -311,7 +311,7 @@ def test_yolo_images_without_labels_are_a_warning_and_an_error_if_all_are(tmp_pa
     (tmp_path / "labels").rename(tmp_path / "label")
     with pytest.raises(
         DataError,
-        match=r"none of the 2 images has a text file; the first would be .*/labels/a\.txt",
+        match=r"none of 2 images has a text file; the first would be .*/labels/a\.txt",
     ):
         mr.load_dataset(path)
 

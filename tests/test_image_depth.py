@@ -94,7 +94,7 @@ def test_integers_with_8_bit_values_are_those_values_and_others_an_error(dtype):
     values = np.arange(120, dtype=np.uint8).reshape(4, 10, 3)
     assert (read_image(values.astype(dtype)) == values).all()
     if np.iinfo(dtype).max > 300:
-        with pytest.raises(ImageError, match=r"0\.\.255, got 0 to 300; pass intensity_range"):
+        with pytest.raises(ImageError, match=r"0\.\.255, got 0 to 300; scale the values"):
             read_image(np.array([[0, 300]], dtype))
         assert read_image(np.array([[0, 300]], dtype), (0, 300))[0, :, 0].tolist() == [0, 255]
 

@@ -81,7 +81,7 @@ def test_floating_point_is_scaled_by_the_range(tmp_path):
     assert read_image(tmp_path / "a.tif", (-500, 500))[0, :, 1].tolist() == [0, 128, 255]
     with pytest.raises(
         ImageError,
-        match=r"a.tif: expected float32 values in 0..1, got -500 to 500; pass intensity_range",
+        match=r"a.tif: expected float32 values in 0..1, got -500 to 500; scale the values",
     ):
         read_image(tmp_path / "a.tif")
 

@@ -43,7 +43,7 @@ def test_a_proposal_may_differ_only_at_a_threshold(file: dict[str, float], allow
     assert flips.count > 0
     assert (flips.unexplained == 0) == allowed, flips.detail
     if not allowed:
-        assert "are not at a threshold, such as the box [" in flips.detail
+        assert "not at a threshold, such as the box [" in flips.detail
 
 
 def test_where_all_anchors_are_equal_any_of_them_may_be_chosen() -> None:

@@ -399,16 +399,23 @@ def test_a_keypoint_that_is_never_labeled_needs_no_head(data: CocoDataset) -> No
 
 def test_a_model_without_a_head_for_the_data_is_reported(data: CocoDataset, tmp_path: Path) -> None:
     model = MaskRCNN.from_config(replace(tiny_model(data), keypoint=None))
-    with pytest.warns(UserWarning, match=r"4 of 8 objects have keypoints, .* no keypoint head"):
+    with pytest.warns(
+        UserWarning, match=r"the keypoints of 4 of 8 objects are not used: .* no keypoint head"
+    ):
         train_once(model, data, tmp_path / "model")
-    with pytest.warns(UserWarning, match=r"4 of 8 objects have masks, .* no mask head"):
+    with pytest.warns(
+        UserWarning, match=r"the masks of 4 of 8 objects are not used: .* no mask head"
+    ):
         warn_about_heads(replace(tiny_model(data), mask=None), data, TrainConfig())
 
 
 def test_a_head_without_annotations_is_reported(data: CocoDataset) -> None:
     """Boxes would train masks, unless the model's context says otherwise."""
     boxes = drawn(data, masks=False, keypoints=True)
-    with pytest.warns(UserWarning, match=r"the mask head is not trained: none of the 8 objects"):
+    with pytest.warns(
+        UserWarning,
+        match=r"the mask head is not trained: none of the objects of annotations \(8\) has masks",
+    ):
         warn_about_heads(tiny_model(data), boxes, TrainConfig())
 
 
@@ -443,7 +450,7 @@ def test_a_c4_model_cannot_have_keypoints_and_says_so(data: CocoDataset) -> None
     assert config.mask is not None
     assert config.mask.convs == ()
     (problem,) = head_problems(config, parts_of(data), "data")
-    assert "4 of 8 objects have keypoints" in problem
+    assert "the keypoints of 4 of 8 objects are not used" in problem
     assert "C4" in problem
 
 
