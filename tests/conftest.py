@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--processes",
         type=number_of_processes,
-        default=1,
+        default=0,
         help="run the tests in this many processes; auto: one per core, at most 16",
     )
     parser.addoption(
@@ -70,7 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--processor-time"):
         config.pluginmanager.register(ProcessorTime())
-    if (processes := config.getoption("--processes")) > 1:
+    if processes := config.getoption("--processes"):
         config.pluginmanager.register(ForkedTests(processes, dear="fresh_process"))
     prepare()
 

@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 
 MOST_PROCESSES = 16
+FORKS = "start_ranks"  # what modules import whose tests fork processes that train
 
 
 def number_of_processes(word: str) -> int:
-    """What `--processes` asks for; one where the system cannot fork."""
+    """What `--processes` asks for; 0, which is pytest's own loop, where the system cannot fork."""
     if not hasattr(os, "fork"):
-        return 1
+        return 0
     if word != "auto":
         return int(word)
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -48,7 +49,11 @@ class Plan:
         for index, item in enumerate(items):
             key = dear if item.path in with_fixture else item.path
             groups.setdefault(key, deque()).append(index)
-        self._groups = deque(groups.values())  # that no process has begun
+        # Those that fork come first: a process that has computed gradients on another device than the
+        # CPU, if only on "meta", has forks that cannot compute any.
+        forking = {item.path for item in items if hasattr(getattr(item, "module", None), FORKS)}
+        in_order = sorted(groups.items(), key=lambda group: group[0] not in forking)
+        self._groups = deque(tests for _, tests in in_order)  # that no process has begun
         self._begun: dict[int, deque[int]] = {}  # by the number of the process
 
     def take(self, process: int) -> int | None:
