@@ -137,6 +137,13 @@ def test_a_process_takes_files_and_then_half_of_what_another_has_left() -> None:
     assert plan.take(0) is None
 
 
+def test_files_that_fork_come_first() -> None:
+    tests = items("aabc")
+    tests[3].module = SimpleNamespace(start_ranks=None)
+    plan = Plan(tests, "dear")
+    assert [plan.take(0), plan.take(1)] == [3, 0]
+
+
 def test_auto_is_a_process_per_core() -> None:
     assert 1 <= number_of_processes("auto") <= 16
     assert number_of_processes("3") == 3
