@@ -5,8 +5,8 @@ measures a step and takes the first candidate of which enough steps fit into the
 
 The rule is that steps come first: below about a thousand steps from random weights, a smaller input
 and fewer images per step cost less accuracy than the steps that they pay for (docs/results.md). A
-pretrained trunk gives up images per step first, and from fewer steps on its detail is worth more
-than further steps (docs/small_data.md).
+pretrained trunk gives up images per step first, and needs fewer steps before detail is worth more
+than further ones (docs/small_data.md).
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _trunk_at_hand(
 ) -> tuple[str | None, str]:
     """The ImageNet trunk to start from where the user names no weights, and the reason.
 
-    It is for all images: it raised the AP of photographs and of gray micrographs alike
+    It is for all images: at equal steps it raised the AP of photographs and of gray micrographs
     (docs/small_data.md).
     """
     timm = str(settings.get("model.trunk.timm", ""))
