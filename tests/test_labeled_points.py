@@ -22,10 +22,12 @@ from maskrcnn.annotations.annotation import KEYPOINT_OFFSET
 from maskrcnn.annotations.point_labels import with_points
 from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.cli import run
-from maskrcnn.config import AugmentConfig
+from maskrcnn.config import AugmentConfig, MaskHeadConfig
 from maskrcnn.dataset_checks.check_dataset import check_dataset
 from maskrcnn.dataset_checks.samples import drawn_image
 from maskrcnn.draw.points import BESIDE, ON_OBJECT
+from maskrcnn.model.box_losses import BoxTargets, box_losses
+from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.point_losses import PointTargets, has_points, point_losses
 from maskrcnn.recipe.recipe import choose_recipe
 from maskrcnn.structures import Truth
@@ -246,8 +248,11 @@ def test_pasted_objects_cover_points(masks) -> None:
 def test_points_alone_train_the_mask_head(pointed) -> None:
     recipe = choose_recipe(pointed, device="cpu", memory=4)
     assert recipe.model.mask is not None
-    assert not recipe.training.augment.copy_paste
-    assert parts_of(pointed).mask
+    assert recipe.training.augment.copy_paste
+    parts = parts_of(pointed)
+    assert parts.mask
+    assert parts.pointed == parts.unmasked > 0
+    assert f"a box and no mask, {parts.pointed} of them labeled points" in parts.box_masks
 
     torch.manual_seed(0)
     model = replace(tiny_config(pointed.categories), categories=pointed.categories, keypoint=None)
@@ -268,6 +273,37 @@ def test_points_alone_train_the_mask_head(pointed) -> None:
     assert 0.3 < values[0] < 3
     assert values[-1] < 0.8 * values[0]
     assert draw_example(examples.example(0, 0), model).getpixel((0, 0))
+
+
+def test_a_box_trains_the_mask_beside_its_points() -> None:
+    """The loss is the sum; a RoI in which no point lies has the loss of the box."""
+    config = MaskHeadConfig(context=1.3, convs=(8,), upsample=(8,))
+    head = MaskHead(8, 1, config)
+    box = BoxTargets(
+        covered=torch.ones(1, 2, 6),
+        spans=torch.ones(1, 2, dtype=torch.bool),
+        inside=torch.ones(1, 6, 6, dtype=torch.bool),
+        colors=torch.rand(1, 3, 6, 6) * 100,
+        shared=torch.zeros(1, 6, 6, dtype=torch.bool),
+        like_background=torch.zeros(1, 6, 6, dtype=torch.bool),
+        instead=torch.tensor([True]),
+        with_mask=torch.tensor([False]),
+    )
+    logits = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0))
+    points = PointTargets(torch.full((1, 3, 2), 0.4), torch.full((1, 3), 2.0), torch.tensor([True]))
+    outside = points._replace(positions=points.positions + 1)
+    nothing = torch.zeros(1, 6, 6), torch.tensor([True])
+
+    at_points, _ = point_losses(logits, points)
+    of_box = box_losses(logits, box, config.from_boxes, 1.0)
+    assert head.loss(logits, *nothing, points, box).item() == pytest.approx(
+        (at_points + of_box).item()
+    )
+    assert head.loss(logits, *nothing, outside, box).item() == pytest.approx(of_box.item())
+    assert head.loss(logits, *nothing, points).item() == pytest.approx(at_points.item())
+    assert head.loss(logits, *nothing, outside).item() == 0
+    head.config = replace(config, from_boxes=replace(config.from_boxes, beside_points=0.0))
+    assert head.loss(logits, *nothing, points, box).item() == pytest.approx(at_points.item())
 
 
 def test_masks_points_and_nothing_in_one_batch(masks, pointed) -> None:

@@ -446,6 +446,13 @@ def test_the_teacher_adds_masks_that_fit_their_boxes(monkeypatch) -> None:
     assert torch.equal(made.masks[0, 3], truth.masks[0, 3])
     assert made.masks[0, 0].float().mean() / 255 == pytest.approx(torch.pi / 4, abs=0.02)
     assert not made.masks[0, 1:3].any()
+
+    points = torch.zeros(1, truth.boxes.shape[1], 2, 3)
+    points[0, 0] = torch.tensor([20.0, 20.0, 2.0])
+    monkeypatch.setattr(teacher, "predict_masks", lambda *_: grids[1:])
+    pointed = with_teacher_masks(teacher, batch, replace(truth, points=points))
+    assert not pointed.has_mask[0, 0]  # what a person labeled is not replaced
+
     network = mr.MaskRCNN.from_config(config).train()
     heavier = copy.deepcopy(network)
     heavier.mask_head.config = replace(
@@ -492,7 +499,7 @@ def test_training_and_check_report_the_boxes(scenes, boxed, masks, capsys) -> No
     recipe = choose_recipe(boxed, device="cpu", memory=4)
     assert recipe.model.mask is not None
     assert recipe.model.mask.context == 1.3
-    assert not recipe.training.augment.copy_paste
+    assert recipe.training.augment.copy_paste
     assert "boxes train masks" in str(recipe)
     assert text in masks_from_boxes(recipe.model, parts)
     assert "training learns masks from these boxes" in str(mr.check_dataset(boxed, progress=False))
@@ -510,30 +517,33 @@ def test_training_and_check_report_the_boxes(scenes, boxed, masks, capsys) -> No
 
 def test_few_boxes_do_not_change_the_other_masks() -> None:
     config = tiny_config(1)
-    few = AnnotatedParts(objects=1000, mask=960, keypoint=0, box_alone=40)
+    few = AnnotatedParts(objects=1000, mask=960, keypoint=0, unmasked=40)
     assert with_fitted_context(config, few) == config
     assert "40 of 1,000 objects (4 %)" in masks_from_boxes(config, few)
     assert "model.mask.context=1.3 would use them" in masks_from_boxes(config, few)
-    some = replace(few, mask=900, box_alone=100)
+    some = replace(few, mask=900, unmasked=100)
     assert learns_from_boxes(with_fitted_context(config, some))
     assert not head_problems(with_fitted_context(config, some), some, "data")
-    none = replace(few, mask=0, box_alone=1000)
+    none = replace(few, mask=0, unmasked=1000)
     assert not head_problems(with_fitted_context(config, none), none, "data")
 
 
-def test_what_counts_as_a_box_alone() -> None:
-    """No mask in any of the ways of COCO; not points, crowds, regions to ignore, or no box."""
+def test_what_counts_as_unmasked() -> None:
+    """No mask in any of the ways of COCO; not crowds, regions to ignore, or no box."""
     box = {"bbox": [0, 0, 5, 5], "category_id": 1}
     polygon = [[0, 0, 5, 0, 5, 5]]
-    alone = [box, {**box, "segmentation": []}, {**box, "segmentation": None}]
+    pointed = {**box, "point_coords": [[1, 1]], "point_labels": [1]}
+    unmasked = [box, {**box, "segmentation": []}, {**box, "segmentation": None}, pointed]
     others = [
         {**box, "segmentation": polygon},
-        {**box, "point_coords": [[1, 1]], "point_labels": [1]},
+        {**pointed, "segmentation": polygon},
         {**box, "iscrowd": 1},
         {**box, "ignore": 1},
         {"segmentation": polygon, "category_id": 1},
     ]
-    assert annotated_parts([*alone, *others], ()).box_alone == len(alone)
+    parts = annotated_parts([*unmasked, *others], ())
+    assert parts.unmasked == len(unmasked)
+    assert parts.pointed == 1
 
 
 def test_rotation_warns_that_boxes_do_not_fit(boxed, tmp_path) -> None:

@@ -38,7 +38,7 @@ def measured(**changes: Any) -> Statistics:
         category_share=np.ones(1),
         masks=True,
         points=False,
-        boxes_alone=0.0,
+        unmasked=0.0,
         keypoints=False,
         colored=False,
         varied=False,
@@ -256,6 +256,7 @@ def test_small_datasets_get_more_augmentation() -> None:
     assert little.copy_paste > 0 == much.copy_paste
     assert little.scale[0] < much.scale[0]
     assert chosen(measured(masks=False)).training.augment.copy_paste == 0
+    assert chosen(measured(masks=False, unmasked=1.0)).training.augment.copy_paste == 0.5
 
 
 def test_only_heads_with_truth_are_built() -> None:

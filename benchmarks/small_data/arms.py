@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .queue import Job, Line, Setup, groups, read_lines
-from .sources import BATCH, IMAGES, STEPS
+from .sources import BATCH, IMAGES, SCENES, STEPS
 
 SEEDS = 3
 SCRATCH = "scratch"
@@ -73,7 +73,7 @@ class Arm:
     def has_curve(self) -> bool:
         """Whether it is measured during the run, for AP over the CPU time of a start."""
         is_usual = not (self.images or self.budget or self.variant)
-        return is_usual and self.kind == "masks" and self.data != "scenes"
+        return is_usual and self.kind == "masks" and self.data not in SCENES
 
     @property
     def batch(self) -> int:
@@ -205,6 +205,9 @@ def questions(steps: int = 0, seeds: int = SEEDS) -> dict[str, list[Job]]:
         "kinds": [arm for seed in several for arm in _kinds(("nuclei", "scenes"), seed, steps)],
         "starts": [arm for seed in several for arm in _starts(seed, steps)],
         "plants": [arm for seed in several for arm in _kinds(("plants",), seed, steps, LITE)],
+        "started_kinds": [
+            arm for seed in several for arm in _kinds(("nuclei", "scenes"), seed, steps, LITE)
+        ],
         "two_hours": [arm for seed in several for arm in _two_hours(seed, steps)],
         "rank": ranked,
     }
@@ -243,7 +246,8 @@ def front(steps: int, seconds: float) -> list[Job]:
 def variants(path: Path, steps: int, seeds: int) -> list[Job]:
     """Runs with other settings, from a file with one `name setting=value ...` a line.
 
-    `kind`, `data` and `start` are those of the arm; all other settings are the configuration's.
+    `kind`, `data`, `start` and `steps` are those of the arm, and `seeds` says how many there are at
+    most; all other settings are the configuration's.
     Without `data`, nuclei and scenes are used; without `kind`, boxes.
     """
     texts = [text.split("#")[0].split() for text in path.read_text().splitlines()]
@@ -254,9 +258,12 @@ def variants(path: Path, steps: int, seeds: int) -> list[Job]:
             kind = settings.pop("kind", "boxes")
             start = settings.pop("start", SCRATCH)
             sources = settings.pop("data", "nuclei,scenes").split(",")
+            count = settings.pop("steps", steps)
+            if seed >= settings.pop("seeds", seeds):
+                continue
             rest = tuple(settings.items())
             jobs += [
-                Arm(data, kind, start, seed, steps, variant=name, settings=rest) for data in sources
+                Arm(data, kind, start, seed, count, variant=name, settings=rest) for data in sources
             ]
     return jobs
 

@@ -21,23 +21,24 @@ from .annotation_kinds import seconds_per_object
 from .queue import Setup, locked
 
 # Training images of a seed: the scenes have about three objects each, the nuclei 44.
-IMAGES = {"nuclei": 56, "scenes": 150, "plants": 58, "coco_mini_kp": 80}
+IMAGES = {"nuclei": 56, "scenes": 150, "many_scenes": 1200, "plants": 58, "coco_mini_kp": 80}
 # On a GPU that 16 runs share, a step with 16 drawn scenes takes as long as one with four. With other
 # images the augmentation, on one core per run, is the limit.
-BATCH = {"nuclei": 8, "scenes": 16, "plants": 8, "coco_mini_kp": 8}
-STEPS = {"nuclei": 260, "scenes": 400, "plants": 220, "coco_mini_kp": 180}
-SCENES, SCENES_VAL, SCENE_SIDE = 300, 100, 160
+BATCH = {"nuclei": 8, "scenes": 16, "many_scenes": 16, "plants": 8, "coco_mini_kp": 8}
+STEPS = {"nuclei": 260, "scenes": 400, "many_scenes": 400, "plants": 220, "coco_mini_kp": 180}
+SCENES = {"scenes": 300, "many_scenes": 1500}  # drawn ones, of which a seed chooses
+SCENES_VAL, SCENE_SIDE = 100, 160
 SCENE_CATEGORIES = (2, 3, 4)  # star, ring, figure: balls are ellipses, and only clutter here
 POOL_SEEDS, POOL_EACH = 3, 60  # at least the most images that are ranked
 
 
 def folder(name: str, setup: Setup) -> Path:
     """The folder of a data set; draws the scenes if they are missing."""
-    if name != "scenes":
+    if name not in SCENES:
         return setup.data / name
-    where = setup.out / "scenes"
-    with locked(setup.out / "scenes.lock", wait=True):
-        for part, count, seed in (("train", SCENES, 0), ("val", SCENES_VAL, 1)):
+    where = setup.out / name
+    with locked(setup.out / f"{name}.lock", wait=True):
+        for part, count, seed in (("train", SCENES[name], 0), ("val", SCENES_VAL, 1)):
             if not (where / f"{part}.json").exists():
                 _draw(where, part, count, seed)
     return where
@@ -66,7 +67,7 @@ def _draw(where: Path, part: str, count: int, seed: int) -> None:
 def _paths(name: str, setup: Setup, part: str) -> tuple[Path, Path]:
     """The annotation file and the folder of the images."""
     where = folder(name, setup)
-    if name == "scenes":
+    if name in SCENES:
         return where / f"{part}.json", where
     return where / "annotations" / f"{part}.json", where / "images"
 

@@ -343,6 +343,8 @@ class BoxMaskConfig:
     """Share of the run in which the weight of the pairwise loss grows from 0 (0..1)."""
     color_difference: float = 6.0
     """Colors are similar below this difference in CIELAB, after each RoI is stretched to 0..255."""
+    beside_points: float = 1.0
+    """Factor on all these losses for an object that also has labeled points. 0: points alone."""
     teacher_weight: float = 0.0
     """Factor on the loss of masks that the averaged model predicts in these boxes, from `ramp` on
     (Cheng et al. 2023, BoxTeacher). 0: off. About half as much time again per step."""
@@ -529,8 +531,8 @@ class AugmentConfig:
     """Largest random turn of the hue in either direction, as a share of the color circle (0..0.5).
     0: off."""
     copy_paste: float = 0.0
-    """Probability of pasting masked objects from another image onto this one (0..1; Ghiasi et al.
-    2021)."""
+    """Probability of pasting objects from another image onto this one (0..1; Ghiasi et al. 2021):
+    along their masks, or without one along where the colors of the background end."""
     copy_paste_choices: int = 1
     """Images drawn as candidates for copy-paste; the one nearest in mean color is used. 1: any
     image, as in the paper.

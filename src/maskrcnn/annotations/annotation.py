@@ -197,10 +197,10 @@ def mask_bounds(annotation: Annotation) -> BoxXYXY | None:
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def has_box_alone(annotation: Annotation) -> bool:
-    """Returns whether an object has a box, and neither a mask nor labeled points."""
+def is_unmasked(annotation: Annotation) -> bool:
+    """Returns whether an object has a box and no mask; it may have labeled points."""
     has_mask = annotation.polygons is not None or annotation.rle is not None
-    return annotation.box is not None and not has_mask and annotation.points is None
+    return annotation.box is not None and not has_mask
 
 
 def far_apart(box: BoxXYXY, around: BoxXYXY) -> float:

@@ -1,11 +1,14 @@
-"""Copy-paste: objects of one image, cut out along their masks, pasted onto another.
+"""Copy-paste: objects of one image, cut out and pasted onto another.
 
 In:  two views as uint8 [h, w, 3], each with its `ViewObjects`.
 Out: the first image with some objects of the second pasted onto it, and the objects that result.
 
-What is pasted: a random number of the objects that have a mask, each with its box (the bounds of
-its mask) and its keypoints. Regions to ignore are never pasted. What happens to an object that
-something is pasted over:
+What is pasted: a random number of the objects, each with its box and its keypoints. One with a mask
+is cut out along it, and its box is the bounds of the mask. One without a mask is cut out where the
+colors of the background end (cut_out.py), if no other object reaches into its box. Regions to
+ignore are never pasted.
+
+What happens to an object that something is pasted over:
 - Its mask loses what is covered, and each side of its box that was covered moves to the rest of the
   mask.
 - Wholly covered, it is dropped. With less than a tenth of its visible mask left it is *ignore*,
@@ -33,6 +36,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from .augment import AugmentedView
+from .cut_out import cut_out
 from .geometry import translate
 from .moved_masks import Pixels
 from .objects import ViewObjects, pixels_of
@@ -40,6 +44,8 @@ from .objects import ViewObjects, pixels_of
 # An object with a smaller part left becomes *ignore*.
 _MIN_MASK_LEFT = 0.1
 _MIN_BOX_LEFT = 0.5
+# An object of which the colors show a smaller part of its box looks like the background.
+_MIN_CUT_OUT = 0.1
 
 _HALF = 128  # of 255: a pixel belongs to what covers half of it
 
@@ -95,11 +101,7 @@ def paste(
     Returns:
         The image with the pasted objects, and all objects in it, the pasted ones last.
     """
-    candidates = [
-        i
-        for i in source_objects.visible
-        if source_objects.masks[i] is not None and not source_objects.ignore[i]
-    ]
+    candidates = [i for i in source_objects.visible if _can_be_pasted(source_objects, i)]
     if not candidates:
         return image, objects
 
@@ -107,10 +109,9 @@ def paste(
     covered = np.zeros(source.shape[:2], bool)
     pasted = []
     for i in rng.permutation(candidates)[: rng.integers(1, len(candidates) + 1)]:
-        box = source_objects.boxes[i]
-        stamp = source_objects.masks[i].raster(box) >= _HALF
-        if stamp.any():
-            left, top, right, bottom = pixels_of(box)
+        stamp = _stamp(source, source_objects, i)
+        if stamp is not None and stamp.any():
+            left, top, right, bottom = pixels_of(source_objects.boxes[i])
             covered[top:bottom, left:right] |= stamp
             pasted.append(i)
 
@@ -122,6 +123,30 @@ def paste(
     covered_in_image[window] = covered
     remaining = hide(objects, covered_in_image)
     return image, remaining.joined(source_objects.take(pasted).moved(x, y))
+
+
+def _can_be_pasted(objects: ViewObjects, index: int) -> bool:
+    """Whether an object can be cut out: along its mask, or in a box into which no other reaches."""
+    if objects.ignore[index]:
+        return False
+    if objects.masks[index] is not None:
+        return True
+
+    box = objects.boxes[index]
+    overlap = np.minimum(box[2:], objects.boxes[:, 2:]) - np.maximum(box[:2], objects.boxes[:, :2])
+    only_itself = np.count_nonzero((overlap > 0).all(axis=1)) == 1
+    return bool(objects.has_box[index]) and only_itself
+
+
+def _stamp(
+    source: UInt8[np.ndarray, "h w 3"], objects: ViewObjects, index: int
+) -> Bool[np.ndarray, "a b"] | None:
+    """The pixels of an object, over those that its box touches; None where nothing shows them."""
+    mask = objects.masks[index]
+    if mask is not None:
+        return mask.raster(objects.boxes[index]) >= _HALF
+    stamp = cut_out(source, objects.boxes, index)
+    return None if stamp is None or stamp.mean() < _MIN_CUT_OUT else stamp
 
 
 def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:

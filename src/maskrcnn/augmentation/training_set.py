@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, has_box_alone, mask_bounds
+from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, is_unmasked, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
@@ -106,8 +106,8 @@ class _LoadedImage:
     """[n, J, 3] at the heatmap channels."""
     points: np.ndarray
     """[n, P, 3]: x, y, label of the points that are annotated instead of masks (`Truth.points`)."""
-    box_alone: np.ndarray
-    """[n]; whether an object has a box and neither mask nor points."""
+    unmasked: np.ndarray
+    """[n]; whether an object has a box and no mask."""
     annotation_ids: np.ndarray
     labeled: np.ndarray | None
     """[C], None = all categories."""
@@ -133,7 +133,8 @@ class TrainingSet:
         augmentation: random changes of your own, after those of `augment`.
 
     Raises:
-        DataError: the categories are not the model's, or copy-paste is on and no object has a mask.
+        DataError: the categories are not the model's, or copy-paste is on and no object has a mask
+            or a box.
         ValueError: `augment.copy_paste_choices` is less than 1.
 
     Example:
@@ -307,7 +308,7 @@ class TrainingSet:
             masks=[mask_of(a) for a in objects],
             keypoints=keypoints,
             points=_points(objects),
-            box_alone=np.array([has_box_alone(a) for a in objects], dtype=bool),
+            unmasked=np.array([is_unmasked(a) for a in objects], dtype=bool),
             annotation_ids=np.array([a.id for a in objects], dtype=np.int64),
             labeled=labeled,
         )
@@ -352,7 +353,7 @@ class TrainingSet:
             masks,
             keypoints,
             _moved_points(image.points, view),
-            _spans(image.box_alone, moved, view),
+            _spans(image.unmasked, moved, view),
             image.annotation_ids,
         )
 
@@ -418,14 +419,14 @@ def _moved_points(points: np.ndarray, view: AugmentedView) -> np.ndarray:
     return moved * (inside & (points[..., 2] > 0))[..., None]
 
 
-def _spans(box_alone: np.ndarray, moved: np.ndarray, view: AugmentedView) -> np.ndarray:
-    """Whether objects with a box alone reach all columns and all rows of it in the view: [n, 2]."""
+def _spans(unmasked: np.ndarray, moved: np.ndarray, view: AugmentedView) -> np.ndarray:
+    """Whether objects with a box and no mask reach all its columns and all its rows: [n, 2]."""
     if not geometry.is_axis_aligned(view.matrix):
         return np.zeros((len(moved), 2), dtype=bool)
     is_cut = np.abs(_clip(moved, view.size) - moved) > _CUT
     cut_columns = is_cut[:, 0] | is_cut[:, 2]
     cut_rows = is_cut[:, 1] | is_cut[:, 3]
-    return box_alone[:, None] & ~np.stack([cut_rows, cut_columns], axis=1)
+    return unmasked[:, None] & ~np.stack([cut_rows, cut_columns], axis=1)
 
 
 def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:
@@ -509,8 +510,8 @@ def _check_copy_paste(dataset: CocoDataset, augment: AugmentConfig) -> None:
             f"augment.copy_paste_choices: expected at least 1, got {augment.copy_paste_choices}"
         )
     annotations = (a for i in range(len(dataset)) for a in dataset[i].annotations)
-    if not any(mask_bounds(a) for a in annotations if not a.ignore):
+    if not any(a.box or mask_bounds(a) for a in annotations if not a.ignore):
         raise DataError(
             f"{dataset.name}: augment.copy_paste is {augment.copy_paste:g}, "
-            "but no object has a mask to paste; set it to 0"
+            "but no object has a mask or a box to paste; set it to 0"
         )

@@ -75,7 +75,7 @@ class CheckReport:
         """
         lines = [self.counts]
         parts = parts_of(self.data)
-        if parts.box_alone:
+        if parts.unmasked:
             use = "training learns masks from these boxes"
             if not parts.masks_from_boxes:
                 use = "too few to learn masks from boxes; they train boxes and categories"

@@ -1,4 +1,4 @@
-"""The mask head's truth where an object has a box and no mask.
+"""The mask head's truth where an object has a box and no mask; it may have labeled points too.
 
 Objects with a box, the image's colors  ->  enlarged RoIs and four losses:
 
@@ -80,8 +80,8 @@ class BoxTargets(NamedTuple):
     """Those of them that have a mask of the teacher."""
 
 
-def has_only_box(truth: Truth) -> Bool[Tensor, "B N"]:
-    """Which objects have a box that stands for their mask."""
+def learns_from_box(truth: Truth) -> Bool[Tensor, "B N"]:
+    """Which objects have a box and no annotated mask."""
     return truth.valid & ~truth.ignore & truth.spans.any(dim=2)
 
 
@@ -93,7 +93,7 @@ def trains_masks(truth: Truth, context: float) -> Bool[Tensor, "B N"]:
         context: the model's; boxes train masks where it is above 1.
     """
     annotated = has_mask_truth(truth)
-    return annotated | has_only_box(truth) if context > 1 else annotated
+    return annotated | learns_from_box(truth) if context > 1 else annotated
 
 
 def training_rois(
@@ -158,7 +158,7 @@ def box_targets(
             inside & ~own & ~shared, colors, config.from_boxes.background_difference
         )
 
-    instead = has_only_box(truth)[matched]
+    instead = learns_from_box(truth)[matched]
     with_mask = instead & truth.has_mask[matched]
     spans = truth.spans[matched]
     return BoxTargets(covered, spans, inside, colors, shared, like_background, instead, with_mask)

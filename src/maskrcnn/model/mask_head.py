@@ -72,18 +72,21 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """Computes the binary cross-entropy, averaged over pixels and over the valid RoIs.
 
-        For RoIs with labeled points instead of a mask, it is averaged over these points. Those with
-        a box alone have `box_losses`, which `progress`, the share of the training done, changes.
+        RoIs without a mask have `box_losses`, which `progress`, the share of the training done,
+        changes. Where points are labeled, the cross-entropy at these points is added.
         """
         pixels = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         losses = pixels.mean(dim=(1, 2))
+        from_box = torch.zeros_like(valid)
+        if boxes is not None:
+            from_box = boxes.instead
+            of_boxes = box_losses(logits, boxes, self.config.from_boxes, progress, losses)
+            losses = torch.where(from_box, of_boxes, losses)
         if points is not None:
             at_points, has_points = point_losses(logits, points)
-            losses = torch.where(points.instead, at_points, losses)
-            valid = valid & (has_points | ~points.instead)
-        if boxes is not None:
-            at_boxes = box_losses(logits, boxes, self.config.from_boxes, progress, losses)
-            losses = torch.where(boxes.instead, at_boxes, losses)
+            beside = torch.where(from_box, self.config.from_boxes.beside_points * losses, 0.0)
+            losses = torch.where(points.instead, at_points + beside, losses)
+            valid = valid & (has_points | from_box | ~points.instead)
 
         total = torch.where(valid, losses, 0.0).sum()
         return self.config.loss_weight * total / mean_count(valid.sum())

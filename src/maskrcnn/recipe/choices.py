@@ -141,12 +141,12 @@ class Choices:
 def heads(choices: Choices) -> None:
     """Removes heads for what is not annotated."""
     facts = choices.facts
-    from_boxes = facts.boxes_alone >= LEAST_BOX_SHARE
+    from_boxes = facts.unmasked >= LEAST_BOX_SHARE
     if choices.model.mask is not None and not (facts.masks or facts.points or from_boxes):
         choices.choose("model.mask", None, "no object has a mask annotation")
     elif choices.model.mask is not None and choices.model.mask.context is None and from_boxes:
         why = (
-            f"{facts.boxes_alone:.0%} of the objects have a box and no mask: boxes train masks, "
+            f"{facts.unmasked:.0%} of the objects have a box and no mask: boxes train masks, "
             "enlarged to show background. To leave masks out, set model.mask=none"
         )
         choices.choose("model.mask.context", BOX_CONTEXT, why)
@@ -255,7 +255,7 @@ def augment(choices: Choices) -> None:
     )
     _orientation(choices)
     _colors(choices, count)
-    if little and choices.facts.masks:
+    if little and (choices.facts.masks or choices.facts.unmasked):
         _copy_paste(choices, count)
     _repeats(choices)
 

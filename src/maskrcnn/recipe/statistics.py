@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..annotations.annotation import has_box_alone, mask_bounds
+from ..annotations.annotation import is_unmasked, mask_bounds
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..images.read import LUMA
@@ -54,8 +54,8 @@ class Statistics:
     """Whether any object has a mask."""
     points: bool
     """Whether any object has labeled points instead of a mask."""
-    boxes_alone: float
-    """Share of the objects that have a box, and neither a mask nor labeled points (0..1)."""
+    unmasked: float
+    """Share of the objects that have a box and no mask (0..1)."""
     keypoints: bool
     """Whether any object has keypoints."""
     colored: bool
@@ -115,7 +115,7 @@ def statistics_of(data: CocoDataset) -> Statistics:
         category_share=np.bincount(pairs[:, 1], minlength=len(data.categories)) / len(records),
         masks=any(a.polygons is not None or a.rle is not None for _, a, _ in objects),
         points=any(a.points is not None for r in records for a in r.annotations),
-        boxes_alone=float(np.mean([has_box_alone(a) for _, a, _ in objects])),
+        unmasked=float(np.mean([is_unmasked(a) for _, a, _ in objects])),
         keypoints=any(a.keypoints is not None for r in records for a in r.annotations),
         colored=colored > 0.05,
         varied=varied,

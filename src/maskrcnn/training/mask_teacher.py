@@ -1,4 +1,4 @@
-"""Masks of the averaged model (the teacher) for objects that have a box and no mask.
+"""Masks of the averaged model (the teacher) for objects that have a box, no mask and no points.
 
 In:  the averaged model, a batch and its truth.
 Out: the truth with the teacher's masks of such objects, in addition to their boxes.
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ..model.box_losses import has_only_box
+from ..model.box_losses import learns_from_box
+from ..model.point_losses import has_points
 from ..ops.rows import Rows
 from ..structures import Batch, Truth
 
@@ -41,7 +42,7 @@ def with_teacher_masks(teacher: MaskRCNN, batch: Batch, truth: Truth) -> Truth:
     mask = teacher.config.mask
     if mask is None or truth.boxes.shape[1] == 0:
         return truth
-    rows = Rows.of(has_only_box(truth))
+    rows = Rows.of(learns_from_box(truth) & ~has_points(truth))
     boxes = rows.gather(truth.boxes)
     labels = rows.gather(truth.labels)
     masks = teacher.predict_masks(teacher.pyramid(batch), boxes, labels, rows.image)

@@ -178,7 +178,7 @@ def warn_about_heads(model: ModelConfig, data: CocoDataset, config: TrainConfig)
 
     parts = parts_of(data)
     problems = head_problems(model, parts, data.name)
-    if config.augment.rotation and learns_from_boxes(model) and parts.box_alone:
+    if config.augment.rotation and learns_from_boxes(model) and parts.unmasked:
         problems.append(
             f"augment.rotation: {parts.box_masks}, and boxes of rotated images do not fit: they do "
             "not train masks. Set augment.rotation=0; augment.right_angles=true is possible"

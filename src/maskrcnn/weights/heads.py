@@ -21,7 +21,7 @@ Head = Literal["mask", "keypoint"]
 BOX_CONTEXT = 1.3
 """The factor `mask.context` of models that learn masks from boxes."""
 LEAST_BOX_SHARE = 0.05
-"""Share of the objects that must have a box alone before boxes train masks. Fewer add little, and
+"""Share of the objects that must lack a mask before boxes train masks. Fewer add little, and
 the larger boxes cost the other masks some detail."""
 PAPER_CHANNELS = 256  # of the pyramid of the paper's models; narrower ones get light heads
 
@@ -35,22 +35,25 @@ class AnnotatedParts:
     """Objects with a mask, or with labeled points instead of one."""
     keypoint: int
     """Objects with a labeled keypoint, of a category that has keypoints."""
-    box_alone: int = 0
-    """Objects with a box, and neither a mask nor labeled points."""
+    unmasked: int = 0
+    """Objects with a box and no mask."""
+    pointed: int = 0
+    """Those of them that have labeled points."""
 
     @property
     def masks_from_boxes(self) -> bool:
-        """Whether enough objects have a box alone to train masks with these boxes."""
-        return self.box_alone > 0 and self.box_alone >= LEAST_BOX_SHARE * self.objects
+        """Whether enough objects have a box and no mask to train masks with these boxes."""
+        return self.unmasked > 0 and self.unmasked >= LEAST_BOX_SHARE * self.objects
 
     @property
     def box_masks(self) -> str:
-        """How many objects have a box alone, as text."""
-        share = 100 * self.box_alone / max(self.objects, 1)
-        have = "has" if self.box_alone == 1 else "have"
+        """How many objects have a box and no mask, as text."""
+        share = 100 * self.unmasked / max(self.objects, 1)
+        have = "has" if self.unmasked == 1 else "have"
+        points = f", {self.pointed:,} of them labeled points" if self.pointed else ""
         return (
-            f"{self.box_alone:,} of {counted(self.objects, 'object')} ({share:.3g} %) "
-            f"{have} a box and no mask"
+            f"{self.unmasked:,} of {counted(self.objects, 'object')} ({share:.3g} %) "
+            f"{have} a box and no mask{points}"
         )
 
 
@@ -65,14 +68,14 @@ def annotated_parts(
     """
     with_skeleton = {c.id for c in categories if c.keypoints}
     objects = [a for a in annotations if not (a.get("iscrowd") or a.get("ignore"))]
-    has_mask = [bool(a.get("segmentation") or a.get("point_coords")) for a in objects]
+    pointed = [bool(a.get("point_coords") and not a.get("segmentation")) for a in objects]
+    unmasked = [bool(a.get("bbox") and not a.get("segmentation")) for a in objects]
     return AnnotatedParts(
         objects=len(objects),
-        mask=sum(has_mask),
+        mask=sum(bool(a.get("segmentation") or a.get("point_coords")) for a in objects),
         keypoint=sum(a["category_id"] in with_skeleton and _has_keypoints(a) for a in objects),
-        box_alone=sum(
-            bool(a.get("bbox")) and not mask for a, mask in zip(objects, has_mask, strict=True)
-        ),
+        unmasked=sum(unmasked),
+        pointed=sum(both and labeled for both, labeled in zip(unmasked, pointed, strict=True)),
     )
 
 
@@ -135,23 +138,23 @@ def with_fitted_context(config: ModelConfig, parts: AnnotatedParts) -> ModelConf
 
 
 def learns_from_boxes(config: ModelConfig) -> bool:
-    """Returns whether objects with a box alone train a model's mask head."""
+    """Returns whether objects with a box and no mask train a model's mask head by the box."""
     return config.mask is not None and (config.mask.context or 1) > 1
 
 
 def masks_from_boxes(config: ModelConfig, parts: AnnotatedParts) -> str:
-    """Returns what objects with a box alone do for the mask head, as text; empty if there are none.
+    """Returns what boxes without masks do for the mask head, as text; empty if there are none.
 
     Args:
         config: of the model in training.
         parts: what is annotated in the training data.
     """
-    if config.mask is None or not parts.box_alone:
+    if config.mask is None or not parts.unmasked:
         return ""
     if learns_from_boxes(config):
         return f"{parts.box_masks}: these boxes train masks (mask.context {config.mask.context:g})"
     return (
-        f"{parts.box_masks}: they do not train masks; "
+        f"{parts.box_masks}: these boxes do not train masks; "
         f"model.mask.context={BOX_CONTEXT:g} would use them"
     )
 
@@ -177,7 +180,7 @@ def head_problems(config: ModelConfig, parts: AnnotatedParts, name: str) -> list
                 f"{name}: the {head}s of {count:,} of {counted(parts.objects, 'object')} are not "
                 f"used: the model has no {head} head. {_how_to_add(config, head)}"
             )
-        elif head == "mask" and learns_from_boxes(config) and parts.box_alone:
+        elif head == "mask" and learns_from_boxes(config) and parts.unmasked:
             continue
         elif exists and parts.objects and not count:
             problems.append(
