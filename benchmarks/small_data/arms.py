@@ -113,7 +113,8 @@ class Arm:
 
 def seconds_per_step(arm: Arm, setup: Setup) -> float:
     """From lines of the same data and start on such a device; 0 if there are none."""
-    lines = groups(read_lines(setup.results), data=arm.data, start=arm.start, device=setup.device)
+    known = groups(read_lines(setup.results), data=arm.data, start=arm.start, device=setup.device)
+    lines = groups(known, final=True)
     speeds = [line["seconds"] / line["step"] for line in lines if line["seconds"]]
     return statistics.median(speeds) if speeds else 0.0
 
