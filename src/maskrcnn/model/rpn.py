@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..config import RPNConfig
 from ..kernels import onednn
+from ..kernels.convolution_geometry import DENSE
 from ..ops import boxes as box_ops
 from ..ops import nms
 from ..ops.device import constant
@@ -100,7 +101,7 @@ class RPN(nn.Module):
         for conv in self.convs:  # the input of each is zero beyond its map
             x = torch.where(inside, x, 0.0)
             assert isinstance(conv, nn.Conv2d)
-            x = F.relu(onednn.plain_convolution(x, conv.weight, conv.bias, onednn.DENSE))
+            x = F.relu(onednn.plain_convolution(x, conv.weight, conv.bias, DENSE))
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)
