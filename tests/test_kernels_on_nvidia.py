@@ -10,6 +10,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -250,6 +251,28 @@ def test_roi_align_by_triton_equals_a_bag_of_pixels(
     assert result.dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(result, wanted, atol=tolerance, rtol=tolerance)
+
+
+def test_the_triton_kernel_compiles_for_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter accepts what the compiler refuses."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from maskrcnn.kernels.triton_roi_align import _sum_row_of_bins
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    arrays = ("*bf16", "*i64", "*i64", "*fp32", "*i64", "*fp32", "*i64", "*bf16")
+    types = (*arrays, "i32", "i32", "constexpr", "constexpr")
+    source = ASTSource(
+        _sum_row_of_bins,
+        dict(zip(_sum_row_of_bins.arg_names, types, strict=True)),
+        constexprs={"TAPS": 4, "BLOCK": 256},
+    )
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    assert made.asm["cubin"]
 
 
 def test_the_triton_kernel_is_tried_and_a_wrong_one_is_not_used(

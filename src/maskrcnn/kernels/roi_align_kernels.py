@@ -5,6 +5,7 @@ Out: [K, C, S, S].
 
 Both implementations compute the same. `bag_of_pixels` treats each bin as a weighted bag of pixels:
 a weighted sum of a few rows of the pyramid's table, one call for all RoIs of all images and levels.
+Predictions on an NVIDIA GPU add up by a kernel of their own (`triton_roi_align.py`).
 torchvision's kernel takes over as the reference, and on an asynchronous device if the number of
 samples depends on the size of the RoI, because there it would have to be known on the host.
 

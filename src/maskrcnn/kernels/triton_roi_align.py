@@ -1,8 +1,8 @@
 """RoIAlign's weighted sum on an NVIDIA GPU, for predictions: a kernel in Triton.
 
 It computes what `weighted_sum` in `roi_align_kernels.py` does. A program takes one row of bins of
-one RoI, and reads each feature vector as a whole. PyTorch's `embedding_bag` does the same in five
-times the time, from an index of every cell that every bin reads, which is not built here.
+one RoI, and reads each feature vector as a whole. PyTorch's `embedding_bag` reads single values,
+by an index of every cell that every bin reads, which is not built here.
 
 Triton comes with PyTorch's builds for NVIDIA GPUs on Linux. This file is imported only where it is
 installed.
@@ -26,16 +26,16 @@ from .probe import Probe, whole_numbers
 
 @triton.jit
 def _sum_row_of_bins(
-    table: Any,
-    first: Any,
-    rows: Any,
-    row_weights: Any,
-    columns: Any,
-    column_weights: Any,
-    width: Any,
-    out: Any,
-    size: Any,
-    channels: Any,
+    table,
+    first,
+    rows,
+    row_weights,
+    columns,
+    column_weights,
+    width,
+    out,
+    size,
+    channels,
     TAPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
