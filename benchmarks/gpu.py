@@ -329,7 +329,7 @@ def operations(function: Work) -> int:
     Disables the fused kernels, because PyTorch's counter supports standard operations only.
     """
     with (
-        patch("maskrcnn.kernels.nvidia.can_predict", lambda *tensors: False),
+        patch("maskrcnn.kernels.nvidia.is_plain", lambda x: False),
         FlopCounterMode(display=False) as counter,
     ):
         function()

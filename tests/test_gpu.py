@@ -157,20 +157,22 @@ def test_fused_kernels_compute_what_public_operations_do(
             return [pyramid.table.float(), masks.float(), network.box_pool(pyramid, boxes, index)]
 
     fused = outputs()
-    for operation in cudnn.TRIALS:
-        assert not cudnn._probe(operation, boxes.device).failure(dtype)
-    monkeypatch.setattr(nvidia, "can_predict", lambda *tensors: False)
+    for tried in (cudnn.CONVOLUTION, cudnn.PRODUCT):
+        assert not tried.on(boxes.device).failure(dtype)
+    monkeypatch.setattr(nvidia, "is_plain", lambda x: False)
     for ours, plain in zip(fused, outputs(), strict=True):
         difference = (ours - plain).abs().float()
         assert difference.max() < (1e-3 if dtype == torch.float32 else 0.1) * plain.std()
 
 
-def test_triton_computes_roi_align() -> None:
+def test_triton_kernels_work() -> None:
     pytest.importorskip("triton")
-    from maskrcnn.kernels import triton_roi_align
+    from maskrcnn.kernels import triton_nms, triton_roi_align
 
-    for dtype in triton_roi_align.TYPES:
-        assert not triton_roi_align._probe(torch.device("cuda:0")).failure(dtype)
+    device = torch.device("cuda:0")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert not triton_roi_align.WEIGHTED_SUM.on(device).failure(dtype)
+    assert not triton_nms.GREEDY.on(device).failure(torch.float32)
 
 
 def test_a_run_on_a_gpu_learns_and_resumes(tmp_path: Path) -> None:

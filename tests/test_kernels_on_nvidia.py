@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh_process import FreshProcess
 from torch import Tensor, nn
 
 from maskrcnn.config import RoIConfig
-from maskrcnn.kernels import cudnn, nvidia, probe, roi_align_kernels
+from maskrcnn.kernels import cudnn, nms, nvidia, probe, roi_align_kernels
 from maskrcnn.kernels.probe import SlowKernelWarning
 from maskrcnn.model.layers import connect, convolve
 from maskrcnn.ops import device as devices
@@ -51,7 +52,7 @@ def product_relu(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The private operators that were called, none of which is one; the CPU stands for the GPU."""
     names: list[str] = []
 
@@ -71,15 +72,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(cudnn, "_operators", stand_ins)
     monkeypatch.setattr(nvidia, "can_predict", lambda *tensors: not torch.is_grad_enabled())
     monkeypatch.setattr(probe, "_has_warned", False)
-    cudnn._probe.cache_clear()
-    yield names
-    cudnn._probe.cache_clear()
+    for tried in (cudnn.CONVOLUTION, cudnn.PRODUCT):
+        monkeypatch.setattr(tried, "_probes", {})
+    return names
 
 
 def tried_before(calls: list[str], dtype: torch.dtype) -> None:
     """Lets the trials pass, and forgets their calls."""
-    for operation in cudnn.TRIALS:
-        assert not cudnn._probe(operation, torch.device("cpu")).failure(dtype)
+    for tried in (cudnn.CONVOLUTION, cudnn.PRODUCT):
+        assert tried.works(torch.ones(1, dtype=dtype))
     calls.clear()
 
 
@@ -218,74 +219,117 @@ def test_cudnn_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module of the Triton kernel, which Triton's interpreter runs on the CPU."""
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a module of Triton kernels, which Triton's interpreter runs on the CPU."""
     pytest.importorskip("triton")
-    name = "maskrcnn.kernels.triton_roi_align"
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(tl, "sum", InterpretedFunction(tl.sum.fn))
     monkeypatch.setattr(nvidia, "can_predict", lambda *tensors: not torch.is_grad_enabled())
+    monkeypatch.setattr(nvidia, "is_plain", lambda x: True)
     monkeypatch.setattr(devices, "is_async", lambda device: True)
     monkeypatch.setattr(probe, "_has_warned", False)
-    sys.modules.pop(name, None)
-    yield importlib.import_module(name)
-    del sys.modules[name]
+    names = []
+
+    def load(name: str) -> Any:
+        names.append(f"maskrcnn.kernels.{name}")
+        sys.modules.pop(names[-1], None)
+        return importlib.import_module(names[-1])
+
+    yield load
+    for name in names:
+        del sys.modules[name]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_roi_align_by_triton_equals_a_bag_of_pixels(
-    kernel: Any, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    interpreted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
+    kernel = interpreted("triton_roi_align")
     levels = [torch.randn(2, 24, side, side + 1).to(dtype) for side in (12, 6)]
     pyramid = Pyramid.of([x.to(memory_format=torch.channels_last) for x in levels])
     boxes = torch.tensor([[3.0, 2.0, 30.0, 41.0], [-9.0, 8.0, 60.0, 60.0], [1.0, 1.0, 1.0, 1.0]])
     image = torch.tensor([0, 1, 1])
     given = (pyramid, boxes, image, torch.tensor([0, 1, 0]), (4, 8))
     config = RoIConfig(size=3, sampling_ratio=2)
-    monkeypatch.setattr(kernel, "works", lambda table: False)
+    monkeypatch.setattr(kernel.WEIGHTED_SUM, "works", lambda table: False)
     wanted = roi_align_kernels.bag_of_pixels(*given, config)
 
-    monkeypatch.setattr(kernel, "works", lambda table: True)
+    monkeypatch.setattr(kernel.WEIGHTED_SUM, "works", lambda table: True)
     result = roi_align_kernels.bag_of_pixels(*given, config)
     assert result.dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(result, wanted, atol=tolerance, rtol=tolerance)
 
 
-def test_the_triton_kernel_compiles_for_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_roi_align_kernel_is_tried_and_a_wrong_one_is_not_used(
+    interpreted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter accepts what the compiler refuses."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from maskrcnn.kernels.triton_roi_align import _sum_row_of_bins
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    arrays = ("*bf16", "*i64", "*i64", "*fp32", "*i64", "*fp32", "*i64", "*bf16")
-    types = (*arrays, "i32", "i32", "constexpr", "constexpr")
-    source = ASTSource(
-        _sum_row_of_bins,
-        dict(zip(_sum_row_of_bins.arg_names, types, strict=True)),
-        constexprs={"TAPS": 4, "BLOCK": 256},
-    )
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
-    assert made.asm["cubin"]
-
-
-def test_the_triton_kernel_is_tried_and_a_wrong_one_is_not_used(
-    kernel: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kernel = interpreted("triton_roi_align")
     monkeypatch.setattr(kernel, "TRIED", kernel.TRIED[1:])  # the interpreter is slow
     table = torch.zeros(1, 1)
     with torch.no_grad():
         assert roi_align_kernels._adder(table) is kernel.weighted_sum
     assert roi_align_kernels._adder(table) is roi_align_kernels.weighted_sum, "with a gradient"
 
-    kernel._probe.cache_clear()
+    kernel.WEIGHTED_SUM._probes.clear()
     right = kernel.weighted_sum
     monkeypatch.setattr(kernel, "weighted_sum", lambda *given: right(*given) + 1)
     with torch.no_grad(), pytest.warns(SlowKernelWarning, match="Triton.*wrong values: off by 1"):
         assert roi_align_kernels._adder(table) is roi_align_kernels.weighted_sum
+
+
+def crowd(images: int, count: int) -> Tensor:
+    """Boxes in no order, many of which overlap."""
+    low = torch.rand(images, count, 2) * 60
+    return torch.cat([low, low + 10 + 40 * torch.rand(images, count, 2)], dim=-1)
+
+
+def test_nms_by_triton_keeps_what_the_cpu_keeps(
+    interpreted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    kernel = interpreted("triton_nms")
+    monkeypatch.setattr(kernel, "TRIED", 30)
+    assert kernel.GREEDY.works(torch.zeros(1))
+    valid = torch.rand(2, 40) < 0.9
+    scores = torch.rand(2, 40)
+    candidates = nms.Candidates(crowd(2, 40), scores, torch.randint(3, (2, 40)), valid)
+    found = nms.select_at_once(candidates, 0.5, 50)
+    wanted = nms.select_one_by_one(candidates, 0.5, 50)
+    assert bool(found[2])
+    assert 20 < int(found[1].sum()) < 70
+    assert torch.equal(found[1], wanted[1])
+    assert torch.equal(found[0][found[1]], wanted[0][wanted[1]])
+
+    sizes = [25, 15]
+    scores = torch.cat([part.sort(descending=True)[0] for part in scores.split(sizes, 1)], dim=1)
+    given = (candidates.boxes, scores, valid, sizes, 0.5, 30)
+    found = nms.select_by_level(*given)
+    monkeypatch.setattr(devices, "is_async", lambda device: False)
+    index, kept = nms.select_by_level(*given)
+    assert torch.equal(found[1], kept)
+    assert torch.equal(found[0][kept], index[kept])
+
+
+def test_the_nms_kernel_is_tried_and_a_wrong_one_is_not_used(
+    interpreted: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = interpreted("triton_nms")
+    monkeypatch.setattr(kernel, "TRIED", 30)
+    right = kernel.survivors
+    monkeypatch.setattr(kernel, "survivors", lambda *given: ~right(*given))
+    with pytest.warns(SlowKernelWarning, match="Triton.*greedy NMS.*wrong values: off by 1"):
+        assert nms._triton_kernel(torch.zeros(1)) is None
+
+
+def test_the_triton_kernels_compile_for_a_gpu(fresh_process: FreshProcess, tmp_path: Path) -> None:
+    """The interpreter accepts what the compiler refuses."""
+    pytest.importorskip("triton")
+    done = fresh_process.call("compile_for_gpu:main", str(tmp_path))
+    assert done.status == 0, done.err
+    assert len(done.out.split()) == 2

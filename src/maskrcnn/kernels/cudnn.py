@@ -15,7 +15,6 @@ have no gradient. They are used where a `Probe` has seen them work, on each devi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from . import nvidia
 from .convolution_geometry import Geometry
-from .probe import Probe, whole_numbers
+from .probe import whole_numbers
 
 _operators: Any = torch
 
@@ -56,7 +55,7 @@ def convolution(
             result = product.view(*rows.shape[:3], len(weight)).permute(0, 3, 1, 2)
             return result if add is None else result.add_(add)
 
-    if not relu or not _works(CONVOLUTION, x):
+    if not relu or not CONVOLUTION.works(x):
         return None
     if add is None:
         return _operators.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
@@ -89,15 +88,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tens
     """A linear layer with its bias, then a ReLU if `relu`; None where that cannot be fused."""
     if not relu:
         return F.linear(x, weight, bias)
-    return _operators._addmm_activation(bias, x, weight.t()) if _works(PRODUCT, x) else None
-
-
-def _works(operation: str, x: Tensor) -> bool:
-    probe = _probe(operation, x.device)
-    if probe.works(x.dtype):
-        return True
-    probe.warn(x.dtype, instead="by PyTorch's public operation")
-    return False
+    return _operators._addmm_activation(bias, x, weight.t()) if PRODUCT.works(x) else None
 
 
 # Input channels, output channels, kernel, stride, dilation and groups: as the stem, in blocks, in
@@ -147,13 +138,5 @@ def _try_product(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Ten
         yield _operators._addmm_activation(bias, x, weight.t()).cpu(), expected
 
 
-CONVOLUTION = "convolution with a ReLU"
-PRODUCT = "linear layer with a ReLU"
-TRIALS = {CONVOLUTION: _try_convolution, PRODUCT: _try_product}
-
-
-@cache
-def _probe(operation: str, device: torch.device) -> Probe:
-    library = "cuDNN" if operation == CONVOLUTION else "cuBLAS"
-    trial = partial(TRIALS[operation], device)
-    return Probe(operation, trial, library, nvidia.is_enabled)
+CONVOLUTION = nvidia.DeviceProbe("convolution with a ReLU", _try_convolution, "cuDNN")
+PRODUCT = nvidia.DeviceProbe("linear layer with a ReLU", _try_product, "cuBLAS")

@@ -174,7 +174,7 @@ def _adder(table: Tensor) -> Callable[..., Tensor]:
     if nvidia.can_predict(table) and find_spec("triton") is not None:
         from . import triton_roi_align
 
-        if triton_roi_align.works(table):
+        if triton_roi_align.WEIGHTED_SUM.works(table):
             return triton_roi_align.weighted_sum
     return weighted_sum
 

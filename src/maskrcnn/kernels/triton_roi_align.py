@@ -11,7 +11,6 @@ installed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from . import nvidia
-from .probe import Probe, whole_numbers
+from .probe import whole_numbers
 
 
 @triton.jit
@@ -89,23 +88,6 @@ def weighted_sum(
     return out
 
 
-def works(table: Tensor) -> bool:
-    """Returns whether the kernel computes correctly in the table's type on its device."""
-    if table.dtype not in TYPES:  # sums are float32
-        return False
-    probe = _probe(table.device)
-    if probe.works(table.dtype):
-        return True
-    probe.warn(table.dtype, instead="by PyTorch's public operation")
-    return False
-
-
-@cache
-def _probe(device: torch.device) -> Probe:
-    return Probe("weighted sum of RoIAlign", partial(_try, device), "Triton", nvidia.is_enabled)
-
-
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Channels and bins per axis.
 TRIED = ((256, 7), (24, 3))
 
@@ -129,3 +111,6 @@ def _try(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[Tensor, Ten
         weight_y, weight_x = (t.to(device, torch.float32) for t in (weight_y, weight_x))
         result = weighted_sum(table.to(device, dtype), first, (y, weight_y), (x, weight_x), width)
         yield result.cpu(), expected
+
+
+WEIGHTED_SUM = nvidia.DeviceProbe("weighted sum of RoIAlign", _try, "Triton")

@@ -19,10 +19,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import RPNConfig
-from ..kernels import onednn
+from ..kernels import nms, onednn
 from ..kernels.convolution_geometry import DENSE
 from ..ops import boxes as box_ops
-from ..ops import nms
 from ..ops.device import constant
 from ..ops.distributed import mean_count
 from ..ops.pyramid import Pyramid
