@@ -204,7 +204,7 @@ def select_at_once(
 
     if survivors := _triton_kernel(box):
         kept = survivors(box, group, exists, threshold)
-        decided = torch.ones_like(kept[0, 0])
+        decided = exists.new_ones(())
     else:
         rivals = (iou(box, box) > threshold) & (group[:, :, None] == group[:, None])
         kept, decided = _survivors(rivals.to(_matrix_dtype(boxes)), exists)

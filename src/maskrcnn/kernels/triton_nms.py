@@ -40,13 +40,13 @@ def _suppress(boxes, groups, exists, kept, count, threshold, BLOCK: tl.constexpr
     alive = tl.load(exists + row + index, mask=inside, other=0).to(tl.int32)
 
     for best in range(count):
-        is_kept = tl.sum(tl.where(index == best, alive, 0), axis=0)  # ty: ignore[invalid-argument-type]
-        if is_kept > 0:
-            own = boxes + (row + best) * 4
-            own_x0 = tl.load(own)
-            own_y0 = tl.load(own + 1)
-            own_x1 = tl.load(own + 2)
-            own_y1 = tl.load(own + 3)
+        own = tl.where(index == best, alive, 0)
+        if tl.sum(own, axis=0) > 0:  # ty: ignore[invalid-argument-type]
+            best_box = boxes + (row + best) * 4
+            own_x0 = tl.load(best_box)
+            own_y0 = tl.load(best_box + 1)
+            own_x1 = tl.load(best_box + 2)
+            own_y1 = tl.load(best_box + 3)
             own_area = (own_x1 - own_x0) * (own_y1 - own_y0)
 
             width = tl.maximum(tl.minimum(x1, own_x1) - tl.maximum(x0, own_x0), 0.0)
