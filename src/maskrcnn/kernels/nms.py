@@ -14,7 +14,6 @@ need up to 18 rounds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -114,7 +113,8 @@ def select_by_level(
     # All levels padded to the longest.
     exists = _by_level(valid[..., None], sizes)[..., 0]
     if survivors := _triton_kernel(boxes):
-        kept = survivors(_by_level(boxes, sizes), torch.zeros_like(exists), exists, threshold)
+        one_group = torch.zeros_like(exists, dtype=torch.int64)
+        kept = survivors(_by_level(boxes, sizes), one_group, exists, threshold)
     else:
         rivals = boxes.new_zeros(*exists.shape, max(sizes), dtype=_matrix_dtype(boxes))
         for level, part in enumerate(boxes.split(list(sizes), dim=1)):
@@ -135,7 +135,7 @@ def _by_level(values: Shaped[Tensor, "B N C"], sizes: Sequence[int]) -> Shaped[T
 
 def _triton_kernel(boxes: Tensor) -> Callable[..., Tensor] | None:
     """The kernel that finds the survivors, where one works."""
-    if not nvidia.is_plain(boxes) or find_spec("triton") is None:
+    if not (nvidia.has_triton() and nvidia.is_plain(boxes)):
         return None
     from . import triton_nms
 

@@ -6,7 +6,8 @@ They are `cudnn.py`, `triton_roi_align.py` and `triton_nms.py`. None has a gradi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ def can_predict(*tensors: Tensor) -> bool:
 def is_enabled() -> bool:
     """Whether PyTorch may use cuDNN, and any algorithm of it."""
     return bool(torch.backends.cudnn.enabled) and not torch.backends.cudnn.deterministic
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
 
 
 class DeviceProbe:

@@ -15,7 +15,6 @@ Source: He et al. 2017, section 3, "RoIAlign".
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -171,7 +170,7 @@ def _adder(table: Tensor) -> Callable[..., Tensor]:
     """The way to compute `weighted_sum` for this table, on its device."""
     if not devices.is_async(table.device):
         return _PatchedSum.apply
-    if nvidia.can_predict(table) and find_spec("triton") is not None:
+    if nvidia.can_predict(table) and nvidia.has_triton():
         from . import triton_roi_align
 
         if triton_roi_align.WEIGHTED_SUM.works(table):
