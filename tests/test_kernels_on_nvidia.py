@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from maskrcnn.config import RoIConfig
 from maskrcnn.kernels import cudnn, nms, nvidia, probe, roi_align_kernels
 from maskrcnn.kernels.probe import SlowKernelWarning
+from maskrcnn.kernels.upsample import upsample
 from maskrcnn.model.layers import connect, convolve
 from maskrcnn.ops import device as devices
 from maskrcnn.ops.pyramid import Pyramid
@@ -197,6 +198,15 @@ def test_an_operator_that_fails_its_trial_is_replaced_with_one_warning(
     assert "cuDNN cannot compute a convolution with a ReLU in float32" in str(warning.message)
     assert f"({reason}" in str(warning.message)
     assert ADD not in calls[-2:], "the other operator is not trusted either"
+
+
+@torch.no_grad()
+def test_a_map_of_twice_the_size_repeats_each_value(calls: list[str]) -> None:
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for size in ((8, 10), (7, 10), (5, 5)):
+        result = upsample(x, size)
+        assert torch.equal(result, F.interpolate(x, size=size, mode="nearest"))
+        assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_a_gpu_nothing_is_tried() -> None:
