@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -323,8 +324,14 @@ def pooling(
 
 
 def operations(function: Work) -> int:
-    """Of convolutions and matrix products, backward included."""
-    with FlopCounterMode(display=False) as counter:
+    """Of convolutions and matrix products, backward included.
+
+    Disables the fused kernels, because PyTorch's counter supports standard operations only.
+    """
+    with (
+        patch("maskrcnn.kernels.nvidia.is_plain", lambda x: False),
+        FlopCounterMode(display=False) as counter,
+    ):
         function()
     return counter.get_total_flops()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import maskrcnn as mr
 from maskrcnn.config import ModelConfig
+from maskrcnn.kernels import cudnn, nvidia
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.structures import Batch, Truth
 from maskrcnn.synthetic.micrograph import draw_micrograph
@@ -137,6 +138,41 @@ def test_the_bfloat16_model_detects_the_same_objects(name: str) -> None:
         for value in vars(detections).values()
         if isinstance(value, Tensor)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_kernels_compute_what_public_operations_do(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, _ = build("joint")
+    name = "float32" if dtype == torch.float32 else "bfloat16"
+    network, batch = mr.optimize_for_inference(model.cuda(), name), batch.to("cuda")
+    boxes = torch.tensor([[10.0, 20.0, 200.0, 180.0], [0.0, 0.0, 30.0, 300.0]], device="cuda")
+    index = torch.arange(2, device="cuda")
+
+    def outputs() -> list[Tensor]:
+        with torch.inference_mode():
+            pyramid = network.pyramid(batch)
+            masks = network.predict_masks(pyramid, boxes, index, index)
+            return [pyramid.table.float(), masks.float(), network.box_pool(pyramid, boxes, index)]
+
+    fused = outputs()
+    for tried in (cudnn.CONVOLUTION, cudnn.PRODUCT):
+        assert not tried.on(boxes.device).failure(dtype)
+    monkeypatch.setattr(nvidia, "is_plain", lambda x: False)
+    for ours, plain in zip(fused, outputs(), strict=True):
+        difference = (ours - plain).abs().float()
+        assert difference.max() < (1e-3 if dtype == torch.float32 else 0.1) * plain.std()
+
+
+def test_triton_kernels_work() -> None:
+    pytest.importorskip("triton")
+    from maskrcnn.kernels import triton_nms, triton_roi_align
+
+    device = torch.device("cuda:0")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert not triton_roi_align.WEIGHTED_SUM.on(device).failure(dtype)
+    assert not triton_nms.GREEDY.on(device).failure(torch.float32)
 
 
 def test_a_run_on_a_gpu_learns_and_resumes(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from models import make_batch, make_truth, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskrcnn.config import RoIConfig
-from maskrcnn.kernels import onednn
+from maskrcnn.kernels import nms, onednn
 from maskrcnn.kernels.roi_align_kernels import bag_of_pixels
 from maskrcnn.model import maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.roi_align import RoIPooler
-from maskrcnn.ops import device, nms
+from maskrcnn.ops import device
 from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.prediction.optimize import optimize_for_inference
 from maskrcnn.structures import Batch, Detections, Proposals

@@ -14,6 +14,7 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoi
 from torchvision.ops import batched_nms, box_iou
 
 from maskrcnn.config import RPNConfig
+from maskrcnn.kernels import nms
 from maskrcnn.model import assign
 from maskrcnn.model.anchors import make_anchors
 from maskrcnn.model.assign import balanced_sample, match
@@ -21,7 +22,6 @@ from maskrcnn.model.mask_head import mask_targets
 from maskrcnn.model.rpn import RPN
 from maskrcnn.ops import boxes as box_ops
 from maskrcnn.ops import heatmaps as keypoint_ops
-from maskrcnn.ops import nms
 from maskrcnn.ops.pyramid import Pyramid
 from maskrcnn.ops.stateless_random import random_keys
 from maskrcnn.structures import Truth

@@ -47,8 +47,8 @@ from maskrcnn.config import (
     UnlabeledConfig,
 )
 from maskrcnn.draw.overlay import draw_instances
+from maskrcnn.kernels.nms import Candidates, select_at_once, select_one_by_one, select_soft
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
 from maskrcnn.prediction.optimize import optimize_for_inference, reference
 from maskrcnn.presets import (
     maskrcnn_r18_small,

@@ -7,7 +7,7 @@ Out: boxes, scores, labels, valid, and masks and keypoints where the model has s
 
 It computes what the model's own `forward` computes. What an export needs otherwise (fixed numbers
 of objects, NMS and RoIAlign as single nodes) is decided where it is computed: `ops/rows.py`,
-`ops/nms.py`, `kernels/roi_align_kernels.py`.
+`kernels/nms.py`, `kernels/roi_align_kernels.py`.
 """
 
 from __future__ import annotations

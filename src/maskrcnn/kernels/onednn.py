@@ -1,5 +1,5 @@
 """Convolutions and linear layers on a CPU: fused with the addition and the ReLU that follow them,
-and in bfloat16 on processors without it.
+and in bfloat16 on processors without it. On other devices they are PyTorch's.
 
 PyTorch's compiler lowers to oneDNN operators that add and apply the ReLU while they write their
 result. They are called here without compiling. Large results are new memory each time, which costs
@@ -14,7 +14,7 @@ PyTorch's own operations do that too, up to fifty times slower than float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,24 +23,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..ops.device import no_autocast
+from .convolution_geometry import Geometry
 from .probe import Probe, whole_numbers
 
 _operators: Any = torch.ops.mkldnn
 
 HALVES = (torch.bfloat16, torch.float16)
-
-
-class Geometry(NamedTuple):
-    """How a convolution moves over its input, in the order that the operators take."""
-
-    padding: Any
-    stride: Any
-    dilation: Any
-    groups: int
-
-
-# Each kernel position is read once: no padding, no stride.
-DENSE = Geometry((0, 0), (1, 1), (1, 1), 1)
 
 
 def convolution(
@@ -54,13 +42,7 @@ def convolution(
 ) -> Float[Tensor, "B C2 H2 W2"]:
     """Returns the zero-padded convolution of x, plus `add`, then a ReLU if `relu`.
 
-    Args:
-        x: features.
-        weight: of the convolution.
-        bias: of the convolution.
-        geometry: padding, stride, dilation and groups.
-        add: of the result's shape; may be overwritten.
-        relu: whether a ReLU follows.
+    Arguments are those of `fused_layers.convolution`.
     """
     if dtype := _emulated_type(x, weight, CONVOLUTION):
 
@@ -436,6 +418,12 @@ def _try_linear(dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     yield _fused_linear(x, transposed, None, relu=False), expected - bias.double()
 
 
-CONVOLUTION = Probe("convolution", _try_convolution)
-TRANSPOSED_CONVOLUTION = Probe("transposed convolution", _try_transposed_convolution)
-LINEAR = Probe("linear layer", _try_linear)
+def _is_enabled() -> bool:
+    return bool(torch.backends.mkldnn.enabled)
+
+
+CONVOLUTION = Probe("convolution", _try_convolution, "oneDNN", _is_enabled)
+TRANSPOSED_CONVOLUTION = Probe(
+    "transposed convolution", _try_transposed_convolution, "oneDNN", _is_enabled
+)
+LINEAR = Probe("linear layer", _try_linear, "oneDNN", _is_enabled)

@@ -1,8 +1,9 @@
-"""Whether an operation of oneDNN works on this processor: tried at first use, never looked up.
+"""Whether a fast kernel works on this machine: tried at first use, never looked up.
 
-Private operators may be missing, raise, or be wrong on a processor that nobody here has. A trial
-answers for this one: a few small inputs per operation and type, compared with PyTorch's public
-operation in float64, which oneDNN does not compute. It takes a few milliseconds once per process.
+Private operators may be missing, raise, or be wrong on a processor or a GPU that nobody here has. A
+trial answers for this one: a few small inputs per operation and type, compared with PyTorch's
+public operation in float64 on the CPU, which the tried libraries do not compute. It takes a few
+milliseconds once per process, on a GPU up to some seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-# Results and what they should be, float64. The first raises or is wrong where oneDNN fails.
+# Results on the CPU, and what they should be in float64. Where the kernel fails, a result is wrong
+# or computing it raises.
 Trial = Callable[[torch.dtype], Iterable[tuple[Tensor, Tensor]]]
 
 # Of the largest value. The numbers of a trial are whole and small, so that neither type rounds
@@ -23,21 +25,32 @@ TOLERANCE = 1e-3
 
 
 class SlowKernelWarning(UserWarning):
-    """A fast kernel does not work on this processor; the same is computed more slowly."""
+    """A fast kernel does not work on this machine; the same is computed more slowly."""
 
 
 class Probe:
-    """Tries an operation once per type and remembers the result."""
+    """Tries an operation of a library once per type and remembers the result.
 
-    def __init__(self, operation: str, trial: Trial) -> None:
+    Args:
+        operation: its name, for the warning.
+        trial: computes it.
+        library: its name.
+        is_enabled: whether the user lets PyTorch use the library now.
+    """
+
+    def __init__(
+        self, operation: str, trial: Trial, library: str, is_enabled: Callable[[], bool]
+    ) -> None:
         self.operation = operation
         self.trial = trial
+        self.library = library
+        self.is_enabled = is_enabled
         self._failures: dict[torch.dtype, str] = {}
         self._lock = threading.Lock()
 
     def works(self, dtype: torch.dtype) -> bool:
-        """Returns whether oneDNN is enabled and computes the operation correctly in this type."""
-        return bool(torch.backends.mkldnn.enabled) and not self.failure(dtype)
+        """Returns whether the library is enabled and computes this type correctly."""
+        return self.is_enabled() and not self.failure(dtype)
 
     def failure(self, dtype: torch.dtype) -> str:
         """Returns why the operation cannot be used in this type, or "" if it can."""
@@ -62,8 +75,8 @@ class Probe:
         _has_warned = True
         name = str(dtype).removeprefix("torch.")
         warnings.warn(
-            f"oneDNN cannot compute a {self.operation} in {name} on this processor ({reason}). "
-            f"It is computed {instead}: predictions are the same, slower.",
+            f"{self.library} cannot compute a {self.operation} in {name} on this machine "
+            f"({reason}). It is computed {instead}: predictions are the same, slower.",
             SlowKernelWarning,
             stacklevel=3,
         )

@@ -5,6 +5,7 @@ Out: [K, C, S, S].
 
 Both implementations compute the same. `bag_of_pixels` treats each bin as a weighted bag of pixels:
 a weighted sum of a few rows of the pyramid's table, one call for all RoIs of all images and levels.
+Predictions on an NVIDIA GPU add up by a kernel of their own (`triton_roi_align.py`).
 torchvision's kernel takes over as the reference, and on an asynchronous device if the number of
 samples depends on the size of the RoI, because there it would have to be known on the host.
 
@@ -13,6 +14,7 @@ Source: He et al. 2017, section 3, "RoIAlign".
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from ..config import RoIConfig
 from ..ops import device as devices
 from ..ops import graph_operators
 from ..ops.pyramid import Pyramid
+from . import nvidia
 
 # Elements of the patches that the backward pass holds at once: 32 MB.
 PATCH_VALUES = 8_000_000
@@ -141,7 +144,7 @@ def bag_of_pixels(
         most = counts.amax(dim=1).clamp(min=1)
         groups = [(((most == n).nonzero()[:, 0]), n) for n in most.unique().tolist()]
 
-    add_up = weighted_sum if devices.is_async(boxes.device) else _PatchedSum.apply
+    add_up = _adder(table)
 
     def read(group: slice | Tensor, samples: int) -> Float[Tensor, "k bins C"]:
         y = axis_taps(
@@ -161,6 +164,18 @@ def bag_of_pixels(
             values = read(group, samples)
             pooled = pooled.index_copy_(0, group, values)  # ty: ignore[invalid-argument-type]
     return pooled.view(len(boxes), size, size, -1).permute(0, 3, 1, 2)
+
+
+def _adder(table: Tensor) -> Callable[..., Tensor]:
+    """The way to compute `weighted_sum` for this table, on its device."""
+    if not devices.is_async(table.device):
+        return _PatchedSum.apply
+    if nvidia.can_predict(table) and nvidia.has_triton():
+        from . import triton_roi_align
+
+        if triton_roi_align.WEIGHTED_SUM.works(table):
+            return triton_roi_align.weighted_sum
+    return weighted_sum
 
 
 def weighted_sum(

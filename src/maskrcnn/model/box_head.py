@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import BoxHeadConfig
+from ..kernels import nms
 from ..ops import boxes as box_ops
-from ..ops import nms
 from ..ops.device import constant
 from ..ops.distributed import mean_count
 from ..ops.stateless_random import random_keys

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import NeckConfig
+from ..kernels.upsample import upsample
 from .layers import ConvNorm
 
 
@@ -48,7 +49,7 @@ class FPN(nn.Module):
             feature = features[level - 2]
             above = None
             if merged is not None:
-                above = F.interpolate(merged, size=feature.shape[-2:], mode="nearest")
+                above = upsample(merged, feature.shape[-2:])
             merged = lateral(feature, add=above)
             if self.average and above is not None:
                 merged = merged / 2

@@ -1,7 +1,7 @@
 """The building blocks of all parts: normalization by name, convolution with what follows it.
 
 `convolve` and `connect` add and apply the ReLU in the same pass over memory where the hardware
-allows, and compute in bfloat16 on any (`kernels/onednn.py`).
+allows (`kernels/fused_layers.py`), and compute in bfloat16 on any (`kernels/onednn.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import Norm
-from ..kernels import onednn
+from ..kernels import fused_layers, onednn
+from ..kernels.convolution_geometry import Geometry
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -111,9 +112,9 @@ def convolve(
         bias = shift.to(weight.dtype)
         norm = None
 
-    geometry = onednn.Geometry(conv.padding, conv.stride, conv.dilation, conv.groups)
+    geometry = Geometry(conv.padding, conv.stride, conv.dilation, conv.groups)
     if norm is None or isinstance(norm, nn.Identity):
-        return onednn.convolution(x, weight, bias, geometry, add=add, relu=relu)
+        return fused_layers.convolution(x, weight, bias, geometry, add=add, relu=relu)
 
     x = norm(onednn.plain_convolution(x, weight, bias, geometry))
     if add is not None:
@@ -132,7 +133,7 @@ def connect(
     x: Float[Tensor, "K C"], layer: nn.Linear, *, relu: bool = True
 ) -> Float[Tensor, "K C2"]:
     """Returns a fully connected layer of x, by default with a ReLU."""
-    return onednn.linear(x, layer.weight, layer.bias, relu=relu)
+    return fused_layers.linear(x, layer.weight, layer.bias, relu=relu)
 
 
 def conv_tower(channels_in: int, channels: tuple[int, ...], norm: Norm) -> nn.ModuleList:

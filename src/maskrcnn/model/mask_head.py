@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..config import MaskHeadConfig
-from ..kernels import onednn
+from ..kernels import fused_layers
+from ..kernels.convolution_geometry import DENSE
 from ..ops.device import no_autocast
 from ..ops.distributed import mean_count
 from .box_losses import BoxTargets, box_losses
@@ -103,8 +104,7 @@ def _upsample_fourfold(
     """
     assert up.bias is not None
     weight = up.weight.permute(2, 3, 1, 0).reshape(4 * up.out_channels, -1, 1, 1)
-    x = onednn.plain_convolution(x, weight, up.bias.repeat(4), onednn.DENSE)
-    x = F.relu(x, inplace=True)
+    x = fused_layers.convolution(x, weight, up.bias.repeat(4), DENSE, relu=True)
     return x.unflatten(1, (2, 2, up.out_channels)).permute(0, 3, 4, 5, 1, 2)
 
 

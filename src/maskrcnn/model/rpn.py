@@ -19,9 +19,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..config import RPNConfig
-from ..kernels import onednn
+from ..kernels import nms, onednn
+from ..kernels.convolution_geometry import DENSE
 from ..ops import boxes as box_ops
-from ..ops import nms
 from ..ops.device import constant
 from ..ops.distributed import mean_count
 from ..ops.pyramid import Pyramid
@@ -100,7 +100,7 @@ class RPN(nn.Module):
         for conv in self.convs:  # the input of each is zero beyond its map
             x = torch.where(inside, x, 0.0)
             assert isinstance(conv, nn.Conv2d)
-            x = F.relu(onednn.plain_convolution(x, conv.weight, conv.bias, onednn.DENSE))
+            x = F.relu(onednn.plain_convolution(x, conv.weight, conv.bias, DENSE))
             inside = inside[..., 1:-1, 1:-1]
 
         x = x.to(self.objectness.weight.dtype)

@@ -29,10 +29,10 @@ from torch import Tensor
 
 from ..augmentation import geometry
 from ..config import ModelConfig
+from ..kernels import nms
 from ..model.box_head import detections_of
 from ..model.maskrcnn import MaskRCNN
 from ..ops import boxes as box_ops
-from ..ops import nms
 from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
 from ..structures import Batch, Detections

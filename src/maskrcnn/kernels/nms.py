@@ -3,26 +3,28 @@
 In:  candidates: boxes [B, N, 4] with scores, groups, and which of them are valid.
 Out: indices of the kept boxes, best first, padded to `keep` per image, and which are valid.
 
-There are two implementations of the same definition. On the CPU torchvision's kernel runs image by
-image. On an asynchronous device (see device.py) all images are done at once in tensors of fixed
-size, without a sync: a matrix holds which box can suppress which, and the survivors emerge in
-rounds. Each round decides at least the boxes whose rivals are all decided. Boxes in real images
+There are three implementations of the same definition. On the CPU torchvision's kernel runs image
+by image. On an asynchronous device (see ops/device.py) all images are done at once in tensors of
+fixed size, without a sync. There, an NVIDIA GPU goes through the boxes by a Triton kernel
+(`triton_nms.py`). Without it, a matrix holds which box can suppress which, and the survivors emerge
+in rounds. Each round decides at least the boxes whose rivals are all decided. Boxes in real images
 need up to 18 rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from . import device, graph_operators
-from .boxes import iou
+from ..ops import device, graph_operators
+from ..ops.boxes import iou
+from . import nvidia
 
 ROUNDS = 32  # even, so that boxes still undecided at the end count as kept
 # Boxes per image that are compared with one another. More would rarely contain a survivor that is
@@ -108,20 +110,36 @@ def select_by_level(
             return index, kept
         return select_one_by_one(candidates, threshold, keep)
 
-    # One matrix of rivals per level, padded to the longest level.
-    longest = max(sizes)
-    exists = torch.stack(
-        [F.pad(part, (0, longest - part.shape[1])) for part in valid.split(list(sizes), dim=1)],
-        dim=1,
-    )
-    rivals = torch.zeros(*exists.shape, longest, dtype=_matrix_dtype(boxes), device=boxes.device)
-    for level, part in enumerate(boxes.split(list(sizes), dim=1)):
-        rivals[:, level, : sizes[level], : sizes[level]] = iou(part, part) > threshold
-    kept, _ = _survivors(rivals, exists)
+    # All levels padded to the longest.
+    exists = _by_level(valid[..., None], sizes)[..., 0]
+    if survivors := _triton_kernel(boxes):
+        one_group = torch.zeros_like(exists, dtype=torch.int64)
+        kept = survivors(_by_level(boxes, sizes), one_group, exists, threshold)
+    else:
+        rivals = boxes.new_zeros(*exists.shape, max(sizes), dtype=_matrix_dtype(boxes))
+        for level, part in enumerate(boxes.split(list(sizes), dim=1)):
+            rivals[:, level, : sizes[level], : sizes[level]] = iou(part, part) > threshold
+        kept, _ = _survivors(rivals, exists)
 
     kept = torch.cat([kept[:, level, :size] for level, size in enumerate(sizes)], dim=1)
     order = scores.argsort(dim=1, descending=True, stable=True)
     return _first_kept(order, kept.gather(1, order), keep)
+
+
+def _by_level(values: Shaped[Tensor, "B N C"], sizes: Sequence[int]) -> Shaped[Tensor, "B L n C"]:
+    """Values of each level, padded with zeros to the longest."""
+    parts = values.split(list(sizes), dim=1)
+    longest = max(sizes)
+    return torch.stack([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts], dim=1)
+
+
+def _triton_kernel(boxes: Tensor) -> Callable[..., Tensor] | None:
+    """The kernel that finds the survivors, where one works."""
+    if not (nvidia.has_triton() and nvidia.is_plain(boxes)):
+        return None
+    from . import triton_nms
+
+    return triton_nms.survivors if triton_nms.GREEDY.works(boxes) else None
 
 
 def _select_in_graph(candidates: Candidates, threshold: float, keep: int) -> Selection:
@@ -184,8 +202,12 @@ def select_at_once(
     group = groups.gather(1, order)
     exists = valid.gather(1, order)
 
-    rivals = (iou(box, box) > threshold) & (group[:, :, None] == group[:, None])
-    kept, decided = _survivors(rivals.to(_matrix_dtype(boxes)), exists)
+    if survivors := _triton_kernel(box):
+        kept = survivors(box, group, exists, threshold)
+        decided = exists.new_ones(())
+    else:
+        rivals = (iou(box, box) > threshold) & (group[:, :, None] == group[:, None])
+        kept, decided = _survivors(rivals.to(_matrix_dtype(boxes)), exists)
 
     enough = (valid.sum(dim=1) <= most) | (kept.sum(dim=1) >= keep)
     return *_first_kept(order, kept, keep), decided & enough.all()
