@@ -153,7 +153,7 @@ def test_fused_kernels_compute_what_public_operations_do(
     def outputs() -> list[Tensor]:
         with torch.inference_mode():
             pyramid = network.pyramid(batch)
-            masks = network.predict_masks(pyramid, boxes, index, index)
+            masks = network.predict_masks(pyramid, boxes, torch.zeros_like(index), index)
             return [pyramid.table.float(), masks.float(), network.box_pool(pyramid, boxes, index)]
 
     fused = outputs()

@@ -18,7 +18,6 @@ from ..ops.pyramid import Pyramid
 from ..ops.rows import Rows
 from ..structures import Batch, Detections, Truth
 from .box_head import RoISample
-from .roi_align import RoIPooler
 
 OWN_TERMS = ("rpn_objectness", "rpn_box", "classification", "box", "mask", "keypoint")
 """The names of the losses of the built-in parts."""
@@ -91,14 +90,15 @@ class ExtraHead(nn.Module):
 
 @runtime_checkable
 class RoIFeatures(Protocol):
-    """What the heads need of their model, a `MaskRCNN`."""
+    """What the heads need of their model, a `MaskRCNN`.
 
-    box_pool: RoIPooler
+    Methods alone: from Python 3.12 on, a protocol does not find the parts of an `nn.Module`.
+    """
 
-    def roi_features(
-        self, pool: RoIPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor
+    def box_features(
+        self, pyramid: Pyramid, boxes: Tensor, image: Tensor
     ) -> Float[Tensor, "K C S S"]:
-        """Reads the features of each box."""
+        """Reads the features that the box head gets for each box."""
         ...
 
 
@@ -154,7 +154,7 @@ class ExtraHeads(nn.ModuleDict):
             return {}
         rows = Rows.of(detections.valid, detections.num_valid)
         boxes = rows.gather(detections.boxes)
-        features = model.roi_features(model.box_pool, pyramid, boxes, rows.image)
+        features = model.box_features(pyramid, boxes, rows.image)
         return {name: rows.scatter(head(features)) for name, head in self.items()}
 
     def losses(
@@ -176,7 +176,7 @@ class ExtraHeads(nn.ModuleDict):
             ids = truth.annotation_ids[rows.image, index]
 
         matched = MatchedRoIs(
-            features=model.roi_features(model.box_pool, pyramid, boxes, rows.image),
+            features=model.box_features(pyramid, boxes, rows.image),
             boxes=boxes,
             labels=rows.gather(rois.labels),
             annotation_ids=ids,

@@ -217,7 +217,7 @@ class MaskRCNN(nn.Module):
         assert self.mask_pool is not None
         if (context := self.mask_context) > 1:
             boxes = enlarge(boxes, context)
-        features = self.roi_features(self.mask_pool, pyramid, boxes, image)
+        features = self._roi_features(self.mask_pool, pyramid, boxes, image)
         if torch.compiler.is_exporting():  # the graph has no number of boxes to divide
             masks = self.mask_head(features, labels).sigmoid()
         else:
@@ -318,16 +318,19 @@ class MaskRCNN(nn.Module):
         self, pyramid: Pyramid, boxes: Float[Tensor, "B N 4"], rows: Rows
     ) -> tuple[Float[Tensor, "B N C1"], Float[Tensor, "B N C2 4"]]:
         """The box head's class_logits and box_deltas in the given rows, zeros elsewhere."""
-        features = self.box_pool(pyramid, rows.gather(boxes), rows.image)
-        if self.res5 is not None:
-            features = self.res5(features)
+        features = self.box_features(pyramid, rows.gather(boxes), rows.image)
         class_logits, box_deltas = self.box_head(features)
         return rows.scatter(class_logits), rows.scatter(box_deltas)
 
-    def roi_features(
+    def box_features(
+        self, pyramid: Pyramid, boxes: Tensor, image: Tensor
+    ) -> Float[Tensor, "K C S S"]:
+        """Reads the features that the box head gets for each box."""
+        return self._roi_features(self.box_pool, pyramid, boxes, image)
+
+    def _roi_features(
         self, pool: RoIPooler, pyramid: Pyramid, boxes: Tensor, image: Tensor
     ) -> Float[Tensor, "K C S S"]:
-        """Reads the features that a head gets for each box."""
         features = pool(pyramid, boxes, image)
         return features if self.res5 is None else self.res5(features)
 
@@ -347,7 +350,7 @@ class MaskRCNN(nn.Module):
         matched = rows.image, rows.gather(rois.truth_index)
         if self.mask_context > 1 and truth.boxes.shape[1]:
             boxes = training_rois(truth.boxes[matched], rows, batch, self.mask_head.config)
-        features = self.roi_features(self.mask_pool, pyramid, boxes, rows.image)
+        features = self._roi_features(self.mask_pool, pyramid, boxes, rows.image)
         logits = self.mask_head(features, rows.gather(rois.labels))
         size = logits.shape[-1]
 
