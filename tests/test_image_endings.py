@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -12,8 +13,14 @@ from image_samples import ENDINGS, every_ending, is_red, png16, red, tiff
 from PIL import Image
 
 import maskrcnn as mr
-from maskrcnn.images.image_files import ImageWarning, image_files, image_suffixes, list_images
-from maskrcnn.images.open_image import ImageError
+from maskrcnn.images.image_files import (
+    NOT_IMAGES,
+    ImageWarning,
+    image_files,
+    image_suffixes,
+    list_images,
+)
+from maskrcnn.images.open_image import ImageError, OtherFileError
 from maskrcnn.images.read import read_image
 from maskrcnn.prediction.image_advice import advised_for_predict
 
@@ -107,6 +114,65 @@ def test_a_wrong_ending_is_answered_with_what_the_file_is(kind, tmp_path):
     assert re.search(kind, str(advised_for_predict(error.value)))
     # a command other than predict has none of its options, nor its other inputs
     assert not re.search("maskrcnn|--", str(error.value))
+
+
+SIGNATURES = {
+    "CUR": b"\0\0\2\0",
+    "DCX": (0x3ADE68B1).to_bytes(4, "little"),
+    "FITS": b"SIMPLE",
+    "FLI": bytes(4) + b"\x11\xaf" + bytes(10),
+    "FTEX": b"FTEX",
+    "GBR": (20).to_bytes(4, "big") + (2).to_bytes(4, "big"),
+    "MCIDAS": bytes(7) + b"\4",
+    "PIXAR": b"\200\350\0\0",
+    "PSD": b"8BPS",
+    "SUN": b"\x59\xa6\x6a\x95",
+    "XPM": b"/* XPM */",
+    "XVTHUMB": b"P7 332",
+}
+"""First bytes of the formats that Pillow reads and does not write."""
+WITHOUT_SIGNATURE = {"IM", "IMT", "PCD", "SPIDER", "TGA", "XBM"}  # XBM: text of a program
+
+
+def test_every_image_that_is_cut_off_is_broken_and_of_a_known_format():
+    Image.init()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    for name in sorted({*Image.ID} - NOT_IMAGES - WITHOUT_SIGNATURE):
+        starts = [SIGNATURES.get(name, b"")]
+        if name in Image.SAVE:
+            mode = {"BLP": "P", "MSP": "1", "XBM": "1"}.get(name, "RGB")
+            size = (32, 32) if name == "ICNS" else (48, 40)
+            whole = io.BytesIO()
+            Image.fromarray(noise).resize(size).convert(mode).save(whole, name)
+            data = whole.getvalue()
+            starts = [data[:end] for end in (16, 20, 40, 64, 100, 300) if end < len(data)]
+        for start in starts:
+            with pytest.raises(ImageError) as error:
+                read_image(start)
+            assert not isinstance(error.value, OtherFileError), (name, len(start), error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("GIF", b"GIF89a"),
+        ("GIF", b"GIF89a" + bytes(7) + b"wrong block" * 9),
+        ("PNG", b"\x89PNG\n\x1a\n" + bytes(60)),  # transferred as text
+        ("JPEG", b"\xff\xd8"),
+        ("WebP", b"RIFF\0\0\0\0WEBP"),
+        ("AVIF", b"\0\0\0\x20ftypavif"),
+        ("BMP", b"BM"),
+        ("TIFF", b"II*\0"),
+    ],
+)
+def test_a_broken_header_is_said_to_be_broken(name, start):
+    with pytest.raises(ImageError, match=f"{name}.*(broken or truncated|no pages)"):
+        read_image(start)
+
+
+def test_text_that_begins_like_an_image_is_text():
+    with pytest.raises(OtherFileError, match="it is text"):
+        read_image(b"/* sizes of the images in pixels */ int sizes[] = {640, 480};\n")
 
 
 def test_links_folders_and_pipes_with_the_name_of_an_image(tmp_path):

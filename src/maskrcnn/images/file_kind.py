@@ -22,6 +22,8 @@ class FileKind:
     """What to do where an image is expected."""
     use: Use | None = None
     """What this package reads such a file as, in place of an image."""
+    is_text: bool = False
+    """Whether it is text of no particular kind."""
 
 
 def _annotations(name: str) -> FileKind:
@@ -56,9 +58,25 @@ _SIGNATURES = (
     (0, b"\x1aE\xdf\xa3", FileKind("a video")),
     (0, b"\x00\x00\x01\xba", FileKind("a video")),
     (0, b"\x00\x00\x01\xb3", FileKind("a video")),
+    (0, b"\xd7\xcd\xc6\x9a", FileKind("a Windows metafile", "save it as PNG")),
+    (40, b" EMF", FileKind("a Windows metafile", "save it as PNG")),
+    (0, b"GRIB", FileKind("a weather forecast (GRIB)")),
+    (0, b"BUFR", FileKind("weather observations (BUFR)")),
+)
+# (offset, bytes there, format): as many bytes as no other file has there. Pillow asks for more of
+# them, which are missing where a file is cut off, or was changed by a transfer as text.
+_IMAGES = (
+    (0, b"\xff\xd8", "JPEG"),
+    (0, b"\x89PN", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (0, b"\x00\x00\x00\x0cjP", "JPEG 2000"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (8, b"WEBP", "WebP"),
 )
 _ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_AVIF = (b"avif", b"avis")
 _WEIGHTS = (b"data.pkl", b"/byteorder", b"models/model.json")  # members of PyTorch's archives
 # (marks that all occur in the text, what the file is)
 _JSON = (
@@ -79,8 +97,16 @@ _XML = (
 _RAW = FileKind("camera raw data", "develop it to a TIFF or JPEG")
 
 
+def begun_image(start: bytes) -> str:
+    """Returns the image format whose unmistakable first bytes a file has, or ""."""
+    for offset, signature, format in _IMAGES:
+        if start[offset : offset + len(signature)] == signature:
+            return format
+    return ""
+
+
 def kind_of(start: bytes) -> FileKind | None:
-    """Returns what a file is; None if its first bytes do not tell."""
+    """Returns what a file is that is not an image; None if its first bytes do not tell."""
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             is_archive = signature.startswith(b"PK")
@@ -91,6 +117,8 @@ def kind_of(start: bytes) -> FileKind | None:
     if start[4:8] == b"ftyp":
         if start[8:12] in _HEIF:
             return FileKind("a HEIC image", "save it as JPEG or PNG")
+        if start[8:12] in _AVIF:
+            return None
         return _RAW if start[8:11] == b"crx" else FileKind("a video")
     if start[:4] == b"RIFF" and start[8:12] in (b"AVI ", b"WAVE"):
         return FileKind("a video or a sound")
@@ -125,4 +153,4 @@ def _plain_text_kind(text: str) -> FileKind:
         return _annotations("an annotation file of VIA")
     if all(line.strip().endswith(_ENDINGS) for line in lines[:3]):
         return FileKind("a list of images", use="list of images")
-    return FileKind("text")
+    return FileKind("text", is_text=True)

@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol, Self, runtime_checkable
 
 from PIL import Image, ImageFile
 
-from .file_kind import BYTES, FileKind, Use, kind_of
+from .file_kind import BYTES, FileKind, Use, begun_image, kind_of
 from .image_files import NOT_IMAGES
 
 MAX_PIXELS = 500_000_000
@@ -32,6 +32,7 @@ MAX_PIXELS_VARIABLE = "MASKRCNN_MAX_PIXELS"
 RAISE_THE_LIMIT = f"if you trust the file, set {MAX_PIXELS_VARIABLE} to its number of pixels"
 """What to do about a size above the limit, in any command."""
 _HEADER = 512  # first bytes, by which Pillow's plug-ins know their formats
+_SHORT = 32  # bytes of a text that may be an image which is cut off, such as b"BM"
 MAX_BYTES = 256 << 20
 """Largest number of bytes read from a URL, a pipe, or a file object that cannot seek."""
 
@@ -94,6 +95,16 @@ class OtherFileError(ImageError):
         """The error of a file of a known kind."""
         reason = f"cannot be read as an image: it is {kind.name}"
         return cls(reason, kind.advice, use=kind.use)
+
+
+class BrokenImageError(ImageError):
+    """A file begins like an image, and its header is broken or cut off."""
+
+    @classmethod
+    def of(cls, format: str) -> Self:
+        """The error of a file that begins like one of a format."""
+        reason = f"it begins like a file of type {format}, but is broken or truncated"
+        return cls(f"cannot be read as an image: {reason}", "copy or download it again")
 
 
 @runtime_checkable
@@ -187,34 +198,50 @@ def open_pillow(file: IO[bytes], limit: int) -> ImageFile.ImageFile:
     """Opens an image of any format that Pillow decodes itself; reads only its header.
 
     Raises:
-        ImageError: the format is unknown, or the image has more pixels than the limit.
+        ImageError: the format is unknown, the file is broken, or the image has more pixels than
+            the limit.
     """
     file.seek(0)
     start = file.read(_HEADER)
     if not start:
         raise ImageError("cannot be read as an image: the file is empty")
 
+    begun = ""
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for name in Image.ID:
-            if name in NOT_IMAGES:
+            if name in NOT_IMAGES or not _accepts(name, start):
                 continue
             file.seek(0)
             try:
-                if not _accepts(name, start):
-                    continue
                 # without a name, Pillow does not map the file, which may shrink while it is read
                 image = Image.OPEN[name][0](file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
+                has_signature = Image.OPEN[name][1] is not None
+                begun = begun or (name if has_signature else "")
                 continue
             check_size(image.size, limit)
             return image
 
     file.seek(0)
-    kind = kind_of(file.read(BYTES))
+    raise _not_opened(file.read(BYTES), begun)
+
+
+def _not_opened(start: bytes, begun: str) -> ImageError:
+    """The error of a file that no plug-in of Pillow opens.
+
+    Args:
+        start: its first bytes.
+        begun: the first format that recognized them, and could not open the file; "" = none.
+    """
+    if format := begun_image(start):
+        return BrokenImageError.of(format)
+    kind = kind_of(start)
+    if begun and (kind is None or (kind.is_text and len(start) < _SHORT)):
+        return BrokenImageError.of(begun)
     if kind is not None:
-        raise OtherFileError.of(kind)
-    raise OtherFileError(
+        return OtherFileError.of(kind)
+    return OtherFileError(
         "cannot be read as an image: unknown format", "convert it to PNG, JPEG or TIFF"
     )
 
@@ -265,8 +292,12 @@ def _seekable(file: BinaryFile) -> IO[bytes]:
 
 
 def _accepts(name: str, start: bytes) -> bool:
+    """Whether a plug-in of Pillow takes a file with these first bytes for one of its own."""
     accept = Image.OPEN[name][1]
     if accept is None:
         return True
-    result = accept(start)
+    try:
+        result = accept(start)
+    except (SyntaxError, IndexError, TypeError, struct.error):  # fewer bytes than it looks at
+        return False
     return bool(result) and not isinstance(result, str)
