@@ -136,6 +136,24 @@ def test_images_to_validate_on_count_for_the_memory(cards: CocoDataset) -> None:
     assert needed[0] == needed[1] < 0.8 * needed[2]
 
 
+def test_a_huge_image_to_validate_on_counts_once_as_nothing_is_pasted_onto_it(
+    cards: CocoDataset,
+) -> None:
+    content = cards.truth()
+    images = [{**content["images"][0], "height": 12_000, "width": 10_000}, *content["images"][1:]]
+    huge = CocoDataset({**content, "images": images}, name="huge")
+    given: dict[str, Any] = {
+        "memory": 8,
+        "device": "cpu",
+        "settings": {"model.input.scale": 1, "model.input.max_size": 64, "augment.copy_paste": 0.5},
+    }
+    of_cards, of_huge = (choose_recipe(cards, val=val, **given).memory for val in (cards, huge))
+    assert of_cards is not None
+    assert of_huge is not None
+    once = 12_000 * 10_000 * 3 * (1 + 4)  # as bytes, and as numbers while it is resized
+    assert 0.9 * once < of_huge - of_cards <= once
+
+
 def test_given_settings_are_kept_whatever_would_be_chosen(made: Recipe) -> None:
     assert (
         made.training.augment.crop,

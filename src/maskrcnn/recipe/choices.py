@@ -455,8 +455,9 @@ def _needed(choices: Choices, batch: int, checkpointing: bool) -> float:
         return needed
     pixels = choices.facts.sizes.prod(axis=1)
     cached = cache_bytes(float(pixels.mean()), choices.facts.images)
-    largest = max([int(pixels.max()), *(height * width for height, width in choices.validated)])
-    return needed + image_bytes(largest) + cached
+    validated = max((height * width for height, width in choices.validated), default=0)
+    original = max(image_bytes(int(pixels.max()), images=2), image_bytes(validated, images=1))
+    return needed + original + cached
 
 
 def _too_large(choices: Choices, batch: int, checkpointing: bool) -> str:

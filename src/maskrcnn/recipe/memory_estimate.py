@@ -175,9 +175,14 @@ def saving_bytes(model: ModelConfig) -> float:
     return state_bytes(model)
 
 
-def image_bytes(pixels: int) -> float:
-    """Bytes of two original images, for copy-paste: as bytes, and as numbers while they move."""
-    return 2.0 * pixels * 3 * (1 + 4)
+def image_bytes(pixels: int, images: int) -> float:
+    """Bytes of original images of one size: as bytes, and as numbers while they are resized.
+
+    Args:
+        pixels: of an image.
+        images: at the same time; two where copy-paste moves objects of one to another.
+    """
+    return 3.0 * pixels * images * (1 + 4)
 
 
 def cache_bytes(pixels: float, images: int) -> float:
