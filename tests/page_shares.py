@@ -1,7 +1,8 @@
 """Layout statistics of the source code: `python tests/page_shares.py SRC`.
 
-Counts lines over 100 columns, functions of 15 and more lines without a blank line, those of them with
-several statements, and assignments of one tuple to another. tests/test_page.py holds the shares to their limits.
+Counts lines over 100 columns, functions of 15 and more lines without a blank line, those of them whose
+statements a blank line can part, and assignments of one tuple to another. tests/test_page.py holds the shares to
+their limits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 COLUMNS = 100
 LONG = 15
-STATEMENTS = 4  # of a function's body, from which a blank line can part them
+STATEMENTS = 2  # of a function's body, from which a blank line can part them
+INNER_STATEMENTS = 4  # of a block in a function that is one statement
 
 
 @dataclass
@@ -62,8 +64,17 @@ def _count_function(
         shares.long += 1
         if all(rows[n].strip() for n in range(first.lineno - 1, node.end_lineno)):
             shares.bare.append(f"{path}:{node.lineno} {node.name}")
-            if len(body) >= STATEMENTS:
+            if len(body) >= STATEMENTS or _most_statements(first) >= INNER_STATEMENTS:
                 shares.undivided.append(shares.bare[-1])
+
+
+def _most_statements(node: ast.stmt) -> int:
+    """The number of statements of the longest block in a statement."""
+    blocks = (value for part in ast.walk(node) for _, value in ast.iter_fields(part))
+    return max(
+        (len(b) for b in blocks if isinstance(b, list) and b and isinstance(b[0], ast.stmt)),
+        default=0,
+    )
 
 
 if __name__ == "__main__":

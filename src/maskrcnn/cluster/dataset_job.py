@@ -185,6 +185,7 @@ def _settings_of(
 ) -> JobSettings:
     """What the results depend on."""
     keypoint = predictor.config.keypoint
+
     return JobSettings(
         model=model_digest(setup.model),
         source=source,

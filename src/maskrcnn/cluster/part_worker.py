@@ -323,6 +323,7 @@ class PartWorker:
         """The row of an image without predictions."""
         row = progress.part.rows[number]
         state = progress.state(number)
+
         return {
             "key": storable(row.key),
             "image_id": progress.part.image_id(number),

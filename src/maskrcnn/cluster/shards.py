@@ -100,6 +100,7 @@ def _read_record(data: bytes, shard: Shard, where: str) -> ShardRecord:
         content: Json = json.loads(data)
         if not isinstance(content, Mapping):
             raise TypeError("no object")
+
         values: dict[str, Json] = {
             part.name: content["listing"][part.name] for part in fields(Listing)
         }

@@ -200,6 +200,7 @@ def demo_model() -> ModelConfig:
 def demo_training(seed: int = 0) -> TrainConfig:
     """Training settings for a few minutes on a CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
     return TrainConfig(
         batch_size=6,
         reference_batch=6,

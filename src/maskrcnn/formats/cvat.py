@@ -320,6 +320,7 @@ def _read_area(instance: AnnotatedObject, shape: Element, size: tuple[int, int])
         ValueError: the shape is broken.
     """
     angle = math.radians(float(shape.get("rotation") or 0))
+
     if shape.tag == "polygon":
         instance.polygons.append(_points(shape))
     elif shape.tag == "ellipse":

@@ -448,6 +448,7 @@ def _read_shape(instance: AnnotatedObject, shape: JsonObject) -> None:
         ValueError: the shape has no area, or is broken.
     """
     kind = shape.get("name")
+
     if kind in ("polygon", "polyline"):
         x = shape["all_points_x"]
         y = shape["all_points_y"]

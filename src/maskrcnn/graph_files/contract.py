@@ -99,6 +99,7 @@ def metadata_of(
 ) -> GraphMetadata:
     """Returns the metadata that a file of a model with this configuration carries."""
     rule = config.input
+
     return GraphMetadata(
         contract=VERSION,
         categories=[

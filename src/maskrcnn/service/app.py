@@ -187,6 +187,7 @@ def _add_state(api: FastAPI, service: PredictionService, name: str) -> None:
     async def info() -> Response:
         """The model, its categories and the limits of a request."""
         config = service.predictor.config
+
         content: InfoJson = {
             "name": name,
             "version": __version__,

@@ -152,6 +152,7 @@ class Callbacks:
                 raise
             except Exception as error:
                 self._active.remove(callback)
+
                 line = (
                     f"callback {type(callback).__name__} failed after step {self.run.step} "
                     f"({event}: {type(error).__name__}: {error})"

