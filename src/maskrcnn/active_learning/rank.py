@@ -33,6 +33,7 @@ from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..annotations.coco_dataset import CocoDataset
+from ..annotations.images_option import OF_LOADED, images_given_by
 from ..annotations.problems import DataError
 from ..formats.load_dataset import load_dataset
 from ..images.image_files import image_files
@@ -51,6 +52,7 @@ CHOSEN_ONE_BY_ONE = 2000  # later images, which nobody annotates next, are sorte
 NEAR = 0.1  # in median distances: an image this far from its nearest has half the novelty
 _LAST = 1e-9  # weight of the expected errors in the order of copies, which are last
 _ANNOTATIONS = (".json", ".xml", ".yaml", ".yml", ".csv")
+_LABELED_IMAGES = f"--labeled-images ({OF_LOADED})"
 _PAIRED = 500  # images whose distances are measured for the median
 
 
@@ -224,13 +226,14 @@ def open_labeled(
     Raises:
         DataError: the annotations cannot be read, or none of their images is found.
     """
-    known = load_dataset(annotations, images, on_error="drop")
-    if known.image_folder is None and pool is not None:  # a COCO file apart from its images
-        known = load_dataset(annotations, pool, on_error="drop")
+    with images_given_by(_LABELED_IMAGES):
+        known = load_dataset(annotations, images, on_error="drop")
+        if known.image_folder is None and pool is not None:  # a COCO file apart from its images
+            known = load_dataset(annotations, pool, on_error="drop")
     if known.image_folder is None or (known.dropped and not len(known)):
         raise DataError(
             f"{known.name}: none of its images is found, so none can be left out; "
-            "pass their folder as --labeled-images, or a data set opened with images="
+            f"pass their folder as {_LABELED_IMAGES}"
         )
     return known
 
@@ -374,7 +377,8 @@ def _sources(
 ) -> list[tuple[Path, ImageSource]]:
     """Image files, each with its source."""
     if isinstance(images, str | Path) and Path(images).suffix.lower() in _ANNOTATIONS:
-        images = load_dataset(images)
+        with images_given_by(OF_LOADED):
+            images = load_dataset(images)
     if isinstance(images, CocoDataset):
         images.require_images()
         records = (images[i] for i in range(len(images)))

@@ -34,10 +34,11 @@ from .categories import (
 )
 from .coco_types import CocoAnnotation, CocoCategory, CocoContent, CocoImage, Json, JsonObject
 from .image_names import file_names, first_folder
+from .images_option import images_option
 from .interpretation import interpret
 from .json_file import encoding_notes, read_json
 from .labeled_categories import find_key_problems, labeled_ids
-from .locate_images import locate_images
+from .locate_images import check_image_folder, locate_images
 from .notes import Note, Notes, describe_notes
 from .problems import (
     DataError,
@@ -122,6 +123,7 @@ class CocoDataset:
             "drop".
         notes: what is read differently than written, and what is in the data and not used, each
             with its count; `describe_notes()` returns them as text.
+        images_option: the argument and the option that errors name for the folder of the images.
 
     Raises:
         DataError: all problems at once, with file, annotation id and suggestion.
@@ -155,6 +157,7 @@ class CocoDataset:
     ) -> None:
         self.annotations_path = Path(annotations) if isinstance(annotations, str | Path) else None
         self.name = self.annotations_path.name if self.annotations_path else name
+        self.images_option = images_option()
 
         content: Json = annotations
         if self.annotations_path:
@@ -424,7 +427,7 @@ class CocoDataset:
             such_as = f", such as {shown(name)}" if (name := next(names, None)) else ""
             raise DataError(
                 f"{self.name}: none of its images ({len(self._content['images']):,}) is found"
-                f"{such_as}; pass their folder as images= (--images)"
+                f"{such_as}; pass their folder as {self.images_option}"
             )
         return self.image_folder
 
@@ -598,9 +601,8 @@ def _keypoint_order(requested: Category, in_file: Category, name: str) -> list[i
 def _find_image_folder(
     images: str | Path | None, annotations: Path | None, entries: Sequence[Json]
 ) -> Path | None:
+    check_image_folder(images)
     if images is not None:
-        if not Path(images).is_dir():
-            raise DataError(f"{images}: folder not found; images= must be the folder of the images")
         return Path(images)
     if annotations is None:
         return None

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .coco_types import Json
 from .image_names import ImageFinder
+from .images_option import images_option
 from .notes import Note, Notes
-from .problems import Problem
+from .problems import DataError, Problem
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,18 @@ class LocatedImages:
     images: list[Json]
     notes: tuple[Note, ...]
     problems: tuple[Problem, ...]
+
+
+def check_image_folder(images: str | Path | None) -> None:
+    """Checks the folder that the user gave.
+
+    Raises:
+        DataError: it does not exist, or is a file.
+    """
+    if images is None or Path(images).is_dir():
+        return
+    what = "expected a folder, got a file" if Path(images).exists() else "folder not found"
+    raise DataError(f"{images}: {what}; {images_option()} must be the folder of the images")
 
 
 def locate_images(entries: list[Json], folder: Path | None) -> LocatedImages:

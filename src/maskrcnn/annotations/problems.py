@@ -8,9 +8,10 @@ annotation.py).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..runtime.progress import track
 from .annotation import ProblemReporter, read_annotation
 from .coco_types import Json, JsonObject
 from .crossings import self_crossing
+from .images_option import images_option
 from .rle import MOST_PIXELS
 from .shown_values import shown
 
@@ -239,17 +241,22 @@ def _check_image_files(
 ) -> list[Problem]:
     """Opens the header of every image and compares its size with the annotated one."""
     problems: list[Problem] = []
+    checked = 0
+    missing = 0
     for index, image in track(
         list(enumerate(images)), "checking images", show=None if len(images) >= 2000 else False
     ):
         if index in broken:
             continue
         where = f"image {image['id']} ({image['file_name']})"
+        checked += 1
 
         try:
             header = read_header(folder / image["file_name"])
         except ImageError as error:
-            suggestion = error.advice or "is images= the right folder? If so, restore the file"
+            missing += not os.path.exists(folder / image["file_name"])
+            restore = f"is {images_option()} the right folder? If so, restore the file"
+            suggestion = error.advice or restore
             problems.append(
                 Problem("unreadable image", where, error.reason, suggestion, True, image=index)
             )
@@ -278,6 +285,10 @@ def _check_image_files(
             problems.append(
                 Problem("image size mismatch", where, detail, suggestion, True, image=index)
             )
+
+    if missing == checked:
+        suggestion = f"none is in {folder}; pass their folder as {images_option()}"
+        return [replace(problem, suggestion=suggestion) for problem in problems]
     return problems
 
 

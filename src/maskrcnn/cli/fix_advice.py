@@ -40,7 +40,8 @@ def with_fix_advice(function: Callable[..., T], data: str, /, *others: Any, **op
             advice = (
                 f"{repaired:,} of {total:,} can be repaired; write a repaired file:\n  {command}"
             )
-        advice += "\nTo leave these out, add --on-error drop"
+        if len(usable):
+            advice += "\nTo leave these out, add --on-error drop"
         raise UnusableEntries(error.problems, usable, advice) from None
 
 

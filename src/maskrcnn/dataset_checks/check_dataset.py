@@ -16,6 +16,7 @@ import numpy as np
 
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import JsonObject
+from ..annotations.images_option import VAL_IMAGES, images_given_by
 from ..annotations.problems import DataError, DataWarning, Problem
 from ..config import Category
 from ..formats.load_dataset import load_dataset, locate
@@ -105,7 +106,8 @@ def check_dataset(
     if val is None:
         problems += find_split_refusal(opened, decoded)
     elif val is not False:
-        other, refused = _open_validation(val, val_images or images, attribute, opened)
+        with images_given_by(VAL_IMAGES):
+            other, refused = _open_validation(val, val_images or images, attribute, opened)
         problems += refused
         if other is not None:
             own = decode(other, progress) if decode_images else []
@@ -210,7 +212,7 @@ def _without_images(data: CocoDataset, source: DataSource) -> list[Problem]:
     if data.image_folder is not None or not entries or isinstance(source, Mapping | CocoDataset):
         return []
     name = entries[0].get("file_name") if isinstance(entries[0], Mapping) else entries[0]
-    suggestion = "pass their folder as --images (images=)"
+    suggestion = f"pass their folder as {data.images_option}"
     if isinstance(name, str) and "\\" in name:
         suggestion += "; the file names contain backslashes, write /"
     detail = f"none of {len(entries)} exists, such as {name!r:.80}"

@@ -16,6 +16,7 @@ from typing import Literal, cast, get_args
 from ..annotations.categories import mirrored_keypoints, parse_categories
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import CocoAnnotation, CocoCategory, CocoContent
+from ..annotations.images_option import VAL_IMAGES, images_given_by
 from ..annotations.labeled_categories import labeled_ids
 from ..annotations.point_labels import with_points
 from ..annotations.problems import DataWarning
@@ -111,7 +112,8 @@ def convert_annotations(
     check_new(Path(out), format)
     parts = _all_splits(source, images, attribute, on_error)
     if val is not None:
-        val_parts = _all_splits(val, val_images or images, attribute, on_error)
+        with images_given_by(VAL_IMAGES):
+            val_parts = _all_splits(val, val_images or images, attribute, on_error)
         parts = {"train": _only_split(source, parts), "val": _only_split(val, val_parts)}
     if points:
         if format != "coco":
@@ -156,7 +158,8 @@ def _all_splits(
     """
     if isinstance(path, CocoDataset):
         content = cast("CocoContent", path.content())
-        return {"": Annotated(content, path.image_folder, path.name, remarks=path.remarks())}
+        annotated = Annotated(content, path.image_folder, path.name, remarks=path.remarks())
+        return {"": replace(annotated, images_option=path.images_option)}
 
     source, split = locate(path, attribute)
     known = recognized_format(source, images)

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from ..annotations.images_option import images_option
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
 from ..runtime.counted import counted
@@ -66,7 +67,7 @@ def frames_of_tracks(
                 f"{builder.name}: {counted(len(tracks), 'track')} with "
                 f"{counted(reader.num_shapes, 'shape')}, but no image is named by its frame, "
                 "as in frame_000012.png; searched the folders "
-                f"{searched}; pass images= (--images), or {_EXPORT}"
+                f"{searched}; pass {images_option()}, or {_EXPORT}"
             )
         builder.folder = folder
         frames = reader.images_of(files)

@@ -32,6 +32,7 @@ from ..annotations import rle as coco_rle
 from ..annotations.annotation import KEYPOINT_OFFSET
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoImage, Json, JsonObject
 from ..annotations.contours import ellipse
+from ..annotations.images_option import images_option
 from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..annotations.shown_values import shown
@@ -200,7 +201,7 @@ def _extract(builder: DatasetBuilder, path: Path, image_path: Path) -> bool:
     try:
         extract(str((_load(path) or {})["imageData"]), image_path)
     except ValueError as error:
-        suggestion = "pass the folder of the images: images= (--images)"
+        suggestion = f"pass the folder of the images: {images_option()}"
         builder.problem("broken imageData", path.name, f"imageData {error}", suggestion)
         return False
     builder.problem(

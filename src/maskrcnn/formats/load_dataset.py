@@ -17,6 +17,7 @@ from zipfile import is_zipfile
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import JsonObject
 from ..annotations.image_names import file_names
+from ..annotations.locate_images import check_image_folder
 from ..annotations.problems import DataError
 from ..annotations.unlisted_images import unlisted_images
 from ..config import Category
@@ -162,9 +163,10 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
     """The format of a source.
 
     Raises:
-        DataError: no format recognizes it. The message says what a JSON file looks like, and
-            lists the known formats for anything else.
+        DataError: no format recognizes it, or `images` is no folder. The message says what a JSON
+            file looks like, and lists the known formats for anything else.
     """
+    check_image_folder(images)
     unreadable: list[str] = []
     for known in FORMATS:
         try:

@@ -18,6 +18,7 @@ import numpy as np
 from ..annotations import rle as coco_rle
 from ..annotations.coco_types import RLE, Json, JsonObject
 from ..annotations.contours import Polygon, fill, union
+from ..annotations.images_option import images_option
 from ..annotations.json_file import read_json
 from ..annotations.problems import DataError
 from ..images.image_files import images_in
@@ -60,7 +61,7 @@ def read(source: AnnotationSource, images: str | Path | None, split: str) -> Ann
         image_path = candidates[path]
         if image_path is None:
             detail = f"no image {_stem(path)}.* in {', '.join(str(f) for f in folders)}"
-            suggestion = "put the image beside it, or pass images= (--images)"
+            suggestion = f"put the image beside it, or pass {images_option()}"
             builder.problem("file without image", path.name, detail, suggestion)
             continue
         try:

@@ -22,6 +22,7 @@ from ..annotations import rle as coco_rle
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import RLE, CocoAnnotation, CocoCategory, CocoContent, CocoImage
 from ..annotations.contours import Polygon, fill, union
+from ..annotations.images_option import images_option
 from ..annotations.notes import Note, Notes, describe_notes
 from ..annotations.problems import DataError, Problem, describe
 from ..config import Category
@@ -60,6 +61,8 @@ class Annotated:
     """What is in the files and is not used, or is read in a way that nobody may expect."""
     remarks: list[str] = field(default_factory=list)
     """What to know about annotations that are checked already (see `CocoDataset.remarks`)."""
+    images_option: str = field(default_factory=images_option)
+    """The argument and the option that errors name for the folder of the images."""
 
     def dataset(
         self,
@@ -220,7 +223,7 @@ class DatasetBuilder:
                 "no folder of images",
                 where or file_name,
                 f"image {file_name} not found",
-                "pass the image folder: images= (--images)",
+                f"pass the image folder: {images_option()}",
             )
             return None
 
@@ -228,7 +231,7 @@ class DatasetBuilder:
             try:
                 size = image_size((self.folder or Path()) / file_name)
             except ImageError as error:
-                folder = "check that images= (--images) is the right folder, or restore it"
+                folder = f"check that {images_option()} is the right folder, or restore it"
                 suggestion = error.advice or folder
                 self.problem("unreadable image", where or file_name, error.reason, suggestion)
                 return None

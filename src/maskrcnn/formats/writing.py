@@ -118,12 +118,13 @@ class ConversionTarget:
         if self.annotated.images is None:
             raise ValueError(
                 f"{self.annotated.name}: {self.format} needs the images, which were not found; "
-                "pass their folder: images= (--images)"
+                f"pass their folder: {self.annotated.images_option}"
             )
         path = self.annotated.images / image["file_name"]
         if not path.is_file():
             raise ValueError(
-                f"{path}: image not found; check that images= (--images) is the right folder"
+                f"{path}: image not found; "
+                f"check that {self.annotated.images_option} is the right folder"
             )
         return path
 

@@ -107,15 +107,17 @@ def train(
         >>> sorted(path.name for path in run.out.glob("*.safetensors"))
         ['checkpoint.safetensors', 'last.safetensors']
     """
+    from ..annotations.images_option import OF_LOADED, images_given_by
     from ..formats.load_dataset import as_dataset
     from .unlabeled import open_unlabeled
 
     processes = Processes.start(device)
     with processes.together():
         categories = (model if isinstance(model, ModelConfig) else model.config).categories
-        data = as_dataset(data, categories=categories)
-        if val is not None:
-            val = as_dataset(val, categories=categories)
+        with images_given_by(OF_LOADED):
+            data = as_dataset(data, categories=categories)
+            if val is not None:
+                val = as_dataset(val, categories=categories)
         images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
 
         trainer = Trainer(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..annotations.images_option import VAL_IMAGES, images_given_by
 from ..annotations.split import split_dataset
 from ..runtime.counted import counted
 from .processes import Processes
@@ -73,9 +74,13 @@ def open_planned_data(
     if val is None:
         return _split(data, seed, progress, processes)
     if isinstance(val, str | Path):
-        val = load_dataset(
-            val, val_images, categories=data.categories, attribute=attribute, on_error=on_error
-        )
+        categories = data.categories
+        with images_given_by(VAL_IMAGES):
+            val = load_dataset(
+                val, val_images, categories=categories, attribute=attribute, on_error=on_error
+            )
+    if len(val):
+        val.require_images()
     return PlannedData(data, val, str(val))
 
 
