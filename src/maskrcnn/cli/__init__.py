@@ -31,6 +31,7 @@ from .predict import predict
 from .rank import rank
 from .serve import serve
 from .train import train
+from .usage_errors import describe_usage
 from .weights import weights
 
 BROKEN_PIPE = 141
@@ -87,11 +88,12 @@ def run(words: Sequence[str]) -> int:
     try:
         with StopSignals(), warnings.catch_warnings():
             warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
-            status = make_app()(words, exit_on_error=False) or 0
+            status = make_app()(words, exit_on_error=False, print_error=False) or 0
             if sys.stdout:
                 sys.stdout.flush()
             return status
-    except CycloptsError:  # already printed
+    except CycloptsError as error:
+        print(f"Error: {describe_usage(error, words)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         return _interrupted(words, stop)
