@@ -86,6 +86,12 @@ def test_a_subset_has_the_chosen_images_in_their_order(tmp_path):
     assert len(data) == 3
 
 
+def test_printed_it_is_a_sentence_for_users_of_the_commands(tmp_path):
+    data = CocoDataset(write(tmp_path), tmp_path)
+    assert str(data).startswith(f"{data.name}: {len(data)} images, ")
+    assert repr(data) == f"CocoDataset({data})"
+
+
 def test_truth_is_complete_for_pycocotools(tmp_path, capsys):
     truth = CocoDataset(write(tmp_path), tmp_path).truth()
     (tmp_path / "truth.json").write_text(json.dumps(truth))

@@ -169,3 +169,12 @@ def test_a_folder_without_any_of_the_images_is_the_one_error(
     message = capsys.readouterr().err
     assert f"none is in {tmp_path / 'photos'}; pass their folder as {VAL_IMAGES}" in message
     assert "--on-error drop" not in message
+
+
+def test_images_in_place_of_annotations_are_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        mr.DataError, match=r"it holds 2 images: pass the annotations.*\(--images\)"
+    ):
+        mr.load_dataset(tmp_path / "photos")
+    with pytest.raises(mr.DataError, match="it is an image: pass the file of its annotations"):
+        mr.load_dataset(tmp_path / "photos" / "1.png")

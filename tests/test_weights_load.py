@@ -102,6 +102,15 @@ def test_error_for_a_folder_without_a_model_lists_its_content(tmp_path):
         mr.load(tmp_path)
 
 
+def test_a_folder_of_images_in_place_of_a_model_is_answered_with_the_order(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(WeightsError, match="got one with 1 image; the model comes before images"):
+        mr.load(tmp_path)
+    (tmp_path / "config.json").touch()  # of a run that was killed early
+    with pytest.raises(WeightsError, match=r"got one with a\.png, config\.json"):
+        mr.load(tmp_path)
+
+
 def test_newer_schema_is_refused_and_the_error_suggests_an_upgrade(model, tmp_path):
     path = rewritten(mr.save(model, tmp_path / "m.safetensors"), schema=2)
     with pytest.raises(

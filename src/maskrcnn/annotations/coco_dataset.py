@@ -194,11 +194,14 @@ class CocoDataset:
         return len(self._indices)
 
     def __repr__(self) -> str:
+        return f"CocoDataset({self})"
+
+    def __str__(self) -> str:
         objects = sum(len(self._annotations[i]) for i in self._indices)
         categories = f"{len(self.categories)} of {counted(len(self._in_file), 'category')}"
         return (
-            f"CocoDataset({self.name}: {counted(len(self), 'image')}, "
-            f"{counted(objects, 'annotation')}, {categories})"
+            f"{self.name}: {counted(len(self), 'image')}, "
+            f"{counted(objects, 'annotation')}, {categories}"
         )
 
     def __getitem__(self, index: int) -> Record:

@@ -17,10 +17,13 @@ from zipfile import is_zipfile
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.coco_types import JsonObject
 from ..annotations.image_names import file_names
+from ..annotations.images_option import images_option
 from ..annotations.locate_images import check_image_folder
 from ..annotations.problems import DataError
 from ..annotations.unlisted_images import unlisted_images
 from ..config import Category
+from ..images.image_files import image_suffixes, images_in
+from ..runtime.counted import counted
 from .all_formats import FORMATS
 from .annotation_source import AnnotationSource
 from .format import Format
@@ -180,7 +183,7 @@ def recognized_format(source: AnnotationSource, images: str | Path | None = None
     if source.path.is_file() and source.path.suffix.lower() == ".json":
         raise DataError(f"{source.path}: no known format: {why_unknown(source.json)}")
     kind = "folder" if source.path.is_dir() else "file"
-    suggestion = _unpack_first(source.path) or _first_file(source)
+    suggestion = _unpack_first(source.path) or _first_file(source) or _images_alone(source.path)
     lines = [
         f"{source.path}: the {kind} holds no annotations of a known format{suggestion}. "
         "Known formats:",
@@ -197,6 +200,17 @@ def _unpack_first(path: Path) -> str:
     if not packed and path.is_file() and (is_zipfile(path) or is_tarfile(path)):
         packed = [path.name]
     return f"; {packed[0]} is an archive; unpack it first" if packed else ""
+
+
+def _images_alone(path: Path) -> str:
+    """A suggestion where a path is an image, or a folder with images."""
+    if path.is_dir() and (images := images_in(path)):
+        return (
+            f"; it holds {counted(len(images), 'image')}: pass the annotations of these images, "
+            f"and their folder as {images_option()}"
+        )
+    is_image = path.is_file() and path.suffix.lower() in image_suffixes()
+    return "; it is an image: pass the file of its annotations" if is_image else ""
 
 
 def _first_file(source: AnnotationSource) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..config import Category, ModelConfig
 from ..graph_files.runner import SUFFIXES
-from ..images.image_files import image_suffixes
+from ..images.image_files import image_suffixes, images_in
 from ..ops.device import usable_device
 from ..presets import make_categories
 from ..runtime.atomic_files import replacing
@@ -246,11 +246,13 @@ def _locate(source: str | Path) -> Path:
         known = next((record for record in weights() if record.name == str(source)), None)
         if known:
             return _fetched(known)
+        expected = f"{path}: expected a run folder with best.safetensors or last.safetensors"
+        images = images_in(path, deep=False)
+        if images and not (path / "config.json").exists():  # a run draws some, too
+            number = counted(len(images), "image")
+            raise WeightsError(f"{expected}, got one with {number}; the model comes before images")
         content = _some(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise WeightsError(
-            f"{path}: expected a run folder with best.safetensors or last.safetensors, "
-            f"got one with {content}."
-        )
+        raise WeightsError(f"{expected}, got one with {content}.")
 
     if path.is_file():
         return path
