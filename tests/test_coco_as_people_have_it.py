@@ -13,7 +13,7 @@ from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.annotations import rle
-from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
+from maskrcnn.annotations.coco_dataset import CocoDataset, DataError, DataWarning
 from maskrcnn.annotations.image_names import ImageFinder
 from maskrcnn.annotations.json_file import MOST_NESTED, parse_json
 from maskrcnn.annotations.shown_values import shown
@@ -123,16 +123,16 @@ def test_images_and_categories_may_be_given_by_name():
         "categories given by name in place of an id": 1,
     }
     given["annotations"][0]["image_id"] = "b.png"
-    with pytest.raises(DataError, match="image_id is 'b.png'"):
+    with pytest.raises(DataError, match=r"image_id is 'b\.png'"):
         CocoDataset(given)
     given["annotations"][0]["image_id"] = "a.png"
     given["images"].append({**given["images"][0], "id": 2})  # which of the two is meant?
-    with pytest.raises(DataError, match="image_id is 'a.png'"):
+    with pytest.raises(DataError, match=r"image_id is 'a\.png'"):
         CocoDataset(given)
 
 
 def test_text_that_is_no_number_is_not_noted_as_one():
-    with pytest.warns(DataWarning, match="image_id is 'b.png'"):
+    with pytest.warns(DataWarning, match=r"image_id is 'b\.png'"):
         data = CocoDataset(_content({"image_id": "b.png"}, {}), on_error="drop")
     assert "numbers written as text" not in _notes(data)
 

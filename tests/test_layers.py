@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "maskrcnn"
 # A part may import the parts of the rows below it (earlier in this list), never those beside or above it.
 LAYERS = (
     ("version", "config", "runtime", "ops"),
+    ("setting_ranges",),
     ("settings", "kernels", "images", "structures", "preprocess", "presets"),
     ("annotations", "draw", "graph_files"),
     ("instances", "synthetic", "augmentation", "formats", "model"),

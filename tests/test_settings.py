@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from maskrcnn import config as config_module
-from maskrcnn import presets
+from maskrcnn import presets, setting_ranges
 from maskrcnn.config import Category, ModelConfig, TrainConfig
+from maskrcnn.setting_ranges import all_out_of_range
 from maskrcnn.settings import from_dict, load_toml, override_config, to_dict
 
 
@@ -74,6 +76,42 @@ def test_an_error_for_a_wrong_name_or_value_lists_what_is_valid(
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("[", r"\[")):
         override_config(TrainConfig(), {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("batch_size", "0", "batch_size: expected at least 1, got 0"),
+        ("epochs", -1, r"epochs: expected more than 0, got -1\.0"),
+        ("ema", 1.0, r"ema: expected at least 0 and below 1, got 1\.0"),
+        ("augment.scale", "[0, 1]", r"augment\.scale: expected more than 0, got \(0\.0, 1\.0\)"),
+        ("augment.scale", "0.5,1", r"augment\.scale: expected a list, such as \[1, 2\]"),
+        ("learning_rate", "NaN", "learning_rate: expected more than 0, got nan"),
+        ("workers", -1, "workers: expected at least 0, got -1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_anything_is_computed(
+    name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        override_config(TrainConfig(), {name: value})
+
+
+@pytest.mark.parametrize("name", ["input.scale", "neck.channels", "box.max_detections"])
+def test_a_network_without_size_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.{name}: expected (more than|at least)"):
+        override_config(presets.maskrcnn_r18_small(), {name: "0"}, "model.")
+
+
+@pytest.mark.parametrize("make", get_args(presets.Preset))
+def test_ready_made_configurations_are_within_all_ranges(make: str) -> None:
+    assert all_out_of_range(getattr(presets, make)()) == []
+    assert all_out_of_range(TrainConfig()) == []
+
+
+def test_ranges_are_those_of_settings() -> None:
+    for kind, ranges in setting_ranges._RANGES.items():
+        assert set(ranges) <= {field.name for field in fields(kind)}  # ty: ignore[invalid-argument-type]
 
 
 def test_a_toml_file_sets_the_fields_that_it_names(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_other_categories_are_refused(data: CocoDataset, tmp_path: Path) -> None
 
 def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"batch_size: .*got 0; epochs: .*got -1\.0; ema: .*got 1\.0"
+        ValueError, match=r"epochs: .*got -1\.0; batch_size: .*got 0; ema: .*got 1\.0"
     ):
         run(data, tmp_path / "run", batch_size=0, epochs=-1.0, ema=1.0)
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from .runtime.counted import counted
 from .runtime.plain_data import PlainData, PlainDict
+from .setting_ranges import out_of_range
 
 T = TypeVar("T")
 
@@ -82,8 +83,8 @@ def override_config(config: T, changes: PlainData, where: str = "") -> T:
         where: text put before the names in error messages.
 
     Raises:
-        ValueError: an unknown name (the message lists the nearest valid ones) or a value of the
-            wrong type.
+        ValueError: an unknown name (the message lists the nearest valid ones), a value of the wrong
+            type, or a number out of its range.
 
     Example:
         >>> import maskrcnn as mr
@@ -136,6 +137,8 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
             inner.setdefault(name, []).append((rest, value, path))
         else:
             new[name] = _convert(hints[name], _parsed(value, hints[name]), path)
+            if wrong := out_of_range(type(config), name, new[name]):
+                raise ValueError(f"{path}: {wrong}")
             inner.pop(name, None)  # the new value also replaces earlier changes inside it
 
     # A part is rebuilt once, with all changes inside it.
@@ -197,7 +200,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(f"{where}: expected a list, got {value!r}")
+            raise ValueError(f"{where}: expected a list, such as [1, 2], got {value!r}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
             raise ValueError(f"{where}: expected {counted(len(inner), 'value')}, got {len(value)}")

@@ -19,6 +19,7 @@ import torch
 from ..config import ModelConfig, TrainConfig
 from ..model.resnet import ResNet
 from ..runtime.counted import counted
+from ..setting_ranges import all_out_of_range
 from .optim import images_per_step, scaled_rate
 from .processes import Processes
 
@@ -36,23 +37,7 @@ def check_settings(
     Raises:
         ValueError: a setting is out of range, or the data set has no images.
     """
-    wrong: list[str] = []
-    for name in ("batch_size", "accumulate", "reference_batch"):
-        if (value := getattr(config, name)) < 1:
-            wrong.append(f"{name}: expected at least 1, got {value}")
-    for name in ("epochs", "steps", "max_time", "learning_rate", "evaluate_every"):
-        if (value := getattr(config, name)) is not None and value <= 0:
-            wrong.append(f"{name}: expected more than 0, got {value}")
-    if not 0 <= config.ema < 1:
-        wrong.append(f"ema: expected at least 0 and below 1, got {config.ema}")
-    if not 0 <= config.repeat_threshold <= 1:
-        wrong.append(f"repeat_threshold: expected 0 to 1, got {config.repeat_threshold}")
-    if not 0 <= config.unreadable <= 1:
-        wrong.append(f"unreadable: expected 0 to 1, got {config.unreadable}")
-    for name in ("flip_horizontal", "flip_vertical", "copy_paste"):
-        if not 0 <= (value := getattr(config.augment, name)) <= 1:
-            wrong.append(f"augment.{name}: expected 0 to 1, got {value}")
-
+    wrong = all_out_of_range(config)
     if not len(data):
         wrong.append("the data set has no images")
     elif not any(data.labels(index) for index in range(len(data))):
@@ -74,14 +59,6 @@ def _wrong_for_unlabeled(config: TrainConfig) -> list[str]:
             "ema: expected more than 0 with unlabeled images, got 0; the averaged model labels them"
         )
 
-    for name in ("ratio", "weight"):
-        if (value := getattr(own, name)) <= 0:
-            wrong.append(f"unlabeled.{name}: expected more than 0, got {value}")
-    shares = ("burn_in", "ramp")
-    thresholds = ("threshold", "ignore_threshold", "mask_threshold", "keypoint_threshold")
-    for name in (*shares, *thresholds):
-        if not 0 <= (value := getattr(own, name)) <= 1:
-            wrong.append(f"unlabeled.{name}: expected 0 to 1, got {value}")
     if own.ignore_threshold > own.threshold:
         wrong.append(
             f"unlabeled.ignore_threshold: expected at most unlabeled.threshold ({own.threshold}), "
