@@ -42,6 +42,7 @@ from maskrcnn.synthetic.scenes import draw_scene
 from maskrcnn.synthetic.shapes import CATEGORIES
 from maskrcnn.training.optim import make_optimizer
 from maskrcnn.training.processes import Processes
+from maskrcnn.training.run_request import RunRequest
 from maskrcnn.training.trainer import Trainer
 from maskrcnn.weights.from_torchvision import convert
 
@@ -248,8 +249,11 @@ def waiting(
 
 def trainer(model: mr.MaskRCNN, data: mr.CocoDataset, config: TrainConfig, out: Path) -> Trainer:
     """A trainer before its first step."""
+    processes = Processes.start("cpu")
     return Trainer(
-        model, data, None, config, out, Processes.start("cpu"), resume=False, progress=False
+        RunRequest(
+            model=model, data=data, config=config, out=out, processes=processes, progress=False
+        )
     )
 
 

@@ -21,6 +21,7 @@ from maskrcnn.dataset_checks import decode_images
 from maskrcnn.dataset_checks.check_dataset import check_dataset
 from maskrcnn.dataset_checks.check_report import CheckReport
 from maskrcnn.training.processes import Processes
+from maskrcnn.training.run_request import RunRequest
 from maskrcnn.training.setup import check_settings
 from maskrcnn.training.trainer import Trainer
 
@@ -272,17 +273,14 @@ def test_a_training_summarizes_warnings_once(tmp_path: Path, capsys: pytest.Capt
     raw = json.loads(draw(tmp_path / "data", 4).read_text())
     raw["annotations"].append(copy.deepcopy(raw["annotations"][0]) | {"id": 99})
     data = mr.CocoDataset(raw, tmp_path / "data")
-    processes = Processes.start("cpu")
-    Trainer(
-        tiny_model(data),
-        data,
-        None,
-        tiny_config(),
-        tmp_path / "run",
-        processes,
-        resume=False,
-        progress=True,
-    ).close()
+    request = RunRequest(
+        model=tiny_model(data),
+        data=data,
+        config=tiny_config(),
+        out=tmp_path / "run",
+        processes=Processes.start("cpu"),
+    )
+    Trainer(request).close()
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("annotation given twice") == 1
     assert (

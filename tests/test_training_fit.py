@@ -251,9 +251,9 @@ def test_a_run_with_a_time_budget_ends_in_time_and_at_the_recorded_step(
         collections.deque(itertools.islice(now, 5 * len(images)), maxlen=0)
         return validate(model, images, *arguments, **named)
 
-    monkeypatch.setattr(
-        "maskrcnn.training.trainer.time", SimpleNamespace(monotonic=lambda: next(now) / 1000)
-    )
+    clock = SimpleNamespace(monotonic=lambda: next(now) / 1000)
+    monkeypatch.setattr("maskrcnn.training.fit.time", clock)
+    monkeypatch.setattr("maskrcnn.training.trainer.time", clock)
     monkeypatch.setattr("maskrcnn.training.evaluations.validate", slow_validate)
     result = run(
         data,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shlex
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +28,9 @@ from ..settings import from_dict, to_dict, with_current_names
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
-    from ..augmentation.own_augmentation import Augmentation
     from ..weights.pretrained import Start
     from .processes import Processes
+    from .run_request import RunRequest
 
 SCHEMA = 1
 # Settings that a resumed run may change because no weight depends on them.
@@ -225,35 +225,25 @@ def for_processes(
 
 
 def recorded_settings(
-    start: Start,
-    config: TrainConfig,
-    parts: Mapping[str, CocoDataset],
-    earlier: EarlierSession | None,
-    processes: Processes,
-    augmentation: Augmentation | None,
-    metrics: Iterable[str],
+    request: RunRequest, start: Start, earlier: EarlierSession | None
 ) -> PlainDict:
     """What config.json records of a run, and a resumed run must have as well.
 
     Args:
+        request: what the user asked for.
         start: the network and where its weights come from.
-        config: of the training, as the user gave it.
-        parts: the data sets, by name.
         earlier: the session that the run continues.
-        processes: of this session.
-        augmentation: the user's own.
-        metrics: names of the user's own numbers.
     """
     settings: PlainDict = {
         "model": to_dict(start.network.config),
-        "train": to_dict(config),
-        "processes": earlier.processes if earlier else processes.world,
+        "train": to_dict(request.config),
+        "processes": earlier.processes if earlier else request.processes.world,
         "pretrained": start.record,
     }
-    settings |= {name: fingerprint(part) for name, part in parts.items()}
-    if augmentation is not None:
-        settings["augmentation"] = type(augmentation).__qualname__
-    if names := list(metrics):
+    settings |= {name: fingerprint(part) for name, part in request.sets.items()}
+    if request.augmentation is not None:
+        settings["augmentation"] = type(request.augmentation).__qualname__
+    if names := list(request.metrics):
         settings["metrics"] = names
     if heads := list(start.network.extra_heads):
         settings["extra_heads"] = heads

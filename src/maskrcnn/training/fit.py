@@ -16,6 +16,7 @@ images, a `TrainConfig`. Out: a `Run` and its folder:
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from ..config import ModelConfig, TrainConfig
 from .callback import Callback
 from .processes import Processes
+from .run_request import RunRequest
 from .trainer import Run, Trainer
 from .validate import Metric
 
@@ -120,22 +122,23 @@ def train(
                 val = as_dataset(val, categories=categories)
         images = open_unlabeled(unlabeled, data, val) if unlabeled is not None else None
 
-        trainer = Trainer(
-            model,
-            data,
-            val,
-            config,
-            Path(out),
-            processes,
+        request = RunRequest(
+            model=model,
+            data=data,
+            val=val,
+            config=config,
+            out=Path(out),
+            processes=processes,
             resume=resume,
             progress=progress,
             unlabeled=images,
             pretrained=pretrained,
-            clock=clock,
+            clock=clock or time.monotonic,
             started=started,
             callbacks=callbacks,
             augmentation=augmentation,
-            metrics=metrics,
+            metrics=dict(metrics or {}),
         )
+        trainer = Trainer(request)
     with contextlib.closing(trainer):
         return trainer.run()

@@ -1,17 +1,17 @@
 """A run before its first step, new or continued: `prepare_run` makes what its parts share.
 
-In: the arguments of `train`. Out: `RunParts`, and a run folder that belongs to the run.
+In: a `RunRequest`. Out: `RunParts`, and a run folder that belongs to the run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import ModelConfig, TrainConfig
+from ..config import TrainConfig
 from ..runtime.plain_data import PlainDict
 from .checkpoint import (
     claim_folder,
@@ -25,6 +25,7 @@ from .learner import Learner
 from .processes import Processes
 from .resumed_length import plan_anew
 from .run_display import RunDisplay
+from .run_request import RunRequest
 from .run_state import RunState, RunTime
 from .setup import check_settings, make_network, number_of_steps
 from .time_budget import TimeBudget
@@ -33,8 +34,6 @@ from .validate import Metric, check_metrics
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
-    from ..augmentation.own_augmentation import Augmentation
-    from ..model.maskrcnn import MaskRCNN
     from ..weights.pretrained import Start
 
 
@@ -72,50 +71,36 @@ class RunParts:
         return self.sets["data"]
 
 
-def prepare_run(
-    model: ModelConfig | MaskRCNN,
-    data: CocoDataset,
-    val: CocoDataset | None,
-    config: TrainConfig,
-    out: Path,
-    processes: Processes,
-    *,
-    resume: bool,
-    progress: bool,
-    unlabeled: CocoDataset | None,
-    pretrained: str | Path | None,
-    clock: Callable[[], float],
-    started: float,
-    augmentation: Augmentation | None,
-    metrics: Mapping[str, Metric],
-) -> RunParts:
+def prepare_run(request: RunRequest) -> RunParts:
     """Makes the network, continues from a checkpoint if there is one, and claims the folder.
-
-    `train` explains the arguments.
 
     Raises:
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of
             the run to resume; the categories differ; a setting is out of range.
     """
-    check_settings(config, data, unlabeled)
-    for part in (data, val):
+    clock = request.clock
+    started = clock() if request.started is None else request.started
+    data = request.data
+    out = request.out
+    processes = request.processes
+
+    check_settings(request.config, data, request.unlabeled)
+    for part in (data, request.val):
         if part is not None and len(part):
             part.require_images()
-    earlier = read_session(out, resume, processes)
-    given = config
+    earlier = read_session(out, request.resume, processes)
+    config = request.config
     changes = ""
     if earlier:
-        config, changes = for_processes(given, earlier, out, processes)
+        config, changes = for_processes(config, earlier, out, processes)
 
-    start = make_network(model, data, val, config, pretrained)
-    learner = Learner(start.network, data, config, processes, unlabeled, clock)
-    learner.augmentation = augmentation
-    check_metrics(start.network, metrics)
+    start = make_network(request.model, data, request.val, config, request.pretrained)
+    learner = Learner(start.network, data, config, processes, request.unlabeled, clock)
+    learner.augmentation = request.augmentation
+    check_metrics(start.network, request.metrics)
 
     # A resumed run must have the same settings and data.
-    given_sets = {"data": data, "validation": val, "unlabeled": unlabeled}
-    sets = {name: part for name, part in given_sets.items() if part is not None}
-    settings = recorded_settings(start, given, sets, earlier, processes, augmentation, metrics)
+    settings = recorded_settings(request, start, earlier)
     refuse_other_processes(settings, processes)
     state = RunState(total=number_of_steps(config, len(data), learner.images_per_step))
     if earlier:
@@ -128,7 +113,7 @@ def prepare_run(
 
     return RunParts(
         out=out,
-        sets=sets,
+        sets=request.sets,
         config=config,
         processes=processes,
         start=start,
@@ -139,9 +124,9 @@ def prepare_run(
         changes=changes,
         budget=TimeBudget(config.max_time or math.inf),
         time=RunTime(state, clock, started),
-        unreadable=_unreadable(sets, config, state, learner),
-        metrics=metrics,
-        log=RunDisplay(progress and processes.main),
+        unreadable=_unreadable(request.sets, config, state, learner),
+        metrics=request.metrics,
+        log=RunDisplay(request.progress and processes.main),
     )
 
 

@@ -1,6 +1,6 @@
 """The loop over the steps of a run, `Trainer`; a single optimizer step is in learner.py.
 
-In: the arguments of `train`. Out: a `Run`.
+In: a `RunRequest`. Out: a `Run`.
 
 Resuming is exact: a step depends on the learner's tensors and on the step's number alone
 (learner.py), and the checkpoint holds both.
@@ -17,12 +17,11 @@ from __future__ import annotations
 import copy
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import ModelConfig, TrainConfig
 from ..images.read import ImageError
 from ..runtime.atomic_files import replacing, stating_what_is_safe
 from ..runtime.counted import counted
@@ -33,16 +32,14 @@ from .curves import draw_curves
 from .evaluations import Evaluations
 from .log import MetricsFile, TensorBoardLog, read_rows
 from .process_watch import ProcessLostError
-from .processes import Processes
 from .run_files import RunFiles
 from .run_parts import prepare_run
+from .run_request import RunRequest
 from .setup import duration, first_line, warn_about_heads
 from .training_length import TrainingLength
-from .validate import Metric, evaluation_rows, validation_columns
+from .validate import evaluation_rows, validation_columns
 
 if TYPE_CHECKING:
-    from ..annotations.coco_dataset import CocoDataset
-    from ..augmentation.own_augmentation import Augmentation
     from ..model.maskrcnn import MaskRCNN
 
 TIDY_EVERY = 10.0  # seconds between returns of unused memory, which take 0.3 % of the time
@@ -68,61 +65,28 @@ class Run:
 
 
 class Trainer:
-    """The parts of a run and what the loop does with them. `train` explains the arguments."""
+    """The parts of a run and what the loop does with them."""
 
-    def __init__(
-        self,
-        model: ModelConfig | MaskRCNN,
-        data: CocoDataset,
-        val: CocoDataset | None,
-        config: TrainConfig,
-        out: Path,
-        processes: Processes,
-        resume: bool,
-        progress: bool,
-        unlabeled: CocoDataset | None = None,
-        pretrained: str | Path | None = None,
-        clock: Callable[[], float] | None = None,
-        started: float | None = None,
-        callbacks: Sequence[Callback] = (),
-        augmentation: Augmentation | None = None,
-        metrics: Mapping[str, Metric] | None = None,
-    ) -> None:
-        check_callbacks(callbacks)
-        clock = clock or time.monotonic
-        run = prepare_run(
-            model,
-            data,
-            val,
-            config,
-            out,
-            processes,
-            resume=resume,
-            progress=progress,
-            unlabeled=unlabeled,
-            pretrained=pretrained,
-            clock=clock,
-            started=clock() if started is None else started,
-            augmentation=augmentation,
-            metrics=dict(metrics or {}),
-        )
-        if processes.main:
-            warn_about_heads(run.learner.model.config, data, run.config)
+    def __init__(self, request: RunRequest) -> None:
+        check_callbacks(request.callbacks)
+        run = prepare_run(request)
+        if run.processes.main:
+            warn_about_heads(run.learner.model.config, run.data, run.config)
         self.parts = run
         self.learner = run.learner
         self.state = run.state
         self.log = run.log
-        self.processes = processes
+        self.processes = run.processes
 
         self.metrics = MetricsFile(self.state.log_bytes if run.is_resumed else None)
         self.files = RunFiles(run, self.metrics)
-        self.evaluations = Evaluations(run, self.files) if val is not None else None
+        self.evaluations = Evaluations(run, self.files) if request.val is not None else None
         self.length = TrainingLength(run, self.evaluations)
-        self.signals = StopSignals(STOPPING if processes.main else "")
+        self.signals = StopSignals(STOPPING if run.processes.main else "")
         self.tidied_at = time.monotonic()
         self.next_row: dict[str, float] = {}
         self.active = ActiveRun(
-            out=out,
+            out=run.out,
             model=self.learner.averaged,
             config=run.config,
             settings=run.settings,
@@ -132,12 +96,12 @@ class Trainer:
             resumed=run.is_resumed,
             best=self.state.best,
         )
-        self.callbacks = self._callbacks(callbacks)
+        self.callbacks = self._callbacks(request.callbacks)
         self._announce()
         if run.is_resumed:
             self.log.say(f"resumed after step {self.state.step}{run.changes}")
-        elif resume:
-            self.log.say(f"no checkpoint in {out}: starting from the beginning")
+        elif request.resume:
+            self.log.say(f"no checkpoint in {run.out}: starting from the beginning")
 
     def _announce(self) -> None:
         """Says what is trained, on what, and from where."""
