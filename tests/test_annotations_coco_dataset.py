@@ -12,6 +12,7 @@ from coco_samples import HEIGHT, KEYPOINTS, WIDTH, content, write
 from PIL import Image
 from pycocotools.coco import COCO
 
+import maskrcnn as mr
 from maskrcnn.annotations import rle
 from maskrcnn.annotations.categories import mirrored_keypoints, parse_categories
 from maskrcnn.annotations.coco_dataset import CocoDataset, DataError
@@ -90,6 +91,21 @@ def test_printed_it_is_a_sentence_for_users_of_the_commands(tmp_path):
     data = CocoDataset(write(tmp_path), tmp_path)
     assert str(data).startswith(f"{data.name}: {len(data)} images, ")
     assert repr(data) == f"CocoDataset({data})"
+
+
+def test_functions_of_data_sets_refuse_the_name_of_a_file(tmp_path):
+    path = write(tmp_path)
+    data = CocoDataset(path)
+    for call in (
+        lambda: mr.choose_recipe(path),
+        lambda: mr.choose_recipe(data, val=str(path)),
+        lambda: mr.split_dataset(path),
+        lambda: mr.merge_datasets([data, path]),
+    ):
+        with pytest.raises(TypeError, match=r"expected a CocoDataset, got '.*json'; open it with"):
+            call()
+    with pytest.raises(TypeError, match="expected a list of data sets"):
+        mr.merge_datasets(data)
 
 
 def test_truth_is_complete_for_pycocotools(tmp_path, capsys):

@@ -178,3 +178,10 @@ def test_images_in_place_of_annotations_are_named(data: Path, tmp_path: Path) ->
         mr.load_dataset(tmp_path / "photos")
     with pytest.raises(mr.DataError, match="it is an image: pass the file of its annotations"):
         mr.load_dataset(tmp_path / "photos" / "1.png")
+
+
+def test_a_wrong_folder_of_unlabeled_images_is_refused_before_the_data_are_read(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(mr.DataError, match="folder not found; unlabeled="):
+        plan_training("unread.json", unlabeled=tmp_path / "absent", out=tmp_path / "run")

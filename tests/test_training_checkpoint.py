@@ -13,9 +13,11 @@ import torch
 from maskrcnn.config import TrainConfig
 from maskrcnn.settings import to_dict
 from maskrcnn.training.checkpoint import (
+    EarlierSession,
     differences,
     fingerprint,
     read_checkpoint,
+    refuse_other_settings,
     replacing,
     write_checkpoint,
 )
@@ -90,6 +92,17 @@ class Data(list):
 
     def truth(self) -> dict:
         return {"annotations": [a for r in self for a in r.annotations]}
+
+
+def test_a_resumed_run_that_lacks_its_validation_data_is_told_so(tmp_path: Path) -> None:
+    earlier = EarlierSession({}, {}, {"validation": {"images": 6}, "processes": 1})
+    with pytest.raises(ValueError, match="Give the same validation data: val= "):
+        refuse_other_settings(tmp_path, earlier, {"validation": {"images": 3}, "processes": 1})
+    with pytest.raises(ValueError, match="Give the same validation data: val= "):
+        refuse_other_settings(tmp_path, earlier, {"processes": 1})
+    with pytest.raises(ValueError, match="these settings differ") as error:
+        refuse_other_settings(tmp_path, earlier, earlier.settings | {"data": {"images": 3}})
+    assert "--val" not in str(error.value)
 
 
 def test_a_fingerprint_changes_with_an_annotation_or_an_image() -> None:

@@ -192,6 +192,17 @@ def test_other_categories_are_refused(data: CocoDataset, tmp_path: Path) -> None
         run(data, tmp_path / "run", model=other)
 
 
+def test_names_and_dicts_in_place_of_a_model_or_a_configuration_are_refused(
+    data: CocoDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        TypeError, match="model: expected a ModelConfig or a MaskRCNN, got 'nuclei'"
+    ):
+        train("nuclei", data, out=tmp_path)  # ty: ignore[invalid-argument-type]
+    with pytest.raises(TypeError, match="config: expected a TrainConfig, got dict"):
+        train(tiny_model(data), data, config={"epochs": 1}, out=tmp_path)  # ty: ignore[invalid-argument-type]
+
+
 def test_impossible_settings_are_refused_all_at_once(data: CocoDataset, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"epochs: .*got -1\.0; batch_size: .*got 0; ema: .*got 1\.0"

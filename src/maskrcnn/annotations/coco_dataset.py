@@ -531,6 +531,20 @@ class CocoDataset:
         return complete
 
 
+def require_datasets(**given: object) -> None:
+    """Checks that arguments are opened data sets; None is left to the caller.
+
+    Raises:
+        TypeError: one is something else, such as the name of a file.
+    """
+    for name, data in given.items():
+        if data is not None and not isinstance(data, CocoDataset):
+            shown_data = repr(str(data)) if isinstance(data, str | Path) else type(data).__name__
+            raise TypeError(
+                f"{name}: expected a CocoDataset, got {shown_data:.80}; open it with load_dataset"
+            )
+
+
 def _bounds_without_box(annotation: Annotation) -> BoxXYXY | None:
     """Returns the bounds of the mask, else of the keypoints; None for an annotation with a box."""
     if annotation.box is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..config import Category
 from ..runtime.counted import counted
 from .categories import category_to_coco, unspaced
-from .coco_dataset import CocoDataset
+from .coco_dataset import CocoDataset, require_datasets
 from .coco_types import Json, JsonObject
 from .labeled_categories import KEYS, labeled_ids
 from .notes import Note, Notes
@@ -59,6 +59,9 @@ def merge_datasets(datasets: Sequence[CocoDataset]) -> CocoDataset:
     """
     if not datasets:
         raise ValueError("merge_datasets: expected at least one data set, got none")
+    if isinstance(datasets, str | Path | CocoDataset):
+        raise TypeError("datasets: expected a list of data sets, got one; pass them as [a, b]")
+    require_datasets(**{f"datasets[{i}]": data for i, data in enumerate(datasets)})
     categories = _merge_categories(datasets)
     folder, file_names = _merged_file_names(datasets)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ..images.similarity import copies, groups, hashes, thumbnail
-from .coco_dataset import CocoDataset
+from .coco_dataset import CocoDataset, require_datasets
 from .problems import DataError
 
 _CAMERA = 8  # images that look alike may be those of a fixed camera
@@ -57,6 +57,7 @@ def split_dataset(
         >>> len(train), len(val)
         (8, 2)
     """
+    require_datasets(data=data)
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number above 0 and below 1, got {share}")
     if len(data):

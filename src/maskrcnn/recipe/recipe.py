@@ -20,7 +20,7 @@ from typing import Any, get_args
 import torch
 
 from .. import presets
-from ..annotations.coco_dataset import CocoDataset
+from ..annotations.coco_dataset import CocoDataset, require_datasets
 from ..config import ModelConfig, TrainConfig
 from ..ops.device import usable_device
 from ..runtime.counted import counted
@@ -162,6 +162,7 @@ def recipe_candidates(
     Raises:
         MemoryLimitError: no recipe fits the memory.
     """
+    require_datasets(data=data, val=val)
     chosen_device = usable_device(device)
     given = dict(settings or {})
     if max_time is not None:

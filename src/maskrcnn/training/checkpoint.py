@@ -293,10 +293,14 @@ def refuse_other_settings(out: Path, earlier: EarlierSession, now: PlainData) ->
     changed = [
         line for line in differences(then, now) if line.split(":")[0] not in (*FREE, *LENGTH)
     ]
+
     if changed:
+        is_validation = any(line.startswith("validation") for line in changed)
+        same = "Give the same validation data: val= (--val, --val-images or --no-val). "
         raise ValueError(
             f"cannot resume {out}: these settings differ: {'; '.join(changed)}. "
             "Only the length (epochs, steps, max_time) may change. "
+            f"{same if is_validation else ''}"
             "Resume with the run's own settings and data, or start a new run in another folder; "
             f"pretrained={str(out)!r} (--pretrained {shlex.quote(str(out))}) "
             "starts it from this run's weights"

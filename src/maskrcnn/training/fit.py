@@ -90,6 +90,7 @@ def train(
         The trained model and the numbers of its evaluations.
 
     Raises:
+        TypeError: the model or the configuration is something else, such as a name.
         ValueError: `out` holds a run and `resume` is False; settings or data differ from those of
             the run to resume; the categories differ; a setting is out of range.
         NonFiniteLossError: the training diverged, or an image causes a non-finite loss.
@@ -112,6 +113,17 @@ def train(
     from ..annotations.images_option import OF_LOADED, images_given_by
     from ..formats.load_dataset import as_dataset
     from .unlabeled import open_unlabeled
+
+    if isinstance(model, str | Path):
+        raise TypeError(
+            f"model: expected a ModelConfig or a MaskRCNN, got {str(model)!r}; load weights with "
+            "mr.load, or pass a preset and pretrained="
+        )
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"config: expected a TrainConfig, got {type(config).__name__}; "
+            "mr.override_config(mr.TrainConfig(), {...}) makes one from a dict"
+        )
 
     processes = Processes.start(device)
     with processes.together():

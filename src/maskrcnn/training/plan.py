@@ -26,6 +26,7 @@ from .plan_recipe import (
 )
 from .processes import Processes
 from .setup import duration
+from .unlabeled import unlabeled_files
 
 if TYPE_CHECKING:
     from ..annotations.coco_dataset import CocoDataset
@@ -218,6 +219,8 @@ def plan_training(
     settings = dict(settings or {})
     check_setting_names(settings)
     refuse_folder(out, files_of_run(out), resume)
+    if unlabeled is not None:
+        unlabeled_files(unlabeled)
 
     processes = Processes.start(device)
     with processes.together():

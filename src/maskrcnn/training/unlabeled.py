@@ -42,7 +42,7 @@ def open_unlabeled(
     if isinstance(source, CocoDataset):
         _warn_about_annotations(source)
         source = [source[i].path for i in range(len(source))]
-    folder, files = _files(source)
+    folder, files = unlabeled_files(source)
 
     annotated = {path for part in (data, val) if part is not None for path in _paths(part)}
     images: list[CocoImage] = []
@@ -99,8 +99,12 @@ def _warning(folder: Path, unreadable: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _files(source: str | Path | Iterable[str | Path]) -> tuple[Path, list[Path]]:
-    """A folder, and the image files in it or under it."""
+def unlabeled_files(source: str | Path | Iterable[str | Path]) -> tuple[Path, list[Path]]:
+    """Returns a folder, and the image files in it or under it.
+
+    Raises:
+        DataError: no folder or file of that name, or no image.
+    """
     if isinstance(source, str | Path):
         folder = Path(source)
         if not folder.is_dir():
