@@ -41,7 +41,7 @@ def test_missing_images_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = tmp_path / "train.json"
     path.write_text(json.dumps(content()))
     assert run(["check", str(path)]) == 1
-    assert "no image found (1): pass their folder as --images" in capsys.readouterr().out
+    assert "no image found (1): pass their folder as images= (--images)" in capsys.readouterr().out
     assert "no image found" not in kinds(check_dataset(content())), (
         "a dict without a folder means: check the annotations only"
     )

@@ -7,7 +7,6 @@ Out: the same content with values as the format defines them, and a note for eac
     "12.5", "7"                 numbers written as text become numbers
     7.0                         a whole number as an id or size becomes an integer
     "a1", "f3c0-..."            ids that are text become numbers; `original_id` keeps the text
-    image_id "a.png"            an image or category that is given by its name becomes its id
     iscrowd "0", true, 1.0      becomes 0 or 1, and so does ignore
     attributes.rotation: 45     CVAT: a box without a mask is turned about its center, as a polygon
     [RLE, RLE], [RLE, polygon]  a mask in several parts becomes one RLE
@@ -100,10 +99,6 @@ class _Interpreter:
         self.ids = {
             key: self._ids_of(key, content[key]) for key in ("images", "annotations", "categories")
         }
-        self.names = {
-            "images": self._ids_by_name("images", "file_name"),
-            "categories": self._ids_by_name("categories", "name"),
-        }
         self.unused: Counter[str] = Counter()
         self.num_unused = 0
         self.five_are_degrees = _are_degrees(content["annotations"])
@@ -147,18 +142,6 @@ class _Interpreter:
             what = f"{key} whose id is text"
             self.notes.add(what, handled, shown(others[0]), len(others), is_rewritten=True)
         return numbers | {text: free + n for n, text in enumerate(others)}
-
-    def _ids_by_name(self, key: str, name: str) -> dict[str, Json]:
-        """The id of each entry whose name is no id, and no other's name."""
-        entries = [entry for entry in self.content[key] if isinstance(entry, Mapping)]
-        names = Counter(given for entry in entries if isinstance(given := entry.get(name), str))
-        return {
-            given: self._whole(entry.get("id"), key)
-            for entry in entries
-            if isinstance(given := entry.get(name), str)
-            and names[given] == 1
-            and given not in self.ids[key]
-        }
 
     def _image(self, index: int, raw: JsonObject) -> dict[str, Json]:
         changes = self._id_changes(raw, "images", {"id": "images"})
@@ -219,16 +202,6 @@ class _Interpreter:
         return changes
 
     def _id(self, value: Json, source: str) -> Json:
-        """The whole number for an id, which may be the name of the entry; else the value."""
-        number = self._whole(value, source)
-        if not isinstance(number, str) or number not in self.names.get(source, ()):
-            return number
-        what = f"{source} given by name in place of an id"
-        self.notes.add(what, "found by their names", shown(value, 40), is_rewritten=True)
-        return self.names[source][number]
-
-    def _whole(self, value: Json, source: str) -> Json:
-        """The whole number for an id; else the value."""
         if isinstance(value, float) and value.is_integer():
             return int(value)
         if not isinstance(value, str):

@@ -392,7 +392,7 @@ class _AnnotationSearch:
             report_problem(
                 "annotation of an unknown image",
                 f"image_id is {shown(image_id)}",
-                "add the image to the list, or drop the annotation",
+                _add_entry("image", image_id),
                 True,
             )
             return False
@@ -401,7 +401,7 @@ class _AnnotationSearch:
         if not _is_integer(category_id) or category_id not in self.labels:
             unused = self.categories.get(category_id) if _is_integer(category_id) else None
             name = f' ("{unused.name}")' if unused else ""
-            suggestion = "add the category to the list, or drop the annotation"
+            suggestion = _add_entry("category", category_id)
             if unused:
                 suggestion = (
                     "the categories of the training data (categories=) lack it; "
@@ -490,3 +490,10 @@ def _is_integer(value: Json) -> bool:
     """Whether a value is a whole number of 64 bits."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return is_whole and -(2**63) <= value < 2**63
+
+
+def _add_entry(noun: str, given: Json) -> str:
+    """What to do about an annotation whose image or category is not in the list."""
+    if isinstance(given, str):
+        return f"write the id of the {noun}, a whole number, not a name"
+    return f"add the {noun} to the list, or drop the annotation"
