@@ -281,6 +281,8 @@ def test_patterns_are_expanded_and_files_of_that_name_win(predictor, tmp_path, m
     assert [path.name for path in image_files("p/*.png")] == ["a.png"]
     with pytest.raises(FileNotFoundError, match=r"x\*: nothing matches this pattern"):
         predict_files(predictor, ["x*"], tmp_path / "none", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"pattern; p holds 4 images, such as 1\.jpg"):
+        predict_files(predictor, ["p/*.tif"], tmp_path / "none", progress=False)
     with pytest.raises(ValueError, match=r'is a pattern.*mr.image_files\("p/\*.png"\)'):
         predictor("p/*.png")
 

@@ -190,6 +190,10 @@ def test_names_have_records_and_misspelled_ones_get_suggestions():
     assert find("MaskRCNN-R50-FPN-COCO").sha256 == "bf2d0c1e"
     with pytest.raises(ValueError, match=r"did you mean .*keypointrcnn_r50_fpn_coco"):
         find("keypoint_r50_coco")
+    with pytest.raises(
+        ValueError, match="published weights; these are nuclei, maskrcnn_r50_fpn_coco"
+    ):
+        find("x")
     assert recognize("bf2d0c1e" + "0" * 56) == find("maskrcnn_r50_fpn_coco")
     assert recognize("0" * 64) is None
 

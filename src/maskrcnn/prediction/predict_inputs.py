@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ..images.image_files import (
     ImageListing,
+    images_in,
     is_pattern,
     list_images,
     matching_images,
@@ -26,6 +27,7 @@ from ..images.image_files import (
 )
 from ..images.open_image import ImageError, read_bounded
 from ..images.remote import is_url, refuse_other_schemes, url_name
+from ..runtime.counted import counted
 
 STDIN = ("-", "/dev/stdin")
 """Inputs that stand for standard input."""
@@ -109,7 +111,7 @@ def _listed(given: str | Path, out: Path) -> tuple[ImageListing, Path | None]:
         listing = matching_images(str(given))
         base = pattern_folder(str(given))
         if not listing.images and not listing.left_out:
-            raise FileNotFoundError(f"{given}: nothing matches this pattern")
+            raise FileNotFoundError(f"{given}: nothing matches this pattern{_images_of(base)}")
     elif path.is_dir():
         listing = list_images(path)
         base = path
@@ -125,6 +127,14 @@ def _listed(given: str | Path, out: Path) -> tuple[ImageListing, Path | None]:
         left_out = [file for file in listing.left_out if not _inside(file, out)]
         listing = ImageListing(images, left_out)
     return listing, base
+
+
+def _images_of(folder: Path) -> str:
+    """How many images are in the folder of a pattern that nothing matches."""
+    images = images_in(folder, deep=False) if folder.is_dir() else []
+    if not images:
+        return ""
+    return f"; {folder} holds {counted(len(images), 'image')}, such as {images[0].name}"
 
 
 def _inside(path: Path, folder: Path) -> bool:

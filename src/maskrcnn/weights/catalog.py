@@ -269,11 +269,9 @@ def find(name: str) -> Weights:
         if record.name == plain:
             return record
     names = [record.name for record in _ALL]
-    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4) or names
-    raise ValueError(
-        f'"{name}" is neither a file nor the name of published weights; '
-        f"did you mean {', '.join(near)}?"
-    )
+    near = difflib.get_close_matches(plain, names, n=3, cutoff=0.4)
+    suggestion = f"did you mean {', '.join(near)}?" if near else f"these are {', '.join(names)}"
+    raise ValueError(f'"{name}" is neither a file nor the name of published weights; {suggestion}')
 
 
 def recognize(sha256: str) -> Weights | None:
