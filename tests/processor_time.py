@@ -73,7 +73,14 @@ CAPABILITIES = (
             ),
             *("formats_exif", "formats_memory", "formats_other_tools", "formats_siblings"),
             *("formats_yolo", "identity", "identity_elsewhere", "image_depth"),
-            *("image_endings", "image_limits", "predict_inputs", "remarks", "travel"),
+            *(
+                "image_endings",
+                "image_limits",
+                "images_option",
+                "predict_inputs",
+                "remarks",
+                "travel",
+            ),
             "unlisted_images",
         ),
     ),
@@ -95,6 +102,7 @@ CAPABILITIES = (
             *("export_input", "export_kinds", "export_pt2", "export_web", "proposal_flips"),
         ),
     ),
+    Capability("kernels for a GPU", 60, ("kernels_on_nvidia",)),
     Capability(
         "service",
         60,

@@ -27,7 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Distributions whose module has another name.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 # Imported inside functions that explain how to install them, or together with the files that need them.
-OPTIONAL = {"pandas", "supervision", "onnx", "onnxscript", "onnxruntime", "openvino"}
+OPTIONAL = {"triton", "pandas", "supervision", "onnx", "onnxscript", "onnxruntime", "openvino"}
 OPTIONAL |= {
     "fastapi",
     "starlette",
