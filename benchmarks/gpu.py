@@ -4,8 +4,8 @@ card's limit.
 Images lie on the device: a list of them for torchvision, which normalizes and batches them itself;
 for ours a batch as the loader makes it, not normalized. A prediction is complete when it is back in
 the host's memory. torchvision is measured as its users call it, and once more without pasting its
-masks into whole images, which ours leaves to the caller. Ours is measured once more, at the larger
-batch, with trunk and pyramid compiled.
+masks into whole images, which ours leaves to the caller. Ours is measured once more without the
+fused kernels for NVIDIA GPUs, and at the larger batch with trunk and pyramid compiled.
 
 A training step is forward, backward and fused AdamW on the same images with 20 objects each; in
 both models BatchNorm is frozen, and the stem and res2 are not trained. "box RoIs" and "mask RoIs"
@@ -149,6 +149,7 @@ def inference(
         "torchvision": peer_predict,
         "torchvision, masks not pasted": lambda: peer_predict(False),
     }
+    work["ours, kernels not fused"] = lambda: not_fused(lambda: predict(fast))
     work["ours"] = lambda: predict(fast)
     if compiled:
         faster = mr.optimize_for_inference(ours, "bfloat16", compile=True)
@@ -328,12 +329,15 @@ def operations(function: Work) -> int:
 
     Disables the fused kernels, because PyTorch's counter supports standard operations only.
     """
-    with (
-        patch("maskrcnn.kernels.nvidia.is_plain", lambda x: False),
-        FlopCounterMode(display=False) as counter,
-    ):
-        function()
+    with FlopCounterMode(display=False) as counter:
+        not_fused(function)
     return counter.get_total_flops()
+
+
+def not_fused(function: Work) -> object:
+    """What a function returns without the fused kernels for NVIDIA GPUs."""
+    with patch("maskrcnn.kernels.nvidia.is_plain", lambda x: False):
+        return function()
 
 
 def count_syncs(function: Work, device: torch.device) -> int | str:
