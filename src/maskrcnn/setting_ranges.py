@@ -85,8 +85,14 @@ _RANGES: Mapping[type, Mapping[str, _Range]] = {
         not_negative="min_size smooth_l1_beta classification_weight regression_weight",
         shares="positive_fraction positive_iou score_threshold nms_iou",
     ),
+    config.BoxMaskConfig: _ranges(
+        counts="enlarge",
+        not_negative="projection_weight outside_weight fill_weight background_difference "
+        "pairwise_weight color_difference beside_points teacher_weight",
+        shares="overlap_weight ramp teacher_confidence",
+    ),
     config.MaskHeadConfig: _ranges(
-        counts="convs upsample max_positives truth_size",
+        counts="convs upsample max_positives truth_size context",
         not_negative="loss_weight",
         shares="threshold",
     ),
