@@ -79,6 +79,9 @@ def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Te
     """Fake tensors without values on a simulated GPU."""
     values = anchors._cell_values
     monkeypatch.setattr(anchors, "_cell_values", lambda *given: _outside(values, *given))
+    # Every operation asks whether there is a real GPU, and each time PyTorch opens the driver's library.
+    is_available = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
     with FAKE:
         yield read
 

@@ -80,6 +80,8 @@ def parted(text: str) -> str:
 
 def found_in(text: str, pattern: re.Pattern[str]) -> list[str]:
     """The lines of a text that hold an old word."""
+    if not pattern.search(text):
+        return []
     return [line.strip()[:120] for line in text.splitlines() if pattern.search(line)]
 
 
