@@ -27,7 +27,7 @@ from maskrcnn.config import ModelConfig
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.shapes_only import shapes_only
-from maskrcnn.ops import device
+from maskrcnn.ops import device, nms
 from maskrcnn.structures import Batch, Truth
 
 COUNT = 3
@@ -82,6 +82,7 @@ def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Te
     # Every operation asks whether there is a real GPU, and each time PyTorch opens the driver's library.
     is_available = torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+    monkeypatch.setattr(nms, "ROUNDS", 2)  # all rounds are the same operations
     with FAKE:
         yield read
 
