@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 
 import maskrcnn as mr
 from maskrcnn.config import RoIConfig
-from maskrcnn.model.shapes_only import _NoInitialValues, shapes_only
+from maskrcnn.model.shapes_only import NoInitialValues, shapes_only
 from maskrcnn.weights import download
 from maskrcnn.weights.catalog import find
 from maskrcnn.weights.from_torchvision import convert, recognizes
@@ -25,7 +25,7 @@ NONE = {"weights": None, "weights_backbone": None}
 
 
 def state_of(builder, *args, **kwargs) -> dict[str, torch.Tensor]:
-    with torch.device("meta"), _NoInitialValues():
+    with torch.device("meta"), NoInitialValues():
         return builder(*args, **kwargs).state_dict()
 
 
