@@ -42,9 +42,7 @@ def prepare() -> None:
     from shape_checks import check_signatures
 
     # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
-    check_signatures(
-        "maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"
-    )
+    check_signatures("maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess")
     torch.set_num_threads(1)
 
     # The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default
