@@ -24,10 +24,11 @@ from torch._subclasses.fake_tensor import (
 
 import maskrcnn as mr
 from maskrcnn.config import ModelConfig
+from maskrcnn.kernels import nms
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.shapes_only import shapes_only
-from maskrcnn.ops import device, nms
+from maskrcnn.ops import device
 from maskrcnn.structures import Batch, Truth
 
 COUNT = 3
