@@ -39,13 +39,10 @@ def prepare() -> None:
     import torch.fx.experimental.symbolic_shapes
     import torchvision  # noqa: F401
     from hypothesis import settings
-    from jaxtyping import install_import_hook
+    from shape_checks import check_signatures
 
     # The shapes and types in the signatures of everything that handles tensors are checked in the tests, and only here.
-    install_import_hook(
-        ["maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess"],
-        "shape_checks.check",
-    )
+    check_signatures("maskrcnn.model", "maskrcnn.ops", "maskrcnn.structures", "maskrcnn.preprocess")
     torch.set_num_threads(1)
 
     # The same generated examples in every run, so that a failure is caused by a change. To look for more: pytest --hypothesis-profile=default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,9 @@ SHARED = """
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Any:
     """Runs files of tests in two processes; what pytest printed and counted."""
+
+    # To show a failure, each process would look up the files of all imported modules.
+    inspect.getmodule(inspect.currentframe())
 
     def run(*words: str, **files: str) -> pytest.RunResult:
         pytester.makepyfile(**files)

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (
 
 import maskrcnn as mr
 from maskrcnn.config import ModelConfig
+from maskrcnn.kernels import nms
 from maskrcnn.model import anchors, maskrcnn
 from maskrcnn.model.maskrcnn import MaskRCNN, total
 from maskrcnn.model.shapes_only import shapes_only
@@ -79,6 +80,10 @@ def gpu(read: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Te
     """Fake tensors without values on a simulated GPU."""
     values = anchors._cell_values
     monkeypatch.setattr(anchors, "_cell_values", lambda *given: _outside(values, *given))
+    # Every operation asks whether there is a real GPU, and each time PyTorch opens the driver's library.
+    is_available = torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_available)
+    monkeypatch.setattr(nms, "ROUNDS", 2)  # all rounds are the same operations
     with FAKE:
         yield read
 

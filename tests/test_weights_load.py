@@ -13,7 +13,7 @@ from models import tiny_config
 from safetensors.torch import save_file
 
 import maskrcnn as mr
-from maskrcnn.model.shapes_only import shapes_only
+from maskrcnn.model.shapes_only import shapes_only, without_values
 from maskrcnn.weights import load as loading
 from maskrcnn.weights.catalog import weights
 from maskrcnn.weights.load import read_info
@@ -248,12 +248,16 @@ def test_weights_of_a_data_parallel_wrapper_are_read():
     assert set(state) == {"a", "b"}
 
 
-def test_a_network_of_shapes_only_has_those_of_the_network_and_draws_no_values() -> None:
+def test_networks_of_shapes_or_without_values_draw_none_and_have_those_shapes() -> None:
     config = tiny_config(["cat", "dog"], keypoints=3)
     state = torch.get_rng_state()
     shapes = shapes_only(config).state_dict()
+    without = without_values(config).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(value.is_meta for value in shapes.values())
+    assert {name: value.shape for name, value in without.items()} == {
+        name: value.shape for name, value in shapes.items()
+    }
     values = mr.MaskRCNN.from_config(config).state_dict()
     assert {name: value.shape for name, value in shapes.items()} == {
         name: value.shape for name, value in values.items()

@@ -15,6 +15,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 
 import maskrcnn as mr
 from maskrcnn.config import RoIConfig
+from maskrcnn.model.shapes_only import NoInitialValues, shapes_only
 from maskrcnn.weights import download
 from maskrcnn.weights.catalog import find
 from maskrcnn.weights.from_torchvision import convert, recognizes
@@ -24,7 +25,7 @@ NONE = {"weights": None, "weights_backbone": None}
 
 
 def state_of(builder, *args, **kwargs) -> dict[str, torch.Tensor]:
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialValues():
         return builder(*args, **kwargs).state_dict()
 
 
@@ -38,8 +39,7 @@ def frozen(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def shapes(config: mr.ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {k: v.shape for k, v in mr.MaskRCNN.from_config(config).state_dict().items()}
+    return {k: v.shape for k, v in shapes_only(config).state_dict().items()}
 
 
 FAMILIES = {

@@ -31,6 +31,7 @@ JOINT_THINGS = (
     r"(?= (?:model|training|network|demo|one|box|batch|answer|loss|R-?50|ResNet|small|run|Mask)"
     r"|-|[\"'`)]|=\"curve\")"
 )
+BEGINNING = "(?<![a-z])"  # of a word
 BRITISH = re.compile(
     r"\b(?:colour|grey|centre|neighbour|behaviour|catalogue|licence|labelled|unlabelled|"
     r"normalis|initialis|recognis|optimis(?!t)|rasteris|favour)\w*",
@@ -80,6 +81,9 @@ def parted(text: str) -> str:
 
 def found_in(text: str, pattern: re.Pattern[str]) -> list[str]:
     """The lines of a text that hold an old word."""
+    # Beginning with a letter, and in one case, a pattern is searched for ten times as fast.
+    if not re.search(pattern.pattern.removeprefix(BEGINNING).lower(), text.lower()):
+        return []
     return [line.strip()[:120] for line in text.splitlines() if pattern.search(line)]
 
 
@@ -87,7 +91,7 @@ def pattern_of(word: str) -> re.Pattern[str]:
     expression = OLD[word][0].replace("_", "(?: _ )?")
     if word == "joint":
         expression = rf"joints|joint(?! _ r50)(?!{JOINT_THINGS[3:-1]})"
-    return re.compile(rf"(?<![a-z])(?:{expression})(?![a-z])", re.IGNORECASE)
+    return re.compile(rf"{BEGINNING}(?:{expression})(?![a-z])", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("word", OLD)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import tomllib
 import types
@@ -50,7 +51,7 @@ def from_dict(kind: type[T], values: PlainData, where: str = "") -> T:
         ValueError: an unknown name (the message lists the nearest valid ones) or a value of the
             wrong type.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _types_of(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # ty: ignore[invalid-argument-type]
     for name in values:
         if name not in known:
@@ -125,7 +126,7 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
 
     Settings that must agree (`neck.levels`, `rpn.sizes`) are checked when all are in place.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _types_of(type(config))
     known = {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
     new: PlainDict = {}
     inner: dict[str, list[tuple[list[str], Any, str]]] = {}
@@ -149,6 +150,12 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
         new[name] = _overridden(part, parts)
 
     return replace(config, **new)  # ty: ignore[invalid-argument-type]
+
+
+@functools.cache
+def _types_of(kind: type) -> Mapping[str, Any]:
+    """The types of a dataclass's fields by name, which Python parses anew each time."""
+    return typing.get_type_hints(kind)
 
 
 def _parsed(value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Networks of shapes without values, to count with or to fill from a file."""
+"""Networks without values: to be filled from a file, or of shapes alone, to count with."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from .maskrcnn import MaskRCNN
 _INITIALIZERS = {"constant_", "fill_", "kaiming_uniform_", "normal_", "uniform_", "zero_"}
 
 
-class _NoInitialValues(TorchFunctionMode):
-    """Leaves out initial values, which PyTorch draws by slow Python code on the meta device."""
+class NoInitialValues(TorchFunctionMode):
+    """Leaves out initial values, most of the time that it takes to build a network."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func.__name__ in _INITIALIZERS:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def without_values(config: ModelConfig) -> MaskRCNN:
+    """Returns the network that a configuration describes, with whatever is in its memory.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+    with NoInitialValues():
+        return MaskRCNN.from_config(config)
 
 
 def shapes_only(config: ModelConfig) -> MaskRCNN:
@@ -33,5 +41,5 @@ def shapes_only(config: ModelConfig) -> MaskRCNN:
     Raises:
         ValueError: the parts do not fit together.
     """
-    with torch.device("meta"), _NoInitialValues():
-        return MaskRCNN.from_config(config)
+    with torch.device("meta"):
+        return without_values(config)

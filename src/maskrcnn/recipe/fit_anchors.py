@@ -82,17 +82,20 @@ def mean_overlap(
     ]
     width, height, stride = np.array(anchors).T
 
-    # Offsets of the object's center: the middles of nine equal parts of a cell.
-    shift = np.array([[dx, dy] for dx in (-1, 0, 1) for dy in (-1, 0, 1)])[:, None] / 3
-    overlap = 1.0
-    for axis, anchor in ((0, width), (1, height)):
-        side = sides[:, axis, None, None]
-        offset = np.abs(shift[:, :, axis] * stride).T  # [A, 9]
-        low = np.minimum(side, anchor[:, None])
-        high = np.maximum(side, anchor[:, None])
-        overlap = overlap * np.clip((low + high) / 2 - offset, 0, low)
-    union = sides.prod(axis=1)[:, None, None] + (width * height)[:, None] - overlap
-    return float((overlap / union).mean(axis=2).max(axis=1).mean())
+    # Along each axis, the overlap of a centered object, and of one a third of a cell beside it.
+    overlaps = []
+    for side, anchor in ((sides[:, :1], width), (sides[:, 1:], height)):
+        low = np.minimum(side, anchor)
+        high = np.maximum(side, anchor)
+        overlaps.append((low, np.clip((low + high) / 2 - stride * (1 / 3), 0, low)))
+
+    # The object's center is in the middle of one of nine equal parts of a cell.
+    areas = sides.prod(axis=1)[:, None] + width * height
+    iou = [
+        [across * down / (areas - across * down) for down in overlaps[1]] for across in overlaps[0]
+    ]
+    of_parts = [iou[dx != 0][dy != 0] for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    return float((sum(of_parts) / len(of_parts)).max(axis=1).mean())
 
 
 def _ratios(sides: Float[np.ndarray, "N 2"], turned: bool) -> tuple[float, ...]:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..augmentation.training_set import CACHE_BYTES
@@ -362,7 +361,14 @@ def _after_pooling(network: MaskRCNN, head: Callable[[Tensor], Any], features: T
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    """The tensors in the arguments or results of an operator or a head."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, tuple | list):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
 
 
 class _Allocations(TorchDispatchMode):
@@ -379,7 +385,7 @@ class _Allocations(TorchDispatchMode):
         result = _result(func, args, kwargs or {})
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in before | self._known:
+            if storage._cdata not in before and storage._cdata not in self._known:
                 self._known.add(storage._cdata)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())

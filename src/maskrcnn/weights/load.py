@@ -85,7 +85,7 @@ def load(
         ['nucleus']
     """
     from ..model.maskrcnn import MaskRCNN
-    from ..model.shapes_only import shapes_only
+    from ..model.shapes_only import without_values
 
     device = usable_device(device)
     path = _locate(source)
@@ -101,7 +101,7 @@ def load(
     if config.trunk.timm:
         model = MaskRCNN.from_config(config)
     else:
-        model = shapes_only(config).to_empty(device="cpu")
+        model = without_values(config)
 
     for name, head in (heads or {}).items():
         model.extra_heads.add(name, head)
