@@ -11,7 +11,7 @@ from pathlib import Path
 from maskrcnn.cluster.file_stores import OutputFolder
 from maskrcnn.cluster.part_files import read_info
 
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 180
 while time.monotonic() < deadline:
     if found := next(Path(sys.argv[1]).glob("part-*"), None):
         info = read_info(OutputFolder(sys.argv[1]), found.name)
@@ -19,4 +19,4 @@ while time.monotonic() < deadline:
         os.kill(int(info.computer.rpartition(" ")[2]), signal.SIGKILL)
         sys.exit(0)
     time.sleep(0.01)
-sys.exit("no part after a minute")
+sys.exit("no part after three minutes")

@@ -77,9 +77,9 @@ def infos(out: Path) -> dict[str, PartInfo]:
 
 
 def wait_for_parts(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while len(list(out.glob("parts/part-*"))) < count:
-        assert time.monotonic() < deadline, "no parts after a minute"
+        assert time.monotonic() < deadline, "no parts after three minutes"
         time.sleep(0.02)
 
 
@@ -89,7 +89,7 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     script = Path(__file__).with_name("kill_first_worker.py")
     killer = subprocess.Popen([sys.executable, str(script), str(tmp_path / "parts")])
     summary = predict(model, photos, tmp_path, workers=2, part_size=1, results=True)
-    assert killer.wait(60) == 0
+    assert killer.wait(180) == 0
     assert len({info.computer for info in infos(tmp_path).values()}) >= 2
     assert (tmp_path / "results.json").read_bytes() == expected
     assert (summary.images, summary.errors) == (COUNT, 1)

@@ -318,7 +318,9 @@ class MaskRCNN(nn.Module):
         self, pyramid: Pyramid, boxes: Float[Tensor, "B N 4"], rows: Rows
     ) -> tuple[Float[Tensor, "B N C1"], Float[Tensor, "B N C2 4"]]:
         """The box head's class_logits and box_deltas in the given rows, zeros elsewhere."""
-        features = self.box_features(pyramid, rows.gather(boxes), rows.image)
+        features = self.box_pool(pyramid, rows.gather(boxes), rows.image)
+        if self.res5 is not None:
+            features = self.res5(features)
         class_logits, box_deltas = self.box_head(features)
         return rows.scatter(class_logits), rows.scatter(box_deltas)
 
