@@ -168,61 +168,6 @@ def test_regions_to_ignore_are_never_pasted_and_shrink_to_their_visible_part():
     assert result.ignore.tolist() == [True, False]
 
 
-def painted(disc: np.ndarray, seed: int) -> np.ndarray:
-    """A red disc with a stripe, on a background of green noise."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(40, 70, (*disc.shape, 3))
-    pixels[..., 1] += 80
-    pixels[disc] = (200, 30, 40)
-    pixels[disc & (np.arange(disc.shape[1]) % 7 == 0)] = (180, 160, 30)
-    return pixels.astype(np.uint8)
-
-
-@pytest.mark.parametrize("side", [40, 300])
-def test_an_object_without_a_mask_is_pasted_where_the_colors_of_the_background_end(side):
-    y, x = np.mgrid[:side, :side] + 0.5
-    disc = np.hypot(x - side / 2, y - side / 2) < 0.3 * side
-    source = painted(disc, 0)
-    objects = replace(objects_of([disc]), masks=[None], points=np.full((1, 2, 3), 5.0))
-    host = np.zeros((side, side, 3), np.uint8)
-    none = objects_of([]).take([])
-    pasted, result = paste(host, none, source, objects, (0, 0), np.random.default_rng(0))
-
-    shown = pasted.any(axis=2)
-    assert (pasted[shown] == source[shown]).all()
-    assert (shown & disc).sum() / (shown | disc).sum() > 0.93
-    assert result.boxes.tolist() == objects.boxes.tolist()
-    assert (result.points == objects.points).all()
-    assert result.masks == [None]
-
-
-def test_objects_without_a_mask_are_pasted_only_if_they_can_be_told_from_what_is_around():
-    """Not with another object in their box, without a box, in the background's colors, or where no
-    background is seen.
-    """
-    disc = np.hypot(*(np.mgrid[:40, :40] - 19.5)) < 12
-    source = painted(disc, 1)
-    host, none = np.zeros((40, 40, 3), np.uint8), objects_of([]).take([])
-    objects = replace(objects_of([disc]), masks=[None])
-    near = np.zeros((40, 40), bool)
-    near[10:20, 25:38] = True
-    two = replace(objects_of([disc, near]), masks=[None, None])
-    hull = replace(objects, has_box=np.array([False]))
-    everywhere = replace(objects_of([np.ones((40, 40), bool)]), masks=[None])
-
-    def pastes(what: ViewObjects, pixels: np.ndarray = source) -> int:
-        rng = np.random.default_rng(0)
-        return len(paste(host, none, pixels, what, (0, 0), rng)[1].boxes)
-
-    assert pastes(objects) == 1
-    assert pastes(two) == pastes(hull) == pastes(everywhere) == 0
-    stripes = np.broadcast_to(np.arange(0, 200, 5, dtype=np.uint8)[:, None, None], source.shape)
-    assert pastes(objects, stripes) == 0
-    spot = stripes.copy()
-    spot[17:22, 17:22] = (250, 0, 0)
-    assert pastes(objects, spot) == 0
-
-
 def test_covered_keypoints_become_hidden_ones():
     keypoints = np.array(
         [[[2.5, 2.5, 2], [7.5, 2.5, 2], [7.5, 3.5, 1], [0, 0, 0], [10, 10, 2]]], float

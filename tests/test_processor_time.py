@@ -22,7 +22,7 @@ def test_the_table_has_the_time_of_each_capability_and_marks_what_is_above_its_a
         {"test_rle.py": 1.5, START: 20.0, "test_export.py": 10.0, "test_travel.py": 61.0}
     )
     lines = table(seconds, Counter({"tests/test_rle.py::test_a": 0.5}))
-    assert "    21.5      173  model, training, evaluation, formats, commands, documents" in lines
+    assert "    21.5      173  model, training, evaluation, formats, commands" in lines
     assert "    10.0      300  exported files" in lines
     assert "    61.0       60  other people's files  above the allowance" in lines
     assert "    92.5      953  all" in lines

@@ -3,10 +3,9 @@
 In:  two views as uint8 [h, w, 3], each with its `ViewObjects`.
 Out: the first image with some objects of the second pasted onto it, and the objects that result.
 
-What is pasted: a random number of the objects, each with its box and its keypoints. One with a mask
-is cut out along it, and its box is the bounds of the mask. One without a mask is cut out where the
-colors of the background end (cut_out.py), if no other object reaches into its box. Regions to
-ignore are never pasted.
+What is pasted: a random number of the objects that have a mask, cut out along it, each with its
+keypoints and with the bounds of the mask as its box. Where nobody drew a mask, it may be one by
+color (cut_out.py). Regions to ignore are never pasted.
 
 What happens to an object that something is pasted over:
 - Its mask loses what is covered, and each side of its box that was covered moves to the rest of the
@@ -18,6 +17,7 @@ What happens to an object that something is pasted over:
 - Without a mask, its box replaces the mask. With less than half of the box left the object is
   *ignore*, because the rest may be background. The hull of an object with keypoints only stays as
   it is. Its box no longer trains masks: the object may not reach all sides of what is left.
+- With a mask by color, its box still trains masks where the rest reaches all columns or rows.
 - Its labeled points under the paste are dropped.
 - A region to ignore shrinks in the same way and stays one. An object pasted into it is an object
   all the same.
@@ -36,7 +36,6 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from .augment import AugmentedView
-from .cut_out import cut_out
 from .geometry import translate
 from .moved_masks import Pixels
 from .objects import ViewObjects, pixels_of
@@ -44,8 +43,6 @@ from .objects import ViewObjects, pixels_of
 # An object with a smaller part left becomes *ignore*.
 _MIN_MASK_LEFT = 0.1
 _MIN_BOX_LEFT = 0.5
-# An object of which the colors show a smaller part of its box looks like the background.
-_MIN_CUT_OUT = 0.1
 
 _HALF = 128  # of 255: a pixel belongs to what covers half of it
 
@@ -101,7 +98,11 @@ def paste(
     Returns:
         The image with the pasted objects, and all objects in it, the pasted ones last.
     """
-    candidates = [i for i in source_objects.visible if _can_be_pasted(source_objects, i)]
+    candidates = [
+        i
+        for i in source_objects.visible
+        if source_objects.masks[i] is not None and not source_objects.ignore[i]
+    ]
     if not candidates:
         return image, objects
 
@@ -109,8 +110,10 @@ def paste(
     covered = np.zeros(source.shape[:2], bool)
     pasted = []
     for i in rng.permutation(candidates)[: rng.integers(1, len(candidates) + 1)]:
-        stamp = _stamp(source, source_objects, i)
-        if stamp is not None and stamp.any():
+        mask = source_objects.masks[i]
+        assert mask is not None
+        stamp = mask.raster(source_objects.boxes[i]) >= _HALF
+        if stamp.any():
             left, top, right, bottom = pixels_of(source_objects.boxes[i])
             covered[top:bottom, left:right] |= stamp
             pasted.append(i)
@@ -123,30 +126,6 @@ def paste(
     covered_in_image[window] = covered
     remaining = hide(objects, covered_in_image)
     return image, remaining.joined(source_objects.take(pasted).moved(x, y))
-
-
-def _can_be_pasted(objects: ViewObjects, index: int) -> bool:
-    """Whether an object can be cut out: along its mask, or in a box into which no other reaches."""
-    if objects.ignore[index]:
-        return False
-    if objects.masks[index] is not None:
-        return True
-
-    box = objects.boxes[index]
-    overlap = np.minimum(box[2:], objects.boxes[:, 2:]) - np.maximum(box[:2], objects.boxes[:, :2])
-    only_itself = np.count_nonzero((overlap > 0).all(axis=1)) == 1
-    return bool(objects.has_box[index]) and only_itself
-
-
-def _stamp(
-    source: UInt8[np.ndarray, "h w 3"], objects: ViewObjects, index: int
-) -> Bool[np.ndarray, "a b"] | None:
-    """The pixels of an object, over those that its box touches; None where nothing shows them."""
-    mask = objects.masks[index]
-    if mask is not None:
-        return mask.raster(objects.boxes[index]) >= _HALF
-    stamp = cut_out(source, objects.boxes, index)
-    return None if stamp is None or stamp.mean() < _MIN_CUT_OUT else stamp
 
 
 def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
@@ -182,7 +161,7 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
             masks[i] = replace(mask, hidden=Pixels(covered_here, left, top))
         if mask is not None or objects.has_box[i] or not after.any():
             boxes[i] = _refit(boxes[i], before, after)
-        spans[i] = False
+        spans[i] &= mask is not None and _spans(after)
         min_left = _MIN_BOX_LEFT if mask is None else _MIN_MASK_LEFT
         ignore[i] |= after.sum() < before.sum() * min_left
 
@@ -202,6 +181,16 @@ def hide(objects: ViewObjects, covered: Bool[np.ndarray, "H W"]) -> ViewObjects:
         points=points,
         spans=spans,
     )
+
+
+def _spans(after: UInt8[np.ndarray, "h w"]) -> Bool[np.ndarray, "2"]:
+    """Whether a mask has pixels in all columns and in all rows between its first and its last."""
+    left = after >= min(_HALF, after.max())
+    if not after.any():
+        return np.zeros(2, bool)
+    x0, y0, x1, y1 = _bounds(left)
+    left = left[y0:y1, x0:x1]
+    return np.array([left.any(axis=0).all(), left.any(axis=1).all()])
 
 
 def _refit(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from ..annotations.annotation import Annotation, BoxXYXY
@@ -101,6 +101,12 @@ class Pixels:
     """bool [h, w]."""
     x0: int
     y0: int
+
+    @property
+    def extent(self) -> Float64[np.ndarray, "4"]:
+        """The bounding box (xyxy), in pixels of the image."""
+        height, width = self.crop.shape
+        return np.array([self.x0, self.y0, self.x0 + width, self.y0 + height], dtype=np.float64)
 
     def bounds(self, matrix: Matrix, size: tuple[int, int]) -> BoxXYXY | None:
         """Returns the bounding box of the pixels that touch the view.

@@ -30,6 +30,8 @@ class ViewMask:
     matrix: geometry.Matrix
     hidden: Pixels | None = None
     """The pixels of the view that something was pasted over."""
+    by_color: bool = False
+    """Whether nobody drew it (cut_out.py). Such a mask is not truth for the mask head."""
 
     def coverage(self, box: BoxXYXY, size: int) -> UInt8[np.ndarray, "S S"]:
         """Returns coverage 0..255 of each cell of a grid over a box in the view.
@@ -114,7 +116,7 @@ class ViewObjects:
         size = mask_size or 1
         grids = np.zeros((len(kept.boxes), size, size), np.uint8)
         for grid, mask, box in zip(grids, kept.masks, kept.boxes, strict=True):
-            if mask is not None and mask_size is not None:
+            if mask is not None and not mask.by_color and mask_size is not None:
                 grid[:] = mask.coverage(tuple(box), size)
 
         arrays = {

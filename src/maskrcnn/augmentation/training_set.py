@@ -18,9 +18,12 @@ What happens to an object in a view:
 - Less than a pixel wide or high, it is dropped. With less than a tenth of its box left by a crop,
   it is *ignore*, neither object nor background.
 - Points labeled instead of a mask are moved; those outside the view are dropped.
-- A box without mask and points stands for the mask (`Truth.spans`). Where a crop cuts off its left
-  or right side, the object may no longer reach all of its rows; likewise for the columns. A box
-  that the view rotates, other than by right angles, no longer fits and does not train masks.
+- Of an object with a box and no mask, the colors show where its visible part ends (cut_out.py). If
+  none of its colors are in the view, it is *ignore*. Where they do not tell it from what is around
+  it, its box is the clipped one.
+- A box without a mask trains the mask head (`Truth.spans`). A clipped box that a crop cuts at the
+  left or right need not be reached in all of its rows; likewise for the columns. A box that the
+  view rotates, other than by right angles, does not fit and does not train masks.
 - Keypoints outside the view are unlabeled. An object with keypoints only has `has_box` False and
   the hull of its labeled keypoints as its box, each side at least 8 px and a fifth of the other.
 """
@@ -37,7 +40,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..annotations.annotation import KEYPOINT_OFFSET, Annotation, is_unmasked, mask_bounds
+from ..annotations.annotation import (
+    KEYPOINT_OFFSET,
+    Annotation,
+    BoxXYXY,
+    is_unmasked,
+    mask_bounds,
+)
 from ..annotations.coco_dataset import CocoDataset
 from ..annotations.problems import DataError
 from ..config import AugmentConfig, ModelConfig
@@ -48,7 +57,8 @@ from ..structures import Batch, Truth
 from . import geometry
 from .augment import AugmentedView, draw_view, warp
 from .copy_paste import draw_paste_position, paste
-from .moved_masks import Mask, mask_of
+from .cut_out import masks_by_color
+from .moved_masks import Mask, Pixels, mask_of
 from .objects import ViewMask, ViewObjects
 from .own_augmentation import Augmentation, changed_pixels
 
@@ -102,12 +112,14 @@ class _LoadedImage:
     labels: np.ndarray
     ignore: np.ndarray
     masks: list[Mask | None]
+    by_color: np.ndarray
+    """[n]; which masks nobody drew: where the colors show the object (cut_out.py)."""
     keypoints: np.ndarray
     """[n, J, 3] at the heatmap channels."""
     points: np.ndarray
     """[n, P, 3]: x, y, label of the points that are annotated instead of masks (`Truth.points`)."""
     unmasked: np.ndarray
-    """[n]; whether an object has a box and no mask."""
+    """[n]; whether an object has a box and nobody drew its mask."""
     annotation_ids: np.ndarray
     labeled: np.ndarray | None
     """[C], None = all categories."""
@@ -298,17 +310,26 @@ class TrainingSet:
             pixels = self.dataset.image(index, self.model.input.intensity_range)
         except ImageError as error:
             raise UnreadableExampleError(str(error), record.image_id) from error
+        boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        masks = [mask_of(a) for a in objects]
+        points = _points(objects)
+        unmasked = np.array([is_unmasked(a) and not a.ignore for a in objects], dtype=bool)
+        by_color = unmasked if self.augment is not None else np.zeros(len(objects), bool)
+        if by_color.any():
+            found = masks_by_color(pixels, boxes, points)
+            masks = [f if b else m for f, b, m in zip(found, by_color, masks, strict=True)]
         return _LoadedImage(
             image=pixels,
             image_id=record.image_id,
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            boxes=boxes,
             has_box=np.array([b is not None for b in bounds], dtype=bool),
             labels=np.array([a.label for a in objects], dtype=np.int64),
             ignore=np.array([a.ignore for a in objects], dtype=bool),
-            masks=[mask_of(a) for a in objects],
+            masks=masks,
+            by_color=by_color,
             keypoints=keypoints,
-            points=_points(objects),
-            unmasked=np.array([is_unmasked(a) for a in objects], dtype=bool),
+            points=points,
+            unmasked=unmasked,
             annotation_ids=np.array([a.id for a in objects], dtype=np.int64),
             labeled=labeled,
         )
@@ -336,15 +357,18 @@ class TrainingSet:
         ignore = image.ignore
         if tight or not view.whole:
             clipped = boxes.copy()
-            self._refit(boxes, moved, keypoints, image, view, tight)
+            lost = self._refit(boxes, moved, keypoints, image, view, tight)
             # the bounds of moved polygons may be off by a rounding error
             boxes = _clip(boxes, view.size)
             # a rotation widens the moved boxes, so that the refitted ones cannot be compared with
             # them
             comparable = boxes if geometry.is_axis_aligned(view.matrix) else clipped
-            ignore = ignore | (_areas(comparable) < _MIN_BOX_LEFT * _areas(moved))
+            ignore = ignore | lost | (_areas(comparable) < _MIN_BOX_LEFT * _areas(moved))
 
-        masks = [None if mask is None else ViewMask(mask, view.matrix) for mask in image.masks]
+        masks = [
+            None if mask is None else ViewMask(mask, view.matrix, by_color=bool(by_color))
+            for mask, by_color in zip(image.masks, image.by_color, strict=True)
+        ]
         return ViewObjects(
             boxes,
             image.has_box,
@@ -353,7 +377,7 @@ class TrainingSet:
             masks,
             keypoints,
             _moved_points(image.points, view),
-            _spans(image.unmasked, moved, view),
+            _spans(image, moved, view),
             image.annotation_ids,
         )
 
@@ -380,22 +404,50 @@ class TrainingSet:
         image: _LoadedImage,
         view: AugmentedView,
         tight: bool,
-    ) -> None:
+    ) -> np.ndarray:
         """Changes boxes in place to the bounds of the visible part of each object.
 
         Only boxes that a crop cut or a rotation widened are changed, or all of them if `tight`.
+
+        Returns:
+            Which objects show no color of theirs in the view, though nobody drew a mask that would
+            say that they are not there: [n].
         """
         is_rotated = not geometry.is_axis_aligned(view.matrix)
         is_cut = (np.abs(boxes - moved) > _CUT).any(axis=1)
         is_inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        keeps_sides = image.by_color & (not (tight or is_rotated))
+        lost = np.zeros(len(boxes), bool)
+
         for i in np.flatnonzero((is_cut | is_rotated | tight) & is_inside):
             mask = image.masks[i]
-            if mask is not None:
-                boxes[i] = mask.bounds(view.matrix, view.size) or 0
-            elif not image.has_box[i]:
-                has_keypoints = keypoints[i].any()
-                hull = np.array(_hull(keypoints[i])) if has_keypoints else np.zeros(4)
-                boxes[i] = _clip(hull, view.size)
+            if mask is None:
+                if not image.has_box[i]:
+                    hull = np.array(_hull(keypoints[i])) if keypoints[i].any() else np.zeros(4)
+                    boxes[i] = _clip(hull, view.size)
+                continue
+
+            bounds = mask.bounds(view.matrix, view.size)
+            if bounds is not None:
+                annotated = boxes[i].copy()
+                boxes[i] = bounds
+                if keeps_sides[i]:
+                    is_seen = _sides_in_view(bounds, mask, view)
+                    boxes[i][is_seen] = annotated[is_seen]
+            elif image.by_color[i]:
+                lost[i] = True
+            else:
+                boxes[i] = 0
+        return lost
+
+
+def _sides_in_view(bounds: BoxXYXY, mask: Mask, view: AugmentedView) -> np.ndarray:
+    """Which sides of a mask by color a view shows: where the bounds of all of it are.
+
+    There the annotated side is the exact one.
+    """
+    assert isinstance(mask, Pixels)
+    return np.abs(bounds - geometry.move_boxes(view.matrix, mask.extent)) < _CUT
 
 
 def _points(objects: Sequence[Annotation]) -> np.ndarray:
@@ -419,14 +471,17 @@ def _moved_points(points: np.ndarray, view: AugmentedView) -> np.ndarray:
     return moved * (inside & (points[..., 2] > 0))[..., None]
 
 
-def _spans(unmasked: np.ndarray, moved: np.ndarray, view: AugmentedView) -> np.ndarray:
+def _spans(image: _LoadedImage, moved: np.ndarray, view: AugmentedView) -> np.ndarray:
     """Whether objects with a box and no mask reach all its columns and all its rows: [n, 2]."""
     if not geometry.is_axis_aligned(view.matrix):
         return np.zeros((len(moved), 2), dtype=bool)
     is_cut = np.abs(_clip(moved, view.size) - moved) > _CUT
     cut_columns = is_cut[:, 0] | is_cut[:, 2]
     cut_rows = is_cut[:, 1] | is_cut[:, 3]
-    return unmasked[:, None] & ~np.stack([cut_rows, cut_columns], axis=1)
+    refitted = np.array([mask is not None for mask in image.masks], dtype=bool)
+    return image.unmasked[:, None] & (
+        refitted[:, None] | ~np.stack([cut_rows, cut_columns], axis=1)
+    )
 
 
 def collate(examples: Sequence[Example], size_divisor: int) -> tuple[Batch, Truth]:
