@@ -54,12 +54,12 @@ CAPABILITIES = (
     ),
     Capability(
         "documents, examples and language",
-        60,
+        40,
         ("docs", "examples", "page", "readme", "shape_checks", "typed_face", "words"),
     ),
     Capability(
         "other processors",
-        60,
+        20,
         ("forked_tests", "gpu", "keypoint_parity", "processor_time", "processors", "saved_before"),
     ),
     Capability(
