@@ -12,7 +12,9 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +95,7 @@ def work(
 
     from maskrcnn.runtime.interruption import Interrupted
 
+    _end_with_parent()
     torch.set_num_threads(1)
     if core is not None and setup.device == "cpu":
         cores = sorted(os.sched_getaffinity(0))
@@ -120,6 +123,21 @@ def work(
             except Exception:
                 # One failure must not end the other runs of a machine that is lent for minutes.
                 print(f"{job.name}: failed\n{traceback.format_exc()}", flush=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process, by SIGTERM, when the process that started it has ended.
+
+    Otherwise it would go on training beside the next call. The run keeps its checkpoint.
+    """
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
