@@ -8,12 +8,21 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks.small_data import annotation_kinds, arms, queue, recipe_parts, report, sources
+from benchmarks.small_data import (
+    annotation_kinds,
+    arms,
+    measure,
+    queue,
+    recipe_parts,
+    report,
+    sources,
+)
 from benchmarks.small_data.measure import with_ellipse
 from maskrcnn.annotations import rle
 from maskrcnn.config import TrainConfig
@@ -267,6 +276,41 @@ def test_a_budget_takes_the_first_images_that_come_nearest_to_it(tmp_path: Path)
     for seconds, count in ((0, 1), (35, 1), (50, 1), (55, 2), (350, 10), (9999, 10)):
         found = sources.images_within("nuclei", setup, 2, "boxes", seconds)
         assert found == sorted(order[:count])
+
+
+def test_a_rare_type_is_also_measured_on_the_training_images_that_were_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "nuclei"
+    train, val = squares(30), squares(60)
+    for part, content, types in (("train", train, "acacaa"), ("val", val, "a" * 11 + "c")):
+        for image, kind in zip(content["images"], types, strict=True):
+            image["id"] += 100 * (part == "val")
+            image["file_name"] = f"{part}{image['file_name']}"
+            image["image_type"] = kind
+            file = root / "images" / image["file_name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32)).save(file)
+        for entry in content["annotations"]:
+            entry["image_id"] += 100 * (part == "val")
+            entry["id"] += 1000 * (part == "val")
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"{part}.json").write_text(json.dumps(content))
+    setup = queue.Setup(tmp_path, tmp_path, tmp_path / "r")
+    assert sources.images_of_rare_types("nuclei", setup) == [1, 3]
+
+    # A model that finds every object of every image, but nothing in the unused one.
+    def found(model: Any, data: Any, device: str) -> list[Any]:
+        keys = ("image_id", "category_id", "bbox", "segmentation")
+        annotations = [] if len(data) == 1 else data.truth()["annotations"]
+        return [{**{key: entry[key] for key in keys}, "score": 1.0} for entry in annotations]
+
+    monkeypatch.setattr(measure, "predictions", found)
+    values = sources.validation("nuclei", setup, used=[0, 1]).all_numbers(cast(Any, None), "cpu")
+    assert values["mask AP"] == values["a"]["mask AP"] == 1, "validation images alone"
+    assert (values["a"]["images"], values["c"]["images"]) == (11, 2)
+    assert values["c"]["mask AP"] == pytest.approx(0.5, abs=0.01), "image 4 counts, image 2 not"
+    assert sources.validation("nuclei", setup).unused is None
 
 
 def test_an_ellipse_covers_the_pixels_whose_centers_it_contains() -> None:

@@ -2,9 +2,9 @@
 benchmarks.small_data.carry NAME FOLDER`.
 
 In: shared/data. Out: FOLDER/NAME with the same layout, reduced to what the arms use. Nuclei: the
-images of all seeds, pixel for pixel. Photographs as JPEG, seedlings at most 1024 px (the longest side of a
-model's input), COCO's at most 512. Also packs the installed weights that arms start from:
-NAME is then `weights`.
+images of all seeds and those of rare types, pixel for pixel. Photographs as JPEG, seedlings at most
+1024 px (the longest side of a model's input), COCO's at most 512. Also packs the installed weights
+that arms start from: NAME is then `weights`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from maskrcnn.annotations import rle
 
 from .queue import DATA, Setup
-from .sources import ranking_pool
+from .sources import images_of_rare_types, ranking_pool
 
 LONGEST = {"plants": 1024, "coco_mini_kp": 512}  # px
 QUALITY = 72
@@ -44,7 +44,8 @@ def main(name: str, folder: Path) -> None:
         content = json.loads((source / "annotations" / f"{part}.json").read_text())
         used = range(len(content["images"]))
         if name == "nuclei" and part == "train":
-            used = ranking_pool(name, Setup(DATA, folder, folder))
+            setup = Setup(DATA, folder, folder)
+            used = sorted({*ranking_pool(name, setup), *images_of_rare_types(name, setup)})
         ids = {content["images"][i]["id"] for i in used}
         # All images stay listed, so that a seed's random order is the same.
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]

@@ -58,7 +58,7 @@ def run(arm: Arm, setup: Setup, indices: Sequence[int] | None = None) -> MaskRCN
     chosen = images_of(arm, setup) if indices is None else list(indices)
     content = selected(whole_training_set(arm.data, setup), chosen)
     data = dataset(arm.data, setup, annotated(content, arm.kind, arm.seed))
-    measured = Validation(*validation(arm.data, setup))
+    measured = validation(arm.data, setup, chosen)
     recipe = recipe_of(arm, data)
 
     facts = {

@@ -54,7 +54,7 @@ def run(front: Front, setup: Setup) -> None:
     model = trained.model
     steps = len((trained.out / "metrics.csv").read_text().splitlines()) - 1
     mr.save(model, setup.out / f"{front.name}.safetensors", dtype=torch.float16)
-    measured = Validation(*validation(front.data, setup))
+    measured = validation(front.data, setup)
     numbers = measured.all_numbers(model, setup.device)
     facts = {"device": setup.device, "commit": commit(), "steps": steps, "seconds": round(seconds)}
     append(setup.results, {**front.key, **facts, **numbers})

@@ -34,6 +34,9 @@ class Validation:
     data: CocoDataset
     types: Mapping[int, str]
     """The type of an image by its id."""
+    unused: CocoDataset | None = None
+    """Training images that a run did not use, of types with few validation images. Only the numbers
+    of their type count them. Their ids differ from those of the validation images."""
 
     def few(self) -> CocoDataset:
         """Some of the images, spread over the set."""
@@ -49,14 +52,17 @@ class Validation:
         """AP on all images, on the few, per type of image, and with ellipses in place of masks."""
         results = predictions(model, self.data, device)
         truth = self.data.truth()
-        sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
-        drawn = [with_ellipse(result, sizes[result["image_id"]]) for result in results]
+        drawn = with_ellipses(results, truth)
 
         few = {image["id"] for image in self.few().truth()["images"]}
         values: dict[str, Any] = numbers(results, truth, self.data)
         values["few"] = self._of(few, results, truth)
         values["ellipses"] = _masks_only(numbers(drawn, truth, self.data))
 
+        if self.unused is not None:
+            results = [*results, *predictions(model, self.unused, device)]
+            truth = joined(truth, self.unused.truth())
+            drawn = with_ellipses(results, truth)
         for kind in sorted(set(self.types.values())):
             ids = {i for i, value in self.types.items() if value == kind}
             values[kind] = {
@@ -109,6 +115,21 @@ def _categories(data: CocoDataset) -> list[Any]:
 
 def _masks_only(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if name.startswith("mask")}
+
+
+def joined(truth: CocoContent, more: CocoContent) -> CocoContent:
+    """The images and annotations of two sets with different ids."""
+    return {
+        **truth,
+        "images": [*truth["images"], *more["images"]],
+        "annotations": [*truth["annotations"], *more["annotations"]],
+    }
+
+
+def with_ellipses(results: Sequence[CocoResult], truth: CocoContent) -> list[CocoResult]:
+    """The results with ellipses in place of masks."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    return [with_ellipse(result, sizes[result["image_id"]]) for result in results]
 
 
 def with_ellipse(result: CocoResult, size: tuple[int, int]) -> CocoResult:

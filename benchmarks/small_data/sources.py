@@ -7,6 +7,7 @@ COCO content of the training images, and a data set of the validation images.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from maskrcnn.annotations.coco_dataset import CocoDataset
 from maskrcnn.annotations.coco_types import CocoContent
 
 from .annotation_kinds import seconds_per_object
+from .measure import Validation
 from .queue import Setup, locked
 
 # Training images of a seed: the scenes have about three objects each, the nuclei 44.
@@ -29,6 +31,7 @@ STEPS = {"nuclei": 260, "scenes": 400, "many_scenes": 400, "plants": 220, "coco_
 SCENES = {"scenes": 300, "many_scenes": 1500}  # drawn ones, of which a seed chooses
 SCENES_VAL, SCENE_SIDE = 100, 160
 SCENE_CATEGORIES = (2, 3, 4)  # star, ring, figure: balls are ellipses, and only clutter here
+RARE = 10  # a type with fewer validation images is also measured on unused training images
 POOL_SEEDS, POOL_EACH = 3, 60  # at least the most images that are ranked
 
 
@@ -136,9 +139,37 @@ def dataset(name: str, setup: Setup, content: CocoContent) -> CocoDataset:
     return CocoDataset(plain, image_folder(name, setup), name=name)
 
 
-def validation(name: str, setup: Setup) -> tuple[CocoDataset, dict[int, str]]:
-    """The validation images, and the type of each where the data say it, by its id."""
+def validation(name: str, setup: Setup, used: Sequence[int] | None = None) -> Validation:
+    """The images that a model is measured on.
+
+    Args:
+        name: the data set.
+        setup: where it is.
+        used: indices of the training images that the model has seen. The others of types with few
+            validation images are measured too; None = only validation images are.
+    """
     path, images = _paths(name, setup, "val")
-    entries: list[Any] = _content(path)["images"]
-    types = {i["id"]: i["image_type"] for i in entries if i.get("image_type")}
-    return CocoDataset(path, images), types
+    data, types = CocoDataset(path, images), _types(_content(path))
+    unused = [] if used is None else sorted(set(images_of_rare_types(name, setup)) - set(used))
+    if not unused:
+        return Validation(data, types)
+    content = selected(whole_training_set(name, setup), unused)
+    return Validation(data, {**types, **_types(content)}, dataset(name, setup, content))
+
+
+def images_of_rare_types(name: str, setup: Setup) -> list[int]:
+    """The indices of the training images whose type has few validation images."""
+    known = Counter(_types(_content(_paths(name, setup, "val")[0])).values())
+    content = whole_training_set(name, setup)
+    types = _types(content)
+    return [
+        index
+        for index, image in enumerate(content["images"])
+        if image["id"] in types and known[types[image["id"]]] < RARE
+    ]
+
+
+def _types(content: CocoContent) -> dict[int, str]:
+    """The type of each image by its id, where the data say it."""
+    entries: list[Any] = content["images"]
+    return {entry["id"]: entry["image_type"] for entry in entries if entry.get("image_type")}
