@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -143,6 +145,48 @@ def test_two_processes_do_not_run_the_same_training(tmp_path: Path) -> None:
         other.communicate(timeout=60)
     with queue.locked(tmp_path / "a.lock") as mine:
         assert mine, "the lock of a process that ended is open"
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from benchmarks.small_data import queue
+
+class Endless:
+    name = "endless"
+    def is_finished(self, setup): return False
+    def expected_seconds(self, setup): return 0.0
+    def run(self, setup):
+        (setup.out / "begun").touch()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    queue.work_together([Endless()], queue.Setup(where, where, where / "r"), workers=2)
+"""
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    root = Path(queue.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, script, tmp_path], env=environment) as parent:
+        wait_until((tmp_path / "begun").exists)
+        parent.kill()
+
+    def is_free() -> bool:
+        with queue.locked(tmp_path / "endless.lock") as mine:
+            return mine
+
+    wait_until(is_free)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @dataclass

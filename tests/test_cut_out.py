@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_config
+from PIL import Image
 
 import maskrcnn as mr
 from maskrcnn.augmentation.copy_paste import hide, paste
@@ -21,6 +22,7 @@ from maskrcnn.augmentation.training_set import TrainingSet
 from maskrcnn.config import AugmentConfig
 from maskrcnn.synthetic.scenes import write_scenes
 
+NO_BOXES, NO_POINTS = np.zeros((0, 4)), np.zeros((0, 0, 3))
 RED, BLUE = (200, 30, 40), (40, 50, 210)
 
 
@@ -92,6 +94,28 @@ def test_objects_that_colors_do_not_show_are_not_cut_out() -> None:
     assert found(stripes, [box]) == [None]
     stripes[14:26, 14:26] = (250, 0, 0)  # a quarter of the box, not at its sides
     assert found(stripes, [box]) == [None]
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.lists(st.tuples(*[st.floats(-20, 60)] * 4), max_size=6),
+    st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_boxes_each_mask_lies_in_its_own(
+    size: tuple[int, int], corners: list[tuple[float, ...]], colors: int
+) -> None:
+    """Also boxes outside the image, without area, reversed or equal."""
+    boxes = [*corners, *corners[:1]]
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8) // 4**colors
+    masks = found(pixels, boxes) if boxes else masks_by_color(pixels, NO_BOXES, NO_POINTS)
+    assert len(masks) == len(boxes)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        if mask is not None:
+            left, top, right, bottom = mask.extent
+            assert max(0, np.floor(x0)) <= left < right <= min(size[1], np.ceil(x1))
+            assert max(0, np.floor(y0)) <= top < bottom <= min(size[0], np.ceil(y1))
+            assert mask.crop.any()
 
 
 def test_a_mask_that_labeled_points_contradict_is_dropped() -> None:
@@ -193,3 +217,39 @@ def test_a_cut_object_has_the_box_of_the_part_that_its_colors_show(scenes: Path)
                     clipped.append(np.abs(limits - true[number].numpy()).max())
     assert len(ours) > 30
     assert np.mean(ours) < 0.7 * np.mean(clipped)
+
+
+def test_an_object_of_which_a_view_shows_no_color_is_ignored(tmp_path: Path) -> None:
+    """The view may lie in the empty corner of the box. Nobody drew a mask that says so, so what is
+    there is neither the object nor background.
+    """
+    true = np.zeros((80, 80), bool)
+    true[10:70, 10:18] = True
+    true[62:70, 10:70] = True
+    pixels = np.where(true[..., None], RED, (50, 130, 50)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "corner.png")
+    content = {
+        "images": [{"id": 1, "file_name": "corner.png", "width": 80, "height": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 60, 60]}],
+        "categories": [{"id": 1, "name": "angle"}],
+    }
+    data = mr.CocoDataset(content, tmp_path)
+    model = replace(tiny_config(data.categories), categories=data.categories, keypoint=None)
+    augment = AugmentConfig(crop=32, scale=(1.0, 1.0), copy_paste=0.0, flip_horizontal=0.0)
+    training_set = TrainingSet(data, model, augment)
+
+    without_color, not_ignored = 0, 0
+    for seed in range(120):
+        example = training_set.example(0, seed)
+        matrix = example.to_model.numpy()
+        scale = matrix[0, 0]
+        left, top = -matrix[:2, 2] / scale
+        right, bottom = left + 32 / scale, top + 32 / scale
+        not_ignored += int((~example.truth.ignore).sum())
+        if left < 20 or top < 20 or right > 68 or bottom > 60:
+            continue  # not wholly in the corner
+        without_color += 1
+        assert example.truth.ignore.tolist() == [[True]]
+        assert example.truth.boxes[0][0].tolist() == pytest.approx([0, 0, 32, 32], abs=0.01)
+    assert without_color > 5
+    assert not_ignored > 5
