@@ -14,7 +14,7 @@ import maskrcnn as mr
 from maskrcnn.cli.train import parse_settings
 from maskrcnn.config import ModelConfig, TrainConfig
 from maskrcnn.settings import from_dict, with_current_names
-from maskrcnn.training.plan_recipe import check_setting_names
+from maskrcnn.training.plan_recipe import check_given_settings
 
 SAVED = Path(__file__).parent / "fixtures" / "saved_before_renaming"
 SOURCES = {"model": "model.safetensors", "run": "run", "last": "run/last.safetensors"}
@@ -91,4 +91,4 @@ def test_the_settings_of_a_run_are_read(run: str) -> None:
 
 def test_a_settings_file_with_an_old_name_is_refused_with_the_new_one() -> None:
     with pytest.raises(ValueError, match="did you mean unlabeled"):
-        check_setting_names(parse_settings(SAVED / "training.toml", [], None))
+        check_given_settings(parse_settings(SAVED / "training.toml", [], None))

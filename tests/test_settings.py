@@ -14,6 +14,8 @@ from maskrcnn import presets, setting_ranges
 from maskrcnn.config import Category, ModelConfig, TrainConfig
 from maskrcnn.setting_ranges import all_out_of_range
 from maskrcnn.settings import from_dict, load_toml, override_config, to_dict
+from maskrcnn.training.plan import plan_training
+from maskrcnn.training.plan_recipe import check_given_settings
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,30 @@ def test_a_number_out_of_its_range_is_refused_before_anything_is_computed(
 def test_a_network_without_size_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"model\.{name}: expected (more than|at least)"):
         override_config(presets.maskrcnn_r18_small(), {name: "0"}, "model.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("model.trunk.frozen_stages", 9, r"model\.trunk\.frozen_stages: expected 0 to 5, got 9"),
+        ("model.mask.convs", "[0]", r"model\.mask\.convs: expected at least 1, got \(0,\)"),
+        ("model.mask.conv", 4, r'"model\.mask\.conv"; did you mean convs'),
+        ("model.rpn.samples.most", 4, r"model\.rpn\.samples\.most: samples has no settings"),
+        ("model.trunk.depth", 17, r"model\.trunk\.depth: expected one of 18, 34"),
+        ("model.mask.roi.size", "wide", r"model\.mask\.roi\.size: expected int"),
+        ("batch_size", 0, r"batch_size: expected at least 1, got 0"),
+    ],
+)
+def test_every_setting_is_checked_before_the_data_are_opened(
+    name: str, value: object, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        plan_training(tmp_path / "missing.json", settings={name: value}, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["model.mask", "model.keypoint"])
+def test_a_head_can_be_left_out(name: str) -> None:
+    check_given_settings({name: "none", "model.trunk.norm_eps": 0, "model.keypoint.convs": [8]})
 
 
 @pytest.mark.parametrize("make", get_args(presets.Preset))

@@ -38,6 +38,7 @@ _KINDS = {
     "positive": _Range("more than 0", 0, is_open=True),
     "not_negative": _Range("at least 0", 0),
     "shares": _Range("0 to 1", 0, 1),
+    "stages": _Range("0 to 5", 0, 5),
     "decays": _Range("at least 0 and below 1", 0, 1, is_open_above=True),
 }
 
@@ -68,8 +69,8 @@ _RANGES: Mapping[type, Mapping[str, _Range]] = {
     config.InputConfig: _ranges(counts="min_size max_size size_divisor", positive="scale std"),
     config.TrunkConfig: _ranges(
         counts="groups width_per_group stem_channels res2_channels",
-        positive="norm_eps",
-        not_negative="frozen_stages",
+        not_negative="norm_eps",
+        stages="frozen_stages",
     ),
     config.NeckConfig: _ranges(counts="channels"),
     config.RPNConfig: _ranges(

@@ -100,6 +100,28 @@ def override_config(config: T, changes: PlainData, where: str = "") -> T:
     )
 
 
+def check_changes(kind: type, changes: PlainData, where: str = "") -> None:
+    """Checks each change by itself, where there is no configuration yet that it could change.
+
+    Args:
+        kind: the configuration dataclass that has the settings.
+        changes: new values by dotted name, as for `override_config`.
+        where: text put before the names in error messages.
+
+    Raises:
+        ValueError: an unknown name, a value of the wrong type, or a number out of its range.
+
+    Example:
+        >>> import maskrcnn as mr
+        >>> from maskrcnn.settings import check_changes
+        >>> check_changes(mr.ModelConfig, {"rpn.samples": 0}, "model.")
+        Traceback (most recent call last):
+        ValueError: model.rpn.samples: expected at least 1, got 0
+    """
+    for path, value in changes.items():
+        _check_change(kind, path.split("."), value, where + path)
+
+
 def load_toml(path: str | Path, kind: type[T]) -> T:
     """Reads a configuration from a TOML file; absent settings keep their defaults.
 
@@ -126,7 +148,6 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
 
     Settings that must agree (`neck.levels`, `rpn.sizes`) are checked when all are in place.
     """
-    hints = _types_of(type(config))
     known = {f.name for f in dataclasses.fields(config)}  # ty: ignore[invalid-argument-type]
     new: PlainDict = {}
     inner: dict[str, list[tuple[list[str], Any, str]]] = {}
@@ -137,9 +158,7 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
         if rest:
             inner.setdefault(name, []).append((rest, value, path))
         else:
-            new[name] = _convert(hints[name], _parsed(value, hints[name]), path)
-            if wrong := out_of_range(type(config), name, new[name]):
-                raise ValueError(f"{path}: {wrong}")
+            new[name] = _checked(type(config), name, value, path)
             inner.pop(name, None)  # the new value also replaces earlier changes inside it
 
     # A part is rebuilt once, with all changes inside it.
@@ -150,6 +169,31 @@ def _overridden(config: T, changes: Sequence[tuple[list[str], Any, str]]) -> T:
         new[name] = _overridden(part, parts)
 
     return replace(config, **new)  # ty: ignore[invalid-argument-type]
+
+
+def _check_change(kind: type, names: Sequence[str], value: Any, path: str) -> None:
+    name, *rest = names
+    hints = _types_of(kind)
+    if name not in hints:
+        raise ValueError(_unknown(path, name, set(hints)))
+    if not rest:
+        _checked(kind, name, value, path)
+        return
+
+    hint = hints[name]
+    groups = [part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)]
+    if not groups:
+        raise ValueError(f"{path}: {name} has no settings of its own")
+    _check_change(groups[0], rest, value, path)
+
+
+def _checked(kind: type, name: str, value: Any, path: str) -> Any:
+    """A value as the type of a setting, if it is within its range."""
+    hint = _types_of(kind)[name]
+    new = _convert(hint, _parsed(value, hint), path)
+    if wrong := out_of_range(kind, name, new):
+        raise ValueError(f"{path}: {wrong}")
+    return new
 
 
 @functools.cache

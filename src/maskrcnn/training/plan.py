@@ -20,7 +20,7 @@ from .plan_data import open_planned_data
 from .plan_recipe import (
     PlannedRecipe,
     Wishes,
-    check_setting_names,
+    check_given_settings,
     choose_planned,
     recorded_recipe,
 )
@@ -217,7 +217,7 @@ def plan_training(
     # Reject invalid requests before reading the data.
     out = Path(out)
     settings = dict(settings or {})
-    check_setting_names(settings)
+    check_given_settings(settings)
     refuse_folder(out, files_of_run(out), resume)
     if unlabeled is not None:
         unlabeled_files(unlabeled)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, TrainConfig
-from ..settings import from_dict, override_config, with_current_names
+from ..settings import check_changes, from_dict, override_config, with_current_names
 from .plan_data import PlannedData
 from .processes import Processes
 
@@ -127,13 +127,14 @@ def _in_time(
     return PlannedRecipe(recipe, expected, processes.from_main(peak))
 
 
-def check_setting_names(settings: Mapping[str, Any]) -> None:
-    """Checks the names and values of training settings, which needs no data.
+def check_given_settings(settings: Mapping[str, Any]) -> None:
+    """Checks names and values of all settings that a user gave, which needs no data.
 
     Raises:
-        ValueError: an unknown setting, or a value of the wrong type.
+        ValueError: an unknown setting, a value of the wrong type, or a number out of its range.
     """
     override_config(TrainConfig(), of_training(settings))
+    check_changes(ModelConfig, of_model(settings), "model.")
 
 
 def recorded_recipe(
