@@ -43,8 +43,7 @@ BRITISH = re.compile(
 EXEMPT = {
     "docs/glossary.md",
     "src/maskrcnn/settings.py",
-    "tests/golden_record/before.py",
-    "tests/golden_record/now.py",
+    "tests/golden_record/record.py",
     "tests/test_saved_before.py",
     "tests/test_words.py",
     "LICENSE",

@@ -1,8 +1,8 @@
-"""Has anything that the program computes changed since the renaming began? `python compare.py`.
+"""Has anything changed that the program computes? `python compare.py [--base COMMIT] [section ...]`.
 
-Makes the record of the code at BEFORE (before.py, in a temporary git worktree) and that of the code
-in this checkout (now.py), and compares them bit for bit. Exit status 0: equal, 1: not. Texts are
-listed where they differ, and do not count. Names of sections as arguments compare those alone.
+Records results (record.py) with the code of a commit, in a temporary git worktree, and with the
+code in this checkout, and compares them bit for bit. Exit status 0: equal, 1: not. Texts are listed
+where they differ, and do not count. Names of sections as arguments compare those alone.
 
 Reference models of Detectron2 take part where the folder `shared` beside the checkout, or the one
 that the environment variable GOLDEN_SHARED names, has them.
@@ -10,6 +10,7 @@ that the environment variable GOLDEN_SHARED names, has them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -22,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-BEFORE = "eed9beb"
 THREADS = "1"
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -45,7 +45,7 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
-def start(script: str, source: Path, out: Path, wanted: list[str]) -> subprocess.Popen[str]:
+def start(source: Path, out: Path, wanted: list[str]) -> subprocess.Popen[str]:
     """Starts to make a record with the package in `source`."""
     environment = {
         **os.environ,
@@ -54,7 +54,7 @@ def start(script: str, source: Path, out: Path, wanted: list[str]) -> subprocess
         "OMP_NUM_THREADS": THREADS,
         "GOLDEN_SHARED": os.environ.get("GOLDEN_SHARED") or str(ROOT.parent / "shared"),
     }
-    command = [sys.executable, str(HERE / script), str(out), *wanted]
+    command = [sys.executable, str(HERE / "record.py"), str(out), *wanted]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=HERE)
 
 
@@ -126,13 +126,19 @@ def show(title: str, found: list[tuple[str, str]]) -> None:
         print(f"  .. and {len(found) - SHOWN} more")
 
 
-def main(wanted: list[str]) -> int:
+def main() -> int:
     """Makes both records and compares them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", help="default: all")
+    parser.add_argument("--base", default="HEAD", help="commit to compare with; default: HEAD")
+    given = parser.parse_args()
     source = ROOT / "src"
-    with tempfile.TemporaryDirectory() as folder, worktree(BEFORE) as old:
+    with tempfile.TemporaryDirectory() as folder, worktree(given.base) as old:
         outs = {"before": Path(folder) / "before", "now": Path(folder) / "now"}
         sources = {"before": old / "src", "now": source}
-        running = {name: start(f"{name}.py", sources[name], outs[name], wanted) for name in outs}
+        running = {name: start(sources[name], outs[name], given.sections) for name in outs}
         try:
             for name, process in running.items():
                 finish(name, process, sources[name])
@@ -162,4 +168,4 @@ def main(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,10 +1,7 @@
-# Frozen: the record as the code at commit eed9beb computes it, with its names; never changed, linted or formatted.
-"""What the program computes, written down: `python now.py OUT`.
+"""Records results of the program: `python record.py OUT [section ...]`, for compare.py.
 
-Writes OUT/arrays.npz and OUT/values.json; names of sections after OUT make those alone. The keys
-are numbered or neutral, so that they stay while the program's own names change. Values whose key
-begins with `text/` are for information only. `compare.py` holds this record beside that of the code
-before the renaming.
+Writes OUT/arrays.npz and OUT/values.json. The keys are numbered or neutral, so that they do not
+depend on the names in the program. Values whose key begins with `text/` are for information only.
 """
 
 from __future__ import annotations
@@ -30,6 +27,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import maskrcnn as mr
+from maskrcnn.annotations import rle
+from maskrcnn.annotations.coco_dataset import CocoDataset
+from maskrcnn.annotations.contours import fill, simplify, trace
+from maskrcnn.annotations.split import split_dataset
+from maskrcnn.augmentation.training_set import TrainingSet, collate
 from maskrcnn.cli import run as run_command
 from maskrcnn.config import (
     AugmentConfig,
@@ -37,31 +39,31 @@ from maskrcnn.config import (
     KeypointHeadConfig,
     ModelConfig,
     NeckConfig,
-    RoiConfig,
-    RpnConfig,
+    RoIConfig,
+    RPNConfig,
     TrainConfig,
-    UnlabelledConfig,
+    UnlabeledConfig,
 )
-from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import TrainingSet, collate
-from maskrcnn.data.micrograph import draw_micrograph
-from maskrcnn.data.scenes import write_scenes
-from maskrcnn.data.split import split
-from maskrcnn.draw import draw
-from maskrcnn.model.fuse import optimize, reference
+from maskrcnn.draw.overlay import draw_instances
+from maskrcnn.kernels.nms import Candidates, select_at_once, select_one_by_one, select_soft
 from maskrcnn.model.maskrcnn import MaskRCNN, total
-from maskrcnn.ops import rle
-from maskrcnn.ops.nms import Candidates, select_at_once, select_one_by_one, select_soft
-from maskrcnn.ops.outlines import fill, simplify, trace
-from maskrcnn.presets import maskrcnn_r18_small, maskrcnn_r50_c4, maskrcnn_r50_fpn, torchvision_v2
+from maskrcnn.prediction.optimize import optimize_for_inference, reference
+from maskrcnn.presets import (
+    maskrcnn_r18_small,
+    maskrcnn_r50_c4,
+    maskrcnn_r50_fpn,
+    maskrcnn_r50_fpn_v2_torchvision,
+)
 from maskrcnn.settings import to_dict
 from maskrcnn.structures import Batch, Truth
+from maskrcnn.synthetic.micrograph import draw_micrograph
+from maskrcnn.synthetic.scenes import write_scenes
 from maskrcnn.training.checkpoint import read_checkpoint
 from maskrcnn.training.fit import train
 from maskrcnn.training.log import read_rows
-from maskrcnn.weights.load import load_trunk
+from maskrcnn.weights.trunk_weights import load_trunk
 
-SMALL = 2048  # numbers of an array that are kept whole; of a larger one its hash, its sum and a few
+SMALL = 2048  # arrays of up to this many numbers are stored whole, of larger ones the hash, the sum and samples
 FEW = 8
 SPOTS = ("nose", "left_hand", "right_hand")
 FIGURES = (
@@ -69,6 +71,7 @@ FIGURES = (
     Category("stone", 2),
     Category("figure", 3, keypoints=SPOTS, skeleton=((0, 1), (0, 2)), flip=(0, 2, 1)),
 )
+OLD_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 HEIGHT, WIDTH = 60, 80
 FORMATS = ("coco", "yolo-seg", "yolo-pose", "labelme", "via", "cvat", "voc", "png", "png-each")
 
@@ -81,7 +84,7 @@ class Record:
         self.values: dict[str, Any] = {}
 
     def add(self, key: str, value: Any) -> None:
-        """Writes down a value of any kind; what has parts gets numbered keys."""
+        """Records a value of any kind; values with parts get numbered keys."""
         if isinstance(value, Tensor):
             self.array(key, exact(value))
         elif isinstance(value, np.ndarray):
@@ -89,7 +92,8 @@ class Record:
         elif isinstance(value, Image.Image):
             self.array(key, np.asarray(value))
         elif is_dataclass(value):
-            self.add(key, [getattr(value, f.name) for f in fields(value)])
+            names = [f.name for f in fields(value) if f.name not in ("num_valid", "annotation_ids")]
+            self.add(key, [getattr(value, name) for name in names])
         elif isinstance(value, list | tuple) and any(has_array(part) for part in value):
             for number, part in enumerate(value):
                 self.add(f"{key}/{number}", part)
@@ -97,7 +101,7 @@ class Record:
             self.plain(key, value)
 
     def array(self, key: str, value: np.ndarray) -> None:
-        """Writes down an array."""
+        """Records an array."""
         if value.size <= SMALL and value.dtype != object:
             self.once(self.arrays, key, np.array(value))
             return
@@ -108,11 +112,11 @@ class Record:
         self.plain(f"{key}/hash", [str(value.dtype), list(value.shape), digest(flat.tobytes())])
 
     def plain(self, key: str, value: Any) -> None:
-        """Writes down plain data."""
+        """Records plain data."""
         self.once(self.values, key, value)
 
     def once(self, place: dict[str, Any], key: str, value: Any) -> None:
-        """Refuses a key that is there already."""
+        """Stores a value under a new key; raises an error if the key exists."""
         if key in self.arrays or key in self.values:
             raise KeyError(f"{key}: is in the record already")
         place[key] = value
@@ -125,7 +129,7 @@ class Record:
 
 
 def exact(value: Tensor) -> np.ndarray:
-    """The same numbers for numpy, which has no bfloat16."""
+    """Converts a tensor to NumPy without loss; NumPy has no bfloat16."""
     value = value.detach().cpu()
     return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
 
@@ -148,13 +152,16 @@ def unnamed(value: Any) -> Any:
         return [unnamed(part) for part in value.values()]
     if isinstance(value, list | tuple):
         return [unnamed(part) for part in value]
-    return value
+    return OLD_DTYPES.get(value, value) if isinstance(value, str) else value
 
 
 def named(value: Any) -> Any:
-    """Plain data of a known format (COCO), whose keys count: each dict is a list of pairs."""
+    """Plain data of a known format (COCO), whose keys count: each dict is a list of pairs.
+
+    Results of earlier versions did not name their categories.
+    """
     if isinstance(value, dict):
-        return [[key, named(part)] for key, part in value.items()]
+        return [[key, named(part)] for key, part in value.items() if key != "category_name"]
     if isinstance(value, list | tuple):
         return [named(part) for part in value]
     if isinstance(value, np.generic):
@@ -162,7 +169,7 @@ def named(value: Any) -> Any:
     return value
 
 
-# Networks and made-up truth
+# Networks and synthetic truth
 
 
 def settle(part: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -172,7 +179,7 @@ def settle(part: nn.Module, given: tuple[Tensor, ...]) -> None:
 
 
 def lively(config: ModelConfig, seed: int = 0) -> MaskRCNN:
-    """A random network whose answers spread, and whose statistics are those of noise."""
+    """A random network with spread-out predictions and the statistics of noise."""
     torch.manual_seed(seed)
     model = MaskRCNN.from_config(config)
     last = (
@@ -250,7 +257,7 @@ def grouped_config() -> ModelConfig:
 
 def peer_config() -> ModelConfig:
     """torchvision's choices, with a skeleton that all categories share."""
-    config = narrow(torchvision_v2(2, 5))
+    config = narrow(maskrcnn_r50_fpn_v2_torchvision(2, 5))
     return replace(
         config,
         neck=replace(config.neck, channels=16),
@@ -267,10 +274,10 @@ def dilated_config() -> ModelConfig:
     return replace(
         config,
         neck=NeckConfig(kind="dc5"),
-        rpn=RpnConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
+        rpn=RPNConfig(sizes=((16.0, 32.0, 64.0),), convs=(16,), samples=64),
         box=replace(config.box, fcs=(32,)),
         mask=replace(config.mask, convs=(16,), upsample=(16,), max_positives=6),
-        keypoint=KeypointHeadConfig(convs=(16,), roi=RoiConfig(size=7, sampling_ratio=0)),
+        keypoint=KeypointHeadConfig(convs=(16,), roi=RoIConfig(size=7, sampling_ratio=0)),
     )
 
 
@@ -282,7 +289,7 @@ def foreign_trunk_config() -> ModelConfig:
 
 
 def make_batch(sizes: tuple[tuple[int, int], ...] = ((96, 128), (128, 96))) -> Batch:
-    """Noise."""
+    """Images of noise."""
     generator = torch.Generator().manual_seed(1)
     images = [
         torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes
@@ -318,7 +325,7 @@ def make_truth(config: ModelConfig, batch: Batch, objects: int = 5) -> Truth:
 
 
 def make_partial_truth(config: ModelConfig, batch: Batch) -> Truth:
-    """The same with crowds, objects annotated in part, and categories nobody looked for."""
+    """The same with crowds, partly annotated objects, and categories that are not annotated."""
     truth = make_truth(config, batch, 7)
     truth.ignore[0, 0] = True
     truth.ignore[1, 3] = True
@@ -327,10 +334,10 @@ def make_partial_truth(config: ModelConfig, batch: Batch) -> Truth:
     truth.has_mask[:, 2] = False
     truth.has_keypoints[:, 4] = False
     truth.valid[1, 6] = False
-    labelled = torch.ones(len(batch.sizes), config.num_classes, dtype=torch.bool)
-    labelled[0, 1] = False
-    labelled[1, 0] = False
-    return replace(truth, labelled=labelled)
+    labeled = torch.ones(len(batch.sizes), config.num_classes, dtype=torch.bool)
+    labeled[0, 1] = False
+    labeled[1, 0] = False
+    return replace(truth, labeled=labeled)
 
 
 def add_losses(record: Record, key: str, model: MaskRCNN, batch: Batch, truth: Truth) -> None:
@@ -371,7 +378,7 @@ def add_survivors(record: Record) -> None:
 
 
 def networks(record: Record, folder: Path) -> None:
-    """Losses, gradients and answers of six networks."""
+    """Losses, gradients and predictions of six networks."""
     add_survivors(record)
     batch = make_batch()
     for name, make in CONFIGS.items():
@@ -381,7 +388,7 @@ def networks(record: Record, folder: Path) -> None:
         with torch.no_grad():
             record.add(f"networks/{name}/found", model.eval()(batch))
             record.add(f"networks/{name}/reference", reference(model)(batch))
-            record.add(f"networks/{name}/fast", optimize(model)(batch))
+            record.add(f"networks/{name}/fast", optimize_for_inference(model)(batch))
         truth = make_truth(config, batch)
         add_losses(record, f"networks/{name}/whole", model.train(), batch, truth)
         partial = make_partial_truth(config, batch)
@@ -404,14 +411,14 @@ def noise_image(seed: int, size: tuple[int, int] = (90, 120)) -> np.ndarray:
 
 
 def add_answer(record: Record, key: str, found: Any) -> None:
-    """All that is known of the objects of one image."""
+    """Records all fields of the predictions for one image."""
     record.add(f"{key}/boxes", found.boxes)
     record.add(f"{key}/scores", found.scores)
     record.add(f"{key}/labels", found.labels)
     if found.mask_grids is not None:
         record.add(f"{key}/grids", found.mask_grids)
-        record.add(f"{key}/dense", found.masks().dense())
-        record.add(f"{key}/areas", found.masks().area())
+        record.add(f"{key}/dense", found.masks.dense())
+        record.add(f"{key}/areas", found.masks.area())
     if found.keypoints is not None:
         record.add(f"{key}/keypoints", found.keypoints)
         record.add(f"{key}/peaks", found.keypoint_logits)
@@ -430,17 +437,23 @@ def predictions(record: Record, folder: Path) -> None:
         add_answer(record, f"nuclei/fast/{number}", found)
     found = mr.predict(nuclei, images[0], min_score=0.5)
     add_answer(record, "nuclei/sure", found)
-    record.add("nuclei/overlay", draw(found, boxes=False, names=False))
-    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], form="reference"))
+    plain = {"boxes": False, "names": False, "enlarge": True, "line_width": 2}
+    record.add("nuclei/overlay", draw_instances(found, **plain))
+    add_answer(record, "nuclei/reference", mr.predict(nuclei, images[0], exact=True))
     add_answer(record, "nuclei/flip", mr.predict(nuclei, images[1], tta="flip"))
-    add_answer(record, "nuclei/half", mr.predict(mr.optimize(nuclei, "bfloat16"), images[1]))
+    add_answer(
+        record, "nuclei/half", mr.predict(mr.optimize_for_inference(nuclei, "bfloat16"), images[1])
+    )
     config = small_config()
     model = lively(replace(config, box=replace(config.box, max_detections=40))).eval()
     image = noise_image(3)
     add_answer(record, "joint/fast", mr.predict(model, image))
     views = mr.predict(model, image, tta="flip,turns,scales", min_score=0.2)
     add_answer(record, "joint/views", views)
-    record.add("joint/overlay", draw(mr.predict(model, image)[:6], boxes=False, names=False))
+    record.add(
+        "joint/overlay",
+        draw_instances(mr.predict(model, image)[:6], **plain | {"line_width": None}),
+    )
     for name in ("grouped", "peer"):
         config = replace(CONFIGS[name](), input=replace(CONFIGS[name]().input, min_size=128))
         add_answer(record, f"joint/{name}", mr.predict(lively(config).eval(), image))
@@ -451,11 +464,11 @@ def predictions(record: Record, folder: Path) -> None:
     words = ["predict", str(path), str(folder / "image.png"), "--out", str(out)]
     assert run_command([*words, "--format", "labelme"]) == 0
     record.plain("joint/command", named(json.loads((out / "results.json").read_text())))
-    add_data(record, "joint/drafts", mr.open_data(out / "labelme"))
+    add_data(record, "joint/drafts", mr.load_dataset(out / "labelme"))
 
 
 def foreign_files(record: Record, folder: Path) -> None:
-    """Detectron2's models where they are there; random ones of torchvision."""
+    """Detectron2's models if they are available; random ones of torchvision."""
     shared = Path(os.environ.get("GOLDEN_SHARED", "")) / "golden"
     for name in ("r50_fpn_joint", "r50_c4", "x50_fpn"):
         path = shared / "detectron2" / name / "model_final.pth"
@@ -486,7 +499,7 @@ def foreign_files(record: Record, folder: Path) -> None:
 
 
 class Clock:
-    """Time that goes on by a second at each look, and an end of the run after some rows."""
+    """A clock that advances by a second per call, and an end of the run after some rows."""
 
     def __init__(self, rows: Path | None = None, last: int = 0) -> None:
         self.rows = rows
@@ -528,7 +541,7 @@ def tiny_network(data: CocoDataset, norm: Any = "batch") -> ModelConfig:
 
 
 def add_run(record: Record, key: str, out: Path) -> None:
-    """What a run folder holds, but for names and times."""
+    """Content of a run folder, without names and times."""
     rows = read_rows(out / "metrics.csv")
     record.plain(f"{key}/rows", [list(row.values()) for row in rows])
     header = (out / "metrics.csv").read_text().splitlines()[0]
@@ -581,25 +594,36 @@ def trained(record: Record, folder: Path) -> None:
         if stop:
             try:
                 clock = Clock(out / "metrics.csv", stop)
-                train(network, data, judged, config, out, progress=False, clock=clock)
+                train(
+                    network, data, val=judged, config=config, out=out, progress=False, clock=clock
+                )
             except InterruptedError:
                 record.plain(f"trained/{key}/stopped", len(read_rows(out / "metrics.csv")))
-        train(network, data, judged, config, out, resume=True, progress=False, clock=Clock())
+        train(
+            network,
+            data,
+            val=judged,
+            config=config,
+            out=out,
+            resume=True,
+            progress=False,
+            clock=Clock(),
+        )
         add_run(record, f"trained/{key}", out)
     record.plain("trained/evaluation", judge(folder / "whole", judged))
-    eager = UnlabelledConfig(
+    eager = UnlabeledConfig(
         ratio=1.0,
         burn_in=0.25,
         ramp=0.25,
         threshold=0.3,
-        doubt=0.2,
+        ignore_threshold=0.2,
         mask_threshold=0.0,
-        joint_threshold=0.0,
+        keypoint_threshold=0.0,
     )
-    config = replace(config, steps=6, unlabelled=eager, evaluate_every=9.0)
+    config = replace(config, steps=6, unlabeled=eager, evaluate_every=9.0)
     out = folder / "teacher"
-    given = {"unlabelled": folder / "more/images", "progress": False, "clock": Clock()}
-    train(lively(tiny_network(data, "group")), data, None, config, out, **given)
+    given = {"unlabeled": folder / "more/images", "progress": False, "clock": Clock()}
+    train(lively(tiny_network(data, "group")), data, config=config, out=out, **given)
     add_run(record, "trained/teacher", out)
     config = TrainConfig(
         steps=3,
@@ -608,19 +632,19 @@ def trained(record: Record, folder: Path) -> None:
         optimizer="sgd",
         schedule="step",
         learning_rate=0.01,
-        precision="bf16",
+        dtype="bfloat16",
         activation_checkpointing=True,
         repeat_threshold=0.9,
         tensorboard=False,
         augment=AugmentConfig(flip_vertical=0.5, right_angles=True, crop=64),
     )
     few = CocoDataset(folder / "data/annotations.json", folder / "data/images")
-    few = mr.merge([few.subset(range(3)), judged])
+    few = mr.merge_datasets([few.subset(range(3)), judged])
     record.plain("trained/merged", named(few.truth()))
     network = replace(tiny_network(few), neck=NeckConfig(channels=16, norm="batch"))
     out = folder / "continued"
     given = {"pretrained": folder / "whole", "progress": False, "clock": Clock()}
-    train(network, few, None, config, out, **given)
+    train(network, few, config=config, out=out, **given)
     add_run(record, "trained/continued", out)
 
 
@@ -697,7 +721,7 @@ def write_sample(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def add_data(record: Record, key: str, data: CocoDataset) -> None:
-    """All that is read of a data set."""
+    """Everything read from a dataset."""
     order = sorted(range(len(data)), key=lambda n: Path(data[n].file_name).name)
     for number, index in enumerate(order):
         one = data[index]
@@ -732,21 +756,21 @@ def without_names(truth: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted(record: Record, folder: Path) -> None:
-    """One file of COCO in every format, and read again."""
+    """One COCO file, written in every format and read again."""
     path = write_sample(folder / "source", sample_content())
-    add_data(record, "converted/source", mr.open_data(path))
+    add_data(record, "converted/source", mr.load_dataset(path))
     for name in FORMATS:
         out = folder / name
-        losses = mr.convert(path, out, name)
+        losses = mr.convert_annotations(path, out, name).lost
         counts = [int(count) for count in re.findall(r" \((\d+)\): ", str(losses))]
         record.plain(f"converted/{name}/lost", counts)
         record.plain(f"text/converted/{name}/lost", str(losses))
         for file in sorted(p for p in out.rglob("*") if p.is_file()):
             told = f"text/converted/{name}/{file.relative_to(out).as_posix()}"
             record.plain(told, digest(file.read_bytes()))
-        add_data(record, f"converted/{name}", mr.open_data(out))
-    mr.convert(path, folder / "simple", "labelme", simplify=1.0)
-    add_data(record, "converted/simple", mr.open_data(folder / "simple"))
+        add_data(record, f"converted/{name}", mr.load_dataset(out))
+    mr.convert_annotations(path, folder / "simple", "labelme", simplify=1.0)
+    add_data(record, "converted/simple", mr.load_dataset(folder / "simple"))
     rng = np.random.default_rng(4)
     masks = np.kron(rng.random((6, 8, 10)) < 0.6, np.ones((4, 4), bool))
     for number, mask in enumerate(masks):
@@ -757,7 +781,7 @@ def converted(record: Record, folder: Path) -> None:
 
 
 def messy_content() -> dict[str, Any]:
-    """The same data with what hands and tools do to them."""
+    """The same data with typical errors of people and tools."""
     content = sample_content()
     square = [[20, 20, 40, 20, 40, 30, 20, 30]]
     nothing = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
@@ -812,7 +836,7 @@ def messy_content() -> dict[str, Any]:
 
 
 def write_messy(folder: Path) -> Path:
-    """The messy file with its images, of which one is torn and one is not there."""
+    """The messy file with its images, of which one is truncated and one is missing."""
     content = messy_content()
     folder.mkdir(parents=True)
     for number in range(4):
@@ -831,13 +855,13 @@ def write_messy(folder: Path) -> Path:
 
 
 def add_findings(record: Record, key: str, findings: Any) -> None:
-    """What was found, each kind as the number of its first appearance."""
+    """The problems, each kind as the number of its first appearance."""
     kinds: dict[str, int] = {}
     told = []
     for one in findings:
         kind = kinds.setdefault(one.kind, len(kinds))
         where = [int(number) for number in re.findall(r"\d+", one.where)]
-        told.append([kind, one.harmful, one.annotation, one.image, where])
+        told.append([kind, one.is_error, one.annotation, one.image, where])
     record.plain(f"{key}/found", told)
     record.plain(f"{key}/kinds", len(kinds))
     record.plain(f"text/{key}/kinds", list(kinds))
@@ -850,28 +874,28 @@ def checked(record: Record, folder: Path) -> None:
     fixed = folder / "fixed.json"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = mr.check(path, validation=judged, fix=fixed, progress=False)
+        report = mr.check_dataset(path, val=judged, fix=fixed, progress=False)
     add_findings(record, "checked/messy", report.problems)
-    add_findings(record, "checked/done", report.fixed.done)
-    add_findings(record, "checked/left", report.fixed.left)
+    add_findings(record, "checked/done", report.fixed.changes)
+    add_findings(record, "checked/left", report.fixed.remaining)
     add_findings(record, "checked/judged", report.validation.problems)
     record.plain("checked/fixed", named(json.loads(fixed.read_text())))
     parts = [getattr(report.objects, f.name) for f in fields(report.objects)]
     record.add("checked/objects", [part for part in parts if isinstance(part, np.ndarray)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        again = mr.check(fixed, folder / "messy", progress=False)
+        again = mr.check_dataset(fixed, folder / "messy", progress=False)
     add_findings(record, "checked/again", again.problems)
     scenes = write_scenes(folder / "scenes", 6, seed=9, size=96)
     content = json.loads(scenes.read_text())
     record.plain("checked/scenes", named(content["annotations"]))
-    first, second = split(mr.open_data(scenes, folder / "scenes/images"), 0.3, seed=3)
+    first, second = split_dataset(mr.load_dataset(scenes, folder / "scenes/images"), 0.3, seed=3)
     for key, part in (("kept", first), ("held", second)):
         record.plain(f"checked/split/{key}", [part[n].image_id for n in range(len(part))])
-    swapped = mr.check(swapped_content(), progress=False)
+    swapped = mr.check_dataset(swapped_content(), progress=False)
     add_findings(record, "checked/swapped", swapped.problems)
     page = folder / "page.html"
-    report = mr.check(scenes, folder / "scenes/images", html=page, progress=False)
+    report = mr.check_dataset(scenes, folder / "scenes/images", html=page, progress=False)
     add_findings(record, "checked/drawn", report.problems)
     text = page.read_text()
     record.plain("text/checked/page", digest(text.replace(str(folder), "FOLDER").encode()))
@@ -883,7 +907,7 @@ def checked(record: Record, folder: Path) -> None:
         {"id": n + 1, "image_id": 70, "category_id": 4, "bbox": [*a, *b]}
         for n, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True))
     ]
-    report = mr.check(corners, fix=folder / "corners.json", progress=False)
+    report = mr.check_dataset(corners, fix=folder / "corners.json", progress=False)
     add_findings(record, "checked/corners", report.problems)
     record.plain("checked/cornered", named(json.loads((folder / "corners.json").read_text())))
 
@@ -904,7 +928,7 @@ def swapped_content() -> dict[str, Any]:
 
 
 def add_examples(record: Record, key: str, examples: TrainingSet) -> None:
-    """Two batches as the network sees them."""
+    """Two batches, as the network gets them."""
     for number in range(2):
         drawn = [examples.example(index, 40 * number + index) for index in (0, 2 + number)]
         batch, truth = collate(drawn, 32)
@@ -946,7 +970,7 @@ def learned_from(record: Record, folder: Path) -> None:
     partial = CocoDataset(write_sample(folder / "partial", content), folder / "partial")
     examples = TrainingSet(partial, tiny_network(partial), AugmentConfig(rotation=10.0))
     add_examples(record, "examples/partial", examples)
-    looked_for = [partial.labelled(n) for n in range(len(partial))]
+    looked_for = [partial.labeled(n) for n in range(len(partial))]
     record.plain("examples/looked_for", [None if s is None else sorted(s) for s in looked_for])
     deep = folder / "deep"
     deep.mkdir()
@@ -965,29 +989,29 @@ def learned_from(record: Record, folder: Path) -> None:
 
 
 def chosen(record: Record, folder: Path) -> None:
-    """What the recipe chooses for data, starts and machines."""
+    """Recipes for several data, initial weights and machines."""
     path = write_scenes(folder / "data", 12, seed=5, size=128)
     data = CocoDataset(path, folder / "data/images")
     sample = CocoDataset(write_sample(folder / "sample", sample_content()), folder / "sample")
     wanted: dict[str, tuple[CocoDataset, dict[str, Any]]] = {
         "plain": (data, {}),
         "large": (data, {"model": "maskrcnn_r50_fpn", "memory": 3.0}),
-        "little_memory": (data, {"memory": 0.7}),
+        "little_memory": (data, {"memory": 1.2}),
         "timed": (data, {"max_time": 600.0, "settings": {"augment.crop": 96, "batch_size": 2}}),
         "sample": (sample, {}),
         "detector": (sample, {"pretrained": "nuclei"}),
     }
     for name, (given, more) in wanted.items():
-        found = mr.recipe(given, device="cpu", **{"memory": 8.0, **more})
+        found = mr.choose_recipe(given, device="cpu", **{"memory": 8.0, **more})
         record.plain(f"recipe/{name}/model", unnamed(to_dict(found.model)))
         record.plain(f"recipe/{name}/training", unnamed(to_dict(found.training)))
         values = [value for _, value, _ in found.reasons]
-        record.plain(f"recipe/{name}/values", named(values))
+        record.plain(f"recipe/{name}/values", unnamed(named(values)))
         record.plain(f"text/recipe/{name}", str(found))
 
 
 def judged(record: Record, folder: Path) -> None:
-    """Evaluation of made-up results."""
+    """Evaluation of synthetic results."""
     path = write_scenes(folder / "data", 6, seed=6, size=128)
     truth = json.loads(path.read_text())
     rng = np.random.default_rng(8)
@@ -1016,7 +1040,7 @@ def judged(record: Record, folder: Path) -> None:
     record.plain("judged/few", unnamed(found.to_dict()))
     record.plain("judged/results", named(json.loads((folder / "out/results.json").read_text())))
     model = lively(tiny_network(CocoDataset(path, folder / "data/images"))).eval()
-    data = mr.open_data(path, folder / "data/images")
+    data = mr.load_dataset(path, folder / "data/images")
     record.plain("judged/model", judge(model, data))
 
 
@@ -1031,7 +1055,7 @@ def ranked(record: Record, folder: Path) -> None:
     Image.open(first).resize((120, 120)).save(files / "z.png")
     Image.fromarray(np.zeros((96, 96, 3), np.uint8) + 90).save(files / "y.png")
     for name, known in (("all", None), ("some", data.subset([1, 4]))):
-        ranking = mr.rank(model, files, labelled=known)
+        ranking = mr.rank_images(model, files, labeled=known)
         rows = []
         for one in ranking:
             values = [getattr(one, f.name) for f in fields(one)]
@@ -1042,6 +1066,7 @@ def ranked(record: Record, folder: Path) -> None:
 
 
 SECTIONS: dict[str, Callable[[Record, Path], None]] = {
+    "recipe": chosen,  # first: the program's own memory, which later sections enlarge, counts
     "networks": networks,
     "predictions": predictions,
     "foreign_files": foreign_files,
@@ -1049,7 +1074,6 @@ SECTIONS: dict[str, Callable[[Record, Path], None]] = {
     "converted": converted,
     "checked": checked,
     "examples": learned_from,
-    "recipe": chosen,
     "judged": judged,
     "ranked": ranked,
 }
