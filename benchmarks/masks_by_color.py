@@ -30,7 +30,7 @@ from maskrcnn.preprocess import input_size
 
 from .small_data.annotation_kinds import annotated
 from .small_data.queue import DATA, Setup
-from .small_data.sources import SCENES, image_folder, whole_training_set
+from .small_data.sources import SCENES, image_folder, selected, whole_training_set
 
 SETS = ("scenes", "nuclei", "plants", "coco_mini_kp")
 VIEWS = 3  # of each image
@@ -56,14 +56,12 @@ def main() -> None:
             if name not in SCENES and not (given.data / name).exists():
                 print(f"{name}: not in {given.data}, left out")
                 continue
-            content: Any = whole_training_set(name, setup)
+            whole: Any = whole_training_set(name, setup)
+            content = selected(whole, range(min(given.images, len(whole["images"]))))
+            annotations = [a for a in content["annotations"] if not a.get("iscrowd")]
+            content = {**content, "annotations": annotations}
             images = image_folder(name, setup)
-            content["images"] = content["images"][: given.images]
-            ids = {image["id"] for image in content["images"]}
-            content["annotations"] = [
-                a for a in content["annotations"] if a["image_id"] in ids and not a.get("iscrowd")
-            ]
-            print(f"{name} ({len(ids)} images, {len(content['annotations'])} objects)")
+            print(f"{name} ({len(content['images'])} images, {len(annotations)} objects)")
             found(content, images)
             boxes(content, images)
 

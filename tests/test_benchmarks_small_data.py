@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import masks_by_color
 from benchmarks.small_data import (
     annotation_kinds,
     arms,
@@ -429,3 +431,28 @@ def test_the_report_compares_runs_of_the_same_seeds(
     assert "| soft | nuclei | boxes | 1 | 0.350 | 0.350 | 0.300 |" in text
     assert "1/3 of the steps" in (tmp_path / "images" / "small_data_starts.svg").read_text()
     assert "hours of annotation" in (tmp_path / "images" / "small_data_hours.svg").read_text()
+
+
+# Masks by color
+
+
+def test_masks_by_color_are_compared_with_annotated_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "SCENES", {"scenes": 6})
+    monkeypatch.setattr(sources, "SCENES_VAL", 1)
+    monkeypatch.setattr(sys, "argv", ["masks_by_color", "--data", str(tmp_path), "--images", "4"])
+    masks_by_color.main()
+    printed = capsys.readouterr().out
+    assert "nuclei: not in" in printed
+    assert "scenes (4 images" in printed
+    for name in ("isolated", "cropped", "covered", "turned"):
+        assert f"  {name}: " in printed
+    without, with_masks = re.findall(r"turned: .* IoU (\S+) without and (\S+) with", printed)[0]
+    assert 0.3 < float(without) < float(with_masks) <= 1
+
+
+def test_the_shared_part_of_a_box_lies_in_others() -> None:
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [0, 8, 5, 10], [-20, -20, -5, 40]], float)
+    assert masks_by_color.shared_part(0, boxes, (20, 20)) == pytest.approx(0.6)
+    assert masks_by_color.shared_part(1, boxes, (20, 20)) == pytest.approx(0.5)
