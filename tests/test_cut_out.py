@@ -161,6 +161,31 @@ def test_a_pasted_object_keeps_its_annotations_and_gets_no_true_mask() -> None:
     assert not result.truth(14).has_mask.any()
 
 
+def test_a_pasted_object_keeps_the_sides_of_its_box_that_no_crop_cuts(tmp_path: Path) -> None:
+    """The annotated box is larger than what the colors show, as is usual for blurred objects."""
+    true = disc(60, (30, 30), 18)
+    pixels = np.where(true[..., None], RED, (50, 130, 50)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "disc.png")
+    box = [11, 10.5, 39, 38.5]
+    content = {
+        "images": [{"id": 1, "file_name": "disc.png", "width": 60, "height": 60}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box}],
+        "categories": [{"id": 1, "name": "disc"}],
+    }
+    data = mr.CocoDataset(content, tmp_path)
+    model = replace(tiny_config(data.categories), categories=data.categories, keypoint=None)
+    augment = AugmentConfig(scale=(1.0, 1.0), copy_paste=1.0, flip_horizontal=0.0)
+    examples = TrainingSet(data, model, augment)
+    numbers = []
+    for seed in range(20):
+        example = examples.example(0, seed)
+        scale = float(example.to_model[0, 0])
+        numbers.append(len(example.truth.boxes[0]))
+        for found in example.truth.boxes[0]:
+            assert (found[2:] - found[:2]).tolist() == pytest.approx([39 * scale, 38.5 * scale])
+    assert max(numbers) > 0
+
+
 def test_under_a_paste_the_box_shrinks_to_what_is_still_seen() -> None:
     true = disc(40, (20, 20), 12)
     objects = objects_of(Pixels(true[8:32, 8:32], 8, 8))

@@ -189,7 +189,7 @@ def table_of_types(lines: Sequence[Line]) -> str:
             floors = [line[kind_of_image]["ellipses"]["mask AP"] for line in shared]
             body.append(
                 [
-                    f"{kind_of_image} ({parts[0]['images']})",
+                    f"{kind_of_image} ({_range(part['images'] for part in parts)})",
                     KINDS[kind],
                     spread(parts, "mask AP"),
                     spread(parts, "mask AP75"),

@@ -5,7 +5,7 @@ Out: the first image with some objects of the second pasted onto it, and the obj
 
 What is pasted: a random number of the objects that have a mask, cut out along it, each with its
 keypoints and with the bounds of the mask as its box. Where nobody drew a mask, it may be one by
-color (cut_out.py). Regions to ignore are never pasted.
+color (cut_out.py), and the box is the annotated one. Regions to ignore are never pasted.
 
 What happens to an object that something is pasted over:
 - Its mask loses what is covered, and each side of its box that was covered moves to the rest of the
@@ -91,7 +91,7 @@ def paste(
         image: not modified.
         objects: the objects in it.
         source: fits into `image` from `corner` on.
-        source_objects: the objects in it. The box of one with a mask is the bounds of the mask.
+        source_objects: the objects in it. What is pasted of one with a mask lies in its box.
         corner: (x, y) in `image` at which `source` begins.
         rng: chooses how many objects are pasted, and which.
 

@@ -347,8 +347,8 @@ class TrainingSet:
     ) -> ViewObjects:
         """Returns the objects of an image in a view.
 
-        `tight`: every box of an object with a mask becomes the bounds of the mask, whatever box is
-        annotated.
+        `tight`: every box of an object with an annotated mask becomes the bounds of the mask,
+        whatever box is annotated.
         """
         keypoints = self._keypoints(image, view)
         moved = geometry.move_boxes(view.matrix, image.boxes)
@@ -407,7 +407,9 @@ class TrainingSet:
     ) -> np.ndarray:
         """Changes boxes in place to the bounds of the visible part of each object.
 
-        Only boxes that a crop cut or a rotation widened are changed, or all of them if `tight`.
+        Only boxes that a crop cut or a rotation widened are changed, or all of them if `tight`. A
+        mask by color changes only the sides that are cut: where it ends too early, the annotated
+        side is still the right one.
 
         Returns:
             Which objects show no color of theirs in the view, though nobody drew a mask that would
@@ -416,7 +418,7 @@ class TrainingSet:
         is_rotated = not geometry.is_axis_aligned(view.matrix)
         is_cut = (np.abs(boxes - moved) > _CUT).any(axis=1)
         is_inside = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        keeps_sides = image.by_color & (not (tight or is_rotated))
+        keeps_sides = image.by_color & (not is_rotated)
         lost = np.zeros(len(boxes), bool)
 
         for i in np.flatnonzero((is_cut | is_rotated | tight) & is_inside):
