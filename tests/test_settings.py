@@ -112,6 +112,7 @@ def test_a_network_without_size_is_refused(name: str) -> None:
         ("model.mask.convs", "[0]", r"model\.mask\.convs: expected at least 1, got \(0,\)"),
         ("model.mask.conv", 4, r'"model\.mask\.conv"; did you mean convs'),
         ("model.rpn.samples.most", 4, r"model\.rpn\.samples\.most: samples has no settings"),
+        ("model.categories.0.name", "cat", r"categories\.0\.name: categories has no settings"),
         ("model.trunk.depth", 17, r"model\.trunk\.depth: expected one of 18, 34"),
         ("model.mask.roi.size", "wide", r"model\.mask\.roi\.size: expected int"),
         ("batch_size", 0, r"batch_size: expected at least 1, got 0"),

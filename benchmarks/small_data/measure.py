@@ -118,7 +118,13 @@ def _masks_only(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def joined(truth: CocoContent, more: CocoContent) -> CocoContent:
-    """The images and annotations of two sets with different ids."""
+    """The images and annotations of two sets.
+
+    Raises:
+        ValueError: an image has the same id in both.
+    """
+    if shared := {i["id"] for i in truth["images"]} & {i["id"] for i in more["images"]}:
+        raise ValueError(f"image ids of both training and validation: {sorted(shared)[:5]}")
     return {
         **truth,
         "images": [*truth["images"], *more["images"]],

@@ -181,7 +181,9 @@ def _check_change(kind: type, names: Sequence[str], value: Any, path: str) -> No
         return
 
     hint = hints[name]
-    groups = [part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if is_union else (hint,)
+    groups = [part for part in choices if dataclasses.is_dataclass(part)]
     if not groups:
         raise ValueError(f"{path}: {name} has no settings of its own")
     _check_change(groups[0], rest, value, path)
